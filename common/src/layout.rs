@@ -1,0 +1,193 @@
+//! Shapes of the maps, and a hash of them.
+//!
+//! Pinned maps outlive the daemon, so a newer daemon may find maps of another shape. Every struct that crosses the
+//! border is declared through `shared_struct!`, which records its field names and types as text; together with the
+//! map table below they make [`LAYOUT_HASH`], which stands in the pin path. Maps of another layout are never opened.
+
+use crate::{event, keys, policy};
+
+/// What kind of map the kernel is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapKind {
+    /// `BPF_MAP_TYPE_HASH`, preallocated.
+    Hash,
+    /// `BPF_MAP_TYPE_ARRAY`.
+    Array,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
+    PerCpuArray,
+    /// `BPF_MAP_TYPE_LPM_TRIE`.
+    LpmTrie,
+    /// `BPF_MAP_TYPE_RINGBUF`.
+    RingBuf,
+}
+
+/// One map: what the kernel program declares and what a pinned map must be before it is reused.
+#[derive(Clone, Copy, Debug)]
+pub struct MapShape {
+    /// The name in the object file and in the pin directory.
+    pub name: &'static str,
+    /// The kind of map.
+    pub kind: MapKind,
+    /// Key size in bytes; 0 for a ring buffer.
+    pub key_bytes: u32,
+    /// Value size in bytes; 0 for a ring buffer.
+    pub value_bytes: u32,
+    /// Entries that the object declares; ring buffers: bytes. Configuration may ask for other sizes of
+    /// [`BANS`] and [`ALLOW`].
+    pub entries: u32,
+}
+
+/// Declares a `#[repr(C)]` struct without padding and remembers its fields as text in `LAYOUT`.
+macro_rules! shared_struct {
+    ($(#[$meta:meta])* pub struct $name:ident { $( $(#[$field_meta:meta])* pub $field:ident : $type:ty ),+ $(,)? }
+     size = $size:literal) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, ::zerocopy::IntoBytes, ::zerocopy::FromBytes, ::zerocopy::Immutable, ::zerocopy::KnownLayout)]
+        pub struct $name { $( $(#[$field_meta])* pub $field: $type, )+ }
+
+        impl $name {
+            /// Field names and types in order, as they enter [`crate::layout::LAYOUT_HASH`].
+            pub const LAYOUT: &'static str =
+                concat!(stringify!($name), "{", $( stringify!($field), ":", stringify!($type), "," ),+, "}");
+        }
+
+        const _: () = assert!(::core::mem::size_of::<$name>() == $size);
+    };
+}
+pub(crate) use shared_struct;
+
+/// Which of the two [`POLICIES`] is in force: one `u32`.
+pub const ACTIVE: &str = "ACTIVE";
+/// Two policies, one in force and one being written.
+pub const POLICIES: &str = "POLICIES";
+/// The daemon's last sign of life: one `u64`, nanoseconds of `CLOCK_MONOTONIC`.
+pub const HEARTBEAT: &str = "HEARTBEAT";
+/// Banned sources.
+pub const BANS: &str = "BANS";
+/// A bit for every value of a 20-bit hash of a banned source; clear means "not banned" without a look-up.
+pub const BAN_FILTER: &str = "BAN_FILTER";
+/// Prefixes that no ban and no per-source limit touches.
+pub const ALLOW: &str = "ALLOW";
+/// The host's own addresses.
+pub const OWN: &str = "OWN";
+/// The per-source SYN sketch: [`policy::SKETCH_ROWS`] rows of [`policy::SKETCH_CELLS`] cells.
+pub const SYN_SKETCH: &str = "SYN_SKETCH";
+/// What was done with each packet, by verdict and action, on each CPU.
+pub const TALLIES: &str = "TALLIES";
+/// Sampled events, and how many found the buffer full.
+pub const EVENTS: &str = "EVENTS";
+/// Events lost because [`EVENTS`] was full, on each CPU.
+pub const LOST_EVENTS: &str = "LOST_EVENTS";
+
+/// Every map of the shield.
+pub const MAPS: [MapShape; 11] = [
+    MapShape { name: ACTIVE, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries: 1 },
+    MapShape {
+        name: POLICIES,
+        kind: MapKind::Array,
+        key_bytes: 4,
+        value_bytes: size_of::<policy::Policy>() as u32,
+        entries: 2,
+    },
+    MapShape { name: HEARTBEAT, kind: MapKind::Array, key_bytes: 4, value_bytes: 8, entries: 1 },
+    MapShape {
+        name: BANS,
+        kind: MapKind::Hash,
+        key_bytes: size_of::<keys::SourceKey>() as u32,
+        value_bytes: size_of::<keys::BanEntry>() as u32,
+        entries: policy::DEFAULT_BANS as u32,
+    },
+    MapShape {
+        name: BAN_FILTER,
+        kind: MapKind::Array,
+        key_bytes: 4,
+        value_bytes: 8,
+        entries: policy::BAN_FILTER_WORDS as u32,
+    },
+    MapShape {
+        name: ALLOW,
+        kind: MapKind::LpmTrie,
+        key_bytes: 4 + size_of::<keys::AddressBytes>() as u32,
+        value_bytes: size_of::<keys::AllowEntry>() as u32,
+        entries: policy::DEFAULT_ALLOW as u32,
+    },
+    MapShape {
+        name: OWN,
+        kind: MapKind::Hash,
+        key_bytes: size_of::<keys::AddressBytes>() as u32,
+        value_bytes: 4,
+        entries: policy::OWN_ADDRESSES as u32,
+    },
+    MapShape {
+        name: SYN_SKETCH,
+        kind: MapKind::Array,
+        key_bytes: 4,
+        value_bytes: 4,
+        entries: (policy::SKETCH_ROWS * policy::SKETCH_CELLS) as u32,
+    },
+    MapShape {
+        name: TALLIES,
+        kind: MapKind::PerCpuArray,
+        key_bytes: 4,
+        value_bytes: size_of::<event::Tally>() as u32,
+        entries: event::TALLY_SLOTS as u32,
+    },
+    MapShape { name: EVENTS, kind: MapKind::RingBuf, key_bytes: 0, value_bytes: 0, entries: event::RING_BYTES as u32 },
+    MapShape { name: LOST_EVENTS, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 8, entries: 1 },
+];
+
+const fn fold(mut hash: u64, bytes: &[u8]) -> u64 {
+    // FNV-1a (draft-eastlake-fnv): not against adversaries, only against mistakes.
+    let mut index = 0;
+    while index < bytes.len() {
+        #[expect(clippy::indexing_slicing, reason = "the loop's bound is the length")]
+        let byte = bytes[index];
+        hash = (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        index += 1;
+    }
+    hash
+}
+
+const fn layout_hash() -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    let structs = [
+        keys::SourceKey::LAYOUT,
+        keys::BanEntry::LAYOUT,
+        keys::AllowEntry::LAYOUT,
+        policy::Policy::LAYOUT,
+        event::Tally::LAYOUT,
+        event::Event::LAYOUT,
+    ];
+    let mut index = 0;
+    while index < structs.len() {
+        #[expect(clippy::indexing_slicing, reason = "the loop's bound is the length")]
+        let text = structs[index];
+        hash = fold(hash, text.as_bytes());
+        index += 1;
+    }
+    index = 0;
+    while index < MAPS.len() {
+        #[expect(clippy::indexing_slicing, reason = "the loop's bound is the length")]
+        let shape = MAPS[index];
+        hash = fold(hash, shape.name.as_bytes());
+        hash = fold(hash, &[shape.kind as u8]);
+        hash = fold(hash, &shape.key_bytes.to_le_bytes());
+        hash = fold(hash, &shape.value_bytes.to_le_bytes());
+        index += 1;
+    }
+    // The meaning of the counter slots is part of the layout too.
+    let mut slot = 0;
+    while slot < crate::verdict::Verdict::COUNT as u32 {
+        if let Some(verdict) = crate::verdict::Verdict::from_slot(slot) {
+            hash = fold(hash, verdict.label().as_bytes());
+        }
+        slot += 1;
+    }
+    hash
+}
+
+/// Hash of every name, field and size that kernel and host share; 16 hexadecimal digits of it stand in the pin path.
+///
+/// Table sizes are left out: maps of another size are found by comparing with [`MAPS`] and the configuration.
+pub const LAYOUT_HASH: u64 = layout_hash();
