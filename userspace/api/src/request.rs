@@ -1,0 +1,150 @@
+//! Requests.
+
+use serde::{Deserialize, Serialize};
+use tunica_core::id::{PacketSource, Prefix};
+
+/// Everything that can be asked of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The state of every defence.
+    Status {},
+    /// Every ban in force.
+    BanList {},
+    /// Ban a source.
+    BanAdd(BanAdd),
+    /// Lift a ban.
+    BanRemove {
+        /// Whose.
+        source: PacketSource,
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// The whole allow list, with who asked for each entry.
+    AllowList {},
+    /// Protect a range from bans and per-source limits.
+    AllowAdd(AllowAdd),
+    /// Take a range off the allow list.
+    AllowRemove {
+        /// The range, exactly as it was added.
+        prefix: Prefix,
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Sources seen most often in sampled events.
+    Sources {
+        /// How many rows at most.
+        limit: u32,
+    },
+    /// What the live program does with a packet of this source, and why.
+    Explain(Explain),
+    /// Read the configuration file again; all or nothing.
+    Reload {},
+    /// Detach the shield until told otherwise.
+    BypassOn {
+        /// Kept in the ledger and shown by `status`.
+        reason: String,
+    },
+    /// Attach the shield again.
+    BypassOff {},
+    /// What this host can do for the shield.
+    Doctor {},
+}
+
+impl Request {
+    /// Whether the request changes nothing, so that members of the control group may make it.
+    pub const fn is_read_only(&self) -> bool {
+        match self {
+            Self::Status {}
+            | Self::BanList {}
+            | Self::AllowList {}
+            | Self::Sources { .. }
+            | Self::Explain(_)
+            | Self::Doctor {} => true,
+            Self::BanAdd(_)
+            | Self::BanRemove { .. }
+            | Self::AllowAdd(_)
+            | Self::AllowRemove { .. }
+            | Self::Reload {}
+            | Self::BypassOn { .. }
+            | Self::BypassOff {} => false,
+        }
+    }
+
+    /// The verb as it stands on the wire and in log messages.
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Status {} => "status",
+            Self::BanList {} => "ban_list",
+            Self::BanAdd(_) => "ban_add",
+            Self::BanRemove { .. } => "ban_remove",
+            Self::AllowList {} => "allow_list",
+            Self::AllowAdd(_) => "allow_add",
+            Self::AllowRemove { .. } => "allow_remove",
+            Self::Sources { .. } => "sources",
+            Self::Explain(_) => "explain",
+            Self::Reload {} => "reload",
+            Self::BypassOn { .. } => "bypass_on",
+            Self::BypassOff {} => "bypass_off",
+            Self::Doctor {} => "doctor",
+        }
+    }
+}
+
+/// How long a ban or an allow entry holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Length {
+    /// The next rung of the ban ladder (bans only).
+    Ladder,
+    /// This many seconds.
+    Seconds(u64),
+    /// Until lifted by hand.
+    Forever,
+}
+
+/// See [`Request::BanAdd`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BanAdd {
+    /// Whom.
+    pub source: PacketSource,
+    /// How long.
+    pub length: Length,
+    /// Why, in the operator's words: at most 200 characters, kept in the ledger.
+    pub reason: String,
+    /// Say what would happen and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// See [`Request::AllowAdd`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowAdd {
+    /// Which addresses.
+    pub prefix: Prefix,
+    /// How long; [`Length::Ladder`] is refused.
+    pub length: Length,
+    /// Why, in the operator's words: at most 200 characters, kept in the ledger.
+    pub reason: String,
+    /// Say what would happen and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// See [`Request::Explain`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// An address of the source asked about.
+    pub address: std::net::IpAddr,
+    /// Destination port of the TCP SYN that is tried; 443 if not given.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// How many SYNs are tried one after another on the clone, to show where the limit begins; 1 to 1 000.
+    #[serde(default)]
+    pub packets: Option<u32>,
+}

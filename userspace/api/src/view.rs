@@ -1,0 +1,354 @@
+//! Answers.
+
+use serde::{Deserialize, Serialize};
+use tunica_core::{
+    id::{PacketSource, Prefix},
+    time::WallTime,
+};
+
+/// What the daemon answers: one of the views, or why not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Answer {
+    /// To `status`.
+    Status(Box<Status>),
+    /// To `ban list`.
+    Bans(Bans),
+    /// To `allow list`.
+    Allows(Allows),
+    /// To every verb that changes something: what changed, or with `--dry-run` what would.
+    Done(Done),
+    /// To `sources`.
+    Sources(Sources),
+    /// To `explain`.
+    Explanation(Box<Explanation>),
+    /// To `doctor`.
+    Doctor(Doctor),
+    /// The request was understood and refused, or could not be carried out.
+    Refused(Refused),
+}
+
+/// Why a request was not carried out. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Stable word for scripts.
+    pub code: RefusedCode,
+    /// One sentence: what, why, and what to do instead.
+    pub message: String,
+}
+
+/// Stable words for refusals; `tunica`'s exit code follows from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedCode {
+    /// The source or range is on the allow list, in the never-ban set, or the host's own.
+    Protected,
+    /// Nothing there to remove.
+    NotFound,
+    /// A table is full.
+    Full,
+    /// A value is out of range or the request makes no sense.
+    Invalid,
+    /// The caller may only read.
+    Forbidden,
+    /// The new configuration has faults; the old one stays in force.
+    BadConfig,
+    /// The request was fine but the daemon failed at it.
+    Failed,
+}
+
+/// The state of every defence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// When the daemon started.
+    pub started: WallTime,
+    /// The mode in force: `off`, `observe` or `enforce`.
+    pub mode: String,
+    /// Number of the policy in force; every reload adds one.
+    pub generation: u32,
+    /// Set while the shield is bypassed.
+    pub bypass: Option<Bypass>,
+    /// One row for each configured interface.
+    pub interfaces: Vec<Interface>,
+    /// The program's identity.
+    pub program: Program,
+    /// One row for each defence.
+    pub defences: Vec<Defence>,
+    /// How full each table is.
+    pub tables: Vec<Table>,
+    /// The kernel's view of the daemon's heartbeat.
+    pub heartbeat: Heartbeat,
+    /// The set of addresses that may never be banned.
+    pub never_ban: NeverBan,
+    /// Optional parts that are not configured, and anything else an operator should know: one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Since when and why the shield is detached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bypass {
+    /// Since when.
+    pub since: WallTime,
+    /// The operator's reason.
+    pub reason: String,
+}
+
+/// Attachment to one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// The interface's name.
+    pub name: String,
+    /// What the configuration asks for: `native` or `native-or-generic`.
+    pub requested: String,
+    /// What is true: `native`, `generic`, `offloaded` or `none`.
+    pub actual: String,
+    /// Identity of the kernel's link object, where one is attached.
+    pub link_id: Option<u32>,
+    /// Identity of the attached program, where one is attached.
+    pub program_id: Option<u32>,
+    /// Why nothing is attached, or what differs from the request.
+    pub problem: Option<String>,
+}
+
+/// Which program is in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// SHA-256 of the object that the daemon carries, in hexadecimal.
+    pub object_sha256: String,
+    /// The tag the kernel computed when this daemon loaded that object.
+    pub expected_tag: String,
+    /// The tag of the program that is attached, where one is.
+    pub attached_tag: Option<String>,
+    /// Whether the two tags are equal and the object's checksum is the one recorded at build time.
+    pub matches: bool,
+    /// Directory of the pinned link and maps.
+    pub pin_path: String,
+}
+
+/// One defence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Defence {
+    /// `sanity`, `bans`, `syn_rate`, `uninspected`.
+    pub name: String,
+    /// Whether it drops (or, observing, counts) anything now.
+    pub armed: bool,
+    /// Since when it is armed.
+    pub active_since: Option<WallTime>,
+    /// When it last spoke against a packet.
+    pub last_trigger: Option<WallTime>,
+    /// Packets dropped since the maps were made.
+    pub dropped_packets: u64,
+    /// Packets that `enforce` would have dropped.
+    pub would_drop_packets: u64,
+}
+
+/// One table's fill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// The map's name.
+    pub name: String,
+    /// Rows in use.
+    pub used: u64,
+    /// Rows there are.
+    pub capacity: u64,
+}
+
+/// The kernel's view of the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// How long ago the daemon last wrote it, in seconds.
+    pub age_seconds: f64,
+    /// After how many seconds the kernel falls back.
+    pub stale_after_seconds: u64,
+    /// What it falls back to: `keep-limits`, `sanity-only` or `pass`.
+    pub on_stale: String,
+}
+
+/// The never-ban set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeverBan {
+    /// Far ends of tor's own connections held in the set.
+    pub tor_peers: u64,
+    /// The host's own addresses.
+    pub own_addresses: u64,
+    /// When tor's connections were last read, if ever.
+    pub tor_last_read: Option<WallTime>,
+    /// Bans refused because of the set since the daemon started.
+    pub refused_bans: u64,
+}
+
+/// Bans in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bans {
+    /// One row a ban, by source.
+    pub bans: Vec<Ban>,
+}
+
+/// One ban.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ban {
+    /// The ledger's number.
+    pub id: u32,
+    /// Whom.
+    pub source: PacketSource,
+    /// Since when.
+    pub since: WallTime,
+    /// Until when; absent means until lifted.
+    pub expires: Option<WallTime>,
+    /// Rung of the ladder, counted from 1; absent where the length was given by hand.
+    pub rung: Option<u32>,
+    /// Who banned: `operator`, or the kind of evidence.
+    pub origin: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The allow list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allows {
+    /// One row an entry, by prefix.
+    pub entries: Vec<Allow>,
+}
+
+/// One entry of the allow list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allow {
+    /// The ledger's number; absent where the entry is no ledger fact.
+    pub id: Option<u32>,
+    /// Which addresses.
+    pub prefix: Prefix,
+    /// Since when; absent for entries of the configuration file.
+    pub since: Option<WallTime>,
+    /// Until when; absent means until removed.
+    pub expires: Option<WallTime>,
+    /// `config`, `operator` or `tor`.
+    pub origin: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a verb changed, or would.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// True if nothing was changed because the caller only asked.
+    pub dry_run: bool,
+    /// One sentence a change.
+    pub changes: Vec<String>,
+    /// How to undo it, as a command line, where there is a way.
+    pub undo: Option<String>,
+}
+
+/// Sources in sampled events, most frequent first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sources {
+    /// Since when the samples were gathered.
+    pub since: WallTime,
+    /// Events received in that time.
+    pub sampled_events: u64,
+    /// Events the kernel could not deliver in that time.
+    pub lost_events: u64,
+    /// One row a source.
+    pub sources: Vec<Source>,
+}
+
+/// One source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Who, as the packets claimed; a flood's sources may be forged.
+    pub source: PacketSource,
+    /// Sampled events, an upper bound.
+    pub events: u64,
+    /// By how much `events` may be too high (space-saving sketch).
+    pub overestimate: u64,
+    /// Verdict of the latest event.
+    pub verdict: String,
+    /// What was done with the packet of the latest event.
+    pub action: String,
+    /// When the latest event was.
+    pub last_seen: WallTime,
+    /// Whether the source is banned now.
+    pub banned: bool,
+}
+
+/// What the live program does with packets of a source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The source that packets of the address count for.
+    pub source: PacketSource,
+    /// What was tried, in words.
+    pub probe: String,
+    /// Runs of equal outcomes, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Identity of the program asked.
+    pub program_id: u32,
+    /// Number of the policy that judged.
+    pub generation: u32,
+    /// Mode in force.
+    pub mode: String,
+    /// The ban that holds, if one does.
+    pub ban: Option<Ban>,
+    /// The allow-list entry that holds, if one does.
+    pub allow: Option<Allow>,
+    /// The source's cells in the SYN sketch before the probe.
+    pub bucket: Bucket,
+    /// One sentence for each thing that would change the outcome, each with its command.
+    pub undo: Vec<String>,
+}
+
+/// `count` probes in a row with the same outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How many.
+    pub count: u32,
+    /// The verdict's word.
+    pub verdict: String,
+    /// `pass`, `drop` or `would_drop`.
+    pub action: String,
+    /// The verdict's sentence.
+    pub sentence: String,
+}
+
+/// The source's share of the SYN sketch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Cell of each row.
+    pub cells: Vec<u32>,
+    /// Milliseconds of debt in each cell.
+    pub debt_milliseconds: Vec<u64>,
+    /// Milliseconds of debt beyond which a SYN is refused.
+    pub limit_milliseconds: u64,
+}
+
+/// What this host can do for the shield.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doctor {
+    /// One row a finding, worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at, as a stable word.
+    pub check: String,
+    /// How bad.
+    pub level: Level,
+    /// What was found.
+    pub found: String,
+    /// What it means and what to do; empty where all is well.
+    pub advice: String,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Works, but less well than it could.
+    Warning,
+    /// The shield cannot do its work.
+    Failure,
+}
