@@ -1,0 +1,36 @@
+//! The shield: the packet filter of Tunica, an XDP program.
+//!
+//! It parses, decides and counts. Every number it decides by stands in a map that the daemon fills; without a policy
+//! it passes everything. It never allocates, never loops without a bound, and drops only what a [`Verdict`] names.
+//!
+//! [`Verdict`]: tunica_common::verdict::Verdict
+#![no_std]
+#![no_main]
+// Two loads of `packet.rs` are written in assembly, which is unstable for this target.
+#![feature(asm_experimental_arch)]
+
+mod limit;
+mod packet;
+mod shield;
+mod tables;
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+
+use crate::packet::Frame;
+
+/// Entry point. The flag `frags` and the attach type never change between versions, because a link's program can
+/// only be replaced by one of the same kind.
+#[xdp(frags)]
+pub fn shield(ctx: XdpContext) -> u32 {
+    shield::judge(&Frame::of(&ctx))
+}
+
+/// The kernel lets only GPL-compatible programs call some helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

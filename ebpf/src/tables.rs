@@ -1,0 +1,118 @@
+//! All maps, and the only reads and writes of them.
+//!
+//! `unsafe` here dereferences pointers that a map look-up returned: array values live as long as the map; hash values
+//! may be reused under a reader by the next insertion, so they are copied out at once.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
+    helpers::generated::bpf_ktime_get_coarse_ns,
+    macros::btf_map,
+};
+use tunica_common::{
+    event::{Event, RING_BYTES, TALLY_SLOTS, Tally},
+    keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
+    policy::{
+        BAN_FILTER_WORDS, DEFAULT_ALLOW, DEFAULT_BANS, OWN_ADDRESSES, Policy, SKETCH_CELLS, SKETCH_ROWS,
+    },
+};
+
+#[btf_map]
+static ACTIVE: Array<u32, 1> = Array::new();
+#[btf_map]
+static POLICIES: Array<Policy, 2> = Array::new();
+#[btf_map]
+static HEARTBEAT: Array<u64, 1> = Array::new();
+#[btf_map]
+static BANS: HashMap<SourceKey, BanEntry, DEFAULT_BANS> = HashMap::new();
+#[btf_map]
+static BAN_FILTER: Array<u64, BAN_FILTER_WORDS> = Array::new();
+#[btf_map]
+static ALLOW: LpmTrie<AddressBytes, AllowEntry, DEFAULT_ALLOW> = LpmTrie::new();
+#[btf_map]
+static OWN: HashMap<AddressBytes, u32, OWN_ADDRESSES> = HashMap::new();
+#[btf_map]
+static SYN_SKETCH: Array<u32, { SKETCH_ROWS * SKETCH_CELLS }> = Array::new();
+#[btf_map]
+static TALLIES: PerCpuArray<Tally, TALLY_SLOTS> = PerCpuArray::new();
+// No value type: libbpf refuses a ring buffer that declares a value size.
+#[btf_map]
+static EVENTS: RingBuf<(), RING_BYTES> = RingBuf::new();
+#[btf_map]
+static LOST_EVENTS: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// The policy in force. `None` only if the maps are not what this program declares.
+#[inline(always)]
+pub fn policy() -> Option<&'static Policy> {
+    let active = *ACTIVE.get(0)?;
+    POLICIES.get(active & 1)
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC` at the last timer tick: 1 to 10 ms old, at a fifth of the exact clock's cost.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes no argument and only reads the clock.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Whether the daemon has been silent for longer than the policy bears.
+#[inline(always)]
+pub fn is_stale(policy: &Policy, now: u64) -> bool {
+    match HEARTBEAT.get(0) {
+        Some(beat) => now.saturating_sub(*beat) > policy.stale_after_ns,
+        None => true,
+    }
+}
+
+/// The ban table's row of `key`.
+#[inline(always)]
+pub fn ban(key: &SourceKey) -> Option<BanEntry> {
+    // SAFETY: copied before anything else can run; a row reused in between belongs to another ban of the same
+    // table, which at worst ends this packet's verdict one ban too early or too late.
+    unsafe { BANS.get(key).copied() }
+}
+
+/// Whether the ban filter leaves it open that a source with this position is banned.
+#[inline(always)]
+pub fn may_be_banned(word: u32, bit: u64) -> bool {
+    match BAN_FILTER.get(word) {
+        Some(bits) => bits & bit != 0,
+        None => true,
+    }
+}
+
+/// Whether the allow list covers `address`.
+#[inline(always)]
+pub fn is_allowed(address: AddressBytes) -> bool {
+    ALLOW.get(&Key::new(128, address)).is_some()
+}
+
+/// Whether `address` is one of the host's own.
+#[inline(always)]
+pub fn is_own(address: &AddressBytes) -> bool {
+    OWN.get_ptr(address).is_some()
+}
+
+/// A cell of the SYN sketch. Two CPUs may lose each other's update, which admits one packet too many.
+#[inline(always)]
+pub fn cell(index: u32) -> Option<&'static mut u32> {
+    // SAFETY: the value is four aligned bytes of an array map; it is read once and written once per packet.
+    SYN_SKETCH.get_ptr_mut(index).map(|cell| unsafe { &mut *cell })
+}
+
+/// This CPU's tally in `slot`.
+#[inline(always)]
+pub fn tally(slot: u32) -> Option<&'static mut Tally> {
+    // SAFETY: the slot belongs to this CPU, and XDP programs do not interrupt each other on one CPU.
+    TALLIES.get_ptr_mut(slot).map(|tally| unsafe { &mut *tally })
+}
+
+/// Hands an event to the daemon, or counts it as lost.
+#[inline(always)]
+pub fn send(event: &Event) {
+    if EVENTS.output_untyped::<Event>(event, 0).is_err()
+        && let Some(lost) = LOST_EVENTS.get_ptr_mut(0)
+    {
+        // SAFETY: as for `tally`.
+        unsafe { *lost += 1 };
+    }
+}
