@@ -1,0 +1,265 @@
+//! What this machine is like, from files alone.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+/// Accounts under which distributions run tor, most common first.
+const TOR_USERS: [&str; 3] = ["debian-tor", "tor", "_tor"];
+
+/// A machine, seen through the files under a root directory.
+#[derive(Debug)]
+pub(crate) struct Host {
+    root: PathBuf,
+}
+
+/// One mounted file system.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// Where.
+    pub(crate) point: PathBuf,
+    /// Which kind.
+    pub(crate) kind: String,
+    /// Whether nothing on it can be changed.
+    pub(crate) is_read_only: bool,
+}
+
+/// What stands at a path.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// Nothing, or it cannot be seen.
+    Missing,
+    /// A directory with these permission bits.
+    Directory {
+        /// As chmod(1) writes them.
+        mode: u32,
+    },
+    /// Anything else.
+    Other,
+}
+
+impl Host {
+    /// The machine whose file system hangs at `root`: `/` for this one.
+    pub(crate) fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// `path`, which is absolute, under the root.
+    fn path(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// The text of a file.
+    ///
+    /// # Errors
+    /// Those of [`fs::read_to_string`].
+    pub(crate) fn read(&self, path: &str) -> io::Result<String> {
+        fs::read_to_string(self.path(Path::new(path)))
+    }
+
+    /// What stands at an absolute path.
+    pub(crate) fn entry(&self, path: &Path) -> Entry {
+        match fs::metadata(self.path(path)) {
+            Ok(found) if found.is_dir() => Entry::Directory { mode: found.permissions().mode() & 0o7777 },
+            Ok(_) => Entry::Other,
+            Err(_) => Entry::Missing,
+        }
+    }
+
+    /// Whether there is a network interface of that name.
+    pub(crate) fn has_interface(&self, name: &str) -> bool {
+        self.path(Path::new("/sys/class/net")).join(name).exists()
+    }
+
+    /// An interface's greatest packet in bytes, if the kernel says.
+    pub(crate) fn mtu(&self, interface: &str) -> Option<u32> {
+        self.read(&format!("/sys/class/net/{interface}/mtu")).ok()?.trim().parse().ok()
+    }
+
+    /// Whether `/etc/passwd` (`passwd`) or `/etc/group` (`group`) has an entry of that name.
+    pub(crate) fn has_account(&self, database: &str, name: &str) -> bool {
+        self.read(&format!("/etc/{database}"))
+            .is_ok_and(|text| text.lines().any(|line| line.split(':').next() == Some(name)))
+    }
+
+    /// The account that tor most likely runs under, if there is one.
+    pub(crate) fn tor_user(&self) -> Option<&'static str> {
+        TOR_USERS.into_iter().find(|user| self.has_account("passwd", user))
+    }
+
+    /// The interface of the default route with the lowest metric, IPv4's before IPv6's.
+    pub(crate) fn default_interface(&self) -> Option<String> {
+        let v4 = self.read("/proc/net/route").unwrap_or_default();
+        let v6 = self.read("/proc/net/ipv6_route").unwrap_or_default();
+        lowest_metric(v4.lines().filter_map(default_route_v4))
+            .or_else(|| lowest_metric(v6.lines().filter_map(default_route_v6)))
+    }
+
+    /// Every mounted file system, in order of mounting.
+    pub(crate) fn mounts(&self) -> Vec<Mount> {
+        let text = self.read("/proc/mounts").unwrap_or_default();
+        text.lines().filter_map(mount).collect()
+    }
+
+    /// The file system that `path` lies on.
+    pub(crate) fn mount_of(&self, path: &Path) -> Option<Mount> {
+        // Of several mounts on one directory the last covers the others, and `max_by_key` returns the last.
+        self.mounts()
+            .into_iter()
+            .filter(|mount| path.starts_with(&mount.point))
+            .max_by_key(|mount| mount.point.components().count())
+    }
+
+    /// The running kernel's release as text and as major and minor number.
+    pub(crate) fn kernel(&self) -> Option<(String, (u32, u32))> {
+        let release = self.read("/proc/sys/kernel/osrelease").ok()?.trim().to_owned();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        let major = numbers.next()?.parse().ok()?;
+        let minor = numbers.next()?.parse().ok()?;
+        Some((release, (major, minor)))
+    }
+}
+
+/// The far end of the SSH session that set `SSH_CONNECTION` to `value` (ssh(1), "ENVIRONMENT"), unless it is local.
+pub(crate) fn ssh_peer(value: &str) -> Option<IpAddr> {
+    let address = value.split_whitespace().next()?;
+    let (address, _zone) = address.split_once('%').unwrap_or((address, ""));
+    let address = address.parse::<IpAddr>().ok()?.to_canonical();
+    (!address.is_loopback()).then_some(address)
+}
+
+fn lowest_metric(routes: impl Iterator<Item = (u32, String)>) -> Option<String> {
+    routes.min_by_key(|(metric, _)| *metric).map(|(_, interface)| interface)
+}
+
+/// `RTF_UP` of linux/route.h.
+const ROUTE_IS_UP: u32 = 0x1;
+/// `RTF_REJECT` of linux/route.h: an unreachable route.
+const ROUTE_REJECTS: u32 = 0x200;
+
+fn is_usable(flags: u32) -> bool {
+    flags & ROUTE_IS_UP != 0 && flags & ROUTE_REJECTS == 0
+}
+
+/// Metric and interface, if the line of /proc/net/route is a default route
+/// (`Iface Destination Gateway Flags RefCnt Use Metric Mask …`, the metric alone in decimal).
+fn default_route_v4(line: &str) -> Option<(u32, String)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [interface, "00000000", _, flags, _, _, metric, "00000000", ..] = fields.as_slice() else {
+        return None;
+    };
+    let flags = u32::from_str_radix(flags, 16).ok()?;
+    is_usable(flags).then_some((metric.parse().ok()?, (*interface).to_owned()))
+}
+
+/// Metric and interface, if the line of /proc/net/ipv6_route is a default route
+/// (`destination length source length gateway metric references use flags interface`, all in hexadecimal).
+fn default_route_v6(line: &str) -> Option<(u32, String)> {
+    const ANY: &str = "00000000000000000000000000000000";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [destination, "00", _, _, _, metric, _, _, flags, interface] = fields.as_slice() else {
+        return None;
+    };
+    let flags = u32::from_str_radix(flags, 16).ok()?;
+    let is_default = *destination == ANY && *interface != "lo" && is_usable(flags);
+    is_default.then_some((u32::from_str_radix(metric, 16).ok()?, (*interface).to_owned()))
+}
+
+/// `device point kind options …`, with blanks in octal (getmntent(3)).
+fn mount(line: &str) -> Option<Mount> {
+    let mut fields = line.split(' ').skip(1);
+    let point = fields.next()?.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
+    let kind = fields.next()?.to_owned();
+    let is_read_only = fields.next()?.split(',').any(|option| option == "ro");
+    Some(Mount { point: PathBuf::from(point), kind, is_read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine with just these files.
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let host = Host::at(root.path());
+        (root, host)
+    }
+
+    #[test]
+    fn the_default_route_names_the_interface() {
+        let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let any = "0".repeat(32);
+        let v6 = format!(
+            "{any} 00 {any} 00 {any} ffffffff 00000001 00000000 00200200       lo\n\
+             {any} 00 {any} 00 fe800000000000000000000000000001 00000400 00000003 00000000 00450003     ens4\n"
+        );
+        for (v4, v6, interface) in [
+            ("", "", None),
+            ("eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n", "", None),
+            ("eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n", v6.as_str(), Some("eth0")),
+            (
+                "wlan0\t00000000\t010200C0\t0003\t0\t0\t600\t00000000\t0\t0\t0\n\
+                 eth1\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n",
+                "",
+                Some("eth1"),
+            ),
+            ("*\t00000000\t00000000\t0200\t0\t0\t0\t00000000\t0\t0\t0\n", v6.as_str(), Some("ens4")),
+        ] {
+            let v4 = format!("{head}{v4}");
+            let (_root, host) = host(&[("proc/net/route", &v4), ("proc/net/ipv6_route", v6)]);
+            assert_eq!(host.default_interface().as_deref(), interface);
+        }
+    }
+
+    #[test]
+    fn the_deepest_and_latest_mount_counts() {
+        let mounts = "/dev/vda1 / ext4 rw 0 0\n\
+                      tmpfs /run\\040x tmpfs rw 0 0\n\
+                      sysfs /sys sysfs rw,nosuid 0 0\n\
+                      none /sys/fs/bpf tmpfs rw 0 0\n\
+                      bpf /sys/fs/bpf bpf ro,nosuid 0 0\n";
+        let (_root, host) = host(&[("proc/mounts", mounts)]);
+        for (path, point, kind, is_read_only) in [
+            ("/sys/fs/bpf/tunica", "/sys/fs/bpf", "bpf", true),
+            ("/sys/fs/bpfx", "/sys", "sysfs", false),
+            ("/run x/tunica", "/run x", "tmpfs", false),
+            ("/var/lib", "/", "ext4", false),
+        ] {
+            let mount = Mount { point: PathBuf::from(point), kind: kind.to_owned(), is_read_only };
+            assert_eq!(host.mount_of(Path::new(path)), Some(mount));
+        }
+    }
+
+    #[test]
+    fn accounts_and_kernel_are_read() {
+        let (_root, host) = host(&[
+            ("etc/passwd", "root:x:0:0::/root:/bin/sh\n_tor:x:107:113::/var/lib/tor:/bin/false\n"),
+            ("proc/sys/kernel/osrelease", "6.1.0-37-amd64\n"),
+        ]);
+        assert_eq!(host.tor_user(), Some("_tor"));
+        assert!(!host.has_account("passwd", "tor"));
+        assert!(!host.has_account("group", "root"));
+        assert_eq!(host.kernel(), Some(("6.1.0-37-amd64".to_owned(), (6, 1))));
+    }
+
+    #[test]
+    fn the_ssh_peer_is_read() {
+        for (value, peer) in [
+            ("198.51.100.7 50022 192.0.2.1 22", Some("198.51.100.7")),
+            ("::ffff:198.51.100.7 50022 ::ffff:192.0.2.1 22", Some("198.51.100.7")),
+            ("fe80::1%eth0 50022 fe80::2%eth0 22", Some("fe80::1")),
+            ("127.0.0.1 50022 127.0.0.1 22", None),
+            ("", None),
+        ] {
+            assert_eq!(ssh_peer(value), peer.map(|peer| peer.parse().unwrap()), "{value}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The verbs: one file each.
+
+mod allow;
+mod ban;
+mod bypass;
+mod check;
+mod doctor;
+mod explain;
+mod init;
+mod length;
+mod reload;
+mod sources;
+pub(crate) mod status;
+
+use clap::Subcommand;
+use tunica_api::{request::Request, view::Answer};
+
+use crate::{
+    Failure, Global,
+    client::{self, AskError, Reply},
+    exit::{self, Exit},
+    note, render, say,
+};
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Show whether the host is protected, and by what
+    Status,
+    /// List, add or lift bans
+    #[command(subcommand)]
+    Ban(ban::Ban),
+    /// List, add or remove ranges that are never banned or rate-limited
+    #[command(subcommand)]
+    Allow(allow::Allow),
+    /// Show the sources seen most often in sampled events
+    Sources(sources::Sources),
+    /// Try a source's packets on clones of the live tables, and say why
+    Explain(explain::Explain),
+    /// Validate a configuration file; needs no daemon
+    Check(check::Check),
+    /// Write a minimal configuration that only observes; needs no daemon
+    Init(init::Init),
+    /// Make tunicad read its configuration again; all or nothing
+    Reload,
+    /// Detach the shield for a while, or attach it again
+    #[command(subcommand)]
+    Bypass(bypass::Bypass),
+    /// Say what this host can do for the shield; needs no daemon
+    Doctor,
+}
+
+impl Verb {
+    /// Does it.
+    ///
+    /// # Errors
+    /// With a message for the operator and the exit status; the daemon's refusals are not among them.
+    pub(crate) fn run(self, global: &Global) -> Result<Exit, Failure> {
+        match self {
+            Self::Status => ask(global, &status::request()),
+            Self::Ban(verb) => ask(global, &verb.request()),
+            Self::Allow(verb) => ask(global, &verb.request()),
+            Self::Sources(verb) => ask(global, &verb.request()),
+            Self::Explain(verb) => ask(global, &verb.request()),
+            Self::Check(verb) => verb.run(global),
+            Self::Init(verb) => verb.run(global),
+            Self::Reload => ask(global, &reload::request()),
+            Self::Bypass(verb) => ask(global, &verb.request()),
+            Self::Doctor => doctor::run(global),
+        }
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        Self::new(error.exit(), error.to_string())
+    }
+}
+
+fn ask(global: &Global, request: &Request) -> Result<Exit, Failure> {
+    show(global, &client::ask(&global.socket, request)?)
+}
+
+fn show(global: &Global, reply: &Reply) -> Result<Exit, Failure> {
+    if global.json {
+        say(&format!("{}\n", reply.line))?;
+    } else if let Answer::Refused(_) = reply.answer {
+        note(&render::answer(&reply.answer));
+    } else {
+        say(&render::answer(&reply.answer))?;
+    }
+    Ok(exit::of(&reply.answer))
+}

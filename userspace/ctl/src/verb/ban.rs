@@ -1,0 +1,60 @@
+//! `ban list`, `ban add`, `ban remove`.
+
+use clap::{Args, Subcommand};
+use tunica_api::request::{BanAdd, Length, Request};
+use tunica_core::id::PacketSource;
+
+use super::length::Span;
+
+/// See [`super::Verb::Ban`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ban {
+    /// Show every ban in force
+    List,
+    /// Ban a source
+    Add(Add),
+    /// Lift a ban
+    Remove(Remove),
+}
+
+/// Ban a source.
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// An IPv4 host, an IPv6 host (its /64 is meant) or an IPv6 /64
+    source: PacketSource,
+    /// 30s, 5m, 2h, 1d or forever [default: by the ban ladder]
+    #[arg(long = "for", value_name = "SPAN")]
+    span: Option<Span>,
+    /// Why; kept with the ban
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    reason: String,
+    /// Say what would happen and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Lift a ban.
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// The source, as `tunica ban list` shows it
+    source: PacketSource,
+    /// Say what would happen and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Ban {
+    /// The request to send.
+    pub(crate) fn request(self) -> Request {
+        match self {
+            Self::List => Request::BanList {},
+            Self::Add(Add { source, span, reason, dry_run }) => Request::BanAdd(BanAdd {
+                source,
+                length: span.map_or(Length::Ladder, Length::from),
+                reason,
+                dry_run,
+            }),
+            Self::Remove(Remove { source, dry_run }) => Request::BanRemove { source, dry_run },
+        }
+    }
+}
