@@ -1,0 +1,322 @@
+//! The settings in force, as types.
+//!
+//! Every struct is `#[non_exhaustive]`, so that only [`crate::read`] makes one.
+
+use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
+
+use thiserror::Error;
+use tunica_common::{gcra::Limit, verdict::Verdict};
+use tunica_core::id::Prefix;
+
+/// A whole file, validated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// `[shield]`: the packet filter.
+    pub shield: Shield,
+    /// `[bans]`: how long bans last.
+    pub bans: Bans,
+    /// `[tor]`: whose connections may never be banned.
+    pub tor: Tor,
+    /// `[http]`: metrics and health.
+    pub http: Http,
+    /// `[control]`: the socket that `tunica` talks to.
+    pub control: Control,
+    /// `[ledger]`: what survives a restart.
+    pub ledger: Ledger,
+    /// `[log]`: the daemon's own log.
+    pub log: Log,
+}
+
+/// `[shield]`: the packet filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shield {
+    /// `interfaces`: names of 1 to 64 different network interfaces. Required.
+    pub interfaces: Vec<String>,
+    /// `mode`, `observe` by default.
+    pub mode: Mode,
+    /// `attach`, `native` by default.
+    pub attach: Attach,
+    /// `on_stale`, `keep-limits` by default.
+    pub on_stale: OnStale,
+    /// `stale_after_seconds`: how long without the daemon's heartbeat until `on_stale` applies; 30 s by default.
+    pub stale_after: Duration,
+    /// `pin_path`: absolute directory on bpffs; `/sys/fs/bpf/tunica` by default.
+    pub pin_path: PathBuf,
+    /// `allow`: ranges free from bans and per-source limits, none inside another; empty by default.
+    pub allow: Vec<Prefix>,
+    /// `[shield.syn]`.
+    pub syn: Syn,
+    /// `[shield.sanity]`.
+    pub sanity: Sanity,
+    /// `[shield.uninspected]`.
+    pub uninspected: Uninspected,
+    /// `[shield.tables]`.
+    pub tables: Tables,
+    /// `[shield.events]`.
+    pub events: Events,
+    /// `[shield.log]`.
+    pub log: DropLog,
+}
+
+/// `[shield.syn]`: how fast one source may open connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Syn {
+    /// `enabled`: whether the limit is in force; `true` by default.
+    pub enabled: bool,
+    /// `per_source_per_second`: SYNs a second in the long run; 10 by default.
+    pub per_source_per_second: NonZeroU32,
+    /// `burst`: SYNs at once; 20 by default.
+    pub burst: NonZeroU32,
+    /// The two numbers above in the kernel's units.
+    pub limit: Limit,
+}
+
+/// `[shield.sanity]`: drops of packets that no honest sender makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sanity {
+    /// `off`: rules that are switched off, each of class Sanity; none by default.
+    pub off: Vec<Verdict>,
+}
+
+/// `[shield.uninspected]`: packets that the shield cannot look into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Uninspected {
+    /// `drop`: kinds that are dropped instead of passed, each of class Uninspected; none by default.
+    pub drop: Vec<Verdict>,
+}
+
+/// `[shield.tables]`: how much the kernel's tables hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tables {
+    /// `bans`: rows of the ban table; 131 072 by default.
+    pub bans: NonZeroU32,
+    /// `allow`: rows of the allow list; 16 384 by default.
+    pub allow: NonZeroU32,
+}
+
+/// `[shield.events]`: the sample of packets that the kernel reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Events {
+    /// `per_second`: most events a second of one verdict on one CPU; 100 by default.
+    pub per_second: NonZeroU32,
+}
+
+/// `[shield.log]`: the drop log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DropLog {
+    /// `enable_logging`: whether drops are logged at all; `true` by default.
+    pub enable_logging: bool,
+    /// `lines_per_minute`: most lines a minute; 5 by default.
+    pub lines_per_minute: NonZeroU32,
+}
+
+/// `[bans]`: how long bans last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Bans {
+    /// `ladder_seconds`: length of the first, second, … ban; 1 to 16 rungs, each longer than the one before. 300 s,
+    /// 30 min, 4 h, 24 h by default.
+    pub ladder: Vec<Duration>,
+    /// `forgive_after_seconds`: how long without offence until a source climbs down one rung; 24 h by default.
+    pub forgive_after: Duration,
+}
+
+/// `[tor]`: whose connections may never be banned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tor {
+    /// `user`: the account that tor runs as; absent by default.
+    pub user: Option<String>,
+    /// `scan_every_seconds`: how often tor's connections are read; 10 s by default.
+    pub scan_every: Duration,
+    /// `keep_seconds`: how long a peer stays protected after it was last seen, never below `scan_every`; 24 h by default.
+    pub keep: Duration,
+}
+
+/// `[http]`: metrics and health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Http {
+    /// `enabled`; `true` by default.
+    pub enabled: bool,
+    /// `listen`: an address on loopback, and a port; `127.0.0.1:9187` by default.
+    pub listen: SocketAddr,
+}
+
+/// `[control]`: the socket that `tunica` talks to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Control {
+    /// `socket`: absolute path of at most 107 bytes; `/run/tunica/tunicad.sock` by default.
+    pub socket: PathBuf,
+    /// `group`: the group whose members may read without being root; `tunica` by default.
+    pub group: String,
+}
+
+/// `[ledger]`: what survives a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ledger {
+    /// `path`: absolute; `/var/lib/tunica/ledger.redb` by default.
+    pub path: PathBuf,
+}
+
+/// `[log]`: the daemon's own log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Log {
+    /// `level`; `info` by default.
+    pub level: LogLevel,
+    /// `format`; `text` by default.
+    pub format: LogFormat,
+}
+
+impl Config {
+    /// What is allowed but probably not meant: one sentence each, with its consequence and how to change it.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.tor.user.is_none() {
+            warnings.push(
+                "tor.user is not set: the addresses that tor is connected to are not known, so a ban could cut off one \
+                 of its guards; set user = \"debian-tor\" (or the account that your tor runs as) under [tor]"
+                    .to_owned(),
+            );
+        }
+        if self.shield.interfaces.iter().any(|name| name == "lo")
+            && !self.shield.sanity.off.contains(&Verdict::OwnSource)
+        {
+            warnings.push(
+                "shield.interfaces names lo, where every packet comes from this host itself: with mode = \"enforce\" \
+                 the rule own_source would drop them all, tor's streams to your service included; remove \"lo\", or \
+                 add \"own_source\" to off under [shield.sanity]"
+                    .to_owned(),
+            );
+        }
+        for everyone in self.shield.allow.iter().filter(|prefix| prefix.length() == 0) {
+            warnings.push(format!(
+                "shield.allow names {everyone}: no source of that family can be banned or limited; name single hosts \
+                 and networks, or use mode = \"observe\" if nothing is to be dropped"
+            ));
+        }
+        if self.http.enabled && self.http.listen.port() == 0 {
+            warnings.push(
+                "http.listen has port 0: the kernel picks another port at each start, which no monitoring knows; give \
+                 a fixed port such as 127.0.0.1:9187"
+                    .to_owned(),
+            );
+        }
+        warnings
+    }
+}
+
+/// A text that is none of a setting's words.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{found}` is unknown here; the words are {known}")]
+pub struct UnknownWord {
+    /// What was given.
+    pub found: String,
+    /// The words that are possible.
+    pub known: String,
+}
+
+/// A setting that is one of a few words.
+pub(crate) trait Choice: Copy + 'static {
+    const ALL: &'static [Self];
+    fn label(self) -> &'static str;
+}
+
+macro_rules! choices {
+    ($( $(#[$doc:meta])* $name:ident { $( $(#[$of_word:meta])* $word:ident = $label:literal, )+ } )+) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $( $(#[$of_word])* $word, )+ }
+
+        impl $name {
+            /// The word as the file has it.
+            pub const fn label(self) -> &'static str {
+                match self { $( Self::$word => $label, )+ }
+            }
+        }
+
+        impl Choice for $name {
+            const ALL: &'static [Self] = &[ $( Self::$word, )+ ];
+
+            fn label(self) -> &'static str {
+                self.label()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text {
+                    $( $label => Ok(Self::$word), )+
+                    _ => Err(UnknownWord { found: text.to_owned(), known: [$( $label ),+].join(", ") }),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str(self.label())
+            }
+        }
+    )+ };
+}
+
+choices! {
+    /// `shield.mode`: what the shield does about a packet that its rules speak against.
+    Mode {
+        /// Nothing is inspected.
+        Off = "off",
+        /// Counted, not dropped.
+        Observe = "observe",
+        /// Dropped.
+        Enforce = "enforce",
+    }
+    /// `shield.attach`: which way into the kernel is taken.
+    Attach {
+        /// The driver's own XDP hook, or none.
+        Native = "native",
+        /// The driver's hook where it has one, else the kernel's generic hook, which is slower.
+        NativeOrGeneric = "native-or-generic",
+    }
+    /// `shield.on_stale`: what stays in force while the daemon's heartbeat is missing.
+    OnStale {
+        /// Limits and sanity rules stay; dynamic bans lapse.
+        KeepLimits = "keep-limits",
+        /// Sanity rules stay; every ban and limit lapses.
+        SanityOnly = "sanity-only",
+        /// Nothing is dropped.
+        Pass = "pass",
+    }
+    /// `log.level`: the least important lines that are written.
+    LogLevel {
+        /// Something does not work.
+        Error = "error",
+        /// Something may soon not work.
+        Warn = "warn",
+        /// What an operator wants to have read.
+        Info = "info",
+        /// For those who look for a fault; may name addresses.
+        Debug = "debug",
+        /// Every step.
+        Trace = "trace",
+    }
+    /// `log.format`: how a line is written.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}

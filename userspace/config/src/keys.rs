@@ -1,0 +1,288 @@
+//! The one table of keys: range, default and meaning of each.
+
+use std::{marker::PhantomData, sync::LazyLock};
+
+use tunica_common::{gcra, verdict::Class};
+
+use crate::{
+    config::{Attach, LogFormat, LogLevel, Mode, OnStale},
+    rule::{
+        AbsolutePath, Account, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf, Rule, Switch,
+        VerdictOf,
+    },
+};
+
+/// One key of the file, in words: a row of the reference page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyDoc {
+    /// The full name, such as `shield.syn.burst`.
+    pub key: &'static str,
+    /// The kind of TOML value.
+    pub kind: String,
+    /// The value that counts where the key is absent, as TOML. `None`: see [`KeyDoc::is_required`].
+    pub default: Option<&'static str>,
+    /// A value that would do, as TOML, for a key without default.
+    pub example: Option<&'static str>,
+    /// Whether a file without this key is refused.
+    pub is_required: bool,
+    /// Range, unit, or the possible words.
+    pub allowed: String,
+    /// What it does, in sentences.
+    pub meaning: &'static str,
+}
+
+/// One key of the file, as the reader uses it.
+pub(crate) struct Key<R> {
+    pub(crate) name: &'static str,
+    pub(crate) absent: Absent,
+    pub(crate) rule: R,
+    pub(crate) meaning: &'static str,
+}
+
+/// What the absence of a key means.
+pub(crate) enum Absent {
+    /// This value, as TOML, counts.
+    Default(&'static str),
+    /// The key is not set. The example is a value that would do, as TOML.
+    Unset { example: &'static str },
+    /// The file is refused. The example is a value that would do, as TOML.
+    Refused { example: &'static str },
+}
+
+impl<R: Rule> Key<R> {
+    fn doc(&self) -> KeyDoc {
+        let (default, example) = match self.absent {
+            Absent::Default(default) => (Some(default), None),
+            Absent::Unset { example } | Absent::Refused { example } => (None, Some(example)),
+        };
+        KeyDoc {
+            key: self.name,
+            kind: self.rule.kind(),
+            default,
+            example,
+            is_required: matches!(self.absent, Absent::Refused { .. }),
+            allowed: self.rule.allowed(),
+            meaning: self.meaning,
+        }
+    }
+}
+
+/// Sections in the order of the reference page, each with its purpose.
+pub(crate) const SECTIONS: &[(&str, &str)] = &[
+    ("shield", "The packet filter."),
+    ("shield.syn", "How fast one source may open TCP connections."),
+    ("shield.sanity", "Drops of packets that no honest sender makes."),
+    ("shield.uninspected", "Packets that the shield cannot look into."),
+    ("shield.tables", "How much the kernel's tables hold."),
+    ("shield.events", "The sample of packets that the kernel reports to the daemon."),
+    ("shield.log", "The drop log: lines that begin with `SHIELD_DOS_DROP:`."),
+    ("bans", "How long bans last."),
+    ("tor", "Whose connections may never be banned."),
+    ("http", "Metrics and health over HTTP."),
+    ("control", "The socket that `tunica` talks to."),
+    ("ledger", "What survives a restart."),
+    ("log", "The daemon's own log."),
+];
+
+const YEAR: u32 = 31_536_000;
+
+/// Longest time that a source may need to pay off its burst, in minutes; the kernel's limiter counts no further.
+pub(crate) const LONGEST_DEBT_MINUTES: u64 =
+    gcra::MAX_TOLERANCE_TICKS as u64 * gcra::TICK_NANOSECONDS / 60_000_000_000;
+const _: () = assert!(LONGEST_DEBT_MINUTES == 73, "the meaning of shield.syn.burst names this number");
+
+macro_rules! keys {
+    ($( $name:ident: $rule:ty = $key:literal, $absent:expr, $value:expr, $meaning:literal; )+) => {
+        $( pub(crate) static $name: Key<$rule> =
+            Key { name: $key, absent: $absent, rule: $value, meaning: $meaning }; )+
+
+        /// Every key, in the order of the reference page.
+        pub static REFERENCE: LazyLock<Vec<KeyDoc>> = LazyLock::new(|| vec![$( $name.doc() ),+]);
+    };
+}
+
+keys! {
+    INTERFACES: List<InterfaceName> = "shield.interfaces",
+        Absent::Refused { example: r#"["eth0"]"# },
+        List { each: InterfaceName, least: 1, most: Some(64), below: "an empty list protects nothing" },
+        "The network interfaces that face the internet.";
+    MODE: OneOf<Mode> = "shield.mode",
+        Absent::Default(r#""observe""#),
+        OneOf(PhantomData),
+        "`observe` counts what `enforce` would drop; `off` inspects nothing. Observe first, and enforce once the counters show nobody you want to reach you.";
+    ALLOW: List<Cidr> = "shield.allow",
+        Absent::Default("[]"),
+        List { each: Cidr, least: 0, most: None, below: "" },
+        "Your own addresses and those you trust. They are free from bans and per-source limits, never from sanity drops.";
+    ATTACH: OneOf<Attach> = "shield.attach",
+        Absent::Default(r#""native""#),
+        OneOf(PhantomData),
+        "`native` uses the network driver's own XDP hook or none; `native-or-generic` falls back to the kernel's generic hook, which costs more for each packet.";
+    ON_STALE: OneOf<OnStale> = "shield.on_stale",
+        Absent::Default(r#""keep-limits""#),
+        OneOf(PhantomData),
+        "What stays in force while the daemon's heartbeat is missing: `keep-limits` keeps limits and sanity drops and lets dynamic bans lapse, `sanity-only` keeps sanity drops alone, `pass` drops nothing.";
+    STALE_AFTER: Number = "shield.stale_after_seconds",
+        Absent::Default("30"),
+        Number {
+            least: 5, most: 3_600, unit: "seconds",
+            below: "a short pause of the daemon would already count as its death",
+            above: "bans of a dead daemon would stay in force for more than an hour",
+        },
+        "How long without a heartbeat until `on_stale` applies.";
+    PIN_PATH: AbsolutePath = "shield.pin_path",
+        Absent::Default(r#""/sys/fs/bpf/tunica""#),
+        AbsolutePath {
+            example: "/sys/fs/bpf/tunica", is_file: false, longest: None,
+            // Linux, kernel/bpf/inode.c, bpf_lookup.
+            dotless: Some("the BPF file system refuses names with a dot, so nothing could be kept there"),
+        },
+        "Directory on a BPF file system for the link and the maps, so that they outlive the daemon.";
+
+    SYN_ENABLED: Switch = "shield.syn.enabled",
+        Absent::Default("true"),
+        Switch,
+        "Whether the limit is in force.";
+    SYN_RATE: Number = "shield.syn.per_source_per_second",
+        Absent::Default("10"),
+        Number {
+            least: 1, most: 1_000, unit: "SYNs a second",
+            below: "no source could ever connect",
+            above: "the kernel's clock is too coarse to measure such a rate, so the limit would not hold",
+        },
+        "How many connections a second one source (an IPv4 host or an IPv6 /64) may open in the long run.";
+    SYN_BURST: Number = "shield.syn.burst",
+        Absent::Default("20"),
+        Number {
+            least: 1, most: 10_000, unit: "SYNs",
+            below: "no source could ever connect",
+            above: "one source could flood the host before its limit acts",
+        },
+        "How many connections an idle source may open at once. The burst must be paid off within 73 minutes at `per_source_per_second`, so the smallest rates go with smaller bursts only.";
+
+    SANITY_OFF: List<VerdictOf> = "shield.sanity.off",
+        Absent::Default("[]"),
+        List { each: VerdictOf(Class::Sanity), least: 0, most: None, below: "" },
+        "Sanity rules that are switched off, by the label of their verdict.";
+
+    UNINSPECTED_DROP: List<VerdictOf> = "shield.uninspected.drop",
+        Absent::Default("[]"),
+        List { each: VerdictOf(Class::Uninspected), least: 0, most: None, below: "" },
+        "Kinds of packets that are dropped although, and because, nothing inside them can be judged. The others pass.";
+
+    TABLE_BANS: Number = "shield.tables.bans",
+        Absent::Default("131072"),
+        Number {
+            least: 1_024, most: 4_194_304, unit: "sources",
+            below: "a small attack would fill the table, and its other sources could not be banned",
+            above: "the table would take more of the kernel's memory than a host can spare",
+        },
+        "Rows of the ban table.";
+    TABLE_ALLOW: Number = "shield.tables.allow",
+        Absent::Default("16384"),
+        Number {
+            least: 64, most: 1_048_576, unit: "ranges",
+            below: "the networks of an ordinary operator would not fit",
+            above: "the table would take more of the kernel's memory than a host can spare",
+        },
+        "Rows of the allow list: at least as many as `shield.allow` has entries, with room for what `tunica allow add` adds.";
+
+    EVENTS_PER_SECOND: Number = "shield.events.per_second",
+        Absent::Default("100"),
+        Number {
+            least: 1, most: 10_000, unit: "events a second for each verdict and CPU",
+            below: "no packet would ever be reported, so `tunica sources` would stay empty",
+            above: "reporting packets would cost more than dropping them",
+        },
+        "How many packets the kernel reports at most. Counters are exact whatever stands here.";
+
+    LOG_DROPS: Switch = "shield.log.enable_logging",
+        Absent::Default("true"),
+        Switch,
+        "Whether drops are logged. Sources are named at level debug only.";
+    LOG_LINES: Number = "shield.log.lines_per_minute",
+        Absent::Default("5"),
+        Number {
+            least: 1, most: 600, unit: "lines a minute",
+            below: "no line would ever be written, which `enable_logging = false` says more clearly",
+            above: "an attacker could fill the disk by way of the log",
+        },
+        "How many lines are written at most.";
+
+    LADDER: List<Number> = "bans.ladder_seconds",
+        Absent::Default("[300, 1800, 14400, 86400]"),
+        List {
+            each: Number {
+                least: 1, most: YEAR, unit: "seconds",
+                below: "the ban would be over before it began",
+                above: "by its end the address has long passed to someone else",
+            },
+            least: 1, most: Some(16), below: "an empty ladder has no length for any ban",
+        },
+        "Length of a source's first, second, third ban and so on. The last one repeats.";
+    FORGIVE_AFTER: Number = "bans.forgive_after_seconds",
+        Absent::Default("86400"),
+        Number {
+            least: 60, most: YEAR, unit: "seconds",
+            below: "an attacker who pauses for a minute would start anew each time",
+            above: "by its end the address has long passed to someone else",
+        },
+        "After this long without offence a source climbs down one rung of the ladder, and so on.";
+
+    TOR_USER: Account = "tor.user",
+        Absent::Unset { example: r#""debian-tor""# },
+        Account { of: "user", example: "debian-tor" },
+        "The account that tor runs as. The remote ends of its connections are never banned, so that no attacker can have you ban your own guards.";
+    SCAN_EVERY: Number = "tor.scan_every_seconds",
+        Absent::Default("10"),
+        Number {
+            least: 1, most: 3_600, unit: "seconds",
+            below: "the daemon would do nothing but read connections",
+            above: "a new guard could be banned for more than an hour before it is noticed",
+        },
+        "How often tor's connections are read.";
+    KEEP: Number = "tor.keep_seconds",
+        Absent::Default("86400"),
+        Number {
+            least: 60, most: 2_592_000, unit: "seconds",
+            below: "a guard could be banned while tor reconnects to it",
+            above: "addresses that tor no longer uses would stay free from bans for over a month",
+        },
+        "How long an address stays protected after tor was last connected to it. At least `scan_every_seconds`.";
+
+    HTTP_ENABLED: Switch = "http.enabled",
+        Absent::Default("true"),
+        Switch,
+        "Whether `/metrics`, `/health` and `/ready` are served.";
+    HTTP_LISTEN: LoopbackAddress = "http.listen",
+        Absent::Default(r#""127.0.0.1:9187""#),
+        LoopbackAddress,
+        "Where they are served. There is no password, so other addresses than loopback are refused.";
+
+    CONTROL_SOCKET: AbsolutePath = "control.socket",
+        Absent::Default(r#""/run/tunica/tunicad.sock""#),
+        AbsolutePath {
+            example: "/run/tunica/tunicad.sock", is_file: true, dotless: None,
+            longest: Some((107, "the kernel takes at most 107 for a socket (unix(7)), so none could be made")),
+        },
+        "Where the daemon listens for `tunica`.";
+    CONTROL_GROUP: Account = "control.group",
+        Absent::Default(r#""tunica""#),
+        Account { of: "group", example: "tunica" },
+        "The group whose members may read the daemon's state without being root.";
+
+    LEDGER_PATH: AbsolutePath = "ledger.path",
+        Absent::Default(r#""/var/lib/tunica/ledger.redb""#),
+        AbsolutePath { example: "/var/lib/tunica/ledger.redb", is_file: true, longest: None, dotless: None },
+        "The file that keeps bans and offences over a restart.";
+
+    LOG_LEVEL: OneOf<LogLevel> = "log.level",
+        Absent::Default(r#""info""#),
+        OneOf(PhantomData),
+        "The least important lines that are written. Addresses appear at `debug` and `trace` only.";
+    LOG_FORMAT: OneOf<LogFormat> = "log.format",
+        Absent::Default(r#""text""#),
+        OneOf(PhantomData),
+        "`text` is for people, `json` writes one object a line.";
+}

@@ -1,0 +1,268 @@
+//! Files that are read, files that are refused, and what is made from the table of keys.
+//!
+//! A new case is two files and no code: `good/NAME.toml` with `good/NAME.txt` (the settings that differ from their
+//! defaults, then the warnings), or `bad/NAME.toml` with `bad/NAME.txt` (the problems).
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot read its rows has failed")]
+
+use std::{fs, path::Path};
+
+use proptest::{prelude::*, sample::Index};
+use tunica_common::{
+    policy::{DEFAULT_ALLOW, DEFAULT_BANS},
+    verdict::Verdict,
+};
+use tunica_config::{
+    Attach, Config, LogFormat, LogLevel, Mode, OnStale, REFERENCE, ReadFileError, example, read, read_file,
+    reference_markdown,
+};
+
+const MINIMAL: &str = "[shield]\ninterfaces = [\"eth0\"]\n";
+
+/// Every setting in force as its key and its value in TOML; `None` where it is not set.
+fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
+    fn text(value: impl ToString) -> Option<String> {
+        Some(format!("{:?}", value.to_string()))
+    }
+    fn plain(value: impl ToString) -> Option<String> {
+        Some(value.to_string())
+    }
+    fn list(values: impl Iterator<Item = Option<String>>) -> Option<String> {
+        Some(format!("[{}]", values.map(Option::unwrap).collect::<Vec<_>>().join(", ")))
+    }
+    fn labels(verdicts: &[Verdict]) -> Option<String> {
+        list(verdicts.iter().map(|verdict| text(verdict.label())))
+    }
+    let Config { shield, bans, tor, http, control, ledger, log, .. } = config;
+    vec![
+        ("shield.interfaces", list(shield.interfaces.iter().map(text))),
+        ("shield.mode", text(shield.mode)),
+        ("shield.allow", list(shield.allow.iter().map(text))),
+        ("shield.attach", text(shield.attach)),
+        ("shield.on_stale", text(shield.on_stale)),
+        ("shield.stale_after_seconds", plain(shield.stale_after.as_secs())),
+        ("shield.pin_path", text(shield.pin_path.display())),
+        ("shield.syn.enabled", plain(shield.syn.enabled)),
+        ("shield.syn.per_source_per_second", plain(shield.syn.per_source_per_second)),
+        ("shield.syn.burst", plain(shield.syn.burst)),
+        ("shield.sanity.off", labels(&shield.sanity.off)),
+        ("shield.uninspected.drop", labels(&shield.uninspected.drop)),
+        ("shield.tables.bans", plain(shield.tables.bans)),
+        ("shield.tables.allow", plain(shield.tables.allow)),
+        ("shield.events.per_second", plain(shield.events.per_second)),
+        ("shield.log.enable_logging", plain(shield.log.enable_logging)),
+        ("shield.log.lines_per_minute", plain(shield.log.lines_per_minute)),
+        ("bans.ladder_seconds", list(bans.ladder.iter().map(|rung| plain(rung.as_secs())))),
+        ("bans.forgive_after_seconds", plain(bans.forgive_after.as_secs())),
+        ("tor.user", tor.user.as_ref().and_then(text)),
+        ("tor.scan_every_seconds", plain(tor.scan_every.as_secs())),
+        ("tor.keep_seconds", plain(tor.keep.as_secs())),
+        ("http.enabled", plain(http.enabled)),
+        ("http.listen", text(http.listen)),
+        ("control.socket", text(control.socket.display())),
+        ("control.group", text(&control.group)),
+        ("ledger.path", text(ledger.path.display())),
+        ("log.level", text(log.level)),
+        ("log.format", text(log.format)),
+    ]
+}
+
+/// The example with the `#` before each key removed, which is what an operator does with it.
+fn example_switched_on() -> String {
+    // Sentences have a space after their `#`, keys have none.
+    example().replace("\n#", "\n").replace("\n ", "\n# ")
+}
+
+/// Calls `result_of` with the name and text of each `NAME.toml` in `folder`, and compares with `NAME.txt`.
+fn compare(folder: &str, result_of: impl Fn(&str, &str) -> String) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
+    let (mut rows, mut differences) = (0, String::new());
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        rows += 1;
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let result = result_of(name, &fs::read_to_string(&path).unwrap());
+        let expected = fs::read_to_string(path.with_extension("txt")).unwrap_or_default();
+        if result.trim_end() != expected.trim_end() {
+            differences.push_str(&format!("--- {name}, expected\n{expected}--- {name}, is\n{result}\n"));
+        }
+    }
+    assert!(rows > 0, "no rows in {}", folder.display());
+    assert!(differences.is_empty(), "{differences}");
+}
+
+#[test]
+fn good_files_are_read() {
+    let defaults = settings(&read(MINIMAL, "minimal").unwrap());
+    compare("good", |name, text| {
+        let config = read(text, name).unwrap_or_else(|problems| panic!("{problems}"));
+        let changed = settings(&config).into_iter().filter(|setting| !defaults.contains(setting));
+        let changed = changed.map(|(key, value)| format!("{key} = {}\n", value.unwrap()));
+        let warnings = config.warnings().into_iter().map(|warning| format!("warning: {warning}\n"));
+        changed.chain(warnings).collect()
+    });
+}
+
+#[test]
+fn bad_files_are_refused() {
+    compare("bad", |name, text| read(text, name).expect_err(name).to_string());
+}
+
+#[test]
+fn defaults_are_those_of_the_table() {
+    let config = read(MINIMAL, "minimal").unwrap();
+    let settings = settings(&config);
+    let keys: Vec<&str> = settings.iter().map(|(key, _)| *key).collect();
+    assert_eq!(keys, REFERENCE.iter().map(|doc| doc.key).collect::<Vec<_>>());
+    for (doc, (_, value)) in REFERENCE.iter().zip(&settings) {
+        let expected = if doc.is_required { doc.example } else { doc.default };
+        assert_eq!(value.as_deref(), expected, "{}", doc.key);
+    }
+    assert_eq!(config.shield.tables.bans.get() as usize, DEFAULT_BANS);
+    assert_eq!(config.shield.tables.allow.get() as usize, DEFAULT_ALLOW);
+}
+
+#[test]
+fn the_example_equals_the_defaults() {
+    assert_eq!(read(&example(), "example"), read(MINIMAL, "minimal"));
+    let switched_on = example_switched_on();
+    assert_eq!(
+        switched_on.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count(),
+        REFERENCE.len()
+    );
+    let user = "[tor]\nuser = \"debian-tor\"\n";
+    assert_eq!(read(&switched_on, "example"), read(&format!("{MINIMAL}{user}"), "minimal"));
+}
+
+#[test]
+fn the_reference_page_has_a_row_for_each_key() {
+    let page = reference_markdown();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    assert_eq!(rows.len(), REFERENCE.len());
+    for (row, doc) in rows.iter().zip(REFERENCE.iter()) {
+        assert_eq!(row.matches('|').count(), 6, "{row}");
+        let cells = [doc.kind.as_str(), doc.default.unwrap_or_default(), &doc.allowed, doc.meaning];
+        assert!(cells.iter().all(|cell| row.contains(cell)), "{row}");
+    }
+}
+
+#[test]
+fn words_read_back() {
+    for word in [Mode::Off, Mode::Observe, Mode::Enforce] {
+        assert_eq!(word.label().parse(), Ok(word));
+    }
+    for word in [Attach::Native, Attach::NativeOrGeneric] {
+        assert_eq!(word.label().parse(), Ok(word));
+    }
+    for word in [OnStale::KeepLimits, OnStale::SanityOnly, OnStale::Pass] {
+        assert_eq!(word.label().parse(), Ok(word));
+    }
+    for word in [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace] {
+        assert_eq!(word.label().parse(), Ok(word));
+    }
+    for word in [LogFormat::Text, LogFormat::Json] {
+        assert_eq!(word.label().parse(), Ok(word));
+    }
+    let error = "watch".parse::<Mode>().unwrap_err().to_string();
+    assert_eq!(error, "`watch` is unknown here; the words are off, observe, enforce");
+}
+
+#[test]
+fn files_that_cannot_be_read_say_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tunica.toml");
+    let error = read_file(&path).unwrap_err();
+    assert!(
+        matches!(&error, ReadFileError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    );
+
+    fs::write(&path, b"[shield]\ninterfaces = [\"\xff\"]\n").unwrap();
+    let error = read_file(&path).unwrap_err().to_string();
+    let expected = format!(
+        "{}:2:16: a byte that is not UTF-8: TOML is UTF-8, so the file cannot be understood; save the file as UTF-8",
+        path.display()
+    );
+    assert_eq!(error, expected);
+
+    fs::write(&path, MINIMAL).unwrap();
+    assert_eq!(read_file(&path).unwrap(), read(MINIMAL, "minimal").unwrap());
+}
+
+#[test]
+fn addresses_do_not_show_in_debug() {
+    let config = read(&format!("{MINIMAL}allow = [\"198.51.100.7\"]\n"), "debug").unwrap();
+    assert!(!format!("{config:?}").contains("198.51"));
+}
+
+/// That `text` either reads, or is refused for reasons that lie within it.
+fn reads_or_says_why(text: &str) -> Result<(), TestCaseError> {
+    let Err(problems) = read(text, "random") else {
+        return Ok(());
+    };
+    prop_assert!(!problems.as_slice().is_empty());
+    for problem in problems.as_slice() {
+        prop_assert!(problem.line >= 1 && problem.line <= text.split('\n').count(), "{problem}");
+        let line = text.split('\n').nth(problem.line - 1).unwrap();
+        prop_assert!(problem.column >= 1 && problem.column <= line.chars().count() + 1, "{problem}");
+        prop_assert!(problem.to_string().lines().count() == 1, "{problem}");
+    }
+    Ok(())
+}
+
+/// Pieces that a file may be made of, so that random files reach beyond the parser.
+fn pieces() -> impl Strategy<Value = String> {
+    let keys: Vec<String> = REFERENCE
+        .iter()
+        .flat_map(|doc| [doc.key, doc.key.rsplit('.').next().unwrap()])
+        .map(str::to_owned)
+        .collect();
+    prop_oneof![
+        4 => prop::sample::select(keys),
+        2 => prop::sample::select(vec!["[", "]", "[[", "]]", "{", "}", "=", " = ", ",", ".", "\n", "\r\n", "#", "\"", "'", "\"\"\"", "-", "0x", "1_0", "\u{feff}", "\u{0}", "ä", "1979-05-27"])
+            .prop_map(str::to_owned),
+        1 => any::<i64>().prop_map(|number| number.to_string()),
+        1 => ".{0,8}",
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
+
+    /// For all strings, reading ends without panic and with a configuration or with reasons.
+    #[test]
+    fn any_text_is_read_or_refused(text in "\\PC*|(?s).*") {
+        reads_or_says_why(&text)?;
+    }
+
+    /// For all sequences of the words that files are made of, likewise.
+    #[test]
+    fn any_pieces_are_read_or_refused(pieces in prop::collection::vec(pieces(), 0..40)) {
+        reads_or_says_why(&pieces.concat())?;
+    }
+
+    /// For all changes to a few places of a good file, likewise.
+    #[test]
+    fn any_mutation_is_read_or_refused(
+        changes in prop::collection::vec((any::<Index>(), 0usize..12, pieces()), 1..6),
+        is_long: bool,
+    ) {
+        let mut text = if is_long { example_switched_on() } else { MINIMAL.to_owned() };
+        for (place, removed, piece) in changes {
+            let start = text.floor_char_boundary(place.index(text.len() + 1));
+            let end = text.ceil_char_boundary((start + removed).min(text.len()));
+            text.replace_range(start..end, &piece);
+        }
+        reads_or_says_why(&text)?;
+    }
+
+    /// For all rates and bursts within their ranges, a file is accepted exactly when the kernel's limiter can count them.
+    #[test]
+    fn rate_and_burst_fit_or_are_refused(rate in 1u32..=1_000, burst in 1u32..=10_000) {
+        let text = format!("{MINIMAL}[shield.syn]\nper_source_per_second = {rate}\nburst = {burst}\n");
+        let fits = tunica_common::gcra::Limit::new(rate, burst);
+        prop_assert_eq!(read(&text, "syn").ok().map(|config| config.shield.syn.limit), fits);
+    }
+}
