@@ -149,8 +149,8 @@ fn rejected(global: &Global, file: &Path, problems: &Problems) -> Result<Exit, F
 /// The oldest kernel with everything the shield uses: multi-buffer XDP came with 5.18, and 6.1 is the oldest release
 /// with long support after it.
 const LEAST_KERNEL: (u32, u32) = (6, 1);
-/// What one buffer of a page holds besides XDP's headroom and the kernel's own trailer, in bytes; virtio, veth and
-/// others refuse native XDP above it unless the program takes several buffers.
+/// What one buffer of a page holds besides XDP's headroom and the kernel's own trailer, in bytes. The shield takes
+/// packets of several buffers, but a driver that cannot hand them over refuses native XDP above this MTU.
 const ONE_BUFFER_BYTES: u32 = 3_498;
 /// Made by systemd for the unit: `RuntimeDirectory=` and `StateDirectory=`.
 const MADE_BY_SYSTEMD: [&str; 2] = ["/run/tunica", "/var/lib/tunica"];
