@@ -6,6 +6,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
     str::FromStr,
 };
 
@@ -40,7 +41,9 @@ pub struct Prefix {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ParseIdError {
     /// Not an address at all.
-    #[error("`{0}` is not an IP address or CIDR prefix; write 192.0.2.7, 192.0.2.0/24, 2001:db8::7 or 2001:db8::/64")]
+    #[error(
+        "`{0}` is not an IP address or CIDR prefix; write 192.0.2.7, 192.0.2.0/24, 2001:db8::7 or 2001:db8::/64"
+    )]
     NotAnAddress(String),
     /// The prefix length is missing, no number, or beyond the family's 32 or 128 bits.
     #[error("`{text}`: the prefix length must be a whole number from 0 to {most}")]
@@ -59,7 +62,9 @@ pub enum ParseIdError {
         meant: String,
     },
     /// A range that is no single source.
-    #[error("`{0}` is a range; only an IPv4 host, an IPv6 host (its /64 is meant) or an IPv6 /64 can be named here")]
+    #[error(
+        "`{0}` is a range; only an IPv4 host, an IPv6 host (its /64 is meant) or an IPv6 /64 can be named here"
+    )]
     NotASource(String),
 }
 
@@ -108,6 +113,11 @@ impl Prefix {
         Self { address, length: if address.is_ipv4() { 32 } else { 128 } }
     }
 
+    /// A range known when this crate is compiled. The caller has cleared the host bits.
+    pub(crate) const fn known(address: IpAddr, length: u8) -> Self {
+        Self { address, length }
+    }
+
     /// The first address.
     pub const fn address(self) -> IpAddr {
         self.address
@@ -136,6 +146,30 @@ impl Prefix {
         let length = self.length.min(other.length);
         self.address.is_ipv4() == other.address.is_ipv4()
             && mask(self.address, length) == mask(other.address, length)
+    }
+
+    /// The sources that share an address with the range, first to last. A range inside one /64 has that one source.
+    pub fn sources(self) -> RangeInclusive<PacketSource> {
+        let length = u32::from(self.length);
+        match self.address {
+            IpAddr::V4(first) => {
+                let last = u32::from(first) | u32::MAX.checked_shr(length).unwrap_or(0);
+                PacketSource(Inner::V4(first.octets()))..=PacketSource(Inner::V4(last.to_be_bytes()))
+            }
+            IpAddr::V6(first) => {
+                let first = u128::from(first);
+                let last = first | u128::MAX.checked_shr(length).unwrap_or(0);
+                let source = |bits: u128| PacketSource(Inner::V6(((bits >> 64) as u64).to_be_bytes()));
+                source(first)..=source(last)
+            }
+        }
+    }
+
+    /// Whether an IPv6 range holds mapped IPv4 addresses (`::ffff:0:0/96`). As a row of the kernel's allow list, whose
+    /// keys hold IPv4 in that form, it would cover IPv4 hosts that nobody named.
+    pub fn reaches_into_ipv4(self) -> bool {
+        let mapped = Self::known(IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0)), 96);
+        self.overlaps(mapped)
     }
 }
 
@@ -177,7 +211,9 @@ impl FromStr for Prefix {
         }
         // A mapped prefix means the IPv4 range inside it.
         match (address.to_canonical(), length.checked_sub(96)) {
-            (IpAddr::V4(v4), Some(length)) if address.is_ipv6() => Ok(Self { address: IpAddr::V4(v4), length }),
+            (IpAddr::V4(v4), Some(length)) if address.is_ipv6() => {
+                Ok(Self { address: IpAddr::V4(v4), length })
+            }
             _ => Ok(Self { address, length }),
         }
     }
@@ -292,6 +328,31 @@ mod tests {
     fn debug_shows_no_address() {
         let source: PacketSource = "192.0.2.7".parse().unwrap();
         assert!(!format!("{source:?} {:?}", source.prefix()).contains("192"));
+    }
+
+    #[test]
+    fn ranges_know_their_sources() {
+        for (range, first, last) in [
+            ("192.0.2.7", "192.0.2.7", "192.0.2.7"),
+            ("192.0.2.0/24", "192.0.2.0", "192.0.2.255"),
+            ("0.0.0.0/0", "0.0.0.0", "255.255.255.255"),
+            ("2001:db8::/48", "2001:db8::", "2001:db8:0:ffff::"),
+            ("2001:db8:1:2::5/128", "2001:db8:1:2::", "2001:db8:1:2::"),
+            ("::/0", "::", "ffff:ffff:ffff:ffff::"),
+        ] {
+            let prefix: Prefix = range.parse().unwrap();
+            let (first, last): (PacketSource, PacketSource) = (first.parse().unwrap(), last.parse().unwrap());
+            assert!(prefix.sources() == (first..=last), "{range}");
+        }
+    }
+
+    #[test]
+    fn only_wide_ranges_around_zero_reach_into_ipv4() {
+        for (range, reaches) in
+            [("::/0", true), ("::/80", true), ("2000::/3", false), ("192.0.2.0/24", false)]
+        {
+            assert_eq!(range.parse::<Prefix>().unwrap().reaches_into_ipv4(), reaches, "{range}");
+        }
     }
 
     proptest! {

@@ -3,7 +3,21 @@
 //! This crate never does I/O, reads no clock, draws no random number and holds no `unsafe`: events, time and
 //! randomness come in as arguments, and desired state, ledger commands and notices come out. What it may not use is
 //! not in its `Cargo.toml`.
+//!
+//! [`coordinator::Coordinator`] is the only door; the other modules are what it decides with.
 #![forbid(unsafe_code)]
 
+pub mod ban_ladder;
+pub mod coordinator;
+pub mod defence;
+pub mod desired;
+pub mod evidence;
 pub mod id;
+pub mod ledger;
+pub mod limits;
+pub mod never_ban;
+pub mod notice;
+pub mod reconcile;
+pub mod sources;
 pub mod time;
+mod timetable;

@@ -1,0 +1,475 @@
+//! The only door: events go in, and desired state, commands, notices and replies come out.
+//!
+//! The daemon hands every event to [`Coordinator::handle`], makes the commands of the outcome durable, and then calls
+//! [`Coordinator::commit`] with them before the next event. Only `commit` changes the ledger in memory, so a ban is in
+//! force only once it would survive a crash. [`Coordinator::advance`] does what time alone makes due, and
+//! [`Coordinator::next_deadline`] says when that is.
+//!
+//! ```text
+//! event ──▶ handle ──▶ commands ──▶ ledger file ──▶ commit ──▶ ledger, desired state ──▶ reconcile::diff ──▶ kernel
+//!              └────▶ notices, reply                   └─────▶ notices
+//! ```
+
+mod operator;
+#[cfg(test)]
+mod simulation;
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use tunica_common::verdict::Action;
+
+use crate::{
+    ban_ladder::{Ladder, Memory},
+    defence::{Defence, DefenceState, Defences, Totals},
+    desired::{self, Desired},
+    evidence::Forgeable,
+    id::{PacketSource, Prefix},
+    ledger::{self, AllowFact, BanFact, Command, Ledger, Rejection},
+    limits::Settings,
+    never_ban::{self, NeverBan, Protection},
+    notice::{DropLog, Notice},
+    sources::TopSources,
+    time::{Monotime, Now},
+    timetable::Timetable,
+};
+
+/// Every decision of `tunicad`, in memory.
+#[derive(Debug)]
+pub struct Coordinator {
+    settings: Settings,
+    ledger: Ledger,
+    in_force: InForce,
+    never_ban: NeverBan,
+    sources: TopSources,
+    defences: Defences,
+    drop_log: DropLog,
+    refused_bans: u64,
+}
+
+/// What happened outside.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// An operator wants a source banned.
+    Ban(BanRequest),
+    /// An operator wants a ban lifted.
+    Unban {
+        /// Whose.
+        source: PacketSource,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// An operator wants a range on the allow list.
+    Allow(AllowRequest),
+    /// An operator wants a range off the allow list.
+    Disallow {
+        /// Which, exactly as it was added.
+        prefix: Prefix,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// An operator wants the shield detached.
+    BypassOn {
+        /// Why, in the operator's words.
+        reason: String,
+    },
+    /// An operator wants the shield attached again.
+    BypassOff,
+    /// Sampled packets arrived.
+    Samples(Vec<Forgeable>),
+    /// The kernel's counters were read. The first reading is the base line, so read once before attaching.
+    Totals(Box<Totals>),
+    /// The far ends of tor's established outbound connections were read: all there are now.
+    TorPeers(Vec<IpAddr>),
+    /// The host's own addresses were read: all there are now.
+    OwnAddresses(Vec<IpAddr>),
+    /// A new configuration was read, found good, and its tables exist.
+    Reloaded(Box<Settings>),
+}
+
+/// See [`Event::Ban`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BanRequest {
+    /// Whom.
+    pub source: PacketSource,
+    /// How long.
+    pub length: Length,
+    /// Why, in the operator's words: at most [`MOST_REASON_CHARACTERS`].
+    pub reason: String,
+    /// Only say what would change.
+    pub dry_run: bool,
+}
+
+/// See [`Event::Allow`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowRequest {
+    /// Which addresses.
+    pub prefix: Prefix,
+    /// How long; [`Length::Ladder`] is refused.
+    pub length: Length,
+    /// Why, in the operator's words: at most [`MOST_REASON_CHARACTERS`].
+    pub reason: String,
+    /// Only say what would change.
+    pub dry_run: bool,
+}
+
+/// How long a ban or an allow entry holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// The next rung of the ban ladder.
+    Ladder,
+    /// This long, in whole seconds from [`SHORTEST`] to [`LONGEST`].
+    For(Duration),
+    /// Until lifted by hand.
+    Forever,
+}
+
+/// Longest reason that the ledger keeps.
+pub const MOST_REASON_CHARACTERS: usize = 200;
+/// Shortest length of a ban or an allow entry.
+pub const SHORTEST: Duration = Duration::from_secs(1);
+/// Longest length of a ban or an allow entry that is not for ever: ten years of 365 days.
+pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// What is to be done about an event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// To be made durable, all or none, and then handed to [`Coordinator::commit`].
+    pub commands: Vec<Command>,
+    /// To be told at once.
+    pub notices: Vec<Notice>,
+    /// The answer, where an operator asked; it is true once the commands are committed.
+    pub reply: Option<Reply>,
+}
+
+/// The answer to an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Done, or with `dry_run` found possible.
+    Done {
+        /// One sentence a change.
+        changes: Vec<String>,
+        /// The command line that undoes it, where there is one.
+        undo: Option<String>,
+        /// Whether nothing was changed.
+        dry_run: bool,
+    },
+    /// Not done; nothing was changed.
+    Refused {
+        /// Stable word for scripts.
+        code: RefusedCode,
+        /// One sentence: what, its consequence, and what to do.
+        message: String,
+    },
+}
+
+/// Stable words for refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedCode {
+    /// The source must not be banned.
+    Protected,
+    /// Nothing there to remove.
+    NotFound,
+    /// A table is full.
+    Full,
+    /// A value is out of range, or the request makes no sense now.
+    Invalid,
+}
+
+impl Coordinator {
+    /// A coordinator that takes up the facts of `ledger`.
+    pub fn new(settings: Settings, ledger: Ledger, now: Now) -> Self {
+        let mut in_force = InForce::default();
+        for (source, fact) in &ledger.bans {
+            in_force.set_ban(*source, fact, now);
+        }
+        for (prefix, fact) in &ledger.allows {
+            in_force.set_allow(*prefix, fact, now);
+        }
+        for (source, memory) in &ledger.memories {
+            in_force.set_memory(*source, *memory, &settings.ladder, now);
+        }
+        let mut coordinator = Self {
+            never_ban: NeverBan::new(settings.tor_keep),
+            sources: TopSources::new(now.wall),
+            defences: Defences::new(&settings, ledger.bypass.is_some(), now.wall),
+            drop_log: DropLog::default(),
+            refused_bans: 0,
+            settings,
+            ledger,
+            in_force,
+        };
+        coordinator.refresh(now);
+        coordinator
+    }
+
+    /// Decides about one event. The ledger and the bans in force stay as they are until [`Self::commit`].
+    pub fn handle(&mut self, event: Event, now: Now) -> Outcome {
+        match event {
+            Event::Ban(request) => {
+                let plan = self.plan_ban(&request, now);
+                let mut outcome = operator::answer(&plan, request.dry_run);
+                if let (Err(refusal), false) = (&plan, request.dry_run)
+                    && let Some(protection) = refusal.protection()
+                {
+                    self.refused_bans += 1;
+                    outcome.notices.push(Notice::BanRefusedProtected { source: request.source, protection });
+                }
+                outcome
+            }
+            Event::Unban { source, dry_run } => operator::answer(&self.plan_unban(source, now), dry_run),
+            Event::Allow(request) => operator::answer(&self.plan_allow(&request, now), request.dry_run),
+            Event::Disallow { prefix, dry_run } => {
+                operator::answer(&self.plan_disallow(prefix, now), dry_run)
+            }
+            Event::BypassOn { reason } => operator::answer(&self.plan_bypass_on(reason, now), false),
+            Event::BypassOff => operator::answer(&self.plan_bypass_off(), false),
+            Event::Samples(samples) => {
+                let notices = samples.iter().filter_map(|sample| self.sampled(sample, now)).collect();
+                Outcome { notices, ..Outcome::default() }
+            }
+            Event::Totals(totals) => {
+                Outcome { notices: self.defences.count(*totals, now), ..Outcome::default() }
+            }
+            Event::TorPeers(peers) => {
+                if self.never_ban.saw_peers(&peers, now) {
+                    self.refresh(now);
+                }
+                self.advance(now)
+            }
+            Event::OwnAddresses(own) => {
+                self.never_ban.set_own(&own);
+                self.refresh(now);
+                self.advance(now)
+            }
+            Event::Reloaded(settings) => self.reload(*settings, now),
+        }
+    }
+
+    /// Takes durable commands into memory. To be called with the commands of one outcome, after they were made
+    /// durable and before the next event.
+    ///
+    /// # Errors
+    /// At the first command that does not apply. The commands before it hold; memory and file then disagree, which
+    /// only a fresh start from the file heals.
+    pub fn commit(&mut self, commands: &[Command], now: Now) -> Result<Vec<Notice>, Rejection> {
+        let mut notices = Vec::new();
+        let mut result = Ok(());
+        for command in commands {
+            let notice = self.notice_of(command, now);
+            result = ledger::apply(&mut self.ledger, command);
+            if result.is_err() {
+                break;
+            }
+            self.in_force.follow(command, &self.settings.ladder, now);
+            notices.extend(notice);
+        }
+        let touches_bans_only = |command: &Command| match command {
+            Command::SetBan { .. } | Command::LiftBan { .. } => true,
+            Command::SetMemory { .. } | Command::ForgetMemory { .. } => true,
+            Command::SetAllow { .. } | Command::LiftAllow { .. } => false,
+            Command::SetBypass { .. } | Command::ClearBypass => false,
+        };
+        if !commands.iter().all(touches_bans_only) {
+            self.refresh(now);
+        }
+        result.map(|()| notices)
+    }
+
+    /// Does what time alone makes due: what has expired, what has become protected, what has become quiet. Looks at
+    /// the whole state each time, so that commands which could not be made durable come again.
+    pub fn advance(&mut self, now: Now) -> Outcome {
+        if self.never_ban.age_out(now.mono) {
+            self.refresh(now);
+        }
+        let mut bans: Vec<PacketSource> = self.in_force.ban_ends.due(now.mono).collect();
+        let protected = never_ban::firm_ranges(&self.never_ban, &self.settings.config_allow);
+        bans.extend(
+            protected.flat_map(|range| self.ledger.bans.range(range.sources())).map(|(source, _)| *source),
+        );
+        bans.sort_unstable();
+        bans.dedup();
+        let mut commands: Vec<Command> = bans.into_iter().map(|source| Command::LiftBan { source }).collect();
+        commands.extend(self.in_force.allow_ends.due(now.mono).map(|prefix| Command::LiftAllow { prefix }));
+        commands.extend(self.in_force.forgets.due(now.mono).map(|source| Command::ForgetMemory { source }));
+        Outcome { commands, notices: self.defences.advance(now.mono), reply: None }
+    }
+
+    /// When [`Self::advance`] is to be called next; in the past while commands of an earlier call are not committed.
+    pub fn next_deadline(&self) -> Option<Monotime> {
+        let deadlines = [
+            self.in_force.ban_ends.first().map(|(at, _)| at),
+            self.in_force.allow_ends.first().map(|(at, _)| at),
+            self.in_force.forgets.first().map(|(at, _)| at),
+            self.never_ban.next_deadline(),
+            self.defences.next_deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// What should be in force in the kernel.
+    pub fn desired(&self) -> &Desired {
+        &self.in_force.desired
+    }
+
+    /// Every durable fact.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Every defence and its state.
+    pub fn defences(&self) -> [(Defence, DefenceState); 4] {
+        self.defences.states()
+    }
+
+    /// What the host told about itself and tor.
+    pub fn never_ban(&self) -> &NeverBan {
+        &self.never_ban
+    }
+
+    /// The sources seen most often in samples.
+    pub fn sources(&self) -> &TopSources {
+        &self.sources
+    }
+
+    /// How many bans were refused because the source is protected, since the daemon started.
+    pub fn refused_bans(&self) -> u64 {
+        self.refused_bans
+    }
+
+    /// The rule that forbids to ban `source`, if one does.
+    pub fn protection(&self, source: PacketSource, now: Monotime) -> Option<Protection> {
+        self.never_ban.protects(source, now, &self.ledger.allows, &self.settings.config_allow)
+    }
+
+    fn sampled(&mut self, sample: &Forgeable, now: Now) -> Option<Notice> {
+        self.sources.observe(sample, now.wall);
+        let is_drop = match sample.action {
+            Action::Drop => true,
+            // Observing, nothing is dropped, and a line that says so would be false.
+            Action::WouldDrop | Action::Pass => false,
+        };
+        let is_said = is_drop && self.drop_log.admits(self.settings.log_lines_per_minute, now.mono);
+        let (source, verdict, port) = (sample.source, sample.verdict, sample.destination_port);
+        is_said.then_some(Notice::DropSample { source, verdict, port })
+    }
+
+    fn reload(&mut self, settings: Settings, now: Now) -> Outcome {
+        let mut changes = settings.changes_from(&self.settings);
+        self.never_ban.set_keep(settings.tor_keep);
+        self.settings = settings;
+        for (source, memory) in &self.ledger.memories {
+            self.in_force.set_memory(*source, *memory, &self.settings.ladder, now);
+        }
+        self.refresh(now);
+        let mut outcome = self.advance(now);
+        let lifted =
+            outcome.commands.iter().filter(|command| matches!(command, Command::LiftBan { .. })).count();
+        if lifted > 0 {
+            changes.push(format!("bans lifted because they ended or must not be: {lifted}"));
+        }
+        outcome.reply = Some(Reply::Done { changes, undo: None, dry_run: false });
+        outcome
+    }
+
+    /// Recomputes everything in force but the bans, which are too many.
+    fn refresh(&mut self, now: Now) {
+        let is_bypassed = self.ledger.bypass.is_some();
+        let desired = &mut self.in_force.desired;
+        desired.attached = !is_bypassed;
+        desired.tables.own = desired::own_table(self.never_ban.own().iter());
+        desired.tables.allow = desired::allow_table(
+            &self.settings.config_allow,
+            &self.ledger.allows,
+            self.never_ban.peers(),
+            self.settings.allow_capacity,
+        );
+        self.defences.arm(&self.settings, is_bypassed, now.wall);
+    }
+
+    /// What an operator should hear of `command` once it is applied; read from the state before.
+    fn notice_of(&self, command: &Command, now: Now) -> Option<Notice> {
+        match command {
+            Command::SetBan { source, fact } => {
+                let length = fact.expires.map(|expires| expires.since(fact.since));
+                Some(Notice::BanSet { source: *source, id: fact.id, length, rung: fact.rung })
+            }
+            Command::LiftBan { source } => {
+                let (source, id) = (*source, self.ledger.bans.get(source)?.id);
+                let is_over = self.in_force.ban_ends.get(source).is_some_and(|at| at <= now.mono);
+                let config = &self.settings.config_allow;
+                let protection = self.never_ban.protects(source, now.mono, &BTreeMap::new(), config);
+                Some(match protection {
+                    _ if is_over => Notice::BanExpired { source, id },
+                    Some(protection) => Notice::BanWithdrawn { source, id, protection },
+                    None => Notice::BanLifted { source, id },
+                })
+            }
+            Command::SetAllow { prefix, fact } => {
+                let length = fact.expires.map(|expires| expires.since(fact.since));
+                Some(Notice::AllowSet { prefix: *prefix, id: fact.id, length })
+            }
+            Command::LiftAllow { prefix } => {
+                let (prefix, id) = (*prefix, self.ledger.allows.get(prefix)?.id);
+                let is_over = self.in_force.allow_ends.get(prefix).is_some_and(|at| at <= now.mono);
+                Some(if is_over {
+                    Notice::AllowExpired { prefix, id }
+                } else {
+                    Notice::AllowLifted { prefix, id }
+                })
+            }
+            Command::SetMemory { .. } | Command::ForgetMemory { .. } => None,
+            Command::SetBypass { .. } => Some(Notice::BypassOn),
+            Command::ClearBypass => Some(Notice::BypassOff),
+        }
+    }
+}
+
+/// What follows from the ledger: the desired state, and when each fact ends by the boot's clock.
+#[derive(Debug, Default)]
+struct InForce {
+    desired: Desired,
+    ban_ends: Timetable<PacketSource>,
+    allow_ends: Timetable<Prefix>,
+    /// When each memory of the ladder says nothing any more.
+    forgets: Timetable<PacketSource>,
+}
+
+impl InForce {
+    fn follow(&mut self, command: &Command, ladder: &Ladder, now: Now) {
+        match command {
+            Command::SetBan { source, fact } => self.set_ban(*source, fact, now),
+            Command::LiftBan { source } => {
+                self.ban_ends.set(*source, None);
+                self.desired.tables.bans.remove(&source.key());
+            }
+            Command::SetAllow { prefix, fact } => self.set_allow(*prefix, fact, now),
+            Command::LiftAllow { prefix } => {
+                self.allow_ends.set(*prefix, None);
+            }
+            Command::SetMemory { source, memory } => self.set_memory(*source, *memory, ladder, now),
+            Command::ForgetMemory { source } => {
+                self.forgets.set(*source, None);
+            }
+            Command::SetBypass { .. } | Command::ClearBypass => {}
+        }
+    }
+
+    fn set_ban(&mut self, source: PacketSource, fact: &BanFact, now: Now) {
+        let ends = desired::ends_at(fact.since, fact.expires, now);
+        self.ban_ends.set(source, ends);
+        self.desired.tables.bans.insert(source.key(), desired::ban_entry(fact, ends));
+    }
+
+    fn set_allow(&mut self, prefix: Prefix, fact: &AllowFact, now: Now) {
+        self.allow_ends.set(prefix, desired::ends_at(fact.since, fact.expires, now));
+    }
+
+    fn set_memory(&mut self, source: PacketSource, memory: Memory, ladder: &Ladder, now: Now) {
+        self.forgets.set(source, Some(now.mono.after(ladder.forgotten_in(memory, now.wall))));
+    }
+}

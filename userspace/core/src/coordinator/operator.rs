@@ -1,0 +1,327 @@
+//! What operators ask for, as plans: commands, sentences, and the way back. Nothing here changes state.
+
+use std::{fmt::Display, time::Duration};
+
+use thiserror::Error;
+
+use super::{
+    AllowRequest, BanRequest, Coordinator, LONGEST, Length, MOST_REASON_CHARACTERS, Outcome, RefusedCode,
+    Reply, SHORTEST,
+};
+use crate::{
+    evidence::Offence,
+    id::{PacketSource, Prefix},
+    ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact, Command},
+    limits::Mode,
+    never_ban::Protection,
+    notice::span,
+    time::{Now, WallTime},
+};
+
+/// What would be done.
+pub(super) struct Plan {
+    commands: Vec<Command>,
+    changes: Vec<String>,
+    undo: Option<String>,
+}
+
+/// Why nothing is done.
+#[derive(Debug, Error)]
+pub(super) enum Refusal {
+    #[error("{who} cannot be banned: {protection}; {}", .protection.advice())]
+    Protected { who: PacketSource, protection: Protection },
+    #[error("{0} is not banned, so there is nothing to lift; `tunica ban list` shows every ban")]
+    NotBanned(PacketSource),
+    #[error(
+        "no operator's entry on the allow list is {0}, so there is nothing to remove; `tunica allow list` shows every entry"
+    )]
+    NotAllowed(Prefix),
+    #[error(
+        "{0} comes from the configuration file, so it stays; take it out of `shield.allow` and run `tunica reload`"
+    )]
+    AllowedByConfig(Prefix),
+    #[error(
+        "{0} is the far end of one of tor's own connections, so it stays; it goes once tor has not used it for `tor.keep_seconds`"
+    )]
+    AllowedByTor(Prefix),
+    #[error(
+        "the ban table is full with {0} bans, so another would not be in force; lift one or raise `shield.tables.bans`"
+    )]
+    BansFull(u32),
+    #[error(
+        "the allow list is full with {0} entries, so another would not be in force; remove one or raise `shield.tables.allow`"
+    )]
+    AllowsFull(u32),
+    #[error("the ledger has given out every number there is, so it takes no new fact; begin a new ledger")]
+    IdsExhausted,
+    #[error(
+        "the reason has {0} characters, so the ledger would not keep it; write at most {MOST_REASON_CHARACTERS}"
+    )]
+    LongReason(usize),
+    #[error(
+        "the reason holds a control character, which could disturb a terminal that shows it; write one line of plain text"
+    )]
+    ControlCharacter,
+    #[error("{} s is no length that can be kept, so nothing was set; give 1 to {} s, which is ten years", .0.as_secs_f64(), LONGEST.as_secs())]
+    BadLength(Duration),
+    #[error(
+        "the ban ladder gives no length to an allow entry, so nothing was set; name a length or allow for ever"
+    )]
+    NoLadderHere,
+    #[error(
+        "{0} holds all of IPv4 in mapped form, so allowing it would open IPv4 too; name 2000::/3 to allow all public IPv6"
+    )]
+    ReachesIntoIpv4(Prefix),
+    #[error("the shield has been bypassed since {0}, so there is nothing to do; `tunica bypass off` ends it")]
+    AlreadyBypassed(WallTime),
+    #[error(
+        "the shield is not bypassed, so there is nothing to end; `tunica status` shows whether it is attached"
+    )]
+    NotBypassed,
+}
+
+impl Refusal {
+    const fn code(&self) -> RefusedCode {
+        match self {
+            Self::Protected { .. } => RefusedCode::Protected,
+            Self::NotBanned(_)
+            | Self::NotAllowed(_)
+            | Self::AllowedByConfig(_)
+            | Self::AllowedByTor(_)
+            | Self::NotBypassed => RefusedCode::NotFound,
+            Self::BansFull(_) | Self::AllowsFull(_) | Self::IdsExhausted => RefusedCode::Full,
+            Self::LongReason(_)
+            | Self::ControlCharacter
+            | Self::BadLength(_)
+            | Self::NoLadderHere
+            | Self::ReachesIntoIpv4(_)
+            | Self::AlreadyBypassed(_) => RefusedCode::Invalid,
+        }
+    }
+
+    /// What protects the source, if that is why.
+    pub(super) const fn protection(&self) -> Option<Protection> {
+        if let Self::Protected { protection, .. } = self { Some(*protection) } else { None }
+    }
+}
+
+/// The outcome of a plan. A dry run says the same and does nothing.
+pub(super) fn answer(plan: &Result<Plan, Refusal>, dry_run: bool) -> Outcome {
+    let (commands, reply) = match plan {
+        Ok(Plan { commands, changes, undo }) => {
+            let commands = if dry_run { Vec::new() } else { commands.clone() };
+            (commands, Reply::Done { changes: changes.clone(), undo: undo.clone(), dry_run })
+        }
+        Err(refusal) => (Vec::new(), Reply::Refused { code: refusal.code(), message: refusal.to_string() }),
+    };
+    Outcome { commands, notices: Vec::new(), reply: Some(reply) }
+}
+
+impl Coordinator {
+    pub(super) fn plan_ban(&self, request: &BanRequest, now: Now) -> Result<Plan, Refusal> {
+        let source = request.source;
+        check_reason(&request.reason)?;
+        let mut commands = Vec::new();
+        let (length, rung, origin) = match request.length {
+            Length::Ladder => {
+                let offence = Offence::by_operator(source, request.reason.clone());
+                let climb = self.settings.ladder.climb(
+                    self.ledger.memories.get(&source).copied(),
+                    &offence,
+                    now.wall,
+                );
+                commands.extend(self.room_for_memory(source));
+                commands.push(Command::SetMemory { source, memory: climb.memory });
+                (Some(climb.length), Some(climb.memory.rung), BanOrigin::of(offence.proof()))
+            }
+            Length::For(length) => (Some(check_length(length)?), None, BanOrigin::Operator),
+            Length::Forever => (None, None, BanOrigin::Operator),
+        };
+        if let Some(protection) = self.protection(source, now.mono) {
+            return Err(Refusal::Protected { who: source, protection });
+        }
+        let before = self.ledger.bans.get(&source);
+        if before.is_none() && is_full(self.ledger.bans.len(), self.settings.ban_capacity) {
+            return Err(Refusal::BansFull(self.settings.ban_capacity));
+        }
+        let expires = length.map(|length| now.wall.after(length));
+        let (id, since, reason) = (self.fresh_id()?, now.wall, request.reason.clone());
+        commands.push(Command::SetBan { source, fact: BanFact { id, since, expires, rung, origin, reason } });
+
+        let mut changes = vec![format!("{source} is banned {}{}", span(length), until(expires))];
+        if let Some(rung) = rung {
+            changes
+                .push(format!("that is rung {rung} of the {} of the ban ladder", self.settings.ladder.top()));
+        }
+        if let Some(before) = before {
+            changes.push(format!("it replaces ban {}{}", before.id, until(before.expires)));
+        }
+        changes.extend(self.caveat());
+        let undo = before.map_or_else(
+            || format!("tunica ban remove {source}"),
+            |before| undo_line("ban", source, before.expires, &before.reason, now.wall),
+        );
+        Ok(Plan { commands, changes, undo: Some(undo) })
+    }
+
+    pub(super) fn plan_unban(&self, source: PacketSource, now: Now) -> Result<Plan, Refusal> {
+        let fact = self.ledger.bans.get(&source).ok_or(Refusal::NotBanned(source))?;
+        let mut changes = vec![format!("ban {} of {source} is lifted", fact.id)];
+        let standing = |memory| self.settings.ladder.standing(memory, now.wall);
+        let rung = self.ledger.memories.get(&source).map_or(0, |memory| standing(*memory));
+        if rung > 0 {
+            changes.push(format!("the ban ladder still remembers the source on rung {rung}"));
+        }
+        let undo = undo_line("ban", source, fact.expires, &fact.reason, now.wall);
+        Ok(Plan { commands: vec![Command::LiftBan { source }], changes, undo: Some(undo) })
+    }
+
+    pub(super) fn plan_allow(&self, request: &AllowRequest, now: Now) -> Result<Plan, Refusal> {
+        let prefix = request.prefix;
+        check_reason(&request.reason)?;
+        let length = match request.length {
+            Length::Ladder => return Err(Refusal::NoLadderHere),
+            Length::For(length) => Some(check_length(length)?),
+            Length::Forever => None,
+        };
+        if prefix.reaches_into_ipv4() {
+            return Err(Refusal::ReachesIntoIpv4(prefix));
+        }
+        let before = self.ledger.allows.get(&prefix);
+        let config = &self.settings.config_allow;
+        let others = self.ledger.allows.keys().filter(|known| !config.contains(known)).count();
+        let is_new = before.is_none() && !config.contains(&prefix);
+        if is_new && is_full(config.len() + others, self.settings.allow_capacity) {
+            return Err(Refusal::AllowsFull(self.settings.allow_capacity));
+        }
+        let expires = length.map(|length| now.wall.after(length));
+        let (id, since, reason) = (self.fresh_id()?, now.wall, request.reason.clone());
+        let fact = AllowFact { id, since, expires, origin: AllowOrigin::Operator, reason };
+
+        let mut changes = vec![format!("{prefix} is on the allow list {}{}", span(length), until(expires))];
+        if let Some(before) = before {
+            changes.push(format!("it replaces entry {}{}", before.id, until(before.expires)));
+        }
+        if config.contains(&prefix) {
+            changes.push("the configuration file allows the same range, and goes on doing so".into());
+        }
+        let bans = self.ledger.bans.range(prefix.sources()).count();
+        if bans > 0 {
+            changes.push(format!("bans without effect there while the entry holds: {bans}"));
+        }
+        let undo = before.map_or_else(
+            || format!("tunica allow remove {prefix}"),
+            |before| undo_line("allow", prefix, before.expires, &before.reason, now.wall),
+        );
+        Ok(Plan { commands: vec![Command::SetAllow { prefix, fact }], changes, undo: Some(undo) })
+    }
+
+    pub(super) fn plan_disallow(&self, prefix: Prefix, now: Now) -> Result<Plan, Refusal> {
+        let Some(fact) = self.ledger.allows.get(&prefix) else {
+            let is_peer = self.never_ban.peers().any(|peer| Prefix::host(peer) == prefix);
+            return Err(match self.settings.config_allow.contains(&prefix) {
+                true => Refusal::AllowedByConfig(prefix),
+                false if is_peer => Refusal::AllowedByTor(prefix),
+                false => Refusal::NotAllowed(prefix),
+            });
+        };
+        let mut changes = vec![format!("entry {} for {prefix} is off the allow list", fact.id)];
+        let bans = self.ledger.bans.range(prefix.sources()).count();
+        if bans > 0 {
+            changes.push(format!("bans that take effect there again: {bans}"));
+        }
+        let undo = undo_line("allow", prefix, fact.expires, &fact.reason, now.wall);
+        Ok(Plan { commands: vec![Command::LiftAllow { prefix }], changes, undo: Some(undo) })
+    }
+
+    pub(super) fn plan_bypass_on(&self, reason: String, now: Now) -> Result<Plan, Refusal> {
+        check_reason(&reason)?;
+        if let Some(bypass) = &self.ledger.bypass {
+            return Err(Refusal::AlreadyBypassed(bypass.since));
+        }
+        Ok(Plan {
+            commands: vec![Command::SetBypass { fact: BypassFact { since: now.wall, reason } }],
+            changes: vec!["the shield is detached; no packet is inspected until the bypass ends".into()],
+            undo: Some("tunica bypass off".into()),
+        })
+    }
+
+    pub(super) fn plan_bypass_off(&self) -> Result<Plan, Refusal> {
+        let bypass = self.ledger.bypass.as_ref().ok_or(Refusal::NotBypassed)?;
+        Ok(Plan {
+            commands: vec![Command::ClearBypass],
+            changes: vec!["the shield is attached again".into()],
+            undo: Some(format!("tunica bypass on --reason {}", quoted(&bypass.reason))),
+        })
+    }
+
+    /// Makes room where as many sources are remembered as can be banned: the one that would be forgotten first goes.
+    fn room_for_memory(&self, source: PacketSource) -> Option<Command> {
+        let is_known = self.ledger.memories.contains_key(&source);
+        let needs_room = !is_known && is_full(self.ledger.memories.len(), self.settings.ban_capacity);
+        let (_, source) = self.in_force.forgets.first().filter(|_| needs_room)?;
+        Some(Command::ForgetMemory { source })
+    }
+
+    fn fresh_id(&self) -> Result<u32, Refusal> {
+        if self.ledger.next_id == u32::MAX { Err(Refusal::IdsExhausted) } else { Ok(self.ledger.next_id) }
+    }
+
+    /// Why a new ban drops nothing yet, if so.
+    fn caveat(&self) -> Option<String> {
+        match (&self.ledger.bypass, self.settings.mode) {
+            (Some(_), _) => {
+                Some("the shield is bypassed, so nothing is dropped until `tunica bypass off`".into())
+            }
+            (None, Mode::Off) => Some("the mode is `off`, so nothing is dropped".into()),
+            (None, Mode::Observe) => {
+                Some("the mode is `observe`, so its packets are counted and pass".into())
+            }
+            (None, Mode::Enforce) => None,
+        }
+    }
+}
+
+fn check_reason(reason: &str) -> Result<(), Refusal> {
+    let characters = reason.chars().count();
+    if characters > MOST_REASON_CHARACTERS {
+        return Err(Refusal::LongReason(characters));
+    }
+    if reason.chars().any(char::is_control) {
+        return Err(Refusal::ControlCharacter);
+    }
+    Ok(())
+}
+
+fn check_length(length: Duration) -> Result<Duration, Refusal> {
+    if (SHORTEST..=LONGEST).contains(&length) { Ok(length) } else { Err(Refusal::BadLength(length)) }
+}
+
+fn is_full(rows: usize, capacity: u32) -> bool {
+    rows >= usize::try_from(capacity).unwrap_or(usize::MAX)
+}
+
+/// ", until …", or nothing where only a hand ends it.
+fn until(expires: Option<WallTime>) -> String {
+    expires.map_or_else(String::new, |expires| format!(", until {expires}"))
+}
+
+/// The command line that brings a fact back for the time it had left.
+fn undo_line(
+    noun: &str,
+    range: impl Display,
+    expires: Option<WallTime>,
+    reason: &str,
+    now: WallTime,
+) -> String {
+    let length = match expires {
+        None => "forever".into(),
+        Some(expires) => format!("{}s", expires.since(now).as_secs().max(1)),
+    };
+    format!("tunica {noun} add {range} --for {length} --reason {}", quoted(reason))
+}
+
+/// A word for a POSIX shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}

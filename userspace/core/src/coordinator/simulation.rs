@@ -1,0 +1,538 @@
+//! The coordinator against a model of everything around it, on one virtual clock: a ledger file that commands reach
+//! first, a kernel that gets edits alone, clocks that step, restarts.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use tunica_common::{keys::BanEntry, verdict::Verdict};
+
+use super::*;
+use crate::{
+    desired::Tables,
+    limits::{Mode, tests::settings},
+    reconcile::diff,
+    time::WallTime,
+};
+
+const DAY: u64 = 86_400;
+
+struct World {
+    coordinator: Coordinator,
+    file: Ledger,
+    kernel: Tables,
+    now: Now,
+    heard: Vec<Notice>,
+}
+
+impl World {
+    fn new(settings: Settings) -> Self {
+        let now = Now { mono: Monotime(1_000_000_000), wall: WallTime(20_000 * DAY) };
+        let (file, kernel, heard) = (Ledger::default(), Tables::default(), Vec::new());
+        Self { coordinator: Coordinator::new(settings, file.clone(), now), file, kernel, now, heard }
+    }
+
+    /// Does what the daemon does with an outcome.
+    fn carry_out(&mut self, outcome: Outcome) -> Option<Reply> {
+        for command in &outcome.commands {
+            ledger::apply(&mut self.file, command).unwrap();
+        }
+        self.heard.extend(outcome.notices);
+        self.heard.extend(self.coordinator.commit(&outcome.commands, self.now).unwrap());
+        assert_eq!(self.coordinator.ledger(), &self.file);
+        for edit in diff(&self.kernel, &self.coordinator.desired().tables) {
+            self.kernel.apply(edit);
+        }
+        outcome.reply
+    }
+
+    fn event(&mut self, event: Event) -> Option<Reply> {
+        let outcome = self.coordinator.handle(event, self.now);
+        self.carry_out(outcome)
+    }
+
+    fn advance(&mut self) {
+        let outcome = self.coordinator.advance(self.now);
+        self.carry_out(outcome);
+    }
+
+    /// Lets time pass, waking at every deadline on the way.
+    fn pass(&mut self, seconds: u64) {
+        let end = Now {
+            mono: self.now.mono.after(Duration::from_secs(seconds)),
+            wall: self.now.wall.after(Duration::from_secs(seconds)),
+        };
+        while let Some(deadline) = self.coordinator.next_deadline().filter(|deadline| *deadline <= end.mono) {
+            self.now.wall = self.now.wall.after(deadline.since(self.now.mono));
+            self.now.mono = deadline.max(self.now.mono);
+            self.advance();
+            assert!(
+                self.coordinator.next_deadline().is_none_or(|next| next > deadline),
+                "advance leaves work undone"
+            );
+        }
+        self.now = end;
+    }
+
+    /// The daemon dies and starts again from its file; the kernel keeps its tables.
+    fn restart(&mut self) {
+        self.coordinator = Coordinator::new(self.coordinator.settings().clone(), self.file.clone(), self.now);
+        self.advance();
+    }
+
+    fn ban(&mut self, host: &str, length: Length) -> Option<Reply> {
+        let (source, reason) = (host.parse().unwrap(), "scan".into());
+        self.event(Event::Ban(BanRequest { source, length, reason, dry_run: false }))
+    }
+
+    fn allow(&mut self, prefix: &str, length: Length) -> Option<Reply> {
+        let (prefix, reason) = (prefix.parse().unwrap(), "office".into());
+        self.event(Event::Allow(AllowRequest { prefix, length, reason, dry_run: false }))
+    }
+
+    /// Whether the kernel drops packets of a source now.
+    fn drops(&self, host: &str) -> bool {
+        let source: PacketSource = host.parse().unwrap();
+        let bits = u128::from_be_bytes(Prefix::host(source.prefix().address()).kernel_key().1);
+        let is_allowed = self.kernel.allow.keys().any(|(length, address)| {
+            let differs = bits ^ u128::from_be_bytes(*address);
+            differs.leading_zeros() >= *length
+        });
+        let is_banned = |ban: &BanEntry| self.now.mono.0 < ban.expires_ns;
+        !is_allowed && self.kernel.bans.get(&source.key()).is_some_and(is_banned)
+    }
+
+    fn names(&mut self) -> Vec<&'static str> {
+        self.heard.drain(..).map(|notice| notice.name()).collect()
+    }
+}
+
+fn refused(reply: Option<Reply>) -> (RefusedCode, String) {
+    match reply {
+        Some(Reply::Refused { code, message }) => (code, message),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn done(reply: Option<Reply>) -> (Vec<String>, Option<String>) {
+    match reply {
+        Some(Reply::Done { changes, undo, dry_run: false }) => (changes, undo),
+        other => panic!("not done: {other:?}"),
+    }
+}
+
+#[test]
+fn three_weeks_of_one_source() {
+    let mut world = World::new(settings());
+    let host = "198.51.100.7";
+    // Seconds that pass, then an offence: the rung it leads to and the seconds it costs.
+    for (pause, rung, length) in [
+        (0, 1, 300),
+        (301, 2, 1_800),
+        (60, 3, 14_400),
+        (14_400, 4, DAY),
+        (DAY - 1, 4, DAY),
+        (DAY, 4, DAY),
+        (2 * DAY, 3, 14_400),
+        (5 * DAY, 1, 300),
+        (DAY - 300, 2, 1_800),
+        (10 * DAY, 1, 300),
+    ] {
+        world.pass(pause);
+        world.ban(host, Length::Ladder);
+        let fact = world.file.bans.values().next().unwrap();
+        assert_eq!(fact.rung, Some(rung), "after {pause} s");
+        assert_eq!(fact.expires, Some(world.now.wall.after(Duration::from_secs(length))));
+        assert!(world.drops(host));
+        let started = world.now;
+        let end = started.mono.after(Duration::from_secs(length));
+        assert_eq!(world.coordinator.desired().tables.bans.values().next().unwrap().expires_ns, end.0);
+    }
+    world.pass(299);
+    assert!(world.drops(host));
+    world.pass(1);
+    assert!(!world.drops(host));
+    assert!(world.file.bans.is_empty() && world.kernel.bans.is_empty());
+    assert_eq!(world.file.memories.len(), 1);
+    world.pass(DAY);
+    assert!(world.file.memories.is_empty());
+    assert_eq!(world.coordinator.next_deadline(), None);
+    assert_eq!(world.names().last(), Some(&"ban_expired"));
+}
+
+#[test]
+fn a_restart_keeps_bans_and_a_stepping_wall_clock_moves_none() {
+    let mut world = World::new(settings());
+    world.ban("198.51.100.7", Length::For(Duration::from_secs(1_000)));
+    world.ban("198.51.100.8", Length::Forever);
+    let kernel = world.kernel.clone();
+    world.now.wall = WallTime(5);
+    world.advance();
+    world.pass(400);
+    assert_eq!(world.kernel, kernel);
+    world.now.wall = WallTime(20_000 * DAY + 400);
+    world.restart();
+    assert_eq!(world.kernel, kernel);
+    // A clock that starts at 1970 after a reboot gives the ban its whole length again, and not one second more.
+    world.now = Now { mono: Monotime(0), wall: WallTime(0) };
+    world.restart();
+    world.pass(999);
+    assert!(world.drops("198.51.100.7"));
+    world.pass(1);
+    assert!(!world.drops("198.51.100.7"));
+    assert!(world.drops("198.51.100.8"));
+    // A clock far ahead ends it at the next start.
+    world.ban("198.51.100.7", Length::For(Duration::from_secs(1_000)));
+    world.now.wall = WallTime(30_000 * DAY);
+    world.restart();
+    assert!(!world.drops("198.51.100.7") && world.drops("198.51.100.8"));
+}
+
+#[test]
+fn protected_sources_are_refused_counted_and_heard() {
+    let mut world =
+        World::new(Settings { config_allow: vec!["192.0.2.0/24".parse().unwrap()], ..settings() });
+    world.event(Event::OwnAddresses(vec!["203.0.113.1".parse().unwrap()]));
+    world.event(Event::TorPeers(vec!["203.0.113.9".parse().unwrap(), "2001:db8::1".parse().unwrap()]));
+    world.allow("198.51.100.0/24", Length::Forever);
+    world.names();
+    for (source, sentence) in [
+        ("203.0.113.1", "203.0.113.1 cannot be banned: it holds one of this host's own addresses; "),
+        (
+            "203.0.113.9",
+            "203.0.113.9 cannot be banned: it holds the far end of one of tor's own connections; ",
+        ),
+        ("2001:db8::/64", "2001:db8::/64 cannot be banned: it holds the far end of one of tor's"),
+        ("192.0.2.7", "take 192.0.2.0/24 out of `shield.allow` and run `tunica reload` first"),
+        ("198.51.100.7", "run `tunica allow remove 198.51.100.0/24` first"),
+        ("127.0.0.1", "it is a loopback address"),
+    ] {
+        let (code, message) = refused(world.ban(source, Length::Ladder));
+        assert_eq!(code, RefusedCode::Protected);
+        assert!(message.contains(sentence), "{message}");
+        assert_eq!(world.names(), ["ban_refused_protected"]);
+        let (source, length) = (source.parse().unwrap(), Length::Ladder);
+        let question = BanRequest { source, length, reason: String::new(), dry_run: true };
+        refused(world.event(Event::Ban(question)));
+        assert!(world.names().is_empty());
+    }
+    assert_eq!(world.coordinator.refused_bans(), 6);
+    assert_eq!(world.kernel.allow.len(), 4);
+    world.pass(DAY);
+    assert_eq!(world.kernel.allow.len(), 2);
+    done(world.ban("203.0.113.9", Length::Ladder));
+}
+
+#[test]
+fn what_becomes_protected_is_unbanned() {
+    let mut world = World::new(settings());
+    let hosts = ["198.51.100.1", "198.51.100.2", "2001:db8:5::/64", "198.51.100.4"];
+    for host in hosts {
+        world.ban(host, Length::Forever);
+    }
+    world.names();
+    world.event(Event::OwnAddresses(vec!["198.51.100.1".parse().unwrap()]));
+    world.event(Event::TorPeers(vec!["2001:db8:5::7".parse().unwrap()]));
+    let config_allow = vec!["198.51.100.2".parse().unwrap()];
+    let (changes, _) = done(world.event(Event::Reloaded(Box::new(Settings { config_allow, ..settings() }))));
+    assert_eq!(
+        changes,
+        ["allow list: 1 entries came, 0 went", "bans lifted because they ended or must not be: 1"]
+    );
+    assert_eq!(world.names(), ["ban_withdrawn"; 3]);
+    assert_eq!(
+        hosts.map(|host| world.file.bans.contains_key(&host.parse().unwrap())),
+        [false, false, false, true]
+    );
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused() {
+    let mut world =
+        World::new(Settings { config_allow: vec!["192.0.2.0/24".parse().unwrap()], ..settings() });
+    let peer = "203.0.113.9".parse().unwrap();
+    world.event(Event::TorPeers(vec![peer]));
+    let source: PacketSource = "198.51.100.7".parse().unwrap();
+    let ban = |length, reason: &str| {
+        Event::Ban(BanRequest { source, length, reason: reason.into(), dry_run: false })
+    };
+    let allow = |prefix: &str, length| {
+        let (prefix, reason) = (prefix.parse().unwrap(), String::new());
+        Event::Allow(AllowRequest { prefix, length, reason, dry_run: false })
+    };
+    let disallow = |prefix: &str| Event::Disallow { prefix: prefix.parse().unwrap(), dry_run: false };
+    let second = Duration::from_secs(1);
+    for (event, code, part) in [
+        (ban(Length::Forever, &"x".repeat(201)), RefusedCode::Invalid, "has 201 characters"),
+        (ban(Length::Forever, "a\nb"), RefusedCode::Invalid, "control character"),
+        (ban(Length::For(second / 2), ""), RefusedCode::Invalid, "0.5 s is no length"),
+        (ban(Length::For(LONGEST + second), ""), RefusedCode::Invalid, "give 1 to 315360000 s"),
+        (allow("198.51.100.7", Length::Ladder), RefusedCode::Invalid, "ladder"),
+        (allow("::/0", Length::Forever), RefusedCode::Invalid, "name 2000::/3"),
+        (Event::Unban { source, dry_run: false }, RefusedCode::NotFound, "198.51.100.7 is not banned"),
+        (disallow("198.51.100.7"), RefusedCode::NotFound, "no operator's entry"),
+        (disallow("192.0.2.0/24"), RefusedCode::NotFound, "comes from the configuration file"),
+        (disallow("203.0.113.9"), RefusedCode::NotFound, "tor's own connections"),
+        (Event::BypassOff, RefusedCode::NotFound, "not bypassed"),
+        (Event::BypassOn { reason: "\u{7}".into() }, RefusedCode::Invalid, "control character"),
+    ] {
+        let shown = format!("{event:?}");
+        let (found, message) = refused(world.event(event));
+        assert_eq!(found, code, "{shown}: {message}");
+        assert!(message.contains(part), "{shown}: {message}");
+    }
+    assert_eq!(world.file, Ledger::default());
+    for length in [SHORTEST, LONGEST] {
+        done(world.event(ban(Length::For(length), &"ä".repeat(200))));
+    }
+}
+
+#[test]
+fn full_tables_refuse() {
+    let mut world = World::new(settings());
+    for host in 1..=8 {
+        done(world.ban(&format!("198.51.100.{host}"), Length::Ladder));
+    }
+    let (code, message) = refused(world.ban("198.51.100.9", Length::Ladder));
+    assert_eq!((code, message.contains("raise `shield.tables.bans`")), (RefusedCode::Full, true));
+    // Who is banned already needs no new row.
+    done(world.ban("198.51.100.1", Length::Ladder));
+    // Memories outlive bans; the one that would be forgotten first makes room for another.
+    world.pass(1_800);
+    done(world.ban("198.51.100.9", Length::Ladder));
+    assert_eq!(world.file.memories.len(), 8);
+    assert!(!world.file.memories.contains_key(&"198.51.100.2".parse().unwrap()));
+    for net in 0..8 {
+        done(world.allow(&format!("203.0.113.{net}"), Length::Forever));
+    }
+    assert_eq!(refused(world.allow("203.0.113.9", Length::Forever)).0, RefusedCode::Full);
+    done(world.allow("203.0.113.1", Length::For(Duration::from_secs(5))));
+    world.pass(5);
+    done(world.allow("203.0.113.9", Length::Forever));
+}
+
+#[test]
+fn replies_say_what_changes_and_how_to_undo_it() {
+    let mut world = World::new(settings());
+    let host = "198.51.100.7";
+    let until = |world: &World, seconds| world.now.wall.after(Duration::from_secs(seconds));
+    let (changes, undo) = done(world.ban(host, Length::Ladder));
+    assert_eq!(
+        changes,
+        [
+            format!("198.51.100.7 is banned for 300 s, until {}", until(&world, 300)),
+            "that is rung 1 of the 4 of the ban ladder".into(),
+        ]
+    );
+    assert_eq!(undo.as_deref(), Some("tunica ban remove 198.51.100.7"));
+    world.pass(100);
+    let (changes, undo) = done(world.ban(host, Length::Forever));
+    assert_eq!(
+        changes,
+        [
+            "198.51.100.7 is banned until lifted".to_owned(),
+            format!("it replaces ban 1, until {}", until(&world, 200)),
+        ]
+    );
+    assert_eq!(undo.as_deref(), Some("tunica ban add 198.51.100.7 --for 200s --reason 'scan'"));
+    let (changes, undo) = done(world.allow("198.51.100.0/24", Length::Forever));
+    assert_eq!(
+        changes,
+        [
+            "198.51.100.0/24 is on the allow list until lifted",
+            "bans without effect there while the entry holds: 1",
+        ]
+    );
+    assert_eq!(undo.as_deref(), Some("tunica allow remove 198.51.100.0/24"));
+    assert!(!world.drops(host));
+    let (changes, undo) =
+        done(world.event(Event::Disallow { prefix: "198.51.100.0/24".parse().unwrap(), dry_run: false }));
+    assert_eq!(
+        changes,
+        ["entry 3 for 198.51.100.0/24 is off the allow list", "bans that take effect there again: 1"]
+    );
+    assert_eq!(undo.as_deref(), Some("tunica allow add 198.51.100.0/24 --for forever --reason 'office'"));
+    assert!(world.drops(host));
+    let (changes, undo) = done(world.event(Event::Unban { source: host.parse().unwrap(), dry_run: false }));
+    assert_eq!(
+        changes,
+        ["ban 2 of 198.51.100.7 is lifted", "the ban ladder still remembers the source on rung 1",]
+    );
+    assert_eq!(undo.as_deref(), Some("tunica ban add 198.51.100.7 --for forever --reason 'scan'"));
+    let names = ["ban_set", "ban_set", "allow_set", "allow_lifted", "ban_lifted"];
+    assert_eq!(world.names(), names);
+}
+
+#[test]
+fn a_bypass_detaches_until_it_ends() {
+    let mut world = World::new(settings());
+    assert!(world.coordinator.desired().attached);
+    let (_, undo) = done(world.event(Event::BypassOn { reason: "it's a test".into() }));
+    assert_eq!(undo.as_deref(), Some("tunica bypass off"));
+    assert_eq!(refused(world.event(Event::BypassOn { reason: String::new() })).0, RefusedCode::Invalid);
+    world.restart();
+    assert!(!world.coordinator.desired().attached);
+    assert!(world.coordinator.defences().iter().all(|(_, state)| state.armed_since.is_none()));
+    let (changes, _) = done(world.ban("198.51.100.7", Length::Forever));
+    assert!(changes.iter().any(|change| change.contains("nothing is dropped until `tunica bypass off`")));
+    let (_, undo) = done(world.event(Event::BypassOff));
+    assert_eq!(undo.as_deref(), Some(r"tunica bypass on --reason 'it'\''s a test'"));
+    assert!(world.coordinator.desired().attached);
+    assert_eq!(world.names(), ["bypass_on", "ban_set", "bypass_off"]);
+}
+
+#[test]
+fn samples_are_listed_and_logged_within_bounds() {
+    let mut world = World::new(settings());
+    let source: PacketSource = "198.51.100.7".parse().unwrap();
+    let sample = |action| Forgeable { source, verdict: Verdict::SynRate, action, destination_port: 443 };
+    world.event(Event::Samples(vec![sample(Action::WouldDrop); 3]));
+    assert!(world.heard.is_empty());
+    world.event(Event::Samples(vec![sample(Action::Drop); 9]));
+    assert_eq!(world.names(), ["drop_sample"; 5]);
+    world.pass(60);
+    world.event(Event::Samples(vec![sample(Action::Drop)]));
+    assert_eq!(world.names(), ["drop_sample"]);
+    let (_, row) = world.coordinator.sources().rows().next().unwrap();
+    assert_eq!((row.count, row.last_seen), (13, world.now.wall));
+    let quiet = Settings { log_lines_per_minute: None, mode: Mode::Observe, ..settings() };
+    world.event(Event::Reloaded(Box::new(quiet)));
+    world.pass(60);
+    world.event(Event::Samples(vec![sample(Action::Drop)]));
+    assert!(world.names().is_empty());
+}
+
+#[test]
+fn a_command_that_does_not_apply_is_named_and_the_rest_left() {
+    let mut world = World::new(settings());
+    let source = "198.51.100.7".parse().unwrap();
+    let commands = [Command::LiftBan { source }, Command::ClearBypass];
+    assert_eq!(world.coordinator.commit(&commands, world.now), Err(Rejection::NoSuchBan));
+}
+
+/// One move of the world around the coordinator.
+#[derive(Clone, Debug)]
+enum Move {
+    Ban(u8, Length),
+    Unban(u8),
+    Allow(u8, Length),
+    Disallow(u8),
+    Peers(Vec<u8>),
+    Own(Vec<u8>),
+    Pass(u64),
+    StepWall(u64),
+    Restart,
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    let host = 1u8..7;
+    let length = prop_oneof![
+        Just(Length::Ladder),
+        Just(Length::Forever),
+        (1u64..5_000).prop_map(|seconds| Length::For(Duration::from_secs(seconds))),
+    ];
+    let some = prop::collection::vec(host.clone(), 0..2);
+    prop_oneof![
+        4 => (host.clone(), length.clone()).prop_map(|(host, length)| Move::Ban(host, length)),
+        1 => host.clone().prop_map(Move::Unban),
+        1 => (host.clone(), length).prop_map(|(host, length)| Move::Allow(host, length)),
+        1 => host.prop_map(Move::Disallow),
+        1 => some.clone().prop_map(Move::Peers),
+        1 => some.prop_map(Move::Own),
+        3 => (0u64..2 * DAY).prop_map(Move::Pass),
+        1 => (0u64..40_000 * DAY).prop_map(Move::StepWall),
+        1 => Just(Move::Restart),
+    ]
+}
+
+fn host(number: u8) -> String {
+    format!("198.51.100.{number}")
+}
+
+fn hosts(numbers: &[u8]) -> Vec<IpAddr> {
+    numbers.iter().map(|number| host(*number).parse().unwrap()).collect()
+}
+
+impl World {
+    fn make(&mut self, step: Move) {
+        match step {
+            Move::Ban(number, length) => drop(self.ban(&host(number), length)),
+            Move::Unban(number) => {
+                drop(self.event(Event::Unban { source: host(number).parse().unwrap(), dry_run: false }));
+            }
+            Move::Allow(number, length) => drop(self.allow(&host(number), length)),
+            Move::Disallow(number) => {
+                drop(self.event(Event::Disallow { prefix: host(number).parse().unwrap(), dry_run: false }));
+            }
+            Move::Peers(numbers) => drop(self.event(Event::TorPeers(hosts(&numbers)))),
+            Move::Own(numbers) => drop(self.event(Event::OwnAddresses(hosts(&numbers)))),
+            Move::Pass(seconds) => self.pass(seconds),
+            Move::StepWall(seconds) => self.now.wall = WallTime(seconds),
+            Move::Restart => self.restart(),
+        }
+    }
+}
+
+proptest! {
+    /// For all histories, the kernel holds exactly the ledger's bans, drops no protected source, and ends no ban
+    /// later than the length it was given after the last start.
+    #[test]
+    fn the_kernel_follows_the_ledger(history in prop::collection::vec(moves(), 1..40)) {
+        let mut world = World::new(settings());
+        let mut latest_end: BTreeMap<u32, u64> = BTreeMap::new();
+        for step in history {
+            let restarts = matches!(step, Move::Restart);
+            world.make(step);
+            let (ledger, desired) = (world.coordinator.ledger(), world.coordinator.desired());
+            let by_ledger: BTreeMap<_, _> = ledger.bans.iter().map(|(source, fact)| (source.key(), fact.id)).collect();
+            let by_kernel: BTreeMap<_, _> = world.kernel.bans.iter().map(|(key, row)| (*key, row.ban_id)).collect();
+            prop_assert_eq!(by_ledger, by_kernel);
+            prop_assert_eq!(&world.kernel, &desired.tables);
+            for fact in ledger.bans.values() {
+                let row = world.kernel.bans.values().find(|row| row.ban_id == fact.id).unwrap();
+                if restarts {
+                    latest_end.remove(&fact.id);
+                }
+                let end = *latest_end.entry(fact.id).or_insert(row.expires_ns);
+                prop_assert_eq!(row.expires_ns, end, "a ban in force moved its end");
+                match fact.expires {
+                    None => prop_assert_eq!(row.expires_ns, u64::MAX),
+                    Some(expires) => {
+                        let left = Monotime(row.expires_ns).since(world.now.mono);
+                        prop_assert!(left <= expires.since(fact.since));
+                    }
+                }
+            }
+            for number in 1..7 {
+                let source: PacketSource = host(number).parse().unwrap();
+                let is_protected = world.coordinator.protection(source, world.now.mono).is_some();
+                prop_assert!(!(is_protected && world.drops(&host(number))));
+            }
+        }
+    }
+
+    /// For all histories, a dry run changes nothing and says what the real request then says.
+    #[test]
+    fn dry_runs_are_true(history in prop::collection::vec(moves(), 0..20), number in 1u8..7, seconds in 0u64..20) {
+        let mut world = World::new(settings());
+        for step in history {
+            world.make(step);
+        }
+        let length = if seconds == 0 { Length::Ladder } else { Length::For(Duration::from_secs(seconds)) };
+        let request = |dry_run| {
+            let source = host(number).parse().unwrap();
+            Event::Ban(BanRequest { source, length, reason: "why".into(), dry_run })
+        };
+        let (before, refused_bans) = (world.file.clone(), world.coordinator.refused_bans());
+        let asked = world.event(request(true));
+        prop_assert_eq!(&world.file, &before);
+        prop_assert_eq!(world.coordinator.refused_bans(), refused_bans);
+        let told = world.event(request(false));
+        match (asked, told) {
+            (
+                Some(Reply::Done { changes, undo, dry_run: true }),
+                Some(Reply::Done { changes: same, undo: like, dry_run: false }),
+            ) => prop_assert_eq!((changes, undo), (same, like)),
+            (asked, told) => prop_assert_eq!(asked, told),
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Durable facts, and the only function that changes them.
+//!
+//! The daemon stores one row a fact, keyed as the maps here, with the fact's serde form as the value; `next_id` and
+//! the bypass are rows of their own. That form is part of the file format: fields are added with a default, never
+//! renamed. [`apply`] is deterministic and total, so that two machines which apply the same commands hold the same
+//! facts. It reads no clock: whether a fact has expired is the coordinator's question, and its answer is a command.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    ban_ladder::Memory,
+    evidence::Proven,
+    id::{PacketSource, Prefix},
+    time::WallTime,
+};
+
+/// Every durable fact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Bans that were set and not yet lifted.
+    pub bans: BTreeMap<PacketSource, BanFact>,
+    /// Entries of the allow list that operators made; the configuration file's are no facts.
+    pub allows: BTreeMap<Prefix, AllowFact>,
+    /// What the ban ladder remembers.
+    pub memories: BTreeMap<PacketSource, Memory>,
+    /// Set while the shield is bypassed.
+    pub bypass: Option<BypassFact>,
+    /// The number that the next ban or allow entry gets; from 1, because 0 means "no ledger fact" in kernel tables.
+    pub next_id: u32,
+}
+
+/// A ban.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanFact {
+    /// The ledger's number.
+    pub id: u32,
+    /// Since when.
+    pub since: WallTime,
+    /// Until when; `None` means until lifted by hand.
+    pub expires: Option<WallTime>,
+    /// Rung of the ladder, counted from 1; `None` where the length was given by hand.
+    pub rung: Option<u32>,
+    /// Who banned.
+    pub origin: BanOrigin,
+    /// Why.
+    pub reason: String,
+}
+
+/// Who banned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BanOrigin {
+    /// `tunica ban add`.
+    Operator,
+}
+
+/// An entry of the allow list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowFact {
+    /// The ledger's number.
+    pub id: u32,
+    /// Since when.
+    pub since: WallTime,
+    /// Until when; `None` means until removed by hand.
+    pub expires: Option<WallTime>,
+    /// Who asked for it.
+    pub origin: AllowOrigin,
+    /// Why.
+    pub reason: String,
+}
+
+/// Who asked for a durable entry of the allow list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AllowOrigin {
+    /// `tunica allow add`.
+    Operator,
+}
+
+/// Since when and why the shield is bypassed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BypassFact {
+    /// Since when.
+    pub since: WallTime,
+    /// The operator's reason.
+    pub reason: String,
+}
+
+/// A change of the ledger. `Set…` replaces what stands under the same key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// Ban a source.
+    SetBan {
+        /// Whom.
+        source: PacketSource,
+        /// The ban; its number must be unused.
+        fact: BanFact,
+    },
+    /// End a ban.
+    LiftBan {
+        /// Whose.
+        source: PacketSource,
+    },
+    /// Put a range on the allow list.
+    SetAllow {
+        /// Which addresses.
+        prefix: Prefix,
+        /// The entry; its number must be unused.
+        fact: AllowFact,
+    },
+    /// Take a range off the allow list.
+    LiftAllow {
+        /// Which, exactly as it was set.
+        prefix: Prefix,
+    },
+    /// Remember an offence.
+    SetMemory {
+        /// Whose.
+        source: PacketSource,
+        /// What to remember.
+        memory: Memory,
+    },
+    /// Forget a source's offences.
+    ForgetMemory {
+        /// Whose.
+        source: PacketSource,
+    },
+    /// Begin a bypass.
+    SetBypass {
+        /// Since when and why.
+        fact: BypassFact,
+    },
+    /// End the bypass.
+    ClearBypass,
+}
+
+/// Why a command does not apply. The ledger is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Rejection {
+    /// The fact's number was given out before, or is 0.
+    #[error("number {id} is taken; the ledger gives out {next} next")]
+    IdTaken {
+        /// The number in the command.
+        id: u32,
+        /// The ledger's next number.
+        next: u32,
+    },
+    /// The last number was given out.
+    #[error("the ledger has given out every number there is")]
+    IdsExhausted,
+    /// The source is not banned.
+    #[error("there is no such ban")]
+    NoSuchBan,
+    /// The allow list has no such entry.
+    #[error("there is no such entry on the allow list")]
+    NoSuchAllow,
+    /// Nothing is remembered of the source.
+    #[error("there is no such memory")]
+    NoSuchMemory,
+    /// A bypass is already in force.
+    #[error("the shield is already bypassed")]
+    AlreadyBypassed,
+    /// No bypass is in force.
+    #[error("the shield is not bypassed")]
+    NotBypassed,
+}
+
+/// Carries out `command`.
+///
+/// # Errors
+/// When the command names what is not there, or what may be there only once; the ledger is then as it was.
+pub fn apply(ledger: &mut Ledger, command: &Command) -> Result<(), Rejection> {
+    match command {
+        Command::SetBan { source, fact } => {
+            ledger.next_id = id_after(ledger.next_id, fact.id)?;
+            ledger.bans.insert(*source, fact.clone());
+        }
+        Command::LiftBan { source } => {
+            ledger.bans.remove(source).ok_or(Rejection::NoSuchBan)?;
+        }
+        Command::SetAllow { prefix, fact } => {
+            ledger.next_id = id_after(ledger.next_id, fact.id)?;
+            ledger.allows.insert(*prefix, fact.clone());
+        }
+        Command::LiftAllow { prefix } => {
+            ledger.allows.remove(prefix).ok_or(Rejection::NoSuchAllow)?;
+        }
+        Command::SetMemory { source, memory } => {
+            ledger.memories.insert(*source, *memory);
+        }
+        Command::ForgetMemory { source } => {
+            ledger.memories.remove(source).ok_or(Rejection::NoSuchMemory)?;
+        }
+        Command::SetBypass { fact } => {
+            if ledger.bypass.is_some() {
+                return Err(Rejection::AlreadyBypassed);
+            }
+            ledger.bypass = Some(fact.clone());
+        }
+        Command::ClearBypass => {
+            ledger.bypass.take().ok_or(Rejection::NotBypassed)?;
+        }
+    }
+    Ok(())
+}
+
+/// The next number once `id` is given out.
+fn id_after(next: u32, id: u32) -> Result<u32, Rejection> {
+    if id == 0 || id < next {
+        return Err(Rejection::IdTaken { id, next });
+    }
+    id.checked_add(1).ok_or(Rejection::IdsExhausted)
+}
+
+impl Default for Ledger {
+    /// A ledger without facts.
+    fn default() -> Self {
+        Self {
+            bans: BTreeMap::new(),
+            allows: BTreeMap::new(),
+            memories: BTreeMap::new(),
+            bypass: None,
+            next_id: 1,
+        }
+    }
+}
+
+impl BanOrigin {
+    /// The word in listings.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+        }
+    }
+
+    /// The origin of a ban that rests on this proof.
+    pub const fn of(proof: Proven) -> Self {
+        match proof {
+            Proven::Operator => Self::Operator,
+        }
+    }
+}
+
+impl AllowOrigin {
+    /// The word in listings.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn source(host: u8) -> PacketSource {
+        PacketSource::of([198, 51, 100, host].into())
+    }
+
+    fn ban(id: u32) -> BanFact {
+        let (since, expires) = (WallTime(10), Some(WallTime(310)));
+        BanFact { id, since, expires, rung: Some(1), origin: BanOrigin::Operator, reason: "scan".into() }
+    }
+
+    fn allow(id: u32) -> AllowFact {
+        AllowFact {
+            id,
+            since: WallTime(10),
+            expires: None,
+            origin: AllowOrigin::Operator,
+            reason: "office".into(),
+        }
+    }
+
+    fn command() -> impl Strategy<Value = Command> {
+        let host = 0u8..4;
+        prop_oneof![
+            (host.clone(), 0u32..40)
+                .prop_map(|(host, id)| Command::SetBan { source: source(host), fact: ban(id) }),
+            host.clone().prop_map(|host| Command::LiftBan { source: source(host) }),
+            (host.clone(), 0u32..40)
+                .prop_map(|(host, id)| Command::SetAllow { prefix: source(host).prefix(), fact: allow(id) }),
+            host.clone().prop_map(|host| Command::LiftAllow { prefix: source(host).prefix() }),
+            (host.clone(), 1u32..5).prop_map(|(host, rung)| {
+                Command::SetMemory {
+                    source: source(host),
+                    memory: Memory { rung, last_offence: WallTime(5) },
+                }
+            }),
+            host.prop_map(|host| Command::ForgetMemory { source: source(host) }),
+            Just(Command::SetBypass { fact: BypassFact { since: WallTime(7), reason: "test".into() } }),
+            Just(Command::ClearBypass),
+        ]
+    }
+
+    #[test]
+    fn commands_that_do_not_apply_are_named() {
+        let (who, whom) = (source(7), source(7).prefix());
+        let bypass = Command::SetBypass { fact: BypassFact { since: WallTime(1), reason: String::new() } };
+        // Commands that apply, then one that does not.
+        for (before, last, rejection) in [
+            (vec![], Command::SetBan { source: who, fact: ban(0) }, Rejection::IdTaken { id: 0, next: 1 }),
+            (
+                vec![Command::SetBan { source: who, fact: ban(4) }],
+                Command::SetAllow { prefix: whom, fact: allow(4) },
+                Rejection::IdTaken { id: 4, next: 5 },
+            ),
+            (vec![], Command::SetBan { source: who, fact: ban(u32::MAX) }, Rejection::IdsExhausted),
+            (vec![], Command::LiftBan { source: who }, Rejection::NoSuchBan),
+            (vec![], Command::LiftAllow { prefix: whom }, Rejection::NoSuchAllow),
+            (vec![], Command::ForgetMemory { source: who }, Rejection::NoSuchMemory),
+            (vec![bypass.clone()], bypass, Rejection::AlreadyBypassed),
+            (vec![], Command::ClearBypass, Rejection::NotBypassed),
+        ] {
+            let mut ledger = Ledger::default();
+            for command in before {
+                assert_eq!(apply(&mut ledger, &command), Ok(()));
+            }
+            assert_eq!(apply(&mut ledger, &last), Err(rejection), "{last:?}");
+        }
+    }
+
+    proptest! {
+        /// For all sequences of commands, a rejected one changes nothing, numbers only rise and none stands twice.
+        #[test]
+        fn rejections_change_nothing(commands in prop::collection::vec(command(), 0..80)) {
+            let mut ledger = Ledger::default();
+            for command in commands {
+                let before = ledger.clone();
+                match apply(&mut ledger, &command) {
+                    Err(_) => prop_assert_eq!(&ledger, &before),
+                    Ok(()) => prop_assert!(ledger.next_id >= before.next_id),
+                }
+                let mut ids: Vec<u32> = ledger.bans.values().map(|fact| fact.id).collect();
+                ids.extend(ledger.allows.values().map(|fact| fact.id));
+                ids.sort_unstable();
+                prop_assert!(ids.is_sorted_by(|lower, upper| lower < upper), "{:?}", ids);
+                prop_assert!(ids.iter().all(|id| *id < ledger.next_id));
+            }
+        }
+    }
+}

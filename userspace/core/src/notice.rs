@@ -1,0 +1,318 @@
+//! What an operator should hear.
+//!
+//! A notice's name is its message id in logs and never changes meaning. Its sentence holds no address and no words of
+//! an operator's, who may have typed one; [`Notice::subject`] gives the range concerned to whoever may see it, which
+//! in logs is the debug level.
+
+use std::{collections::VecDeque, fmt, time::Duration};
+
+use tunica_common::verdict::Verdict;
+
+use crate::{
+    defence::Defence,
+    id::{PacketSource, Prefix},
+    never_ban::Protection,
+    time::Monotime,
+};
+
+/// One thing that happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A ban came into force or was replaced.
+    BanSet {
+        /// Whose.
+        source: PacketSource,
+        /// The ledger's number.
+        id: u32,
+        /// How long; `None` means until lifted.
+        length: Option<Duration>,
+        /// Rung of the ladder, counted from 1; `None` where the length was given by hand.
+        rung: Option<u32>,
+    },
+    /// An operator lifted a ban.
+    BanLifted {
+        /// Whose.
+        source: PacketSource,
+        /// The ledger's number.
+        id: u32,
+    },
+    /// A ban ended by itself.
+    BanExpired {
+        /// Whose.
+        source: PacketSource,
+        /// The ledger's number.
+        id: u32,
+    },
+    /// A ban was lifted because its source has become one that must not be banned.
+    BanWithdrawn {
+        /// Whose.
+        source: PacketSource,
+        /// The ledger's number.
+        id: u32,
+        /// What protects it.
+        protection: Protection,
+    },
+    /// A ban was asked for and refused.
+    BanRefusedProtected {
+        /// Whose.
+        source: PacketSource,
+        /// What protects it.
+        protection: Protection,
+    },
+    /// An entry of the allow list came into force or was replaced.
+    AllowSet {
+        /// Which addresses.
+        prefix: Prefix,
+        /// The ledger's number.
+        id: u32,
+        /// How long; `None` means until removed.
+        length: Option<Duration>,
+    },
+    /// An operator removed an entry of the allow list.
+    AllowLifted {
+        /// Which addresses.
+        prefix: Prefix,
+        /// The ledger's number.
+        id: u32,
+    },
+    /// An entry of the allow list ended by itself.
+    AllowExpired {
+        /// Which addresses.
+        prefix: Prefix,
+        /// The ledger's number.
+        id: u32,
+    },
+    /// The shield is to be detached.
+    BypassOn,
+    /// The shield is to be attached again.
+    BypassOff,
+    /// One dropped packet among many.
+    DropSample {
+        /// Who the packet claimed to come from.
+        source: PacketSource,
+        /// Why it was dropped.
+        verdict: Verdict,
+        /// Destination port; 0 where there is none.
+        port: u16,
+    },
+    /// A defence speaks against packets, for the first time since it was quiet.
+    DefenceTriggered {
+        /// Which.
+        defence: Defence,
+    },
+    /// A defence has not spoken against a packet for [`crate::defence::QUIET_AFTER`].
+    DefenceQuiet {
+        /// Which.
+        defence: Defence,
+    },
+}
+
+/// A kind of notice, as the reference lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// The stable message id.
+    pub name: &'static str,
+    /// How loud.
+    pub level: Level,
+    /// What it means and what to do about it: one sentence.
+    pub meaning: &'static str,
+}
+
+/// How loud a notice is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Worth a line.
+    Info,
+    /// Worth a look.
+    Warn,
+}
+
+macro_rules! kinds {
+    ($( $name:ident, $id:literal, $level:ident, $meaning:literal; )+) => {
+        impl Notice {
+            /// Every kind of notice.
+            pub const KINDS: &'static [Kind] = &[ $( Kind { name: $id, level: Level::$level, meaning: $meaning }, )+ ];
+
+            /// The kind of this notice.
+            pub const fn kind(&self) -> Kind {
+                match self {
+                    $( Self::$name { .. } => Kind { name: $id, level: Level::$level, meaning: $meaning }, )+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    BanSet, "ban_set", Info, "A ban came into force or was replaced; `tunica ban list` shows it.";
+    BanLifted, "ban_lifted", Info, "An operator lifted a ban.";
+    BanExpired, "ban_expired", Info, "A ban ended by itself.";
+    BanWithdrawn, "ban_withdrawn", Warn,
+        "A ban was lifted because its source is now one of this host's addresses, a peer of tor, or on the configuration's allow list.";
+    BanRefusedProtected, "ban_refused_protected", Warn,
+        "A ban was asked for and refused, because it would have hit a protected address.";
+    AllowSet, "allow_set", Info, "An entry of the allow list came into force or was replaced; `tunica allow list` shows it.";
+    AllowLifted, "allow_lifted", Info, "An operator removed an entry of the allow list.";
+    AllowExpired, "allow_expired", Info, "An entry of the allow list ended by itself.";
+    BypassOn, "bypass_on", Warn, "The shield inspects nothing until `tunica bypass off`.";
+    BypassOff, "bypass_off", Warn, "The bypass ended; the shield is attached again.";
+    DropSample, "drop_sample", Info,
+        "One dropped packet among many; `shield.log.lines_per_minute` bounds these lines and `shield.log.enable_logging` ends them.";
+    DefenceTriggered, "defence_triggered", Warn,
+        "A defence speaks against packets, for the first time after at least 60 s; `tunica sources` shows whom it hits.";
+    DefenceQuiet, "defence_quiet", Info, "A defence has spoken against no packet for 60 s.";
+}
+
+impl Notice {
+    /// The stable message id.
+    pub const fn name(&self) -> &'static str {
+        self.kind().name
+    }
+
+    /// How loud.
+    pub const fn level(&self) -> Level {
+        self.kind().level
+    }
+
+    /// The addresses concerned, for the debug level alone.
+    pub fn subject(&self) -> Option<Prefix> {
+        match self {
+            Self::BanSet { source, .. }
+            | Self::BanLifted { source, .. }
+            | Self::BanExpired { source, .. }
+            | Self::BanWithdrawn { source, .. }
+            | Self::BanRefusedProtected { source, .. }
+            | Self::DropSample { source, .. } => Some(source.prefix()),
+            Self::AllowSet { prefix, .. }
+            | Self::AllowLifted { prefix, .. }
+            | Self::AllowExpired { prefix, .. } => Some(*prefix),
+            Self::BypassOn | Self::BypassOff | Self::DefenceTriggered { .. } | Self::DefenceQuiet { .. } => {
+                None
+            }
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BanSet { id, length, rung: None, .. } => write!(out, "ban {id} set {}", span(*length)),
+            Self::BanSet { id, length, rung: Some(rung), .. } => {
+                write!(out, "ban {id} set {}, rung {rung} of the ladder", span(*length))
+            }
+            Self::BanLifted { id, .. } => write!(out, "ban {id} lifted"),
+            Self::BanExpired { id, .. } => write!(out, "ban {id} expired"),
+            Self::BanWithdrawn { id, protection, .. } => {
+                write!(out, "ban {id} lifted, because its source must not be banned: {protection}")
+            }
+            Self::BanRefusedProtected { protection, .. } => write!(out, "ban refused: {protection}"),
+            Self::AllowSet { id, length, .. } => write!(out, "allow entry {id} set {}", span(*length)),
+            Self::AllowLifted { id, .. } => write!(out, "allow entry {id} removed"),
+            Self::AllowExpired { id, .. } => write!(out, "allow entry {id} expired"),
+            Self::BypassOn => out.write_str("the shield is bypassed: nothing is inspected"),
+            Self::BypassOff => out.write_str("the bypass ended"),
+            Self::DropSample { verdict, port, .. } => {
+                write!(out, "SHIELD_DOS_DROP: verdict={} port={port}", verdict.label())
+            }
+            Self::DefenceTriggered { defence } => {
+                write!(out, "defence {} speaks against packets", defence.name())
+            }
+            Self::DefenceQuiet { defence } => write!(out, "defence {} is quiet", defence.name()),
+        }
+    }
+}
+
+/// "for 300 s", or "until lifted".
+pub(crate) fn span(length: Option<Duration>) -> String {
+    length.map_or_else(|| "until lifted".into(), |length| format!("for {} s", length.as_secs()))
+}
+
+/// Lets so many lines through in any minute, and no more: it keeps the time of each.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DropLog {
+    lines: VecDeque<Monotime>,
+}
+
+impl DropLog {
+    /// Whether a line may be written now; if so, it counts.
+    pub(crate) fn admits(&mut self, per_minute: Option<u32>, now: Monotime) -> bool {
+        let most = usize::try_from(per_minute.unwrap_or(0)).unwrap_or(usize::MAX);
+        while self.lines.front().is_some_and(|line| now.since(*line) >= Duration::from_secs(60)) {
+            self.lines.pop_front();
+        }
+        let is_admitted = self.lines.len() < most;
+        if is_admitted {
+            self.lines.push_back(now);
+        }
+        is_admitted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::never_ban::AllowedBy;
+
+    fn every_notice() -> Vec<Notice> {
+        let source = PacketSource::of([198, 51, 100, 7].into());
+        let (prefix, id) = (source.prefix(), 7);
+        let protection = Protection::Allowed { prefix, by: AllowedBy::Operator };
+        let length = Some(Duration::from_secs(300));
+        vec![
+            Notice::BanSet { source, id, length, rung: Some(1) },
+            Notice::BanLifted { source, id },
+            Notice::BanExpired { source, id },
+            Notice::BanWithdrawn { source, id, protection },
+            Notice::BanRefusedProtected { source, protection },
+            Notice::AllowSet { prefix, id, length: None },
+            Notice::AllowLifted { prefix, id },
+            Notice::AllowExpired { prefix, id },
+            Notice::BypassOn,
+            Notice::BypassOff,
+            Notice::DropSample { source, verdict: Verdict::SynRate, port: 443 },
+            Notice::DefenceTriggered { defence: Defence::Sanity },
+            Notice::DefenceQuiet { defence: Defence::Sanity },
+        ]
+    }
+
+    #[test]
+    fn names_are_unique_and_no_notice_shows_an_address() {
+        let notices = every_notice();
+        let names: BTreeSet<_> = notices.iter().map(Notice::name).collect();
+        assert_eq!(names.len(), Notice::KINDS.len());
+        for notice in notices {
+            let shown = format!("{notice} {notice:?}");
+            assert!(!shown.contains("198.51"), "{shown}");
+            assert!(notice.kind().meaning.ends_with('.'));
+        }
+    }
+
+    #[test]
+    fn the_drop_log_keeps_its_form() {
+        let source = PacketSource::of([198, 51, 100, 7].into());
+        let line = Notice::DropSample { source, verdict: Verdict::SynRate, port: 443 };
+        assert_eq!(line.to_string(), "SHIELD_DOS_DROP: verdict=syn_rate port=443");
+        assert!(!DropLog::default().admits(None, Monotime(5)));
+    }
+
+    proptest! {
+        /// For all arrival patterns, no minute holds more lines than were set, and a line is withheld only then.
+        #[test]
+        fn no_minute_is_over_full(gaps in prop::collection::vec(0u64..40_000, 1..100), most in 1u32..8) {
+            let (mut log, mut now, mut lines) = (DropLog::default(), Monotime(0), Vec::new());
+            for gap in gaps {
+                now = now.after(Duration::from_millis(gap));
+                let recent = lines.iter().filter(|line| now.since(**line) < Duration::from_secs(60)).count();
+                let is_admitted = log.admits(Some(most), now);
+                prop_assert_eq!(is_admitted, recent < most as usize);
+                if is_admitted {
+                    lines.push(now);
+                }
+            }
+        }
+    }
+}

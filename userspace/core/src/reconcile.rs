@@ -1,0 +1,168 @@
+//! The edits that lead from the tables as they are to the tables as they should be.
+//!
+//! Order is the point: allow entries are added first and removed last, bans are removed before others are added. So
+//! at every moment in between, a ban touches a source only if it did so before the first edit or will after the last.
+//! For that the allow list can pass its size for a moment; a shell that finds it full goes on with the rest, and the
+//! next round finishes. Own addresses that left the host stop being guarded first, new ones are guarded last.
+
+use std::collections::BTreeMap;
+
+use tunica_common::keys::{AddressBytes, AllowEntry, BanEntry, SourceKey};
+
+use crate::desired::{AllowKey, Tables};
+
+/// One change of one row. `Set…` adds the row or replaces it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Edit {
+    /// Remove an own address.
+    RemoveOwn(AddressBytes),
+    /// Write a row of the allow list.
+    SetAllow(AllowKey, AllowEntry),
+    /// Remove a row of the ban table.
+    RemoveBan(SourceKey),
+    /// Write a row of the ban table.
+    SetBan(SourceKey, BanEntry),
+    /// Remove a row of the allow list.
+    RemoveAllow(AllowKey),
+    /// Add an own address.
+    AddOwn(AddressBytes),
+}
+
+/// The edits, in the order in which they must be made; none if the two are equal.
+pub fn diff(observed: &Tables, desired: &Tables) -> Vec<Edit> {
+    let mut edits: Vec<Edit> =
+        observed.own.difference(&desired.own).map(|own| Edit::RemoveOwn(*own)).collect();
+    edits.extend(missing(&observed.allow, &desired.allow).map(|(key, entry)| Edit::SetAllow(key, entry)));
+    edits.extend(surplus(&observed.bans, &desired.bans).map(Edit::RemoveBan));
+    edits.extend(missing(&observed.bans, &desired.bans).map(|(key, entry)| Edit::SetBan(key, entry)));
+    edits.extend(surplus(&observed.allow, &desired.allow).map(Edit::RemoveAllow));
+    edits.extend(desired.own.difference(&observed.own).map(|own| Edit::AddOwn(*own)));
+    edits
+}
+
+/// Rows of `desired` that `observed` lacks or holds with another value.
+fn missing<'a, K: Ord + Copy, V: PartialEq + Copy>(
+    observed: &'a BTreeMap<K, V>,
+    desired: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (K, V)> + 'a {
+    desired.iter().filter(|(key, value)| observed.get(key) != Some(value)).map(|(key, value)| (*key, *value))
+}
+
+/// Keys of `observed` that `desired` lacks.
+fn surplus<'a, K: Ord + Copy, V>(
+    observed: &'a BTreeMap<K, V>,
+    desired: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = K> + 'a {
+    observed.keys().filter(|key| !desired.contains_key(key)).copied()
+}
+
+impl Tables {
+    /// Makes one edit.
+    pub fn apply(&mut self, edit: Edit) {
+        match edit {
+            Edit::RemoveOwn(address) => {
+                self.own.remove(&address);
+            }
+            Edit::SetAllow(key, entry) => {
+                self.allow.insert(key, entry);
+            }
+            Edit::RemoveBan(key) => {
+                self.bans.remove(&key);
+            }
+            Edit::SetBan(key, entry) => {
+                self.bans.insert(key, entry);
+            }
+            Edit::RemoveAllow(key) => {
+                self.allow.remove(&key);
+            }
+            Edit::AddOwn(address) => {
+                self.own.insert(address);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Edit {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::RemoveOwn(_) => "RemoveOwn(scrubbed)",
+            Self::SetAllow(..) => "SetAllow(scrubbed)",
+            Self::RemoveBan(_) => "RemoveBan(scrubbed)",
+            Self::SetBan(..) => "SetBan(scrubbed)",
+            Self::RemoveAllow(_) => "RemoveAllow(scrubbed)",
+            Self::AddOwn(_) => "AddOwn(scrubbed)",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::id::{PacketSource, Prefix};
+
+    const HOSTS: u8 = 8;
+
+    fn address(host: u8) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, host))
+    }
+
+    /// Lengths 29 to 32 inside 192.0.2.0/29, so that entries nest.
+    fn prefix(host: u8, length: u8) -> Prefix {
+        let host = host & u8::MAX.checked_shl(u32::from(32 - length)).unwrap_or(0);
+        format!("192.0.2.{host}/{length}").parse().unwrap()
+    }
+
+    fn tables() -> impl Strategy<Value = Tables> {
+        let ban = |expires_ns| BanEntry { expires_ns, ban_id: 1, flags: 0 };
+        let bans = prop::collection::btree_map(0..HOSTS, 1u64..3, 0..6).prop_map(move |rows| {
+            rows.into_iter().map(|(host, at)| (PacketSource::of(address(host)).key(), ban(at))).collect()
+        });
+        let allow = prop::collection::vec((0..HOSTS, 29u8..=32, 1u32..3), 0..4).prop_map(|rows| {
+            let row = |(host, length, origin)| {
+                (prefix(host, length).kernel_key(), AllowEntry { origin, allow_id: 0 })
+            };
+            rows.into_iter().map(row).collect()
+        });
+        let own = prop::collection::btree_set(any::<[u8; 16]>(), 0..4);
+        (bans, allow, own).prop_map(|(bans, allow, own)| Tables { bans, allow, own })
+    }
+
+    fn is_dropped(tables: &Tables, host: u8) -> bool {
+        let is_allowed =
+            (29..=32).any(|length| tables.allow.contains_key(&prefix(host, length).kernel_key()));
+        tables.bans.contains_key(&PacketSource::of(address(host)).key()) && !is_allowed
+    }
+
+    proptest! {
+        /// For all pairs of tables, the edits lead from one to the other, none is idle, and equals need none.
+        #[test]
+        fn edits_lead_there(observed in tables(), desired in tables()) {
+            let mut reached = observed.clone();
+            for edit in diff(&observed, &desired) {
+                let before = reached.clone();
+                reached.apply(edit);
+                prop_assert_ne!(&before, &reached);
+            }
+            prop_assert_eq!(&reached, &desired);
+            prop_assert_eq!(diff(&reached, &desired), vec![]);
+        }
+
+        /// For all pairs of tables and all moments in between, a ban touches a source only if it did so before the
+        /// first edit or does so after the last.
+        #[test]
+        fn nobody_is_dropped_in_between(observed in tables(), desired in tables()) {
+            let mut between = observed.clone();
+            for edit in diff(&observed, &desired) {
+                between.apply(edit);
+                for host in 0..HOSTS {
+                    let is_due = is_dropped(&observed, host) || is_dropped(&desired, host);
+                    prop_assert!(is_due || !is_dropped(&between, host));
+                }
+            }
+        }
+    }
+}
