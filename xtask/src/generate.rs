@@ -1,0 +1,115 @@
+//! `cargo xtask generate`: files that are written from code, so that they cannot say anything else than the code.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use tunica_common::verdict::{Class, Verdict};
+
+use crate::workspace;
+
+/// What `cargo xtask generate` is asked.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Fails where a file differs; writes nothing.
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// A generated file: its path from the root, and what writes it.
+type Generated = (&'static str, fn() -> String);
+
+const FILES: &[Generated] = &[("docs/reference/verdicts.md", verdicts)];
+
+/// Runs the command.
+///
+/// # Errors
+/// When a file cannot be written, or, checking, names every file that differs.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let root = workspace::root()?;
+    if arguments.check {
+        return check(&root, FILES);
+    }
+    for (path, text) in FILES {
+        let file = root.join(path);
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        fs::write(&file, text()).with_context(|| format!("writing {path}"))?;
+        println!("{path}");
+    }
+    Ok(())
+}
+
+fn check(root: &Path, files: &[Generated]) -> Result<()> {
+    let differing: Vec<&str> = files
+        .iter()
+        .filter(|(path, text)| fs::read_to_string(root.join(path)).ok().as_deref() != Some(text().as_str()))
+        .map(|(path, _)| *path)
+        .collect();
+    if !differing.is_empty() {
+        bail!("not as the code says: {}; run `cargo xtask generate`", differing.join(", "));
+    }
+    println!("{} generated files are as the code says.", files.len());
+    Ok(())
+}
+
+fn verdicts() -> String {
+    let mut page = String::from(
+        "# Verdicts\n\n\
+         <!-- Written by `cargo xtask generate`; edit `common/src/verdict.rs`. -->\n\n\
+         One word for each outcome of a packet.\n\
+         It is the `verdict` label of metrics, the word that configuration files use, and what `tunica explain` \
+         names.\n\
+         In `observe` mode what would be dropped passes, and its `action` label is `would_drop`.\n",
+    );
+    for class in [Class::Pass, Class::Uninspected, Class::Sanity, Class::Ban, Class::Limit] {
+        let (title, rule) = match class {
+            Class::Pass => ("Passed", "Inspected, or exempt from inspection by design."),
+            Class::Uninspected => (
+                "Could not be looked into",
+                "Passed and counted, unless `shield.uninspected.drop` names the verdict.",
+            ),
+            Class::Sanity => (
+                "Insane",
+                "No honest sender makes such a packet. Dropped, unless `shield.sanity.off` names the verdict; \
+                 the allow list does not matter.",
+            ),
+            Class::Ban => ("Banned", "Dropped, unless the allow list names the source."),
+            Class::Limit => ("Over its limit", "Dropped, unless the allow list names the source."),
+        };
+        // Writing to a string cannot fail.
+        let _ = write!(page, "\n## {title}\n\n{rule}\n\n| verdict | slot | meaning |\n|---|---|---|\n");
+        for verdict in Verdict::ALL.iter().filter(|verdict| verdict.class() == class) {
+            let (label, slot, sentence) = (verdict.label(), verdict.slot(), verdict.sentence());
+            let _ = writeln!(page, "| `{label}` | {slot} | {sentence} |");
+        }
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    #[test]
+    fn every_verdict_has_one_row() {
+        let page = verdicts();
+        for verdict in Verdict::ALL {
+            assert_eq!(page.matches(&format!("\n| `{}` | ", verdict.label())).count(), 1, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn drift_names_the_file_and_the_command() {
+        let root = TempDir::new().unwrap();
+        fs::write(root.path().join("same"), "text").unwrap();
+        fs::write(root.path().join("other"), "old").unwrap();
+        let text: fn() -> String = || "text".to_owned();
+        check(root.path(), &[("same", text)]).unwrap();
+        let files = [("same", text), ("other", text), ("absent", text)];
+        let error = check(root.path(), &files).unwrap_err().to_string();
+        assert_eq!(error, "not as the code says: other, absent; run `cargo xtask generate`");
+    }
+}

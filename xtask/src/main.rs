@@ -1,0 +1,58 @@
+//! `cargo xtask`: one entry point for developers. Continuous integration calls the same commands.
+//!
+//! A host program: it is never shipped, and it may know every other crate.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "its output is for the developer at the terminal"
+)]
+
+use std::{env, process::ExitCode};
+
+use build_ebpf::compiler;
+use clap::Parser;
+
+mod build_ebpf;
+mod generate;
+mod process;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+/// Developer commands of Tunica.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Says what development and tests need and why, then installs what is missing.
+    Setup(setup::Arguments),
+    /// Builds the kernel program into `ebpf/prebuilt/`.
+    BuildEbpf(build_ebpf::Arguments),
+    /// Writes the files that are generated from code.
+    Generate(generate::Arguments),
+    /// Cheap checks of the tree's structure, all problems at once.
+    Tidy,
+    /// Every check and every test; `--quick` for the fast ones.
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match env::var_os(compiler::TREE) {
+        Some(tree) => compiler::run(&tree),
+        None => run(Command::parse()).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Tidy => tidy::run(),
+        Command::Test(arguments) => test::run(&arguments),
+    }
+}

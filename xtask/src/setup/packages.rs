@@ -1,0 +1,57 @@
+//! Which programs the tests, the demo and the benchmark run, and where each comes from.
+
+/// How a program reaches this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// `apt-get install`: its package starts nothing.
+    Install,
+    /// Its package would start a service, so it is unpacked and only this file is copied into the tree's own tools.
+    Unpack {
+        /// The file's path in the package.
+        file: &'static str,
+    },
+}
+
+/// A program from a Debian package.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Program {
+    /// What is run.
+    pub(crate) name: &'static str,
+    /// The Debian package that brings it.
+    pub(crate) package: &'static str,
+    /// What it is for.
+    pub(crate) why: &'static str,
+    /// How it gets here.
+    pub(crate) delivery: Delivery,
+}
+
+const fn installed(name: &'static str, package: &'static str, why: &'static str) -> Program {
+    Program { name, package, why, delivery: Delivery::Install }
+}
+
+const fn unpacked(
+    name: &'static str,
+    package: &'static str,
+    file: &'static str,
+    why: &'static str,
+) -> Program {
+    Program { name, package, why, delivery: Delivery::Unpack { file } }
+}
+
+/// Every program, in the order in which they are shown.
+pub(crate) const PROGRAMS: &[Program] = &[
+    installed("ip", "iproute2", "network namespaces and virtual links for tests and demo"),
+    installed("bpftool", "bpftool", "tests that other tools can load and read the kernel program"),
+    installed("nft", "nftables", "the benchmark's and the demo's baseline"),
+    installed("iptables", "iptables", "the benchmark's baseline"),
+    installed("xdp-filter", "xdp-tools", "the benchmark's yardstick"),
+    installed("iperf3", "iperf3", "bulk TCP in the benchmark"),
+    installed("ethtool", "ethtool", "offloads of virtual links in tests and demo"),
+    installed("sysctl", "procps", "kernel settings inside the tests' namespaces"),
+    unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
+];
+
+/// The package that brings `program`, if it is one of ours.
+pub(crate) fn package_of(program: &str) -> Option<&'static str> {
+    PROGRAMS.iter().find(|known| known.name == program).map(|known| known.package)
+}

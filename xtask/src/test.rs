@@ -1,0 +1,239 @@
+//! `cargo xtask test`: every check and every test, the cheap ones first.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::{build_ebpf, generate, process, setup::packages::PROGRAMS, tidy, workspace};
+
+/// The package of tests that need root, namespaces and the real kernel.
+const SYSTEM_TESTS: &str = "tunica-tests";
+
+/// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
+const SLOW: &[&str] = &[];
+
+/// What `cargo xtask test` is asked.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Unit tests of all crates and the fast tests of the kernel program; says what it leaves to the full run.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Names the first step that failed, or everything that the steps lack on this machine.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let root = workspace::root()?;
+    let started = Instant::now();
+    need_everything()?;
+    let left = if arguments.quick { quick(&root)? } else { full(&root)? };
+    println!("Passed in {} s.", started.elapsed().as_secs());
+    if !left.is_empty() {
+        println!("Left to `cargo xtask test`: {}.", left.join(", "));
+    }
+    Ok(())
+}
+
+/// Whether the machine can run the tests at all.
+///
+/// # Errors
+/// Names everything that is missing.
+fn need_everything() -> Result<()> {
+    let mut missing = Vec::new();
+    if !process::is_root() {
+        missing.push("root: the tests load kernel programs and make network namespaces".to_owned());
+    }
+    let others = ["cargo", "cargo-clippy", "cargo-fmt", "git"];
+    for program in PROGRAMS.iter().map(|program| program.name).chain(others) {
+        if let Err(error) = process::need(program) {
+            missing.push(format!("{error:#}"));
+        }
+    }
+    if !missing.is_empty() {
+        bail!("the tests cannot run on this machine:\n  {}", missing.join("\n  "));
+    }
+    Ok(())
+}
+
+fn cargo(root: &Path) -> Result<Command> {
+    let mut cargo = process::command("cargo")?;
+    cargo.current_dir(root);
+    Ok(cargo)
+}
+
+/// Runs one named step and says how long it took.
+fn step(name: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("\n== {name}");
+    let started = Instant::now();
+    act().with_context(|| format!("the step `{name}` failed"))?;
+    println!("== {name}: passed in {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+fn full(root: &Path) -> Result<Vec<String>> {
+    step("format", || process::run(cargo(root)?.args(["fmt", "--all", "--check"])))?;
+    step("format of the kernel program", || {
+        process::run(cargo(root)?.args(["fmt", "--check"]).current_dir(root.join("ebpf")))
+    })?;
+    step("tidy", tidy::run)?;
+    step("generated files", || generate::run(&generate::Arguments { check: true }))?;
+    step("clippy", || {
+        process::run(cargo(root)?.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    step("documentation", || {
+        let mut doc = cargo(root)?;
+        process::run(doc.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
+    step("the prebuilt kernel program", || {
+        build_ebpf::run(&build_ebpf::Arguments { check: true, prove: false })
+    })?;
+    step("the same bytes from two folders", || {
+        build_ebpf::run(&build_ebpf::Arguments { check: false, prove: true })
+    })?;
+    step("tests", || run_tests(cargo(root)?.args(["test", "--workspace", "--no-fail-fast"])))?;
+    Ok(Vec::new())
+}
+
+/// Returns what it left to the full run.
+fn quick(root: &Path) -> Result<Vec<String>> {
+    let mut left: Vec<String> =
+        ["format", "tidy", "generated files", "clippy", "documentation", "the kernel program's rebuild"]
+            .map(str::to_owned)
+            .to_vec();
+    let Some(targets) = system_test_targets(root)? else {
+        bail!("no package {SYSTEM_TESTS} in the workspace");
+    };
+    if let Some(unknown) = SLOW.iter().find(|slow| !targets.iter().any(|target| target == *slow)) {
+        bail!("xtask/src/test.rs calls `{unknown}` slow, but {SYSTEM_TESTS} has no such test");
+    }
+    step("unit tests", || {
+        run_tests(cargo(root)?.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]))
+    })?;
+    let mut system = cargo(root)?;
+    system.args(["test", "--package", SYSTEM_TESTS, "--no-fail-fast", "--lib", "--bins"]);
+    for target in &targets {
+        if SLOW.contains(&target.as_str()) {
+            left.push(format!("{SYSTEM_TESTS}'s {target}"));
+        } else {
+            system.args(["--test", target]);
+        }
+    }
+    step("fast tests of the system", || run_tests(&mut system))?;
+    Ok(left)
+}
+
+/// The test binaries of the system tests, or `None` where the workspace has no such package.
+fn system_test_targets(root: &Path) -> Result<Option<Vec<String>>> {
+    let text = process::capture(cargo(root)?.args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: Value = serde_json::from_str(&text).context("reading `cargo metadata`")?;
+    Ok(test_targets(&metadata, SYSTEM_TESTS))
+}
+
+fn test_targets(metadata: &Value, package: &str) -> Option<Vec<String>> {
+    let packages = metadata.get("packages")?.as_array()?;
+    let package = packages.iter().find(|known| known.get("name").is_some_and(|name| name == package))?;
+    let is_test = |target: &&Value| {
+        let kinds = target.get("kind").and_then(Value::as_array);
+        kinds.is_some_and(|kinds| kinds.iter().any(|kind| kind == "test"))
+    };
+    let names = package.get("targets")?.as_array()?.iter().filter(is_test);
+    Some(names.filter_map(|target| target.get("name")?.as_str()).map(str::to_owned).collect())
+}
+
+/// Closing lines of the test runner, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    binaries: u64,
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Sum {
+    /// Adds a line such as `test result: ok. 3 passed; 0 failed; 0 ignored; …`; any other line is none.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        self.binaries += 1;
+        let words: Vec<&str> = result.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            let [number, kind] = pair else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match *kind {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs `cargo test`, shows its output, and at the end its closing lines once more, added up.
+fn run_tests(command: &mut Command) -> Result<()> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("starting `cargo test`")?;
+    let output = child.stdout.take().context("the output of `cargo test`")?;
+    let mut closing = Vec::new();
+    let mut sum = Sum::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("reading the output of `cargo test`")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        if line.starts_with("test result: ") {
+            sum.add(&line);
+            closing.push(line.into_owned());
+        }
+    }
+    let status = child.wait().context("waiting for `cargo test`")?;
+    println!("\nThe runner's closing lines:\n  {}", closing.join("\n  "));
+    println!(
+        "{} passed, {} failed, {} ignored in {} test binaries",
+        sum.passed, sum.failed, sum.ignored, sum.binaries
+    );
+    if !status.success() || sum.failed > 0 {
+        bail!("tests failed");
+    }
+    if sum.ignored > 0 {
+        bail!("{} tests were ignored, and a test that is skipped proves nothing", sum.ignored);
+    }
+    if sum.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_added_up() {
+        let mut sum = Sum::default();
+        sum.add("running 3 tests");
+        sum.add(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+        );
+        sum.add("test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.25s");
+        assert_eq!(sum, Sum { binaries: 2, passed: 7, failed: 2, ignored: 1 });
+    }
+
+    #[test]
+    fn test_binaries_are_found_in_cargos_metadata() {
+        let metadata = serde_json::json!({ "packages": [
+            { "name": "other", "targets": [{ "name": "x", "kind": ["test"] }] },
+            { "name": "tunica-tests", "targets": [
+                { "name": "tunica_tests", "kind": ["lib"] }, { "name": "packets", "kind": ["test"] },
+            ] },
+        ] });
+        assert_eq!(test_targets(&metadata, "tunica-tests"), Some(vec!["packets".to_owned()]));
+        assert_eq!(test_targets(&metadata, "absent"), None);
+    }
+}
