@@ -200,10 +200,11 @@ impl Config {
                     .to_owned(),
             );
         }
-        for everyone in self.shield.allow.iter().filter(|prefix| prefix.length() == 0) {
+        // All public IPv6 addresses are in 2000::/3 (IANA, IPv6 Global Unicast Address Space).
+        for everyone in self.shield.allow.iter().filter(|prefix| prefix.length() <= 3) {
             warnings.push(format!(
-                "shield.allow names {everyone}: no source of that family can be banned or limited; name single hosts \
-                 and networks, or use mode = \"observe\" if nothing is to be dropped"
+                "shield.allow names {everyone}: a large part of all sources can be neither banned nor limited; name \
+                 single hosts and networks, or use mode = \"observe\" if nothing is to be dropped"
             ));
         }
         if self.http.enabled && self.http.listen.port() == 0 {

@@ -450,7 +450,7 @@ impl Rule for Cidr {
         let Some(text) = value.get_ref().as_str() else {
             return Err(Fault::wrong_type(value, &self.allowed()));
         };
-        text.parse().map_err(|error| {
+        let prefix: Prefix = text.parse().map_err(|error| {
             let (consequence, fix) = match error {
                 ParseIdError::NotAnAddress(_) | ParseIdError::NotASource(_) => (
                     "this is no address, so it would protect nobody".to_owned(),
@@ -469,7 +469,17 @@ impl Rule for Cidr {
                 ),
             };
             Fault::at(value, consequence, fix)
-        })
+        })?;
+        if prefix.reaches_into_ipv4() {
+            let consequence =
+                "the kernel keeps IPv4 addresses inside this IPv6 range, so all of them would be allowed too";
+            return Err(Fault::at(
+                value,
+                consequence,
+                "give \"2000::/3\" for every public IPv6 address, or less",
+            ));
+        }
+        Ok(prefix)
     }
 }
 
