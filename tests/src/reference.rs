@@ -1,0 +1,363 @@
+//! What the shield should do, written a second time for the host.
+//!
+//! It shares no code with the kernel program but the list of verdicts and the limiter's arithmetic. It reads a frame as a
+//! slice and follows the rules as the documents state them, so that a fault of the program shows as a difference.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use tunica_common::{
+    gcra::Limit,
+    keys::SourceKey,
+    policy::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
+    verdict::{Action, Class, Verdict},
+};
+use tunica_core::id::{PacketSource, Prefix};
+
+use crate::frame::{ACK, FIN, ICMP, ICMPV6, IPV4, IPV6, PSH, RST, SERVICE_VLAN, SYN, TCP, UDP, URG, VLAN};
+
+/// The shield's mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Everything passes uncounted by rule.
+    Off,
+    /// Counts what `Enforce` would drop.
+    Observe,
+    /// Drops.
+    Enforce,
+}
+
+/// What happens while the daemon is silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStale {
+    /// Dynamic bans lapse.
+    KeepLimits,
+    /// Bans and limits lapse.
+    SanityOnly,
+    /// Nothing is dropped.
+    Pass,
+}
+
+/// A ban as the program sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// Whether it ended already.
+    pub is_expired: bool,
+    /// Whether it lapses without a heartbeat.
+    pub is_dynamic: bool,
+}
+
+/// Everything besides the packet that the outcome depends on.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The mode in force.
+    pub mode: Mode,
+    /// What to do while the heartbeat is stale.
+    pub on_stale: OnStale,
+    /// Whether it is.
+    pub is_stale: bool,
+    /// Sanity rules in force.
+    pub sanity: BTreeSet<Verdict>,
+    /// Uninspected classes that are dropped.
+    pub drop_uninspected: BTreeSet<Verdict>,
+    /// Bans.
+    pub bans: BTreeMap<PacketSource, Ban>,
+    /// The allow list.
+    pub allow: Vec<Prefix>,
+    /// The host's own addresses.
+    pub own: BTreeSet<IpAddr>,
+    /// The per-source SYN limit.
+    pub syn: Option<Limit>,
+}
+
+impl World {
+    /// Every rule on, every table empty, a SYN limit that nothing reaches by accident.
+    pub fn enforcing() -> Self {
+        Self {
+            mode: Mode::Enforce,
+            on_stale: OnStale::KeepLimits,
+            is_stale: false,
+            sanity: Verdict::ALL.iter().copied().filter(|verdict| verdict.class() == Class::Sanity).collect(),
+            drop_uninspected: BTreeSet::new(),
+            bans: BTreeMap::new(),
+            allow: Vec::new(),
+            own: BTreeSet::new(),
+            syn: Limit::new(1, 1_000),
+        }
+    }
+}
+
+/// What the headers of a frame say.
+#[derive(Clone, Debug, Default)]
+struct Headers {
+    addresses: Option<(IpAddr, IpAddr)>,
+    faults: BTreeSet<Verdict>,
+    kind: Option<Verdict>,
+    flags: u8,
+}
+
+/// The source that the frame counts for as a SYN, if it is one that the limit judges.
+pub fn syn_source(frame: &[u8], linear: usize) -> Option<PacketSource> {
+    let headers = read(frame, linear);
+    let (source, _) = headers.addresses?;
+    (headers.flags & (SYN | ACK) == SYN).then(|| counted(source))
+}
+
+/// What the shield does with `frame`, of which the first `linear` bytes lie in the first buffer.
+///
+/// `syn_conforms` tells whether a SYN is inside its source's limit; it is asked only when that decides.
+pub fn judge(world: &World, frame: &[u8], linear: usize, syn_conforms: impl FnOnce(PacketSource) -> bool) -> (Verdict, Action) {
+    if world.mode == Mode::Off {
+        return (Verdict::Unarmed, Action::Pass);
+    }
+    let headers = read(frame, linear);
+    let kind = headers.kind.unwrap_or(Verdict::Pass);
+    let refused = if world.mode == Mode::Enforce { Action::Drop } else { Action::WouldDrop };
+    if matches!(kind, Verdict::Arp | Verdict::NeighbourDiscovery | Verdict::PathMtu | Verdict::Dhcp) {
+        return (kind, Action::Pass);
+    }
+    let mut faults = headers.faults.clone();
+    if let Some((source, destination)) = headers.addresses {
+        if source == destination {
+            faults.insert(Verdict::Land);
+        }
+        if world.own.contains(&source) {
+            faults.insert(Verdict::OwnSource);
+        }
+    }
+    let waived_all = world.is_stale && world.on_stale == OnStale::Pass;
+    if let Some(fault) = faults.intersection(&world.sanity).next() {
+        return if waived_all { (kind, Action::Pass) } else { (*fault, refused) };
+    }
+    if let Some((address, _)) = headers.addresses {
+        let source = counted(address);
+        let is_banned = world
+            .bans
+            .get(&source)
+            .is_some_and(|ban| !ban.is_expired && !(ban.is_dynamic && world.is_stale));
+        let is_syn = headers.flags & (SYN | ACK) == SYN && world.syn.is_some();
+        let objection = if is_banned {
+            Some(Verdict::Banned)
+        } else if is_syn && !syn_conforms(source) {
+            Some(Verdict::SynRate)
+        } else {
+            None
+        };
+        if let Some(verdict) = objection {
+            if waived_all || (world.is_stale && world.on_stale == OnStale::SanityOnly) {
+                return (kind, Action::Pass);
+            }
+            let is_allowed = world.allow.iter().any(|prefix| prefix.contains(address));
+            return if is_allowed { (Verdict::Allowed, Action::Pass) } else { (verdict, refused) };
+        }
+    }
+    if world.drop_uninspected.contains(&kind) && !waived_all {
+        return (kind, refused);
+    }
+    (kind, Action::Pass)
+}
+
+/// The source an address counts for. Unlike [`PacketSource::of`], an IPv6 packet is never taken for an IPv4 one, whatever
+/// address it claims.
+fn counted(address: IpAddr) -> PacketSource {
+    match address {
+        IpAddr::V4(_) => PacketSource::of(address),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, e, f, g, h, ..] = v6.octets();
+            PacketSource::from_key(SourceKey::v6([a, b, c, d, e, f, g, h]))
+        }
+    }
+}
+
+/// Why reading stopped.
+struct Stop(Verdict);
+
+/// Bytes of the first buffer, with the length of the whole packet beside them.
+#[derive(Clone, Copy)]
+struct Buffer<'a> {
+    linear: &'a [u8],
+    whole: usize,
+}
+
+impl Buffer<'_> {
+    fn at<const N: usize>(&self, offset: usize) -> Result<[u8; N], Stop> {
+        let missing = if self.whole > self.linear.len() { Verdict::NonLinear } else { Verdict::BadLength };
+        self.linear
+            .get(offset..offset + N)
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or(Stop(missing))
+    }
+
+    fn u16(&self, offset: usize) -> Result<usize, Stop> {
+        self.at(offset).map(|bytes| usize::from(u16::from_be_bytes(bytes)))
+    }
+}
+
+fn read(frame: &[u8], linear: usize) -> Headers {
+    let mut headers = Headers::default();
+    let buffer = Buffer { linear: frame.get(..linear).unwrap_or(frame), whole: frame.len() };
+    if let Err(Stop(verdict)) = read_link(buffer, &mut headers) {
+        if verdict.class() == Class::Sanity {
+            headers.faults.insert(verdict);
+        } else {
+            headers.kind = Some(verdict);
+        }
+    }
+    headers
+}
+
+fn read_link(buffer: Buffer<'_>, headers: &mut Headers) -> Result<(), Stop> {
+    let mut at = 12;
+    let mut tags = 0;
+    loop {
+        let ethertype = u16::from_be_bytes(buffer.at(at)?);
+        match ethertype {
+            VLAN | SERVICE_VLAN if tags < MAX_VLAN_TAGS => {
+                tags += 1;
+                at += 4;
+            }
+            VLAN | SERVICE_VLAN => return Err(Stop(Verdict::VlanDepth)),
+            IPV4 => return read_v4(buffer, headers, at + 2),
+            IPV6 => return read_v6(buffer, headers, at + 2),
+            0x0806 => return Err(Stop(Verdict::Arp)),
+            _ => return Err(Stop(Verdict::UnknownEthertype)),
+        }
+    }
+}
+
+fn read_v4(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), Stop> {
+    let header: [u8; 20] = buffer.at(at)?;
+    let source: [u8; 4] = buffer.at(at + 12)?;
+    let destination: [u8; 4] = buffer.at(at + 16)?;
+    headers.addresses = Some((Ipv4Addr::from(source).into(), Ipv4Addr::from(destination).into()));
+    let [version_and_length, _, _, _, _, _, fragment_high, fragment_low, _, protocol, ..] = header;
+    let header_bytes = usize::from(version_and_length % 16) * 4;
+    let total = buffer.u16(at + 2)?;
+    if version_and_length / 16 != 4 || header_bytes < 20 || total < header_bytes || at + total > buffer.whole {
+        return Err(Stop(Verdict::BadLength));
+    }
+    let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
+    if fragment % 0x2000 != 0 {
+        return Err(Stop(later(protocol, fragment % 0x2000)));
+    }
+    let part = Part {
+        at: at + header_bytes,
+        bytes: Some(total - header_bytes),
+        is_first_of_several: fragment & 0x2000 != 0,
+        hops: 0,
+    };
+    read_transport(buffer, headers, protocol, ICMP, &part)
+}
+
+fn read_v6(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), Stop> {
+    let fixed: [u8; 40] = buffer.at(at)?;
+    let source: [u8; 16] = buffer.at(at + 8)?;
+    let destination: [u8; 16] = buffer.at(at + 24)?;
+    headers.addresses = Some((Ipv6Addr::from(source).into(), Ipv6Addr::from(destination).into()));
+    let [version, _, _, _, _, _, first_next, hops, ..] = fixed;
+    if version / 16 != 6 {
+        return Err(Stop(Verdict::BadLength));
+    }
+    let payload = buffer.u16(at + 4)?;
+    let end = if payload == 0 && first_next == 0 { None } else { Some(at + 40 + payload) };
+    if end.is_some_and(|end| end > buffer.whole) {
+        return Err(Stop(Verdict::BadLength));
+    }
+    let (mut at, mut next, mut seen, mut is_first_of_several) = (at + 40, first_next, 0, false);
+    while matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
+        if seen == MAX_EXTENSION_HEADERS {
+            return Err(Stop(Verdict::ExtensionHeaders));
+        }
+        seen += 1;
+        if next == 44 {
+            let [following, _, high, low]: [u8; 4] = buffer.at(at)?;
+            let word = u16::from_be_bytes([high, low]);
+            if word / 8 != 0 {
+                return Err(Stop(later(following, word / 8)));
+            }
+            is_first_of_several |= word % 2 == 1;
+            next = following;
+            at += 8;
+        } else {
+            let [following, length]: [u8; 2] = buffer.at(at)?;
+            at += if next == 51 { (usize::from(length) + 2) * 4 } else { (usize::from(length) + 1) * 8 };
+            next = following;
+        }
+        if end.is_some_and(|end| at > end) {
+            return Err(Stop(Verdict::BadLength));
+        }
+    }
+    let part = Part { at, bytes: end.map(|end| end - at), is_first_of_several, hops };
+    read_transport(buffer, headers, next, ICMPV6, &part)
+}
+
+fn later(protocol: u8, offset: u16) -> Verdict {
+    if (protocol, offset) == (TCP, 1) { Verdict::BadFragment } else { Verdict::LaterFragment }
+}
+
+/// The transport part of a packet.
+struct Part {
+    at: usize,
+    /// `None` in a jumbogram.
+    bytes: Option<usize>,
+    is_first_of_several: bool,
+    hops: u8,
+}
+
+fn read_transport(buffer: Buffer<'_>, headers: &mut Headers, protocol: u8, icmp: u8, part: &Part) -> Result<(), Stop> {
+    let too_short = || Stop(if part.is_first_of_several { Verdict::BadFragment } else { Verdict::BadLength });
+    let require = |needed: usize| match part.bytes {
+        Some(bytes) if bytes < needed => Err(too_short()),
+        _ => Ok(()),
+    };
+    if protocol == TCP {
+        require(20)?;
+        let [length, flags]: [u8; 2] = buffer.at(part.at + 12)?;
+        headers.flags = flags;
+        let header_bytes = usize::from(length / 16) * 4;
+        if header_bytes < 20 {
+            return Err(Stop(Verdict::BadLength));
+        }
+        require(header_bytes)?;
+        headers.faults.extend(flag_faults(flags));
+    } else if protocol == UDP {
+        require(8)?;
+        let (source, destination, length) =
+            (buffer.u16(part.at)?, buffer.u16(part.at + 2)?, buffer.u16(part.at + 4)?);
+        if let Some(bytes) = part.bytes {
+            let overruns = !part.is_first_of_several && length > bytes;
+            if length < 8 || overruns {
+                return Err(Stop(Verdict::BadLength));
+            }
+        }
+        let dhcp = if icmp == ICMP { [67, 68] } else { [546, 547] };
+        if dhcp.contains(&source) && dhcp.contains(&destination) {
+            headers.kind = Some(Verdict::Dhcp);
+        }
+    } else if protocol == icmp {
+        require(8)?;
+        let message: [u8; 2] = buffer.at(part.at)?;
+        headers.kind = match (icmp, message) {
+            (ICMP, [3, 4]) | (ICMPV6, [2, _]) => Some(Verdict::PathMtu),
+            (ICMPV6, [133..=137, 0]) if part.hops == 255 => Some(Verdict::NeighbourDiscovery),
+            _ => None,
+        };
+    }
+    Ok(())
+}
+
+fn flag_faults(flags: u8) -> Vec<Verdict> {
+    let set = |flag: u8| flags & flag != 0;
+    [
+        (Verdict::NullFlags, flags & 0x3f == 0),
+        (Verdict::Xmas, set(FIN) && set(PSH) && set(URG) && (!set(ACK) || set(SYN))),
+        (Verdict::SynFin, set(SYN) && set(FIN)),
+        (Verdict::SynRst, set(SYN) && set(RST)),
+        (Verdict::FinNoAck, set(FIN) && !set(ACK)),
+    ]
+    .into_iter()
+    .filter_map(|(verdict, applies)| applies.then_some(verdict))
+    .collect()
+}

@@ -1,0 +1,204 @@
+//! The table of packets, through the kernel program and through the host reference; and both against each other.
+
+use std::collections::BTreeSet;
+
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use tunica_common::{
+    gcra::{Limit, conforms, debt, ticks},
+    verdict::{Action, Class, Verdict},
+};
+use tunica_core::id::PacketSource;
+use tunica_tests::{
+    reference::{self, Ban, Mode, OnStale, World},
+    rows::{SOURCE_V4, SOURCE_V6, rows},
+    shield::{LINEAR_BYTES, Shield},
+};
+use tunicad::sys::monotonic_ns;
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+#[test]
+fn the_program_does_what_the_rows_say() {
+    let mut shield = Shield::load().unwrap();
+    let mut faults = Vec::new();
+    for row in rows() {
+        shield.set(&row.world).unwrap();
+        if row.before > 0 {
+            shield.repeat(&row.frame, row.before).unwrap();
+        }
+        shield.settle().unwrap();
+        let (verdict, action, returned) = shield.run(&row.frame).unwrap();
+        let expect_returned = if row.expect.1 == Action::Drop { XDP_DROP } else { XDP_PASS };
+        if (verdict, action) != row.expect || returned != expect_returned {
+            faults.push(format!("{}: {verdict:?} {action:?} returned {returned}, not {:?}", row.name, row.expect));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn the_reference_does_what_the_rows_say() {
+    let mut faults = Vec::new();
+    for row in rows() {
+        // A row's source sent `before` copies of the same frame; the limit counts them if they are SYNs.
+        let burst = row.world.syn.map_or(0, |limit| limit.tolerance_ticks / limit.cost_ticks + 1);
+        let linear = row.frame.len().min(LINEAR_BYTES);
+        let outcome = reference::judge(&row.world, &row.frame, linear, |_| row.before < burst);
+        if outcome != row.expect {
+            faults.push(format!("{}: {outcome:?}, not {:?}", row.name, row.expect));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn every_verdict_has_a_row() {
+    let seen: BTreeSet<Verdict> = rows().iter().map(|row| row.expect.0).collect();
+    let missing: Vec<_> = Verdict::ALL.iter().filter(|verdict| !seen.contains(verdict)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    let names: BTreeSet<String> = rows().into_iter().map(|row| row.name).collect();
+    assert_eq!(names.len(), rows().len(), "two rows share a name");
+}
+
+#[test]
+fn dropped_packets_are_sampled_and_lost_samples_are_counted() {
+    let mut shield = Shield::load().unwrap();
+    let row = rows().into_iter().find(|row| row.name == "no flag, v4").unwrap();
+    shield.set(&row.world).unwrap();
+    shield.run(&row.frame).unwrap();
+    let [event] = shield.events().unwrap()[..] else { panic!("one drop, one event") };
+    assert_eq!(event.source[12..], SOURCE_V4);
+    assert_eq!(Verdict::from_slot(event.verdict), Some(Verdict::NullFlags));
+    assert_eq!(Action::from_slot(event.action), Some(Action::Drop));
+    assert_eq!((event.source_port, event.destination_port), (40_000, 443));
+    assert_eq!((event.protocol, event.tcp_flags, event.generation), (6, 0, shield.generation()));
+    assert_eq!(shield.tables.lost_events().unwrap(), 0);
+    // With no interval between events, 10 000 drops overflow a ring of 256 KiB; not one of them is forgotten.
+    shield.repeat(&row.frame, 10_000).unwrap();
+    let kept = shield.events().unwrap().len() as u64;
+    let lost = shield.tables.lost_events().unwrap();
+    assert!(lost > 0 && kept > 0);
+    assert_eq!(kept + lost, 10_000);
+}
+
+#[test]
+fn a_new_generation_forgets_old_debts() {
+    let mut shield = Shield::load().unwrap();
+    let row = rows().into_iter().find(|row| row.name == "first SYN beyond the burst, v4").unwrap();
+    shield.set(&row.world).unwrap();
+    shield.repeat(&row.frame, 100).unwrap();
+    shield.settle().unwrap();
+    assert_eq!(shield.run(&row.frame).unwrap().0, Verdict::SynRate);
+    shield.set(&row.world).unwrap();
+    assert_eq!(shield.run(&row.frame).unwrap().0, Verdict::Pass);
+}
+
+/// For all frames and policies, the program and the reference agree.
+///
+/// Frames start as rows of the table and are mutated, so that most of them come far into the parser.
+#[test]
+fn program_and_reference_agree_on_random_packets() {
+    const POLICIES: u32 = 60;
+    const FRAMES_EACH: usize = 1_800;
+    let seeds: Vec<Vec<u8>> = rows().into_iter().map(|row| row.frame).filter(|frame| frame.len() < 600).collect();
+    let mut shield = Shield::load().unwrap();
+    let mut verdicts = BTreeSet::new();
+    let mut judged = 0;
+    let mut undecided = 0;
+    // A fresh seed for each run; the failing frame and policy are printed whole, so nothing needs to be replayed.
+    let mut runner = TestRunner::default();
+    let frames = mutated(seeds);
+    for _ in 0..POLICIES {
+        let world = draw(&worlds(), &mut runner);
+        shield.set(&world).unwrap();
+        shield.settle().unwrap();
+        for _ in 0..FRAMES_EACH {
+            let frame = draw(&frames, &mut runner);
+            let (expected, is_open) = expect(&shield, &world, &frame);
+            let (verdict, action, _) = shield.run(&frame).unwrap();
+            if is_open {
+                undecided += 1;
+                continue;
+            }
+            judged += 1;
+            verdicts.insert(verdict);
+            assert_eq!((verdict, action), expected, "frame {frame:02x?}\nunder {world:#?}");
+        }
+    }
+    assert!(judged >= 100_000, "only {judged} packets were compared");
+    assert!(undecided < judged / 100, "{undecided} packets fell on the edge of their limit");
+    for verdict in [Verdict::Banned, Verdict::SynRate, Verdict::Allowed, Verdict::LaterFragment, Verdict::ExtensionHeaders] {
+        assert!(verdicts.contains(&verdict), "no random packet ended as {verdict:?}; seen {verdicts:?}");
+    }
+}
+
+fn draw<S: Strategy>(strategy: &S, runner: &mut TestRunner) -> S::Value {
+    strategy.new_tree(runner).unwrap().current()
+}
+
+/// What the reference expects, and whether the clock could tip the balance between now and the program's run.
+fn expect(shield: &Shield, world: &World, frame: &[u8]) -> ((Verdict, Action), bool) {
+    let mut is_open = false;
+    let outcome = reference::judge(world, frame, frame.len(), |source| {
+        let (Some(limit), Ok(cells), Ok(now)) = (world.syn, shield.cells(source), monotonic_ns()) else { return true };
+        let owed = |at: u64| cells.iter().map(|cell| debt(*cell, ticks(at), shield.generation(), limit)).min().unwrap_or(0);
+        // The program's clock is up to 10 ms behind, and runs on until it looks.
+        let (early, late) = (conforms(owed(now - 12_000_000), limit), conforms(owed(now + 50_000_000), limit));
+        is_open = early != late;
+        early
+    });
+    (outcome, is_open)
+}
+
+fn worlds() -> impl Strategy<Value = World> {
+    let modes = prop::sample::select(vec![Mode::Enforce, Mode::Observe, Mode::Enforce, Mode::Off]);
+    let stales = prop::sample::select(vec![OnStale::KeepLimits, OnStale::SanityOnly, OnStale::Pass]);
+    let class = |class: Class| {
+        let all: Vec<Verdict> = Verdict::ALL.iter().copied().filter(|verdict| verdict.class() == class).collect();
+        let most = all.len();
+        prop::sample::subsequence(all, 0..=most)
+    };
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (modes, stales, class(Class::Sanity), class(Class::Uninspected), flags, 0u32..4).prop_map(
+        |(mode, on_stale, sanity, uninspected, (stale, ban, dynamic, allow, own), burst)| {
+            let mut world = World::enforcing();
+            (world.mode, world.on_stale, world.is_stale) = (mode, on_stale, stale);
+            world.sanity = sanity.into_iter().collect();
+            world.drop_uninspected = uninspected.into_iter().collect();
+            if ban {
+                let row = Ban { is_expired: false, is_dynamic: dynamic };
+                world.bans.insert(PacketSource::of(SOURCE_V4.into()), row);
+                world.bans.insert(PacketSource::of(SOURCE_V6.into()), row);
+            }
+            if allow {
+                world.allow = vec!["198.51.100.0/28".parse().unwrap(), "2001:db8:51:7::/65".parse().unwrap()];
+            }
+            if own {
+                world.own.insert([198, 51, 100, 6].into());
+            }
+            world.syn = Limit::new(1, burst * 40);
+            world
+        },
+    )
+}
+
+fn mutated(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    let edits = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..8), 0..4);
+    (prop::sample::select(seeds), edits, 0u8..12, any::<prop::sample::Index>()).prop_map(|(mut frame, edits, cut, at)| {
+        for (index, byte, how) in edits {
+            let end = frame.len().min(80);
+            let place = index.index(end);
+            frame[place] = match how {
+                0..=3 => byte,
+                4 | 5 => frame[place] ^ (1 << (byte & 7)),
+                6 => frame[place].wrapping_add(1),
+                _ => frame[place].wrapping_sub(1),
+            };
+        }
+        if cut == 0 {
+            frame.truncate(14 + at.index(frame.len() - 13));
+        }
+        frame
+    })
+}

@@ -1,0 +1,191 @@
+//! The kernel program's object file: embedded, checked, loaded.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{MapError, MapInfo, MapType},
+    programs::{ProgramError, Xdp},
+};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use tunica_common::layout::{ALLOW, BANS, LAYOUT_HASH, MAPS, MapKind, MapShape};
+
+/// The object that `cargo xtask build-ebpf` wrote.
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ebpf/prebuilt/shield.o"));
+
+/// What `sha256sum` said of the object when it was built.
+const RECORDED: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ebpf/prebuilt/SHA256SUMS"));
+
+/// The program's name in the object.
+pub const PROGRAM: &str = "shield";
+
+/// How many rows the tables have whose size the configuration sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Rows of the ban table.
+    pub bans: u32,
+    /// Rows of the allow list.
+    pub allow: u32,
+}
+
+impl Sizes {
+    /// Rows of the map of this shape.
+    pub fn entries(self, shape: &MapShape) -> u32 {
+        match shape.name {
+            BANS => self.bans,
+            ALLOW => self.allow,
+            _ => shape.entries,
+        }
+    }
+
+    /// Name of the directory that holds maps of this layout and these sizes.
+    pub fn directory(self) -> String {
+        format!("v{LAYOUT_HASH:016x}-{}-{}", self.bans, self.allow)
+    }
+}
+
+/// Why the program could not be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The embedded object is not the one whose checksum was recorded.
+    #[error("the embedded kernel object has SHA-256 {found}, but {recorded} was recorded when it was built; nothing was loaded; reinstall tunicad")]
+    Checksum {
+        /// Of the embedded bytes.
+        found: String,
+        /// Of the manifest.
+        recorded: String,
+    },
+    /// A pinned map is not what this version declares.
+    #[error("pinned map {path} is not ours: {difference}; nothing was changed; if no other program owns it, remove it and start again", path = .path.display())]
+    ForeignMap {
+        /// Where it is pinned.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// The pin directory could not be made.
+    #[error("cannot make {path}: {source}; the shield cannot outlive the daemon without it; mount bpffs (`mount -t bpf bpf /sys/fs/bpf`) or set shield.pin_path", path = .path.display())]
+    PinDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A map could not be read or made.
+    #[error("map {name}: {source}")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: MapError,
+    },
+    /// The kernel refused the object.
+    #[error("the kernel refused the object: {source}; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`)")]
+    Object {
+        /// What aya or the kernel said.
+        #[source]
+        source: Box<EbpfError>,
+    },
+    /// The verifier refused the program.
+    #[error("the kernel refused the program: {source}; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`)")]
+    Program {
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The object lacks something, so it is not the one this daemon was built with.
+    #[error("the kernel object has no {what} named {name}; reinstall tunicad")]
+    Missing {
+        /// `map` or `program`.
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+}
+
+/// SHA-256 of the embedded object, in hexadecimal.
+pub fn object_sha256() -> String {
+    Sha256::digest(OBJECT).iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = fmt::Write::write_fmt(&mut text, format_args!("{byte:02x}"));
+        text
+    })
+}
+
+/// The checksum recorded at build time.
+pub fn recorded_sha256() -> &'static str {
+    RECORDED.split_whitespace().next().unwrap_or_default()
+}
+
+/// Loads the object, its maps pinned under `pins` (reused if already there and of the same shape) or, with `None`,
+/// private to this process.
+///
+/// # Errors
+/// See [`LoadError`]; nothing is attached yet, so a failure leaves the host as it was.
+pub fn load(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
+    let found = object_sha256();
+    if found != recorded_sha256() {
+        return Err(LoadError::Checksum { found, recorded: recorded_sha256().to_owned() });
+    }
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries(BANS, sizes.bans).map_max_entries(ALLOW, sizes.allow);
+    if let Some(pins) = pins {
+        std::fs::create_dir_all(pins)
+            .map_err(|source| LoadError::PinDirectory { path: pins.to_owned(), source })?;
+        for shape in &MAPS {
+            let path = pins.join(shape.name);
+            // aya opens whatever is pinned there, so the shape is compared before.
+            if path.exists() {
+                check_shape(shape, sizes, &path)?;
+            }
+            loader.map_pin_path(shape.name, path);
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|source| LoadError::Object { source: Box::new(source) })?;
+    program(&mut ebpf)?.load().map_err(|source| LoadError::Program { source: Box::new(source) })?;
+    Ok(ebpf)
+}
+
+/// The shield in a loaded object.
+///
+/// # Errors
+/// [`LoadError::Missing`].
+pub fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
+    ebpf.program_mut(PROGRAM)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(LoadError::Missing { what: "XDP program", name: PROGRAM })
+}
+
+fn check_shape(shape: &MapShape, sizes: Sizes, path: &Path) -> Result<(), LoadError> {
+    let foreign = |difference: String| LoadError::ForeignMap { path: path.to_owned(), difference };
+    let info = MapInfo::from_pin(path).map_err(|source| LoadError::Map { name: shape.name, source })?;
+    let wanted = match shape.kind {
+        MapKind::Hash => MapType::Hash,
+        MapKind::Array => MapType::Array,
+        MapKind::PerCpuArray => MapType::PerCpuArray,
+        MapKind::LpmTrie => MapType::LpmTrie,
+        MapKind::RingBuf => MapType::RingBuf,
+    };
+    let kind = info.map_type().map_err(|source| LoadError::Map { name: shape.name, source })?;
+    if kind != wanted {
+        return Err(foreign(format!("it is a {kind:?} where a {wanted:?} belongs")));
+    }
+    for (what, is, should) in [
+        ("key bytes", info.key_size(), shape.key_bytes),
+        ("value bytes", info.value_size(), shape.value_bytes),
+        ("entries", info.max_entries(), sizes.entries(shape)),
+    ] {
+        if is != should {
+            return Err(foreign(format!("it has {is} {what}, ours has {should}")));
+        }
+    }
+    Ok(())
+}

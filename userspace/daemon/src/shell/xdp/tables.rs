@@ -1,0 +1,386 @@
+//! Typed handles on the shield's maps.
+//!
+//! Everything durable is decided elsewhere; this file writes rows, keeps the ban filter true to the ban table, and swaps
+//! policies so that a packet sees the old one or the new one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap as Counts},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+};
+use thiserror::Error;
+use tunica_common::{
+    event::{TALLY_SLOTS, Tally},
+    keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
+    layout::{
+        ACTIVE, ALLOW, BAN_FILTER, BANS, EVENTS, HEARTBEAT, LOST_EVENTS, OWN, POLICIES, SYN_SKETCH, TALLIES,
+    },
+    policy::{BAN_FILTER_WORDS, Policy, ban_filter_position, keyed_hash, own_bit, sketch_cells},
+};
+
+use super::object::LoadError;
+
+/// How long a program run may still hold the policy slot that went out of force. A run takes microseconds.
+const GRACE: Duration = Duration::from_millis(2);
+
+/// A map operation that failed.
+#[derive(Debug, Error)]
+#[error("cannot {doing} map {map}: {source}")]
+pub struct TableError {
+    doing: &'static str,
+    map: &'static str,
+    #[source]
+    source: MapError,
+}
+
+impl TableError {
+    fn new(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
+        move |source| Self { doing, map, source }
+    }
+}
+
+/// All maps of a loaded shield.
+pub struct Tables {
+    active: Array<MapData, u32>,
+    policies: Array<MapData, Policy>,
+    heartbeat: Array<MapData, u64>,
+    bans: HashMap<MapData, SourceKey, BanEntry>,
+    ban_filter: Array<MapData, u64>,
+    allow: LpmTrie<MapData, AddressBytes, AllowEntry>,
+    own: HashMap<MapData, AddressBytes, u32>,
+    sketch: Array<MapData, u32>,
+    tallies: PerCpuArray<MapData, Tally>,
+    lost: PerCpuArray<MapData, u64>,
+    events: Option<RingBuf<MapData>>,
+    /// Secret of the hashes, kept as long as the maps are, because filter and sketch depend on it.
+    secret: [u64; 2],
+    /// How many banned sources share each bit of the ban filter.
+    filter_counts: Counts<(u32, u64), u32>,
+    own_filter: u64,
+}
+
+/// Packets and bytes of one tally slot, summed over the CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, link header included.
+    pub bytes: u64,
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Missing { what: "map", name })
+}
+
+impl Tables {
+    /// Takes the maps out of a loaded object. If they were pinned and in use, their secret and content stay.
+    ///
+    /// `fresh_secret` serves maps that were never used before.
+    ///
+    /// # Errors
+    /// [`LoadError`] if a map is missing or of the wrong kind.
+    pub fn take(ebpf: &mut Ebpf, fresh_secret: [u64; 2]) -> Result<Self, LoadError> {
+        macro_rules! typed {
+            ($name:ident) => {{
+                let map = take(ebpf, $name)?;
+                map.try_into().map_err(|source: MapError| LoadError::Map { name: $name, source })?
+            }};
+        }
+        let mut tables = Self {
+            active: typed!(ACTIVE),
+            policies: typed!(POLICIES),
+            heartbeat: typed!(HEARTBEAT),
+            bans: typed!(BANS),
+            ban_filter: typed!(BAN_FILTER),
+            allow: typed!(ALLOW),
+            own: typed!(OWN),
+            sketch: typed!(SYN_SKETCH),
+            tallies: typed!(TALLIES),
+            lost: typed!(LOST_EVENTS),
+            events: Some(typed!(EVENTS)),
+            secret: fresh_secret,
+            filter_counts: Counts::new(),
+            own_filter: 0,
+        };
+        let used = tables.policy().map_err(|error| LoadError::Map { name: POLICIES, source: error.source })?;
+        if used.secret != [0; 2] {
+            tables.secret = used.secret;
+        }
+        tables.own_filter = used.own_filter;
+        for key in tables.bans.keys().flatten().collect::<Vec<_>>() {
+            *tables.filter_counts.entry(tables.filter_position(&key)).or_default() += 1;
+        }
+        Ok(tables)
+    }
+
+    /// The ring buffer, once: whoever reads events owns it.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+
+    /// The secret that the hashes are keyed with.
+    pub const fn secret(&self) -> [u64; 2] {
+        self.secret
+    }
+
+    /// The filter over the own addresses last written.
+    pub const fn own_filter(&self) -> u64 {
+        self.own_filter
+    }
+
+    /// The policy in force.
+    ///
+    /// # Errors
+    /// [`TableError`] if a map cannot be read.
+    pub fn policy(&self) -> Result<Policy, TableError> {
+        let active = self.active.get(&0, 0).map_err(TableError::new("read", ACTIVE))?;
+        self.policies.get(&(active & 1), 0).map_err(TableError::new("read", POLICIES))
+    }
+
+    /// Puts `policy` in force: writes the slot that is not, then flips. Packets see one or the other.
+    ///
+    /// Blocks for 2 ms, so that no run still reads the slot that the next swap will write.
+    ///
+    /// # Errors
+    /// [`TableError`]; the old policy is then still in force.
+    pub fn swap_policy(&mut self, policy: &Policy) -> Result<(), TableError> {
+        let active = self.active.get(&0, 0).map_err(TableError::new("read", ACTIVE))?;
+        let next = (active & 1) ^ 1;
+        self.policies.set(next, policy, 0).map_err(TableError::new("write", POLICIES))?;
+        self.active.set(0, next, 0).map_err(TableError::new("write", ACTIVE))?;
+        std::thread::sleep(GRACE);
+        Ok(())
+    }
+
+    /// Writes the daemon's sign of life, nanoseconds of `CLOCK_MONOTONIC`.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn beat(&mut self, now_ns: u64) -> Result<(), TableError> {
+        self.heartbeat.set(0, now_ns, 0).map_err(TableError::new("write", HEARTBEAT))
+    }
+
+    /// The heartbeat as the kernel program sees it, nanoseconds of `CLOCK_MONOTONIC`; 0 if there never was one.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn last_beat(&self) -> Result<u64, TableError> {
+        self.heartbeat.get(&0, 0).map_err(TableError::new("read", HEARTBEAT))
+    }
+
+    /// Every row of the ban table.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn bans(&self) -> Result<BTreeMap<SourceKey, BanEntry>, TableError> {
+        self.bans.iter().collect::<Result<_, _>>().map_err(TableError::new("read", BANS))
+    }
+
+    /// The ban table's row of `key`.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn ban(&self, key: &SourceKey) -> Result<Option<BanEntry>, TableError> {
+        absent_is_none(self.bans.get(key, 0)).map_err(TableError::new("read", BANS))
+    }
+
+    /// Adds or replaces a ban. The filter's bit is set first: a set bit without a row is harmless, the reverse is not.
+    ///
+    /// # Errors
+    /// [`TableError`], for one if the table is full.
+    pub fn set_ban(&mut self, key: &SourceKey, entry: &BanEntry) -> Result<(), TableError> {
+        let is_new = self.ban(key)?.is_none();
+        let position = self.filter_position(key);
+        self.write_filter(position, true)?;
+        self.bans.insert(key, entry, 0).map_err(TableError::new("write", BANS))?;
+        if is_new {
+            *self.filter_counts.entry(position).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Removes a ban; it is no error if there was none.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn remove_ban(&mut self, key: &SourceKey) -> Result<(), TableError> {
+        if absent_is_none(self.bans.remove(key)).map_err(TableError::new("write", BANS))?.is_none() {
+            return Ok(());
+        }
+        let position = self.filter_position(key);
+        let count = self.filter_counts.entry(position).or_default();
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            self.filter_counts.remove(&position);
+            self.write_filter(position, false)?;
+        }
+        Ok(())
+    }
+
+    /// Makes every word of the filter agree with the ban table. Needed once, when maps are taken over from a daemon that
+    /// may have died between two writes.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn repair_filter(&mut self) -> Result<(), TableError> {
+        let mut words: BTreeMap<u32, u64> = BTreeMap::new();
+        for (word, bit) in self.filter_counts.keys() {
+            *words.entry(*word).or_default() |= bit;
+        }
+        for index in 0..BAN_FILTER_WORDS as u32 {
+            let should = words.get(&index).copied().unwrap_or(0);
+            let is = self.ban_filter.get(&index, 0).map_err(TableError::new("read", BAN_FILTER))?;
+            if is != should {
+                self.ban_filter.set(index, should, 0).map_err(TableError::new("write", BAN_FILTER))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn filter_position(&self, key: &SourceKey) -> (u32, u64) {
+        ban_filter_position(keyed_hash(key, self.secret))
+    }
+
+    fn write_filter(&mut self, (word, bit): (u32, u64), set: bool) -> Result<(), TableError> {
+        let is = self.ban_filter.get(&word, 0).map_err(TableError::new("read", BAN_FILTER))?;
+        let should = if set { is | bit } else { is & !bit };
+        if is == should {
+            return Ok(());
+        }
+        self.ban_filter.set(word, should, 0).map_err(TableError::new("write", BAN_FILTER))
+    }
+
+    /// Every row of the allow list, by prefix length (IPv4 counted from 96) and address.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn allow(&self) -> Result<BTreeMap<(u32, AddressBytes), AllowEntry>, TableError> {
+        self.allow
+            .iter()
+            .map(|row| row.map(|(key, entry)| ((key.prefix_len(), key.data()), entry)))
+            .collect::<Result<_, _>>()
+            .map_err(TableError::new("read", ALLOW))
+    }
+
+    /// The longest allow-list prefix that covers `address` says this.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn allow_of(&self, address: AddressBytes) -> Result<Option<AllowEntry>, TableError> {
+        absent_is_none(self.allow.get(&Key::new(128, address), 0)).map_err(TableError::new("read", ALLOW))
+    }
+
+    /// Adds or replaces an allow-list prefix.
+    ///
+    /// # Errors
+    /// [`TableError`], for one if the list is full.
+    pub fn set_allow(&mut self, (length, address): (u32, AddressBytes), entry: &AllowEntry) -> Result<(), TableError> {
+        self.allow.insert(&Key::new(length, address), entry, 0).map_err(TableError::new("write", ALLOW))
+    }
+
+    /// Removes an allow-list prefix; it is no error if there was none.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn remove_allow(&mut self, (length, address): (u32, AddressBytes)) -> Result<(), TableError> {
+        absent_is_none(self.allow.remove(&Key::new(length, address)))
+            .map(|_| ())
+            .map_err(TableError::new("write", ALLOW))
+    }
+
+    /// The own addresses in the table.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn own(&self) -> Result<BTreeSet<AddressBytes>, TableError> {
+        self.own.keys().collect::<Result<_, _>>().map_err(TableError::new("read", OWN))
+    }
+
+    /// Adds an own address. It counts from the next policy on, whose filter must cover it.
+    ///
+    /// # Errors
+    /// [`TableError`], for one if the table is full.
+    pub fn add_own(&mut self, address: AddressBytes) -> Result<(), TableError> {
+        self.own.insert(address, 1, 0).map_err(TableError::new("write", OWN))?;
+        let [high, low] = address_words(address);
+        self.own_filter |= own_bit(high, low);
+        Ok(())
+    }
+
+    /// Removes an own address; it is no error if there was none.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn remove_own(&mut self, address: AddressBytes) -> Result<(), TableError> {
+        absent_is_none(self.own.remove(&address)).map_err(TableError::new("write", OWN))?;
+        self.own_filter = self.own()?.into_iter().map(address_words).fold(0, |filter, [high, low]| filter | own_bit(high, low));
+        Ok(())
+    }
+
+    /// The cells of `key` in the SYN sketch, one for each row.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn cells(&self, key: &SourceKey) -> Result<Vec<u32>, TableError> {
+        sketch_cells(keyed_hash(key, self.secret))
+            .iter()
+            .map(|index| self.sketch.get(index, 0))
+            .collect::<Result<_, _>>()
+            .map_err(TableError::new("read", SYN_SKETCH))
+    }
+
+    /// Writes the cells of `key`; for clones only, since the live sketch belongs to the kernel program.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn set_cells(&mut self, key: &SourceKey, cells: &[u32]) -> Result<(), TableError> {
+        for (index, cell) in sketch_cells(keyed_hash(key, self.secret)).iter().zip(cells) {
+            self.sketch.set(*index, cell, 0).map_err(TableError::new("write", SYN_SKETCH))?;
+        }
+        Ok(())
+    }
+
+    /// Every tally, summed over the CPUs, in slot order ([`tunica_common::event::tally_slot`]).
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn totals(&self) -> Result<Vec<Total>, TableError> {
+        (0..TALLY_SLOTS as u32)
+            .map(|slot| {
+                let each = self.tallies.get(&slot, 0).map_err(TableError::new("read", TALLIES))?;
+                Ok(each.iter().fold(Total::default(), |sum, tally| Total {
+                    packets: sum.packets + tally.packets,
+                    bytes: sum.bytes + tally.bytes,
+                }))
+            })
+            .collect()
+    }
+
+    /// Events lost because the ring buffer was full, summed over the CPUs.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn lost_events(&self) -> Result<u64, TableError> {
+        let each = self.lost.get(&0, 0).map_err(TableError::new("read", LOST_EVENTS))?;
+        Ok(each.iter().sum())
+    }
+}
+
+/// The two words that the kernel program makes of an address.
+pub(crate) fn address_words(address: AddressBytes) -> [u64; 2] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+    [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])]
+}
+
+fn absent_is_none<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
