@@ -19,7 +19,11 @@ pub(crate) struct Arguments {
 /// A generated file: its path from the root, and what writes it.
 type Generated = (&'static str, fn() -> String);
 
-const FILES: &[Generated] = &[("docs/reference/verdicts.md", verdicts)];
+const FILES: &[Generated] = &[
+    ("deploy/tunica.toml", tunica_config::example),
+    ("docs/reference/configuration.md", tunica_config::reference_markdown),
+    ("docs/reference/verdicts.md", verdicts),
+];
 
 /// Runs the command.
 ///
