@@ -221,7 +221,9 @@ mod tests {
             (159, 150, 2, vec![]),
             (160, 150, 2, vec![quiet(Defence::Sanity)]),
             (161, 0, 0, vec![]),
-            (162, 1, 0, vec![triggered(Defence::SynRate)]),
+            (162, 9, 0, vec![triggered(Defence::SynRate)]),
+            (230, 9, 0, vec![quiet(Defence::SynRate)]),
+            (231, 1, 0, vec![triggered(Defence::SynRate)]),
             (300, 2, 0, vec![quiet(Defence::SynRate), triggered(Defence::SynRate)]),
         ] {
             let mut totals = Totals::default();

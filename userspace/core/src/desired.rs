@@ -210,6 +210,7 @@ mod tests {
             let entry = BanEntry { expires_ns: 1, ban_id: 1, flags: 0 };
             let bans = addresses.iter().map(|address| (PacketSource::of(*address).key(), entry)).collect();
             let tables = Tables { bans, own: own_table(addresses.iter()), ..Tables::default() };
+            prop_assert_eq!(tables.own.len(), addresses.len());
             let filter = tables.ban_filter(secret);
             for key in tables.bans.keys() {
                 let (word, bit) = ban_filter_position(keyed_hash(key, secret));

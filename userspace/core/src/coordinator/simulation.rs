@@ -306,8 +306,63 @@ fn full_tables_refuse() {
     }
     assert_eq!(refused(world.allow("203.0.113.9", Length::Forever)).0, RefusedCode::Full);
     done(world.allow("203.0.113.1", Length::For(Duration::from_secs(5))));
+    world.names();
     world.pass(5);
+    assert_eq!(world.names(), ["allow_expired"]);
     done(world.allow("203.0.113.9", Length::Forever));
+    // A range that the configuration allows too shares its row.
+    let config_allow = vec!["203.0.113.9".parse().unwrap()];
+    world.event(Event::Reloaded(Box::new(Settings { config_allow, allow_capacity: 9, ..settings() })));
+    done(world.allow("203.0.113.9", Length::Forever));
+    done(world.allow("203.0.113.10", Length::Forever));
+    assert_eq!(refused(world.allow("203.0.113.11", Length::Forever)).0, RefusedCode::Full);
+    let config_allow = vec!["203.0.113.200".parse().unwrap()];
+    world.event(Event::Reloaded(Box::new(Settings { config_allow, allow_capacity: 9, ..settings() })));
+    done(world.allow("203.0.113.200", Length::Forever));
+}
+
+#[test]
+fn a_reload_takes_effect_at_once() {
+    let mut world = World::new(settings());
+    world.event(Event::TorPeers(vec!["203.0.113.9".parse().unwrap()]));
+    world.ban("198.51.100.7", Length::Ladder);
+    let ladder = Ladder::new(vec![Duration::from_secs(100)], Duration::from_secs(1_000)).unwrap();
+    let (mode, tor_keep) = (Mode::Observe, Duration::from_secs(2_000));
+    let new = Settings { ladder, mode, tor_keep, syn: None, ..settings() };
+    let (changes, _) = done(world.event(Event::Reloaded(Box::new(new.clone()))));
+    assert_eq!(
+        changes,
+        [
+            "the mode is now `observe`",
+            "the SYN limit is off",
+            "the ban ladder changed, for bans from now on",
+            "peers of tor stay protected for 2000 s",
+        ]
+    );
+    assert_eq!(done(world.event(Event::Reloaded(Box::new(new)))), (vec![], None));
+    let armed: Vec<bool> =
+        world.coordinator.defences().iter().map(|(_, state)| state.armed_since.is_some()).collect();
+    assert_eq!(armed, [true, true, false, false]);
+    world.pass(999);
+    assert_eq!((world.file.memories.len(), world.kernel.allow.len()), (1, 1));
+    world.pass(1);
+    assert_eq!((world.file.memories.len(), world.kernel.allow.len()), (0, 1));
+    world.pass(1_000);
+    assert_eq!(world.kernel.allow.len(), 0);
+}
+
+#[test]
+fn defences_fall_quiet_by_themselves() {
+    let mut world = World::new(settings());
+    let mut totals = Totals::default();
+    world.event(Event::Totals(Box::new(totals.clone())));
+    totals.set(Verdict::Land, Action::Drop, 1);
+    world.event(Event::Totals(Box::new(totals)));
+    assert_eq!(world.names(), ["defence_triggered"]);
+    world.pass(59);
+    assert!(world.names().is_empty());
+    world.pass(1);
+    assert_eq!(world.names(), ["defence_quiet"]);
 }
 
 #[test]
@@ -369,6 +424,7 @@ fn a_bypass_detaches_until_it_ends() {
     let (_, undo) = done(world.event(Event::BypassOn { reason: "it's a test".into() }));
     assert_eq!(undo.as_deref(), Some("tunica bypass off"));
     assert_eq!(refused(world.event(Event::BypassOn { reason: String::new() })).0, RefusedCode::Invalid);
+    assert!(world.coordinator.defences().iter().all(|(_, state)| state.armed_since.is_none()));
     world.restart();
     assert!(!world.coordinator.desired().attached);
     assert!(world.coordinator.defences().iter().all(|(_, state)| state.armed_since.is_none()));
@@ -486,6 +542,14 @@ proptest! {
             let by_ledger: BTreeMap<_, _> = ledger.bans.iter().map(|(source, fact)| (source.key(), fact.id)).collect();
             let by_kernel: BTreeMap<_, _> = world.kernel.bans.iter().map(|(key, row)| (*key, row.ban_id)).collect();
             prop_assert_eq!(by_ledger, by_kernel);
+            let own: Vec<IpAddr> = world.kernel.own.iter().map(|own| IpAddr::from(*own).to_canonical()).collect();
+            prop_assert!(own.iter().eq(world.coordinator.never_ban().own()));
+            let in_force = &world.coordinator.in_force;
+            let ending = ledger.bans.iter().filter(|(_, fact)| fact.expires.is_some());
+            prop_assert!(in_force.ban_ends.keys().eq(ending.map(|(source, _)| *source)));
+            let ending = ledger.allows.iter().filter(|(_, fact)| fact.expires.is_some());
+            prop_assert!(in_force.allow_ends.keys().eq(ending.map(|(prefix, _)| *prefix)));
+            prop_assert!(in_force.forgets.keys().eq(ledger.memories.keys().copied()));
             prop_assert_eq!(&world.kernel, &desired.tables);
             for fact in ledger.bans.values() {
                 let row = world.kernel.bans.values().find(|row| row.ban_id == fact.id).unwrap();
@@ -493,6 +557,7 @@ proptest! {
                     latest_end.remove(&fact.id);
                 }
                 let end = *latest_end.entry(fact.id).or_insert(row.expires_ns);
+                prop_assert_eq!(row.flags, 0, "an operator's ban must not lapse with the heartbeat");
                 prop_assert_eq!(row.expires_ns, end, "a ban in force moved its end");
                 match fact.expires {
                     None => prop_assert_eq!(row.expires_ns, u64::MAX),
