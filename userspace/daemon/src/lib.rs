@@ -3,6 +3,8 @@
 //! It decides nothing about policy: what should be in force comes from the coordinator, and the shells make it so. It reads no
 //! byte that a client sent, beyond the headers that the kernel program samples.
 
+pub mod directory;
+pub mod ledger_file;
 pub mod netlink;
 pub mod shell;
 pub mod sys;

@@ -1,0 +1,213 @@
+//! The ledger as rows of redb tables: one row a fact, its key the text of the source or range, its value the fact's
+//! JSON form.
+//!
+//! Keys and values are byte strings to redb, because redb panics where a text column holds no text.
+
+use std::{collections::BTreeMap, fmt::Display, io, str::FromStr};
+
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle,
+    WriteTransaction,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tunica_core::ledger::Ledger;
+
+use super::SCHEMA;
+
+type Rows = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+const META: Rows = TableDefinition::new("meta");
+const BANS: Rows = TableDefinition::new("bans");
+const ALLOWS: Rows = TableDefinition::new("allows");
+const MEMORIES: Rows = TableDefinition::new("memories");
+const SINGLES: Rows = TableDefinition::new("singles");
+
+const KEY_SCHEMA: &str = "schema";
+const KEY_BYPASS: &str = "bypass";
+const KEY_NEXT_ID: &str = "next_id";
+
+/// Why a database is not read.
+#[derive(Debug)]
+pub(super) enum LoadError {
+    /// What it holds is no ledger; in a few words why.
+    Damaged(String),
+    /// It has a later schema.
+    NewerSchema(u32),
+    /// It could not be read now; another time it may be.
+    Storage(redb::Error),
+}
+
+impl<E: Into<redb::Error>> From<E> for LoadError {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        if is_damage(&error) { Self::Damaged(error.to_string()) } else { Self::Storage(error) }
+    }
+}
+
+/// Whether the error lies in what the file holds, and not in reaching it.
+fn is_damage(error: &redb::Error) -> bool {
+    if let redb::Error::Io(error) = error {
+        return matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData);
+    }
+    matches!(
+        error,
+        redb::Error::Corrupted(_)
+            | redb::Error::UpgradeRequired(_)
+            | redb::Error::TableDoesNotExist(_)
+            | redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TableIsMultimap(_)
+            | redb::Error::TypeDefinitionChanged { .. }
+            | redb::Error::UnorderedKey
+    )
+}
+
+/// Makes the tables of an empty ledger.
+pub(super) fn initialise(database: &Database) -> Result<(), redb::Error> {
+    let transaction = begin(database)?;
+    put(&mut transaction.open_table(META)?, KEY_SCHEMA, &SCHEMA)?;
+    put(&mut transaction.open_table(SINGLES)?, KEY_NEXT_ID, &Ledger::default().next_id)?;
+    for table in [BANS, ALLOWS, MEMORIES] {
+        transaction.open_table(table)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Fails unless the database has the schema that this code knows.
+pub(super) fn check_schema(database: &impl ReadableDatabase) -> Result<(), LoadError> {
+    let table = match database.begin_read()?.open_table(META) {
+        Err(TableError::TableDoesNotExist(_)) => {
+            return Err(LoadError::Damaged("no table `meta`".to_owned()));
+        }
+        table => table?,
+    };
+    let found: u32 = get(&table, META, KEY_SCHEMA)?
+        .ok_or_else(|| LoadError::Damaged("no schema number in table `meta`".to_owned()))?;
+    match found {
+        SCHEMA => Ok(()),
+        0 => Err(LoadError::Damaged("schema number 0 in table `meta`".to_owned())),
+        newer => Err(LoadError::NewerSchema(newer)),
+    }
+}
+
+/// Reads every fact.
+pub(super) fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
+    check_schema(database)?;
+    let transaction = database.begin_read()?;
+    let singles = transaction.open_table(SINGLES)?;
+    Ok(Ledger {
+        bans: load_table(&transaction.open_table(BANS)?, BANS)?,
+        allows: load_table(&transaction.open_table(ALLOWS)?, ALLOWS)?,
+        memories: load_table(&transaction.open_table(MEMORIES)?, MEMORIES)?,
+        bypass: get(&singles, SINGLES, KEY_BYPASS)?,
+        next_id: get(&singles, SINGLES, KEY_NEXT_ID)?
+            .ok_or_else(|| LoadError::Damaged("no row `next_id` in table `singles`".to_owned()))?,
+    })
+}
+
+/// Writes the rows in which `before` and `after` differ, durably and all or none.
+pub(super) fn write_difference(
+    database: &Database,
+    before: &Ledger,
+    after: &Ledger,
+) -> Result<(), redb::Error> {
+    let Ledger { bans, allows, memories, bypass, next_id } = after;
+    let transaction = begin(database)?;
+    write_table(&transaction, BANS, &before.bans, bans)?;
+    write_table(&transaction, ALLOWS, &before.allows, allows)?;
+    write_table(&transaction, MEMORIES, &before.memories, memories)?;
+    if before.next_id != *next_id || before.bypass != *bypass {
+        let mut table = transaction.open_table(SINGLES)?;
+        put(&mut table, KEY_NEXT_ID, next_id)?;
+        match bypass {
+            Some(fact) => put(&mut table, KEY_BYPASS, fact)?,
+            None => drop(table.remove(KEY_BYPASS.as_bytes())?),
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// A transaction whose commit is on the disk when it returns.
+///
+/// Two phases: a file that is damaged later is then reported as damaged, where one phase would fall back to the commit
+/// before without a word. No quick repair: after a crash the whole file is checked, which for a ledger takes
+/// milliseconds.
+fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    transaction.set_two_phase_commit(true);
+    Ok(transaction)
+}
+
+fn load_table<K, V>(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    definition: Rows,
+) -> Result<BTreeMap<K, V>, LoadError>
+where
+    K: FromStr + Display + Ord,
+    V: DeserializeOwned,
+{
+    let mut facts = BTreeMap::new();
+    for row in table.iter()? {
+        let (key, value) = row?;
+        let key = read_key(key.value()).ok_or_else(|| {
+            LoadError::Damaged(format!("a key in table `{}` names no source or range", definition.name()))
+        })?;
+        facts.insert(key, read_value(value.value(), definition)?);
+    }
+    Ok(facts)
+}
+
+/// The key behind the text, if that is how the key prints.
+fn read_key<K: FromStr + Display>(bytes: &[u8]) -> Option<K> {
+    let text = str::from_utf8(bytes).ok()?;
+    text.parse().ok().filter(|key: &K| key.to_string() == text)
+}
+
+/// Says where the fault is and not what stands there, which may be an address.
+fn read_value<V: DeserializeOwned>(bytes: &[u8], definition: Rows) -> Result<V, LoadError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let (table, byte) = (definition.name(), error.column());
+        LoadError::Damaged(format!("a row of table `{table}` is unreadable at byte {byte}"))
+    })
+}
+
+fn get<V: DeserializeOwned>(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    definition: Rows,
+    key: &str,
+) -> Result<Option<V>, LoadError> {
+    let row = table.get(key.as_bytes())?;
+    row.map(|value| read_value(value.value(), definition)).transpose()
+}
+
+fn write_table<K, V>(
+    transaction: &WriteTransaction,
+    definition: Rows,
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+) -> Result<(), redb::Error>
+where
+    K: Display + Ord,
+    V: Serialize + PartialEq,
+{
+    let mut table = transaction.open_table(definition)?;
+    for key in before.keys().filter(|key| !after.contains_key(key)) {
+        table.remove(key.to_string().as_bytes())?;
+    }
+    for (key, fact) in after.iter().filter(|(key, fact)| before.get(key) != Some(fact)) {
+        put(&mut table, &key.to_string(), fact)?;
+    }
+    Ok(())
+}
+
+fn put(
+    table: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
+    key: &str,
+    fact: &impl Serialize,
+) -> Result<(), redb::Error> {
+    let value = serde_json::to_vec(fact).map_err(|error| redb::Error::Io(error.into()))?;
+    table.insert(key.as_bytes(), value.as_slice())?;
+    Ok(())
+}
