@@ -10,10 +10,13 @@ use std::{borrow::Cow, collections::HashSet, net::IpAddr};
 
 use nftables::{
     expr::{
-        BinaryOperation, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadField,
-        Prefix as NftPrefix, Range, SetItem,
+        BinaryOperation, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload,
+        PayloadField, Prefix as NftPrefix, Range, SetItem,
     },
-    schema::{Chain, Counter, NfCmd, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue, Table},
+    schema::{
+        Chain, Counter, NfCmd, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
+        Table,
+    },
     stmt::{self, Match, Meter, Operator, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
@@ -128,8 +131,11 @@ fn set_name(kind: &str, is_v4: bool) -> String {
 }
 
 fn allow_set(allow: &[Prefix], is_v4: bool) -> NfListObject<'static> {
-    let elements: Vec<Expression<'static>> =
-        allow.iter().filter(|prefix| prefix.address().is_ipv4() == is_v4).map(|prefix| range(*prefix)).collect();
+    let elements: Vec<Expression<'static>> = allow
+        .iter()
+        .filter(|prefix| prefix.address().is_ipv4() == is_v4)
+        .map(|prefix| range(*prefix))
+        .collect();
     set(set_name("allow", is_v4), is_v4, elements, [SetFlag::Interval].into(), None)
 }
 
@@ -149,7 +155,13 @@ fn ban_set(bans: &[Ban], is_v4: bool, capacity: u32) -> NfListObject<'static> {
             })),
         })
         .collect();
-    set(set_name("bans", is_v4), is_v4, elements, [SetFlag::Interval, SetFlag::Timeout].into(), Some(capacity))
+    set(
+        set_name("bans", is_v4),
+        is_v4,
+        elements,
+        [SetFlag::Interval, SetFlag::Timeout].into(),
+        Some(capacity),
+    )
 }
 
 fn set(
@@ -182,7 +194,10 @@ fn range(prefix: Prefix) -> Expression<'static> {
     if prefix.length() == most {
         return address;
     }
-    Expression::Named(NamedExpression::Prefix(NftPrefix { addr: Box::new(address), len: prefix.length().into() }))
+    Expression::Named(NamedExpression::Prefix(NftPrefix {
+        addr: Box::new(address),
+        len: prefix.length().into(),
+    }))
 }
 
 type Statements = Vec<Statement<'static>>;
@@ -205,10 +220,13 @@ const FLAG_RULES: &[(Verdict, u32, u32)] = &[
 ];
 
 fn rules(interfaces: &[String], settings: &Settings, syn: Option<SynLimit>) -> Vec<Statements> {
-    let on = || is(Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Iifname })), one_of(interfaces));
+    let on =
+        || is(Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Iifname })), one_of(interfaces));
     let is_enforcing = settings.mode == Mode::Enforce;
-    let mut rules: Vec<Statements> =
-        exemptions().into_iter().map(|matches| [vec![on()], matches, vec![Statement::Accept(None)]].concat()).collect();
+    let mut rules: Vec<Statements> = exemptions()
+        .into_iter()
+        .map(|matches| [vec![on()], matches, vec![Statement::Accept(None)]].concat())
+        .collect();
     let mut refuse = |verdict: Verdict, matches: Statements| {
         let mut rule = vec![on()];
         rule.extend(matches);
@@ -227,7 +245,8 @@ fn rules(interfaces: &[String], settings: &Settings, syn: Option<SynLimit>) -> V
         refuse(Verdict::OwnSource, vec![is(Expression::Named(NamedExpression::Fib(fib)), text("local"))]);
     }
     for is_v4 in [true, false] {
-        let banned = vec![not_allowed(is_v4), is(source(is_v4), text(format!("@{}", set_name("bans", is_v4))))];
+        let banned =
+            vec![not_allowed(is_v4), is(source(is_v4), text(format!("@{}", set_name("bans", is_v4))))];
         refuse(Verdict::Banned, banned);
     }
     if let Some(limit) = syn {
@@ -241,7 +260,9 @@ fn rules(interfaces: &[String], settings: &Settings, syn: Option<SynLimit>) -> V
 /// What always passes, as in the shield: path-MTU messages, neighbour discovery, DHCP. ARP is not of family `inet`.
 fn exemptions() -> Vec<Statements> {
     let ports = |protocol: &'static str, low: u32, high: u32| {
-        let span = || Expression::Range(Box::new(Range { range: [Expression::Number(low), Expression::Number(high)] }));
+        let span = || {
+            Expression::Range(Box::new(Range { range: [Expression::Number(low), Expression::Number(high)] }))
+        };
         vec![
             is(Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Nfproto })), text(protocol)),
             is(field("udp", "sport"), span()),
@@ -252,7 +273,10 @@ fn exemptions() -> Vec<Statements> {
         Expression::Range(Box::new(Range { range: [Expression::Number(low), Expression::Number(high)] }))
     };
     vec![
-        vec![is(field("icmp", "type"), Expression::Number(3)), is(field("icmp", "code"), Expression::Number(4))],
+        vec![
+            is(field("icmp", "type"), Expression::Number(3)),
+            is(field("icmp", "code"), Expression::Number(4)),
+        ],
         vec![is(field("icmpv6", "type"), Expression::Number(2))],
         vec![
             is(field("ip6", "hoplimit"), Expression::Number(255)),

@@ -1,4 +1,11 @@
 //! The real `nft` reads the table, in a network namespace of its own, and leaves its neighbours alone.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
 
 use std::{
     io::Write,
@@ -35,7 +42,8 @@ fn settings(mode: Mode) -> Settings {
 }
 
 fn render(mode: Mode) -> String {
-    let allow: Vec<_> = ["198.51.100.0/24", "203.0.113.9", "2001:db8:1::/48"].map(|text| text.parse().unwrap()).into();
+    let allow: Vec<_> =
+        ["198.51.100.0/24", "203.0.113.9", "2001:db8:1::/48"].map(|text| text.parse().unwrap()).into();
     let bans = [
         Ban { source: "192.0.2.7".parse().unwrap(), seconds: Some(300) },
         Ban { source: "192.0.2.8".parse().unwrap(), seconds: None },
@@ -75,7 +83,14 @@ fn enforcing_drops_and_counts_every_covered_verdict() {
         let should = verdict.class() != Class::Pass && !missing.contains(verdict);
         assert_eq!(is_rule, should, "{verdict:?}\n{listed}");
     }
-    for part in ["198.51.100.0/24", "203.0.113.9", "192.0.2.7 timeout 5m", "192.0.2.8", "2001:db8:2:3::/64", "limit rate over 10/second burst 20 packets"] {
+    for part in [
+        "198.51.100.0/24",
+        "203.0.113.9",
+        "192.0.2.7 timeout 5m",
+        "192.0.2.8",
+        "2001:db8:2:3::/64",
+        "limit rate over 10/second burst 20 packets",
+    ] {
         assert!(listed.contains(part), "no `{part}` in\n{listed}");
     }
 }

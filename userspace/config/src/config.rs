@@ -5,8 +5,15 @@
 use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
 
 use thiserror::Error;
-use tunica_common::{gcra::Limit, verdict::Verdict};
-use tunica_core::id::Prefix;
+use tunica_common::{
+    gcra::Limit,
+    verdict::{Class, Verdict},
+};
+use tunica_core::{
+    ban_ladder::{Ladder, LadderError},
+    id::Prefix,
+    limits::{self, Settings},
+};
 
 /// A whole file, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +187,38 @@ pub struct Log {
 }
 
 impl Config {
+    /// What the coordinator decides by.
+    ///
+    /// # Errors
+    /// [`LadderError`], which a validated ladder gives no cause for.
+    pub fn settings(&self) -> Result<Settings, LadderError> {
+        let shield = &self.shield;
+        let mask = |verdicts: &[Verdict]| verdicts.iter().fold(0, |mask, verdict| mask | verdict.bit());
+        Ok(Settings {
+            mode: match shield.mode {
+                Mode::Off => limits::Mode::Off,
+                Mode::Observe => limits::Mode::Observe,
+                Mode::Enforce => limits::Mode::Enforce,
+            },
+            sanity_mask: Verdict::mask_of(Class::Sanity) & !mask(&shield.sanity.off),
+            uninspected_drop_mask: mask(&shield.uninspected.drop),
+            on_stale: match shield.on_stale {
+                OnStale::KeepLimits => limits::OnStale::KeepLimits,
+                OnStale::SanityOnly => limits::OnStale::SanityOnly,
+                OnStale::Pass => limits::OnStale::Pass,
+            },
+            stale_after: shield.stale_after,
+            event_interval: Duration::from_secs(1) / shield.events.per_second.get(),
+            syn: shield.syn.enabled.then_some(shield.syn.limit),
+            ladder: Ladder::new(self.bans.ladder.clone(), self.bans.forgive_after)?,
+            config_allow: shield.allow.clone(),
+            ban_capacity: shield.tables.bans.get(),
+            allow_capacity: shield.tables.allow.get(),
+            tor_keep: self.tor.keep,
+            log_lines_per_minute: shield.log.enable_logging.then_some(shield.log.lines_per_minute.get()),
+        })
+    }
+
     /// What is allowed but probably not meant: one sentence each, with its consequence and how to change it.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();

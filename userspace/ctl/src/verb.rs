@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 mod init;
 mod length;
+mod policy;
 mod reload;
 mod sources;
 pub(crate) mod status;
@@ -41,6 +42,8 @@ pub(crate) enum Verb {
     Check(check::Check),
     /// Write a minimal configuration that only observes; needs no daemon
     Init(init::Init),
+    /// Print the policy in another program's words; needs no daemon
+    Render(policy::Render),
     /// Make tunicad read its configuration again; all or nothing
     Reload,
     /// Detach the shield for a while, or attach it again
@@ -64,6 +67,7 @@ impl Verb {
             Self::Explain(verb) => ask(global, &verb.request()),
             Self::Check(verb) => verb.run(global),
             Self::Init(verb) => verb.run(global),
+            Self::Render(verb) => verb.run(global),
             Self::Reload => ask(global, &reload::request()),
             Self::Bypass(verb) => ask(global, &verb.request()),
             Self::Doctor => doctor::run(global),
