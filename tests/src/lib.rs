@@ -3,7 +3,17 @@
 //!
 //! Nothing here is a mock: programs run in the real kernel, and what is missing is named and fails.
 
+pub mod armed;
+pub mod client;
+pub mod counters;
+pub mod flood;
 pub mod frame;
+pub mod lab;
+pub mod netns;
 pub mod reference;
+pub mod report;
 pub mod rows;
 pub mod shield;
+pub mod stage;
+pub mod sys;
+pub mod traces;

@@ -1,0 +1,402 @@
+//! The demo: a host under attack, with and without Tunica, in network namespaces of this machine.
+//!
+//! `cargo xtask demo` builds and starts it. It needs root, changes nothing outside its own namespaces, and removes
+//! whatever it made, also after an error, a panic or Ctrl-C.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is for the person at the terminal")]
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{self, IsTerminal as _, Write as _},
+    panic,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use nix::{
+    sys::signal::{SigSet, Signal},
+    unistd::geteuid,
+};
+use tunica_tests::{
+    armed::{self, Daemon, Packets, Setup},
+    client::{PATIENCE, Service},
+    counters::{received, softirq_ticks, wait_until_drained},
+    report::{Act, Baseline, Report, Row, svg},
+    stage::{ATTACK_SIDE, ATTACKERS_INTERFACE, CLIENT_SIDE, SERVICE, Stage, VISITORS},
+    traces::{Traces, remove_folder},
+};
+
+const PURPOSE: &str = "demo";
+
+/// How long an attack runs before the visitors come, so that queues are as full as it can fill them.
+const LEAD: Duration = Duration::from_millis(500);
+
+/// How often the progress line is renewed.
+const BLINK: Duration = Duration::from_millis(250);
+
+/// Where the kernel keeps the network's sysctls that the self-check compares.
+const SYSCTLS: [&str; 2] = ["/proc/sys/net/core", "/proc/sys/net/ipv4"];
+
+/// Set by Ctrl-C and its kin.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// A host under attack, with and without Tunica.
+#[derive(Parser)]
+#[command(name = "demo", bin_name = "cargo xtask demo")]
+struct Arguments {
+    /// How long each act lasts, in seconds.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Which acts, separated by commas; the quiet one is always played, since the others are measured against it.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Act::ALL)]
+    acts: Vec<Act>,
+    /// Which baselines, separated by commas.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Baseline::ALL)]
+    baselines: Vec<Baseline>,
+    /// Where `demo.md` and `demo.svg` are written.
+    #[arg(long, default_value = "target/demo")]
+    out: PathBuf,
+    /// Write them to `docs` as well.
+    #[arg(long)]
+    write_docs: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if !geteuid().is_root() {
+        eprintln!(
+            "error: the demo needs root, because it makes network namespaces and loads a kernel program"
+        );
+        return ExitCode::FAILURE;
+    }
+    let traces = Traces::own(PURPOSE);
+    let before = sysctls();
+    let played = listen_for_signals().and_then(|()| {
+        clean_up_on_panic(traces);
+        play(&arguments, traces)
+    });
+    let cleaned = traces.remove().and_then(|()| check_afterwards(traces, &before));
+    let interrupted = INTERRUPTED.load(Ordering::Relaxed);
+    let mut failed = false;
+    for problem in [played.err().filter(|_| !interrupted), cleaned.err()].into_iter().flatten() {
+        eprintln!("error: {problem:#}");
+        failed = true;
+    }
+    if !failed {
+        println!(
+            "Cleaned up: namespaces, processes, pins and files of the demo are gone; sysctls are as before."
+        );
+    }
+    match (failed, interrupted) {
+        (true, _) => ExitCode::FAILURE,
+        // The shell's number for a program that SIGINT ended.
+        (false, true) => ExitCode::from(130),
+        (false, false) => ExitCode::SUCCESS,
+    }
+}
+
+/// Turns SIGINT, SIGTERM and SIGHUP into [`INTERRUPTED`]. Threads that are started later leave them to this one.
+fn listen_for_signals() -> Result<()> {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    signals.thread_block().context("blocking signals")?;
+    let wait = move || {
+        while signals.wait().is_ok() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
+            eprintln!("\ninterrupted: cleaning up, which takes a moment");
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(wait).context("starting a thread for signals")?;
+    Ok(())
+}
+
+/// A panic aborts a release build before any destructor runs, so its hook cleans up.
+fn clean_up_on_panic(traces: Traces) {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |information| {
+        report(information);
+        if let Err(error) = traces.remove() {
+            eprintln!("error: {error:#}");
+        }
+        process::exit(101);
+    }));
+}
+
+fn go_on() -> Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// Sleeps, unless interrupted.
+fn pause(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    loop {
+        go_on()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::sleep(left.min(Duration::from_millis(50)));
+    }
+}
+
+fn play(arguments: &Arguments, traces: Traces) -> Result<()> {
+    for dead in Traces::of_the_dead(PURPOSE)? {
+        println!("Removing what the demo of process {} left behind.", dead.pid());
+        dead.remove()?;
+    }
+    let mut baselines = arguments.baselines.clone();
+    baselines.sort_unstable();
+    baselines.dedup();
+    let acts: Vec<Act> =
+        Act::ALL.into_iter().filter(|act| *act == Act::Quiet || arguments.acts.contains(act)).collect();
+    let needs_daemon = baselines.iter().any(|baseline| baseline.mode().is_some());
+    let program = needs_daemon.then(|| armed::program("tunicad")).transpose()?;
+    let (folder, pins) = (traces.folder(), traces.pins());
+    fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let machine = machine();
+    println!("Tunica's demo on {machine}: {} acts of {} s.", acts.len() * baselines.len(), arguments.seconds);
+
+    let stage = Stage::build(PURPOSE)?;
+    let mut progress = Progress::new(acts.len() * baselines.len(), arguments.seconds);
+    let mut report = Report::default();
+    for baseline in baselines {
+        go_on()?;
+        stage.host.write_sysctl("net/ipv4/tcp_syncookies", baseline.syncookies())?;
+        let daemon = match (baseline.mode(), &program) {
+            (None, _) | (_, None) => None,
+            (Some(mode), Some(program)) => {
+                let setup = Setup {
+                    namespace: &stage.host,
+                    program,
+                    folder: &folder,
+                    pins: &pins,
+                    interfaces: &[ATTACK_SIDE, CLIENT_SIDE],
+                    mode,
+                };
+                Some(Daemon::start(setup, &INTERRUPTED)?)
+            }
+        };
+        for act in &acts {
+            report.rows.push(perform(
+                *act,
+                baseline,
+                &stage,
+                daemon.as_ref(),
+                arguments.seconds,
+                &mut progress,
+            )?);
+        }
+        if let Some(daemon) = daemon {
+            daemon.stop()?;
+            // The filter outlives the daemon by its pins, so these go, and the next baseline starts with empty tables.
+            remove_folder(&pins)?;
+        }
+    }
+    drop(stage);
+    tell(&report, &machine, arguments)
+}
+
+fn perform(
+    act: Act,
+    baseline: Baseline,
+    stage: &Stage,
+    daemon: Option<&Daemon<'_>>,
+    seconds: u64,
+    progress: &mut Progress,
+) -> Result<Row> {
+    let host = &stage.host;
+    wait_until_drained(host, ATTACK_SIDE)?;
+    // A new listener each time: it has no half-open connection and remembers no overflow.
+    let service = Service::start(host, SERVICE)?;
+    let packets = daemon.map(Daemon::packets).transpose()?;
+    let flood =
+        Stage::attack(act).map(|attack| attack.start(&stage.attackers, ATTACKERS_INTERFACE)).transpose()?;
+    pause(LEAD)?;
+    let visitors = VISITORS.start(&stage.client)?;
+    let (begun, first) = (Instant::now(), received(host, ATTACK_SIDE)?);
+    let ticks = softirq_ticks()?;
+    let mut seen = (begun, first);
+    progress.begin();
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        pause(BLINK)?;
+        let now = (Instant::now(), received(host, ATTACK_SIDE)?);
+        let rate = (now.1 - seen.1) as f64 / now.0.duration_since(seen.0).as_secs_f64();
+        progress.show(act, baseline, begun.elapsed(), visitors.so_far(), rate);
+        seen = now;
+    }
+    let softirq_ticks = softirq_ticks()? - ticks;
+    let (window, arrived) = (begun.elapsed(), received(host, ATTACK_SIDE)? - first);
+    // The attack goes on while the last visitors wait.
+    let visits = visitors.stop()?;
+    let sent = flood.map(tunica_tests::flood::Running::stop).transpose()?.unwrap_or(0);
+    drop(service);
+    wait_until_drained(host, ATTACK_SIDE)?;
+    let packets = match (packets, daemon) {
+        (Some(before), Some(daemon)) => Some(difference(&daemon.packets()?, &before)),
+        (Some(_) | None, _) => None,
+    };
+    let arrived = if act == Act::Quiet { 0 } else { arrived };
+    let row = Row { act, baseline, visits, window, arrived, softirq_ticks, sent, packets };
+    progress.end(&row);
+    Ok(row)
+}
+
+fn difference(after: &Packets, before: &Packets) -> Packets {
+    let since = |(outcome, count): (&_, &u64)| {
+        (*outcome, count.saturating_sub(before.get(outcome).copied().unwrap_or(0)))
+    };
+    after.iter().map(since).collect()
+}
+
+/// The line that shows how far the demo is.
+struct Progress {
+    is_terminal: bool,
+    number: usize,
+    total: usize,
+    seconds: u64,
+}
+
+impl Progress {
+    fn new(total: usize, seconds: u64) -> Self {
+        Self { is_terminal: io::stdout().is_terminal(), number: 0, total, seconds }
+    }
+
+    fn begin(&mut self) {
+        self.number += 1;
+    }
+
+    fn head(&self, act: Act, baseline: Baseline) -> String {
+        format!("[{:>2}/{}] {} · {}", self.number, self.total, act.title(), baseline.title())
+    }
+
+    fn show(&self, act: Act, baseline: Baseline, elapsed: Duration, (good, bad): (u64, u64), rate: f64) {
+        if !self.is_terminal {
+            return;
+        }
+        let success = if good + bad == 0 {
+            "no visit ended yet".to_owned()
+        } else {
+            format!("{:.1} % of {} visits succeed", 100.0 * good as f64 / (good + bad) as f64, good + bad)
+        };
+        let elapsed = elapsed.as_secs_f64().min(self.seconds as f64);
+        print!(
+            "\r\x1b[K{} · {elapsed:.1}/{} s · {success} · {rate:.0} packets/s",
+            self.head(act, baseline),
+            self.seconds
+        );
+        // A terminal that went away is no reason to stop.
+        let _ = io::stdout().flush();
+    }
+
+    fn end(&self, row: &Row) {
+        let line_start = if self.is_terminal { "\r\x1b[K" } else { "" };
+        println!(
+            "{line_start}{}: {} of {} visits succeeded, {:.0} attack packets/s arrived",
+            self.head(row.act, row.baseline),
+            row.visits.successes(),
+            row.visits.attempts(),
+            row.arrived_per_second(),
+        );
+    }
+}
+
+/// Prints the report and writes the files.
+fn tell(report: &Report, machine: &str, arguments: &Arguments) -> Result<()> {
+    println!("\n{}", report.text());
+    let mut notes = String::new();
+    for (title, sentences) in report.notes() {
+        let _ = writeln!(notes, "- **{title}**: {}", sentences.join(" "));
+    }
+    println!("{}\n{}", notes.replace("**", ""), reading(arguments.seconds));
+
+    let page = format!(
+        "# Demo: a host under attack, with and without Tunica\n\n\
+         Written by `cargo xtask demo --seconds {}` on {machine}.\n\n\
+         ![success of legitimate visits and softirq time, by act and baseline](demo.svg)\n\n{}\n\
+         ## What the numbers say\n\n{notes}\n## How to read them\n\n{}",
+        arguments.seconds,
+        report.markdown(),
+        reading(arguments.seconds),
+    );
+    let image = svg(report, machine);
+    let docs = arguments.write_docs.then(|| PathBuf::from("docs"));
+    for folder in [Some(arguments.out.clone()), docs].into_iter().flatten() {
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        write(&folder.join("demo.md"), &page)?;
+        write(&folder.join("demo.svg"), &image)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    println!("Wrote {}.", path.display());
+    Ok(())
+}
+
+/// What was done, and what the figures cannot tell.
+fn reading(seconds: u64) -> String {
+    let (shortest, longest) = VISITORS.think_milliseconds;
+    format!(
+        "- Baselines: the kernel alone with `net.ipv4.tcp_syncookies=0`; the kernel alone with 1, as Debian sets it; \
+         with 1 and Tunica in mode `observe`; with 1 and Tunica in mode `enforce`, every other setting at its default.\n\
+         - {} visitors, each with its own address, connect, ask once, read one answer, close, and think for {shortest} to \
+         {longest} ms, for {seconds} s an act; a visit fails after {} ms. The service's backlog is {}. p50 and p99 are of \
+         visits that succeeded.\n\
+         - Attack packets/s are those that reached the host's interface. Shares of the verdicts are of all packets sent.\n\
+         - The attackers' packets are socket buffers made by a packet socket on the same machine, and a veth pair hands \
+         them to the host on the processor that sends them: generator and receiver share the cores. Here XDP cannot \
+         save the making of a socket buffer, which is what it saves on a network card; see the benchmarks for that.\n\
+         - Softirq time is `/proc/stat`'s for all processors minus that of the quiet act under the same baseline, with one \
+         standard deviation of its sampling. It holds the host's receiving and answering, and the attackers' \
+         receiving of the answers. Other work on the machine during the demo adds to it.\n",
+        VISITORS.count,
+        PATIENCE.as_millis(),
+        tunica_tests::client::BACKLOG,
+    )
+}
+
+/// The machine's kind, without its name.
+fn machine() -> String {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let information = read("/proc/cpuinfo");
+    let model = information
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unnamed", |(_, model)| model);
+    format!("{cores} cores ({model}), Linux {}", kernel.trim())
+}
+
+/// The machine's own sysctls of the network.
+fn sysctls() -> BTreeMap<PathBuf, String> {
+    let files = SYSCTLS.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    files.filter_map(|entry| Some((entry.path(), fs::read_to_string(entry.path()).ok()?))).collect()
+}
+
+/// The self-check: nothing that the demo made is left, and the machine's sysctls are as before.
+fn check_afterwards(traces: Traces, before: &BTreeMap<PathBuf, String>) -> Result<()> {
+    let left = traces.found()?;
+    if !left.is_empty() {
+        bail!("left behind: {}", left.join(", "));
+    }
+    let after = sysctls();
+    let changed: Vec<String> = before
+        .iter()
+        .filter(|(path, value)| after.get(*path) != Some(value))
+        .map(|(path, value)| format!("{} was {}", path.display(), value.trim()))
+        .collect();
+    if !changed.is_empty() {
+        bail!("sysctls of this machine changed during the demo: {}", changed.join(", "));
+    }
+    Ok(())
+}

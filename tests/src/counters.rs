@@ -1,0 +1,101 @@
+//! What the kernel counts: packets of an interface, time in soft interrupts, half-open connections.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::netns::Namespace;
+
+/// `/proc/stat` counts in hundredths of a second on every architecture that Tunica runs on (`USER_HZ`, proc(5)).
+pub const TICK: Duration = Duration::from_millis(10);
+
+/// How long the kernel may take to work off what an attack left behind.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Time that all processors together spent in soft interrupts since boot, in units of [`TICK`].
+///
+/// # Errors
+/// When `/proc/stat` cannot be read or is not as proc(5) describes it.
+pub fn softirq_ticks() -> Result<u64> {
+    let text = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    softirq_of(&text).context("/proc/stat has no softirq column")
+}
+
+fn softirq_of(stat: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix("cpu "))?.split_whitespace().nth(6)?.parse().ok()
+}
+
+/// Packets that reached `interface` in `namespace`, those included that an XDP program dropped.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn received(namespace: &Namespace, interface: &str) -> Result<u64> {
+    // `/proc/net` would show the namespace of the process, not of the thread that asks.
+    let text =
+        namespace.run(|| fs::read_to_string("/proc/thread-self/net/dev").context("reading /proc/net/dev"))?;
+    received_of(&text, interface).with_context(|| format!("/proc/net/dev has no row for {interface}"))
+}
+
+fn received_of(dev: &str, interface: &str) -> Option<u64> {
+    let row = dev.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
+    row.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Waits until nothing of an attack is on its way any more: no packet arrives at `interface`, no processor has a
+/// backlog, and no connection is half open, which a closed listener sees to.
+///
+/// # Errors
+/// When that takes longer than ten seconds.
+pub fn wait_until_drained(namespace: &Namespace, interface: &str) -> Result<()> {
+    let deadline = Instant::now() + DRAIN;
+    let mut before = received(namespace, interface)?;
+    loop {
+        thread::sleep(Duration::from_millis(100));
+        let now = received(namespace, interface)?;
+        let backlog =
+            backlog_of(&fs::read_to_string("/proc/net/softnet_stat").context("reading softnet_stat")?);
+        let table = namespace
+            .run(|| fs::read_to_string("/proc/thread-self/net/tcp").context("reading /proc/net/tcp"))?;
+        let half_open = half_open_of(&table);
+        if now == before && backlog == 0 && half_open == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "the backlog does not drain: {backlog} packets wait, {half_open} connections are half open"
+            );
+        }
+        before = now;
+    }
+}
+
+/// Packets that wait for a processor, from the 12th column of each row (`softnet_seq_show`, kernel 5.10 and later).
+fn backlog_of(softnet: &str) -> u64 {
+    let column = |row: &str| u64::from_str_radix(row.split_whitespace().nth(11)?, 16).ok();
+    softnet.lines().filter_map(column).sum()
+}
+
+/// Connections in state `SYN_RECV`, 03 (`include/net/tcp_states.h`).
+fn half_open_of(table: &str) -> usize {
+    table.lines().filter(|row| row.split_whitespace().nth(3) == Some("03")).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_right_columns_are_read() {
+        assert_eq!(softirq_of("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 0 0 0 0 0 0 0 0 0 0\n"), Some(7));
+        let dev = "Inter-| Receive\n face |bytes packets\n    lo:    3193      29    0\nattack0: 99 12 0 0\n";
+        assert_eq!(received_of(dev, "attack0"), Some(12));
+        assert_eq!(received_of(dev, "attack"), None);
+        let softnet = "2a 0 0 0 0 0 0 0 0 0 0 10 0 8 8\n1 0 0 0 0 0 0 0 0 0 0 1 1 1 0\n";
+        assert_eq!(backlog_of(softnet), 17);
+        let table = "sl local rem st\n 0: 0:1F90 0:0 0A 0\n 1: 0:1F90 1:1 03 0\n";
+        assert_eq!(half_open_of(table), 1);
+    }
+}

@@ -1,0 +1,101 @@
+//! System calls that no safe crate offers: packet sockets, batches of frames, a child that ends with its parent.
+//!
+//! The only file of this package with `unsafe`.
+
+use std::{
+    io, mem,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
+
+use nix::sys::{prctl, signal::Signal};
+
+/// Frames that one call of [`send_frames`] takes.
+pub const BATCH: usize = 64;
+
+/// A packet socket (packet(7)) that sends whole frames out of the interface with this index, past its queueing
+/// discipline. It receives nothing.
+///
+/// # Errors
+/// The failed system call's; without CAP_NET_RAW in the interface's namespace that is EPERM.
+pub fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointer is passed. Protocol 0 makes a socket that only sends.
+    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `raw` was just opened and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    let bypass: libc::c_int = 1;
+    // SAFETY: the pointer and the length describe `bypass`, which outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            (&raw const bypass).cast(),
+            length_of::<libc::c_int>(),
+        )
+    })?;
+    let address = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,
+        sll_protocol: 0,
+        sll_ifindex: i32::try_from(interface).map_err(io::Error::other)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the pointer and the length describe `address`, a whole `sockaddr_ll` that outlives the call.
+    check(unsafe {
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length_of::<libc::sockaddr_ll>())
+    })?;
+    Ok(socket)
+}
+
+/// Sends up to [`BATCH`] frames with one system call and returns how many the kernel took.
+///
+/// # Errors
+/// The system call's, if not even the first frame was taken; ENOBUFS means that the interface's ring is full.
+pub fn send_frames<const N: usize>(socket: BorrowedFd<'_>, frames: &[[u8; N]]) -> io::Result<usize> {
+    let mut pieces: Vec<libc::iovec> = frames
+        .iter()
+        .take(BATCH)
+        .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: N })
+        .collect();
+    let mut messages: Vec<libc::mmsghdr> = pieces
+        .iter_mut()
+        .map(|piece| {
+            // SAFETY: `mmsghdr` consists of integers and pointers, for which all zeroes are valid.
+            let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
+            message.msg_hdr.msg_iov = piece;
+            message.msg_hdr.msg_iovlen = 1;
+            message
+        })
+        .collect();
+    let count = libc::c_uint::try_from(messages.len()).map_err(io::Error::other)?;
+    // SAFETY: `messages` has `count` entries. Each points to its entry of `pieces`, which points to a frame of `N`
+    // bytes that the kernel only reads; all three outlive the call.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Lets the kernel end the child when the thread that starts it ends, however that happens.
+pub fn end_with_parent(command: &mut Command) -> &mut Command {
+    let end = || prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from);
+    // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe; it allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(end) }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn length_of<T>() -> libc::socklen_t {
+    // No structure here is longer than 20 bytes.
+    libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0)
+}
