@@ -13,6 +13,7 @@ use build_ebpf::compiler;
 use clap::Parser;
 
 mod build_ebpf;
+mod demo;
 mod generate;
 mod process;
 mod setup;
@@ -28,6 +29,8 @@ enum Command {
     Setup(setup::Arguments),
     /// Builds the kernel program into `ebpf/prebuilt/`.
     BuildEbpf(build_ebpf::Arguments),
+    /// Plays the demo: a host under attack, with and without Tunica.
+    Demo(demo::Arguments),
     /// Writes the files that are generated from code.
     Generate(generate::Arguments),
     /// Cheap checks of the tree's structure, all problems at once.
@@ -51,6 +54,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Test(arguments) => test::run(&arguments),
