@@ -37,7 +37,8 @@ where
     message.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
 
-    let unreadable = |error: netlink_packet_core::DecodeError| io::Error::new(io::ErrorKind::InvalidData, error);
+    let unreadable =
+        |error: netlink_packet_core::DecodeError| io::Error::new(io::ErrorKind::InvalidData, error);
     loop {
         let mut received = Vec::with_capacity(RECEIVE_BYTES);
         socket.recv(&mut received, 0)?;

@@ -1,3 +1,8 @@
 //! One shell for each outside system: it turns what happened outside into events, and desired state into acts.
 
+pub mod control_socket;
+pub mod host;
+pub mod http;
+pub mod systemd;
+pub mod tor_peers;
 pub mod xdp;

@@ -5,6 +5,9 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
+use aya::maps::{MapData, RingBuf};
+use tokio::io::unix::AsyncFd;
+
 /// Lets receiving on `socket` fail after `seconds` instead of waiting for ever.
 ///
 /// # Errors
@@ -15,6 +18,15 @@ pub fn set_receive_timeout(socket: &impl AsRawFd, seconds: i64) -> io::Result<()
     let timeout = nix::sys::time::TimeVal::new(seconds, 0);
     nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::ReceiveTimeout, &timeout)?;
     Ok(())
+}
+
+/// Lets the runtime wait for events in a ring buffer.
+///
+/// # Errors
+/// The system's, if it cannot be waited for.
+pub fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring buffer owns its descriptor from creation to drop and gives no way to exchange it.
+    unsafe { AsyncFd::register(ring) }.map_err(|error| io::Error::other(error.to_string()))
 }
 
 /// A value of `CLOCK_MONOTONIC` in nanoseconds, the clock that BPF programs read.
@@ -28,32 +40,69 @@ pub fn monotonic_ns() -> io::Result<u64> {
     Ok(seconds * 1_000_000_000 + nanoseconds)
 }
 
+/// Two words of randomness from the kernel (getrandom(2)).
+///
+/// # Errors
+/// The system's, if the kernel has no randomness to give.
+pub fn random_words() -> io::Result<[u64; 2]> {
+    let mut words = [0u64; 2];
+    let length = size_of_val(&words);
+    // SAFETY: the kernel writes at most `length` bytes to the array, which is that long.
+    let written = unsafe { libc::getrandom((&raw mut words).cast(), length, 0) };
+    if usize::try_from(written) == Ok(length) { Ok(words) } else { Err(io::Error::last_os_error()) }
+}
+
 /// What the driver of `interface` says of large-receive offload, or `None` where it does not answer
 /// (`ETHTOOL_GFLAGS`, include/uapi/linux/ethtool.h).
 ///
 /// # Errors
 /// The system's, if not even a socket can be had.
 pub fn large_receive_offload(interface: &str) -> io::Result<Option<bool>> {
-    const SIOCETHTOOL: libc::Ioctl = 0x8946;
     const ETHTOOL_GFLAGS: u32 = 0x25;
     const ETH_FLAG_LRO: u32 = 1 << 15;
+    let mut value = [ETHTOOL_GFLAGS, 0];
+    // SAFETY: `ETHTOOL_GFLAGS` reads and writes a `struct ethtool_value`, two words.
+    let answered = unsafe { ethtool(interface, (&raw mut value).cast()) }?;
+    let [_, flags] = value;
+    Ok(answered.then_some(flags & ETH_FLAG_LRO != 0))
+}
+
+/// Name of the driver of `interface`, or `None` where it does not answer (`ETHTOOL_GDRVINFO`).
+///
+/// # Errors
+/// The system's, if not even a socket can be had.
+pub fn driver(interface: &str) -> io::Result<Option<String>> {
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    /// `struct ethtool_drvinfo` is 196 bytes: a command word, then 32 bytes of driver name.
     #[repr(C)]
-    struct Value {
+    struct Info {
         command: u32,
-        data: u32,
+        driver: [u8; 32],
+        rest: [u8; 160],
     }
+    let mut info = Info { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
+    // SAFETY: `ETHTOOL_GDRVINFO` reads and writes a `struct ethtool_drvinfo`, which `Info` is as long as.
+    let answered = unsafe { ethtool(interface, (&raw mut info).cast()) }?;
+    let name = info.driver.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(answered.then(|| String::from_utf8_lossy(name).into_owned()))
+}
+
+/// Asks the driver of `interface`; false if it does not answer.
+///
+/// # Safety
+/// `data` must point to the struct that its first word, the command, reads and writes.
+unsafe fn ethtool(interface: &str, data: *mut libc::c_char) -> io::Result<bool> {
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
-    let mut value = Value { command: ETHTOOL_GFLAGS, data: 0 };
     // SAFETY: all-zero bytes are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     if interface.len() >= request.ifr_name.len() {
-        return Ok(None);
+        return Ok(false);
     }
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the kernel reads the name, which ends with a zero, and writes 8 bytes to `value`, which lives on.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-    Ok((result == 0).then_some(value.data & ETH_FLAG_LRO != 0))
+    request.ifr_ifru.ifru_data = data;
+    // SAFETY: the kernel reads the name, which ends with a zero, and what `data` points to, by the caller's promise.
+    Ok(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } == 0)
 }

@@ -1,7 +1,403 @@
 //! The kernel: program, maps, link.
+//!
+//! [`Shield`] makes the kernel hold what the coordinator wants: it writes the difference after each decision, and reads
+//! everything back when asked, so that a row somebody removed or a program somebody detached heals by itself.
 
 pub mod attach;
 pub mod hook;
 pub mod object;
 pub mod probe;
 pub mod tables;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+    programs::ProgramError,
+};
+use thiserror::Error;
+use tunica_common::policy::Policy;
+use tunica_core::{
+    desired::{Desired, Tables as Rows},
+    limits::Settings,
+    reconcile::{self, Edit},
+};
+
+use self::{
+    attach::{AttachError, Attachment, Wanted},
+    hook::{Hook, Mode},
+    object::{LoadError, Sizes},
+    tables::{TableError, Tables},
+};
+
+/// What of the configuration concerns the kernel's objects rather than its rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Interfaces to attach to.
+    pub interfaces: Vec<String>,
+    /// Modes allowed.
+    pub wanted: Wanted,
+    /// Where pins go, one directory for each layout and size below it.
+    pub root: PathBuf,
+    /// Table sizes.
+    pub sizes: Sizes,
+}
+
+/// What was put right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// Rows of the ban table.
+    pub bans: u64,
+    /// Rows of the allow list.
+    pub allow: u64,
+    /// Own addresses.
+    pub own: u64,
+    /// Policies.
+    pub policy: u64,
+    /// Programs attached again, links pinned again.
+    pub link: u64,
+}
+
+impl Repairs {
+    /// How many there were.
+    pub const fn total(self) -> u64 {
+        self.bans + self.allow + self.own + self.policy + self.link
+    }
+
+    const fn count(&mut self, edit: Edit) {
+        match edit {
+            Edit::SetBan(..) | Edit::RemoveBan(_) => self.bans += 1,
+            Edit::SetAllow(..) | Edit::RemoveAllow(_) => self.allow += 1,
+            Edit::AddOwn(_) | Edit::RemoveOwn(_) => self.own += 1,
+        }
+    }
+}
+
+/// Why the kernel's tables are not what they should be.
+#[derive(Debug, Error)]
+#[error("{failed} of {edits} rows could not be written; the first: {first}; the next look tries again")]
+pub struct SyncError {
+    failed: usize,
+    edits: usize,
+    #[source]
+    first: TableError,
+}
+
+/// Why a shield could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Object or maps.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A map could not be read or written.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The kernel does not say what it loaded.
+    #[error("cannot read what the kernel loaded: {0}")]
+    Info(#[from] ProgramError),
+    /// No randomness for the secret.
+    #[error("no random numbers for the sketch's secret: {0}")]
+    Random(#[source] io::Error),
+    /// The program could not be pinned beside its maps.
+    #[error("cannot pin the program at {path}: {source}", path = .path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: aya::pin::PinError,
+    },
+}
+
+/// One interface as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceState {
+    /// Its name.
+    pub name: String,
+    /// What the kernel says of its hook; `None` if there is no such interface or the kernel did not answer.
+    pub hook: Option<Hook>,
+    /// Whether the program on the hook is the one this daemon loaded.
+    pub is_ours: bool,
+    /// Identity of our link.
+    pub link_id: Option<u32>,
+    /// Why nothing of ours is attached, or how it differs from the request.
+    pub problem: Option<String>,
+}
+
+/// The shield in the kernel.
+pub struct Shield {
+    ebpf: Ebpf,
+    tables: Tables,
+    plan: Plan,
+    directory: PathBuf,
+    program_id: u32,
+    tag: u64,
+    attachments: BTreeMap<String, Attachment>,
+    problems: BTreeMap<String, String>,
+    /// What this daemon last wrote; the kernel's own truth is read by [`Shield::audit`].
+    written: Rows,
+}
+
+impl Shield {
+    /// Loads program and maps, taking over the maps that an earlier daemon left if they have the same shape. Attaches
+    /// nothing.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; what an earlier daemon attached stays attached.
+    pub fn open(plan: Plan) -> Result<Self, OpenError> {
+        let directory = plan.root.join(plan.sizes.directory());
+        let mut ebpf = object::load(plan.sizes, Some(&directory))?;
+        let mut tables = Tables::take(&mut ebpf, crate::sys::random_words().map_err(OpenError::Random)?)?;
+        tables.repair_filter()?;
+        let program = object::program(&mut ebpf)?;
+        let info = program.info()?;
+        let pin = directory.join("program");
+        // A pin of the program that went before; bpffs cannot replace one.
+        let _ = std::fs::remove_file(&pin);
+        program.pin(&pin).map_err(|source| OpenError::Pin { path: pin, source })?;
+        let written = Rows { bans: tables.bans()?, allow: tables.allow()?, own: tables.own()? };
+        Ok(Self {
+            ebpf,
+            tables,
+            directory,
+            program_id: info.id(),
+            tag: info.tag(),
+            attachments: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            plan,
+            written,
+        })
+    }
+
+    /// What this shield was opened with.
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Changes interfaces and modes; [`Shield::follow`] then acts on it. Maps and pins stay, so `plan` must have the same
+    /// sizes and root.
+    pub fn set_plan(&mut self, plan: Plan) {
+        self.problems.retain(|name, _| plan.interfaces.contains(name));
+        self.plan = plan;
+    }
+
+    /// The maps.
+    pub const fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The maps, to beat the heart or to take the events.
+    pub const fn tables_mut(&mut self) -> &mut Tables {
+        &mut self.tables
+    }
+
+    /// The ring buffer, once.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.tables.take_events()
+    }
+
+    /// Identity of the program this daemon loaded.
+    pub const fn program_id(&self) -> u32 {
+        self.program_id
+    }
+
+    /// Tag of the program this daemon loaded.
+    pub const fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// The directory of the pins.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes what differs between the last state written and `desired`, then the policy if it changed.
+    ///
+    /// # Errors
+    /// [`SyncError`] after everything that could be written was.
+    pub fn sync(&mut self, desired: &Desired, settings: &Settings) -> Result<Repairs, SyncError> {
+        let edits = reconcile::diff(&self.written, &desired.tables);
+        self.write(&edits, desired, settings)
+    }
+
+    /// Reads the tables back and writes what differs from `desired`; attaches again what is not attached.
+    ///
+    /// # Errors
+    /// [`SyncError`] after everything that could be repaired was.
+    pub fn audit(&mut self, desired: &Desired, settings: &Settings) -> Result<Repairs, SyncError> {
+        let one = |first| SyncError { failed: 1, edits: 1, first };
+        self.written = Rows {
+            bans: self.tables.bans().map_err(one)?,
+            allow: self.tables.allow().map_err(one)?,
+            own: self.tables.own().map_err(one)?,
+        };
+        let edits = reconcile::diff(&self.written, &desired.tables);
+        let mut repairs = self.write(&edits, desired, settings)?;
+        repairs.link = self.follow(desired.attached);
+        Ok(repairs)
+    }
+
+    fn write(
+        &mut self,
+        edits: &[Edit],
+        desired: &Desired,
+        settings: &Settings,
+    ) -> Result<Repairs, SyncError> {
+        let mut repairs = Repairs::default();
+        let mut failures = Vec::new();
+        for edit in edits {
+            let done = match *edit {
+                Edit::RemoveOwn(address) => self.tables.remove_own(address),
+                Edit::SetAllow(key, entry) => self.tables.set_allow(key, &entry),
+                Edit::RemoveBan(key) => self.tables.remove_ban(&key),
+                Edit::SetBan(key, entry) => self.tables.set_ban(&key, &entry),
+                Edit::RemoveAllow(key) => self.tables.remove_allow(key),
+                Edit::AddOwn(address) => self.tables.add_own(address),
+            };
+            match done {
+                Ok(()) => {
+                    self.written.apply(*edit);
+                    repairs.count(*edit);
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        match self.write_policy(desired, settings) {
+            Ok(changed) => repairs.policy = u64::from(changed),
+            Err(error) => failures.push(error),
+        }
+        let failed = failures.len();
+        match failures.into_iter().next() {
+            None => Ok(repairs),
+            Some(first) => Err(SyncError { failed, edits: edits.len() + 1, first }),
+        }
+    }
+
+    /// Puts the policy in force that `desired` and `settings` ask for. Only a change of rules takes a new generation.
+    fn write_policy(&mut self, desired: &Desired, settings: &Settings) -> Result<bool, TableError> {
+        let current = self.tables.policy()?;
+        let mut next = desired.policy(settings, current.generation, self.tables.secret());
+        if next == current {
+            return Ok(false);
+        }
+        let same_rules =
+            Policy { own_filter: current.own_filter, bans_present: current.bans_present, ..next } == current;
+        if !same_rules {
+            // 0 marks maps that were never used.
+            next.generation = current.generation.wrapping_add(1).max(1);
+        }
+        self.tables.swap_policy(&next)?;
+        Ok(true)
+    }
+
+    /// Attaches to every configured interface, or detaches from all; detaches from interfaces that are no longer configured.
+    /// Returns how many links it had to make, replace or pin again.
+    pub fn follow(&mut self, attached: bool) -> u64 {
+        if !attached {
+            return self.detach_all();
+        }
+        let mut changes = 0;
+        for name in &self.plan.interfaces {
+            if let Some(attachment) = self.attachments.remove(name) {
+                match keep(attachment, self.program_id) {
+                    Ok((attachment, was_pinned)) => {
+                        changes += u64::from(!was_pinned);
+                        self.attachments.insert(name.clone(), attachment);
+                        continue;
+                    }
+                    Err(Some(error)) => note_problem(&mut self.problems, name, &error),
+                    Err(None) => {}
+                }
+            }
+            match attach::attach(&mut self.ebpf, &self.plan.root, &self.directory, name, self.plan.wanted) {
+                Ok(attachment) => {
+                    changes += 1;
+                    tracing::info!(message_id = "shield_attached", interface = %name, "the shield is attached");
+                    self.problems.remove(name);
+                    self.attachments.insert(name.clone(), attachment);
+                }
+                Err(error) => note_problem(&mut self.problems, name, &error),
+            }
+        }
+        attach::detach_others(&self.plan.root, &self.plan.interfaces);
+        if self.problems.is_empty() {
+            attach::sweep(&self.plan.root, &self.directory);
+        }
+        changes
+    }
+
+    fn detach_all(&mut self) -> u64 {
+        let mut changes = 0;
+        for (name, attachment) in std::mem::take(&mut self.attachments) {
+            match attachment.detach() {
+                Ok(()) => {
+                    changes += 1;
+                    self.problems.remove(&name);
+                    tracing::warn!(message_id = "shield_detached", interface = %name, "the shield is detached");
+                }
+                Err(error) => {
+                    self.problems.insert(
+                        name,
+                        format!("cannot remove the pin of the link: {error}; the shield is still attached"),
+                    );
+                }
+            }
+        }
+        // Links that an earlier daemon left.
+        attach::detach_others(&self.plan.root, &[]);
+        changes
+    }
+
+    /// Every configured interface as it is now.
+    pub fn interfaces(&self) -> Vec<InterfaceState> {
+        self.plan.interfaces.iter().map(|name| self.interface(name)).collect()
+    }
+
+    fn interface(&self, name: &str) -> InterfaceState {
+        let (hook, unread) = match hook::read(name) {
+            Ok(hook) => (hook, None),
+            Err(error) => (None, Some(format!("the kernel does not tell what is attached: {error}"))),
+        };
+        let is_ours = hook.is_some_and(|hook| hook.program_id == Some(self.program_id));
+        let is_slower = is_ours
+            && self.plan.wanted == Wanted::Native
+            && hook.is_some_and(|hook| matches!(hook.mode, Mode::Generic | Mode::Multiple));
+        let differs = is_slower.then(|| {
+            "attached in generic mode although native was asked for; `tunica bypass on` and `off` attach anew".to_owned()
+        });
+        InterfaceState {
+            name: name.to_owned(),
+            hook,
+            is_ours,
+            link_id: self.attachments.get(name).and_then(Attachment::link_id),
+            problem: unread.or_else(|| self.problems.get(name).cloned()).or(differs),
+        }
+    }
+}
+
+/// The attachment, if its hook still runs our program, and whether it was still pinned. `Err(None)`: the hook lost it.
+fn keep(attachment: Attachment, program_id: u32) -> Result<(Attachment, bool), Option<AttachError>> {
+    let holds = hook::read(attachment.interface())
+        .is_ok_and(|hook| hook.is_some_and(|hook| hook.program_id == Some(program_id)));
+    if !holds {
+        return Err(None);
+    }
+    if attachment.is_pinned() {
+        return Ok((attachment, true));
+    }
+    attachment.pin_again().map(|attachment| (attachment, false)).map_err(Some)
+}
+
+fn note_problem(problems: &mut BTreeMap<String, String>, name: &str, error: &AttachError) {
+    let text = error.to_string();
+    // Said once, not every 30 s.
+    if problems.get(name) != Some(&text) {
+        tracing::error!(message_id = "shield_attach_failed", interface = %name, "{text}");
+    }
+    problems.insert(name.to_owned(), text);
+}

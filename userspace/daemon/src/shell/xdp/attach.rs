@@ -45,7 +45,9 @@ pub enum AttachError {
         interface: String,
     },
     /// Somebody else's program is there.
-    #[error("{owner} is attached to {interface} already; Tunica does not push it aside, so the host is not protected there; detach it (`ip link set dev {interface} xdp off`, or stop the service that owns it), then `tunica reload`")]
+    #[error(
+        "{owner} is attached to {interface} already; Tunica does not push it aside, so the host is not protected there; detach it (`ip link set dev {interface} xdp off`, or stop the service that owns it), then `tunica reload`"
+    )]
     Occupied {
         /// The interface.
         interface: String,
@@ -53,7 +55,9 @@ pub enum AttachError {
         owner: String,
     },
     /// The driver cannot do it and the configuration does not allow the slower way.
-    #[error("the driver of {interface} has no native XDP ({source}); the host is not protected there; set shield.attach = \"native-or-generic\" to accept the slower generic mode")]
+    #[error(
+        "the driver of {interface} has no native XDP ({source}); the host is not protected there; set shield.attach = \"native-or-generic\" to accept the slower generic mode"
+    )]
     NoNative {
         /// The interface.
         interface: String,
@@ -115,6 +119,20 @@ impl Attachment {
         self.link.info().ok().map(|info| info.id())
     }
 
+    /// Whether the link would outlive the daemon.
+    pub fn is_pinned(&self) -> bool {
+        self.pin.exists()
+    }
+
+    /// Pins the link again after somebody removed the pin.
+    ///
+    /// # Errors
+    /// [`AttachError::Pin`]; the program is then detached.
+    pub fn pin_again(self) -> Result<Self, AttachError> {
+        let link = pin_link(self.link, &self.pin, &self.interface)?;
+        Ok(Self { link, ..self })
+    }
+
     /// Detaches: the pin goes, then the last descriptor.
     ///
     /// # Errors
@@ -139,7 +157,9 @@ pub fn directories(root: &Path) -> Vec<PathBuf> {
     };
     let is_ours = |name: &str| {
         let mut parts = name.strip_prefix('v').unwrap_or_default().split('-');
-        parts.next().is_some_and(|hash| hash.len() == 16 && hash.bytes().all(|digit| digit.is_ascii_hexdigit()))
+        parts
+            .next()
+            .is_some_and(|hash| hash.len() == 16 && hash.bytes().all(|digit| digit.is_ascii_hexdigit()))
             && parts.all(|size| size.parse::<u32>().is_ok())
     };
     entries
@@ -182,13 +202,17 @@ pub fn attach(
         return Ok(Attachment { interface: interface.to_owned(), link, pin });
     }
     remove(std::iter::once(&pin));
-    let link = link.pin(&pin).map_err(|source| AttachError::Pin {
-        interface: interface.to_owned(),
-        path: pin.clone(),
-        source,
-    })?;
+    let link = pin_link(link, &pin, interface)?;
     remove(old_pins.iter().filter(|old| **old != pin));
-    Ok(Attachment { interface: interface.to_owned(), link: link.into(), pin })
+    Ok(Attachment { interface: interface.to_owned(), link, pin })
+}
+
+fn pin_link(link: FdLink, pin: &Path, interface: &str) -> Result<FdLink, AttachError> {
+    link.pin(pin).map(FdLink::from).map_err(|source| AttachError::Pin {
+        interface: interface.to_owned(),
+        path: pin.to_owned(),
+        source,
+    })
 }
 
 /// The pinned link, if it is the one that holds the hook now. A link whose interface went away holds nothing.
@@ -200,7 +224,8 @@ fn ours(pin: &Path, hook: Hook) -> Option<FdLink> {
 
 fn existing_link_at(pin: &Path, link: &FdLink) -> bool {
     let id = |link: &FdLink| link.info().map(|info| info.id());
-    let pinned: Result<u32, LinkError> = PinnedLink::from_pin(pin).and_then(|pinned| id(&FdLink::from(pinned)));
+    let pinned: Result<u32, LinkError> =
+        PinnedLink::from_pin(pin).and_then(|pinned| id(&FdLink::from(pinned)));
     matches!((pinned, id(link)), (Ok(pinned), Ok(held)) if pinned == held)
 }
 
@@ -216,12 +241,16 @@ fn remove<'a>(pins: impl Iterator<Item = &'a PathBuf>) {
 
 fn replace(program: &mut Xdp, link: FdLink, interface: &str) -> Result<FdLink, AttachError> {
     let refused = |source| AttachError::Refused { interface: interface.to_owned(), source: Box::new(source) };
-    let link = XdpLink::try_from(link)
-        .map_err(|error| AttachError::Read { interface: interface.to_owned(), source: io::Error::other(error) })?;
+    let link = XdpLink::try_from(link).map_err(|error| AttachError::Read {
+        interface: interface.to_owned(),
+        source: io::Error::other(error),
+    })?;
     let id = program.attach_to_link(link).map_err(refused)?;
     let link = program.take_link(id).map_err(refused)?;
-    link.try_into()
-        .map_err(|error: LinkError| AttachError::Read { interface: interface.to_owned(), source: io::Error::other(error) })
+    link.try_into().map_err(|error: LinkError| AttachError::Read {
+        interface: interface.to_owned(),
+        source: io::Error::other(error),
+    })
 }
 
 fn create(program: &mut Xdp, index: u32, interface: &str, wanted: Wanted) -> Result<FdLink, AttachError> {
@@ -266,6 +295,24 @@ pub fn owner(hook: Hook) -> String {
     match name {
         Some(name) if !name.is_empty() => format!("XDP program `{name}` (id {id})"),
         _ => format!("XDP program {id} (`bpftool prog show id {id}` names it)"),
+    }
+}
+
+/// Removes our link pins of every interface that is not in `keep`, which detaches them.
+pub fn detach_others(root: &Path, keep: &[String]) {
+    let kept: Vec<PathBuf> = keep.iter().map(|name| link_pin(Path::new(""), name)).collect();
+    for directory in directories(root) {
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        let pins: Vec<PathBuf> = entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with("link-")))
+            .filter(|entry| !kept.iter().any(|kept| kept.as_os_str() == entry.file_name()))
+            .map(|entry| entry.path())
+            .collect();
+        for pin in &pins {
+            tracing::warn!(message_id = "shield_detached", pin = %pin.display(), "the shield is detached");
+        }
+        remove(pins.iter());
     }
 }
 

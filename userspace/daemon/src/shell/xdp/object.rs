@@ -19,8 +19,7 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ebpf/prebuilt/shield.o"));
 
 /// What `sha256sum` said of the object when it was built.
-const RECORDED: &str =
-    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ebpf/prebuilt/SHA256SUMS"));
+const RECORDED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ebpf/prebuilt/SHA256SUMS"));
 
 /// The program's name in the object.
 pub const PROGRAM: &str = "shield";
@@ -54,7 +53,9 @@ impl Sizes {
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The embedded object is not the one whose checksum was recorded.
-    #[error("the embedded kernel object has SHA-256 {found}, but {recorded} was recorded when it was built; nothing was loaded; reinstall tunicad")]
+    #[error(
+        "the embedded kernel object has SHA-256 {found}, but {recorded} was recorded when it was built; nothing was loaded; reinstall tunicad"
+    )]
     Checksum {
         /// Of the embedded bytes.
         found: String,
@@ -88,14 +89,18 @@ pub enum LoadError {
         source: MapError,
     },
     /// The kernel refused the object.
-    #[error("the kernel refused the object: {source}; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`)")]
+    #[error(
+        "the kernel refused the object: {source}; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`)"
+    )]
     Object {
         /// What aya or the kernel said.
         #[source]
         source: Box<EbpfError>,
     },
     /// The verifier refused the program.
-    #[error("the kernel refused the program: {source}; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`)")]
+    #[error(
+        "the kernel refused the program: {source}; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`)"
+    )]
     Program {
         /// What the kernel said.
         #[source]

@@ -35,7 +35,9 @@ pub enum ProbeError {
     #[error("the kernel did not run the probe: {0}")]
     Run(#[from] ProgramError),
     /// The program ran but counted nothing.
-    #[error("the program counted the probe under no verdict this daemon knows; program and daemon are of different versions")]
+    #[error(
+        "the program counted the probe under no verdict this daemon knows; program and daemon are of different versions"
+    )]
     Uncounted,
 }
 
@@ -51,7 +53,12 @@ impl Copy {
     ///
     /// # Errors
     /// [`ProbeError`]; the live shield is only read.
-    pub fn of(live: &Tables, sizes: Sizes, address: AddressBytes, key: &SourceKey) -> Result<Self, ProbeError> {
+    pub fn of(
+        live: &Tables,
+        sizes: Sizes,
+        address: AddressBytes,
+        key: &SourceKey,
+    ) -> Result<Self, ProbeError> {
         let mut ebpf = object::load(sizes, None)?;
         let mut tables = Tables::take(&mut ebpf, live.secret())?;
         tables.beat(live.last_beat()?)?;
@@ -85,7 +92,10 @@ impl Copy {
             .flat_map(|verdict| Action::ALL.map(|action| (*verdict, action)))
             .find(|(verdict, action)| {
                 let slot = tally_slot(*verdict, *action) as usize;
-                self.totals.get(slot).zip(before.get(slot)).is_some_and(|(now, then)| now.packets > then.packets)
+                self.totals
+                    .get(slot)
+                    .zip(before.get(slot))
+                    .is_some_and(|(now, then)| now.packets > then.packets)
             })
             .ok_or(ProbeError::Uncounted)
     }

@@ -106,7 +106,8 @@ impl Tables {
             filter_counts: Counts::new(),
             own_filter: 0,
         };
-        let used = tables.policy().map_err(|error| LoadError::Map { name: POLICIES, source: error.source })?;
+        let used =
+            tables.policy().map_err(|error| LoadError::Map { name: POLICIES, source: error.source })?;
         if used.secret != [0; 2] {
             tables.secret = used.secret;
         }
@@ -278,7 +279,11 @@ impl Tables {
     ///
     /// # Errors
     /// [`TableError`], for one if the list is full.
-    pub fn set_allow(&mut self, (length, address): (u32, AddressBytes), entry: &AllowEntry) -> Result<(), TableError> {
+    pub fn set_allow(
+        &mut self,
+        (length, address): (u32, AddressBytes),
+        entry: &AllowEntry,
+    ) -> Result<(), TableError> {
         self.allow.insert(&Key::new(length, address), entry, 0).map_err(TableError::new("write", ALLOW))
     }
 
@@ -317,7 +322,11 @@ impl Tables {
     /// [`TableError`].
     pub fn remove_own(&mut self, address: AddressBytes) -> Result<(), TableError> {
         absent_is_none(self.own.remove(&address)).map_err(TableError::new("write", OWN))?;
-        self.own_filter = self.own()?.into_iter().map(address_words).fold(0, |filter, [high, low]| filter | own_bit(high, low));
+        self.own_filter = self
+            .own()?
+            .into_iter()
+            .map(address_words)
+            .fold(0, |filter, [high, low]| filter | own_bit(high, low));
         Ok(())
     }
 

@@ -1,0 +1,260 @@
+//! The real daemon on a real wire: attach, restart, upgrade, silence, capabilities, and what `tunica` says of it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{fs, path::Path};
+
+use nix::sys::signal::Signal;
+use tunica_tests::{
+    flood::{Flood, Pattern},
+    frame::{TCP, tcp, v4},
+    lab::{CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_INTERFACE, HOST_MAC, Lab},
+};
+
+/// A segment without flags from TEST-NET-3 to the host, which the sanity rules refuse.
+fn null_segment() -> Vec<u8> {
+    let mut ip = v4([203, 0, 113, 9], TCP);
+    ip.destination = HOST.octets();
+    ip.frame(&tcp(0, 5))
+}
+
+/// SYNs from 198.51.100.1 alone, which [`null_segment`]'s source is not.
+fn steady(lab: &Lab) -> tunica_tests::flood::Running {
+    let flood = Flood {
+        pattern: Pattern::FixedSyn { sources: 1 },
+        rate: 5_000,
+        macs: (CLIENT_MAC, HOST_MAC),
+        victim: (HOST, 443),
+        seed: 7,
+    };
+    flood.start(&lab.client, CLIENT_INTERFACE).unwrap()
+}
+
+fn link_and_program(lab: &Lab) -> (u64, u64) {
+    let status = lab.json(&["status"]).unwrap();
+    let interface = &status["interfaces"][0];
+    assert_eq!(interface["actual"], "native", "{status:#}");
+    (interface["link_id"].as_u64().unwrap(), interface["program_id"].as_u64().unwrap())
+}
+
+/// Attack packets go on all the while; those that reach the stack are counted there, by nftables.
+#[test]
+fn no_packet_passes_unfiltered_through_restart_kill_and_upgrade() {
+    let mut lab = Lab::new("restart").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.count_in_stack("attack", "ip saddr 198.51.100.1").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "198.51.100.1", "--for", "1h", "--reason", "test"]).unwrap();
+    let (link, mut program) = link_and_program(&lab);
+    let attack = steady(&lab);
+    let dropped = "tunica_shield_packets_total{action=\"drop\",verdict=\"banned\"}";
+    lab.wait_for("the first drops", |lab| Ok(lab.metric(dropped)?.unwrap_or(0.0) > 1_000.0)).unwrap();
+
+    for (what, signal) in [("a restart", Signal::SIGTERM), ("a kill", Signal::SIGKILL)] {
+        let before = attack.sent();
+        lab.end(signal).unwrap();
+        // While no daemon runs, the pinned program filters on.
+        lab.wait_for("more attack", |_| Ok(attack.sent() > before + 5_000)).unwrap();
+        lab.start().unwrap();
+        let (same_link, next_program) = link_and_program(&lab);
+        assert_eq!(link, same_link, "{what} made another link");
+        assert_ne!(program, next_program, "{what} did not replace the program");
+        program = next_program;
+    }
+
+    // An upgrade whose tables have another shape: new maps, filled before the link moves to them.
+    let old = lab.pin_directory().unwrap();
+    lab.configure("mode = \"enforce\"\ntables = { bans = 2048 }", "").unwrap();
+    lab.must(&["reload"]).unwrap();
+    assert_eq!(link_and_program(&lab).0, link);
+    assert_ne!(lab.pin_directory().unwrap(), old, "the old maps were swept");
+    lab.configure("mode = \"enforce\"\ntables = { bans = 4096 }", "").unwrap();
+    lab.end(Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    assert_eq!(link_and_program(&lab).0, link);
+
+    let before = attack.sent();
+    lab.wait_for("more attack", |_| Ok(attack.sent() > before + 5_000)).unwrap();
+    let sent = attack.stop().unwrap();
+    assert!(sent > 20_000, "only {sent} packets");
+    assert_eq!(lab.in_stack("attack").unwrap(), 0, "of {sent} packets");
+}
+
+#[test]
+fn without_a_heartbeat_the_policy_for_silence_applies_and_ends_with_it() {
+    let mut lab = Lab::new("silence").unwrap();
+    lab.configure("mode = \"enforce\"\non_stale = \"pass\"\nstale_after_seconds = 5", "").unwrap();
+    lab.count_in_stack("null", "ip saddr 203.0.113.9").unwrap();
+    lab.start().unwrap();
+    lab.send(&null_segment(), 10).unwrap();
+    assert_eq!(lab.in_stack("null").unwrap(), 0);
+    lab.signal(Signal::SIGSTOP).unwrap();
+    lab.wait_for("the heartbeat to be missed", |lab| {
+        lab.send(&null_segment(), 1)?;
+        Ok(lab.in_stack("null")? > 0)
+    })
+    .unwrap();
+    lab.signal(Signal::SIGCONT).unwrap();
+    lab.wait_for("the heartbeat to be seen", |lab| {
+        let before = lab.in_stack("null")?;
+        lab.send(&null_segment(), 1)?;
+        Ok(lab.in_stack("null")? == before)
+    })
+    .unwrap();
+}
+
+#[test]
+fn another_program_on_the_hook_is_refused_by_name_and_left_alone() {
+    let mut lab = Lab::new("occupied").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    let made_pins = !Path::new("/sys/fs/bpf/xdp").exists() && !Path::new("/sys/fs/bpf/xdp-filter").exists();
+    lab.run_in_host("xdp-filter", &["load", "--mode", "native", HOST_INTERFACE]).unwrap();
+    lab.start().unwrap();
+    let status = lab.json(&["status"]).unwrap();
+    let problem = status["interfaces"][0]["problem"].as_str().unwrap().to_owned();
+    let ready = lab.http("/ready").unwrap();
+    let ran = lab.tunica(&["status"]).unwrap();
+    let link = lab.run_in_host("ip", &["-d", "link", "show", HOST_INTERFACE]).unwrap();
+    lab.run_in_host("xdp-filter", &["unload", HOST_INTERFACE]).unwrap();
+    if made_pins {
+        // Left behind by xdp-tools after the last unload.
+        let _ = fs::remove_dir_all("/sys/fs/bpf/xdp");
+        let _ = fs::remove_dir_all("/sys/fs/bpf/xdp-filter");
+    }
+    assert!(problem.contains("xdp_dispatcher") && problem.contains("does not push it aside"), "{problem}");
+    assert_eq!(ready.0, 503, "{ready:?}");
+    assert!(ready.1.contains("xdp_dispatcher"), "{ready:?}");
+    assert_eq!(ran.code, Some(7), "{ran:?}");
+    assert!(
+        link.contains("xdp_dispatcher") || link.contains("prog/xdp"),
+        "xdp-filter was pushed aside: {link}"
+    );
+    // Once the hook is free, a reload attaches.
+    lab.must(&["reload"]).unwrap();
+    link_and_program(&lab);
+    assert_eq!(lab.http("/ready").unwrap().0, 200);
+}
+
+#[test]
+fn two_capabilities_suffice() {
+    let mut lab = Lab::new("caps").unwrap();
+    lab.configure("mode = \"enforce\"", "[tor]\nuser = \"nobody\"").unwrap();
+    lab.count_in_stack("null", "ip saddr 203.0.113.9").unwrap();
+    // CAP_NET_ADMIN is 12, CAP_BPF 39: exactly what the unit grants.
+    let wrapper = [
+        "setpriv",
+        "--bounding-set=-all,+net_admin,+cap_39",
+        "--inh-caps=-all,+net_admin,+cap_39",
+        "--no-new-privs",
+    ];
+    lab.start_through(&wrapper).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", lab.pid().unwrap())).unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    assert_eq!(u64::from_str_radix(effective, 16).unwrap(), 1 << 12 | 1 << 39);
+    link_and_program(&lab);
+    lab.send(&null_segment(), 10).unwrap();
+    assert_eq!(lab.in_stack("null").unwrap(), 0);
+    lab.must(&["explain", "203.0.113.9"]).unwrap();
+    lab.must(&["ban", "add", "203.0.113.9"]).unwrap();
+    let doctor = lab.json(&["doctor"]).unwrap();
+    let findings = doctor["findings"].as_array().unwrap();
+    let capabilities = findings.iter().find(|finding| finding["check"] == "capabilities").unwrap();
+    assert_eq!(capabilities["level"], "ok", "{doctor:#}");
+    // A restart finds the pins and takes them over with the same two.
+    lab.end(Signal::SIGTERM).unwrap();
+    lab.start_through(&wrapper).unwrap();
+    link_and_program(&lab);
+    assert_eq!(lab.in_stack("null").unwrap(), 0);
+}
+
+#[test]
+fn bpftool_loads_the_object_and_dumps_maps_with_field_names() {
+    let mut lab = Lab::new("bpftool").unwrap();
+    lab.configure("mode = \"observe\"", "").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "192.0.2.7", "--for", "1h"]).unwrap();
+    let pins = lab.pin_directory().unwrap();
+    let dump = |map: &str| {
+        lab.run_in_host("bpftool", &["map", "dump", "pinned", pins.join(map).to_str().unwrap()]).unwrap()
+    };
+    let bans = dump("BANS");
+    for part in ["\"prefix\": [192,0,2,7,0,0,0,0", "\"width\": 32", "\"expires_ns\": ", "\"ban_id\": 1"] {
+        assert!(bans.contains(part), "no {part} in {bans}");
+    }
+    assert!(dump("POLICIES").contains("\"stale_after_ns\": 30000000000"), "{}", dump("POLICIES"));
+    assert!(dump("TALLIES").contains("\"packets\": "), "{}", dump("TALLIES"));
+    let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/prebuilt/shield.o");
+    let pin = lab.pins().join("by-bpftool");
+    lab.run_in_host("bpftool", &["prog", "load", object, pin.to_str().unwrap(), "type", "xdp"]).unwrap();
+    let shown = lab.run_in_host("bpftool", &["prog", "show", "pinned", pin.to_str().unwrap()]).unwrap();
+    fs::remove_file(&pin).unwrap();
+    let status = lab.json(&["status"]).unwrap();
+    let tag = status["program"]["attached_tag"].as_str().unwrap();
+    assert!(shown.contains(&format!("tag {tag}")), "{tag} is not the tag of {shown}");
+    assert_eq!(status["program"]["matches"], true);
+}
+
+#[test]
+fn explain_names_the_rule_and_leaves_the_live_state_unchanged() {
+    let mut lab = Lab::new("explain").unwrap();
+    lab.configure(
+        "mode = \"enforce\"\nallow = [\"198.51.100.0/28\"]\nsyn = { per_source_per_second = 1, burst = 3 }",
+        "",
+    )
+    .unwrap();
+    lab.start().unwrap();
+    // A quiet wire: nothing but the probe could change a map.
+    lab.run_in_host("ip", &["link", "set", HOST_INTERFACE, "arp", "off"]).unwrap();
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "1h", "--reason", "brute force"]).unwrap();
+    let pins = lab.pin_directory().unwrap();
+    let snapshot = || -> Vec<String> {
+        ["ACTIVE", "POLICIES", "BANS", "BAN_FILTER", "ALLOW", "OWN", "SYN_SKETCH", "TALLIES", "LOST_EVENTS"]
+            .map(|map| {
+                lab.run_in_host("bpftool", &["-j", "map", "dump", "pinned", pins.join(map).to_str().unwrap()])
+                    .unwrap()
+            })
+            .to_vec()
+    };
+    let before = snapshot();
+    let explain = |arguments: &[&str]| lab.json(&[&["explain"], arguments].concat()).unwrap();
+
+    let banned = explain(&["203.0.113.5"]);
+    assert_eq!(banned["outcomes"][0]["verdict"], "banned");
+    assert_eq!(banned["ban"]["reason"], "brute force");
+    assert!(banned["undo"][0].as_str().unwrap().contains("tunica ban remove 203.0.113.5"), "{banned:#}");
+
+    let limited = explain(&["203.0.113.6", "--packets", "5"]);
+    let runs: Vec<(u64, &str, &str)> = limited["outcomes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| {
+            (
+                run["count"].as_u64().unwrap(),
+                run["verdict"].as_str().unwrap(),
+                run["action"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(runs, [(3, "pass", "pass"), (2, "syn_rate", "drop")]);
+    assert_eq!(limited["bucket"]["cells"].as_array().unwrap().len(), 2);
+
+    let allowed = explain(&["198.51.100.3", "--packets", "5"]);
+    assert_eq!(allowed["outcomes"][1]["verdict"], "allowed");
+    assert_eq!(allowed["allow"]["origin"], "config");
+
+    let own = explain(&["10.77.0.1"]);
+    assert_eq!(own["outcomes"][0]["verdict"], "own_source");
+
+    let v6 = explain(&["2001:db8::7"]);
+    assert_eq!(v6["source"], "2001:db8::/64");
+    assert_eq!(v6["generation"], banned["generation"]);
+
+    assert_eq!(before, snapshot(), "the probe changed a live map");
+}

@@ -1,0 +1,529 @@
+//! The daemon's parts and how an event goes through them: shell → coordinator → ledger file → coordinator → shells.
+//!
+//! Nothing here decides about policy. Order matters: what the coordinator wants to keep is made durable first, taken into
+//! memory second and shown to the kernel third, so that a crash at any point leaves a state that was decided.
+
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use tunica_api::{
+    request::{self, Request},
+    view::{Answer, Doctor, RefusedCode},
+};
+use tunica_common::{
+    event::{self as kernel, tally_slot},
+    verdict::{Action, Verdict},
+};
+use tunica_config::Config;
+use tunica_core::{
+    coordinator::{AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply},
+    defence::Totals,
+    evidence::Forgeable,
+    id::PacketSource,
+    time::{Monotime, Now, WallTime},
+};
+
+use crate::{
+    explain,
+    ledger_file::LedgerFile,
+    metrics::Metrics,
+    settings,
+    shell::{host, tor_peers, xdp::Shield},
+    telemetry::{self, Telemetry},
+    views,
+};
+
+/// How often the real system is compared with what it should be.
+pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
+
+/// Everything the event loop owns.
+pub struct App {
+    config_path: PathBuf,
+    config: Config,
+    coordinator: Coordinator,
+    shield: Shield,
+    ledger: LedgerFile,
+    metrics: Metrics,
+    telemetry: Telemetry,
+    started: WallTime,
+    /// What is wrong outside of the configuration: one sentence each.
+    troubles: Troubles,
+    /// Events that were lost before this daemon started to read them.
+    lost_before: u64,
+}
+
+/// Standing problems that `status` and `/ready` show.
+#[derive(Default)]
+struct Troubles {
+    ledger: Option<String>,
+    tables: Option<String>,
+    tor: Option<String>,
+    counters: Option<String>,
+}
+
+impl Troubles {
+    fn list(&self) -> Vec<String> {
+        [&self.ledger, &self.tables, &self.tor, &self.counters].into_iter().flatten().cloned().collect()
+    }
+}
+
+/// Reads both clocks.
+///
+/// # Errors
+/// If the wall clock stands before 1970.
+pub fn now() -> io::Result<Now> {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
+    Ok(Now { mono: Monotime(crate::sys::monotonic_ns()?), wall: WallTime(wall.as_secs()) })
+}
+
+impl App {
+    /// Opens ledger and kernel, takes up what an earlier daemon left, and attaches.
+    ///
+    /// # Errors
+    /// If the ledger or the kernel's objects cannot be had. An interface that cannot be attached to is no such error: it
+    /// shows in `status`, in `/ready` and in the metrics, and is tried again at each audit.
+    pub fn start(config_path: &Path, config: Config, telemetry: Telemetry) -> anyhow::Result<Self> {
+        let now = now().context("the wall clock is set before 1970; correct it")?;
+        let opened = LedgerFile::open(&config.ledger.path, now.wall)?;
+        let metrics = Metrics::new(&crate::shell::xdp::object::object_sha256())?;
+        let mut troubles = Troubles::default();
+        if let Some(damaged) = opened.damaged {
+            troubles.ledger = Some(format!(
+                "the ledger was damaged and moved to {}; bans and allow-list entries made before are not in force",
+                damaged.moved_to.display()
+            ));
+            metrics.set_ledger_damaged();
+        }
+        let mut shield = Shield::open(settings::plan(&config))?;
+        let coordinator = Coordinator::new(config.settings()?, opened.ledger, now);
+        let lost_before = shield.tables().lost_events().unwrap_or(0);
+        shield.tables_mut().beat(now.mono.0)?;
+        let mut app = Self {
+            config_path: config_path.to_owned(),
+            config,
+            coordinator,
+            shield,
+            ledger: opened.file,
+            metrics,
+            telemetry,
+            started: now.wall,
+            troubles,
+            lost_before,
+        };
+        app.read_totals();
+        app.read_own_addresses();
+        app.read_tor_peers();
+        app.sync();
+        app.shield.follow(app.coordinator.desired().attached);
+        tracing::info!(
+            message_id = "policy_in_force",
+            mode = app.coordinator.settings().mode.label(),
+            "the policy is in force"
+        );
+        for warning in app.warnings() {
+            tracing::warn!(message_id = "configuration_warning", "{warning}");
+        }
+        Ok(app)
+    }
+
+    /// The configuration in force.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The shield, to take its events.
+    pub const fn shield_mut(&mut self) -> &mut Shield {
+        &mut self.shield
+    }
+
+    /// The metrics.
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// When time alone makes something due.
+    pub fn next_deadline(&self) -> Option<Monotime> {
+        self.coordinator.next_deadline()
+    }
+
+    fn now(&self) -> Now {
+        // Both clocks answered at start; should one fail later, time stands still rather than jumps.
+        now().unwrap_or(Now { mono: Monotime(0), wall: self.started })
+    }
+
+    /// Puts one event through the coordinator and carries out what comes of it.
+    fn step(&mut self, event: Event) -> Result<Option<Reply>, String> {
+        let now = self.now();
+        let outcome = self.coordinator.handle(event, now);
+        self.carry_out(outcome, now)
+    }
+
+    fn carry_out(&mut self, outcome: Outcome, now: Now) -> Result<Option<Reply>, String> {
+        let mut notices = outcome.notices;
+        if !outcome.commands.is_empty() {
+            if let Err(error) = self.ledger.commit(self.coordinator.ledger(), &outcome.commands) {
+                self.metrics.count_ledger_failure();
+                let text = format!("the ledger cannot be written: {error}; nothing was changed");
+                tracing::error!(message_id = "ledger_failed", "{text}");
+                self.troubles.ledger = Some(text.clone());
+                return Err(text);
+            }
+            self.metrics.count_commit(&outcome.commands);
+            match self.coordinator.commit(&outcome.commands, now) {
+                Ok(more) => notices.extend(more),
+                Err(rejection) => {
+                    let text = format!("memory and ledger disagree ({rejection}); restart tunicad");
+                    tracing::error!(message_id = "ledger_failed", "{text}");
+                    self.troubles.ledger = Some(text.clone());
+                    return Err(text);
+                }
+            }
+        }
+        for notice in &notices {
+            telemetry::log_notice(notice);
+        }
+        self.sync();
+        Ok(outcome.reply)
+    }
+
+    /// Writes what was decided to the kernel.
+    fn sync(&mut self) {
+        let result = self.shield.sync(self.coordinator.desired(), self.coordinator.settings());
+        self.note_sync(result.map(|_| ()));
+    }
+
+    fn note_sync(&mut self, result: Result<(), crate::shell::xdp::SyncError>) {
+        match result {
+            Ok(()) => self.troubles.tables = None,
+            Err(error) => {
+                self.metrics.count_reconcile_failure();
+                tracing::error!(message_id = "reconcile_failed", "{error}");
+                self.troubles.tables = Some(error.to_string());
+            }
+        }
+    }
+
+    /// A sign of life for the kernel, and what time alone makes due. Called every second.
+    pub fn tick(&mut self) {
+        let now = self.now();
+        if let Err(error) = self.shield.tables_mut().beat(now.mono.0) {
+            self.troubles.counters = Some(error.to_string());
+        }
+        self.read_totals();
+        self.advance();
+    }
+
+    /// Does what is due.
+    pub fn advance(&mut self) {
+        let now = self.now();
+        if self.coordinator.next_deadline().is_some_and(|due| due <= now.mono) {
+            let outcome = self.coordinator.advance(now);
+            // A ledger that cannot be written was reported; the commands come again.
+            let _ = self.carry_out(outcome, now);
+        }
+    }
+
+    /// Compares the kernel with what it should hold, repairs it, and reads the host's addresses anew.
+    pub fn audit(&mut self) {
+        self.read_own_addresses();
+        let result = self.shield.audit(self.coordinator.desired(), self.coordinator.settings());
+        if let Ok(repairs) = result
+            && repairs.total() > 0
+        {
+            self.metrics.count_repairs(repairs);
+            tracing::warn!(
+                message_id = "drift_repaired",
+                ?repairs,
+                "the kernel's state had drifted and was repaired"
+            );
+        }
+        self.note_sync(result.map(|_| ()));
+    }
+
+    fn read_totals(&mut self) {
+        let totals = match self.shield.tables().totals() {
+            Ok(totals) => totals,
+            Err(error) => {
+                self.troubles.counters = Some(error.to_string());
+                return;
+            }
+        };
+        self.troubles.counters = None;
+        let mut counted = Totals::default();
+        for verdict in Verdict::ALL {
+            for action in Action::ALL {
+                let total = totals.get(tally_slot(*verdict, action) as usize).copied().unwrap_or_default();
+                counted.set(*verdict, action, total.packets);
+                self.metrics.set_shield_total(*verdict, action, total.packets, total.bytes);
+            }
+        }
+        // Nothing durable comes of counters.
+        let _ = self.step(Event::Totals(Box::new(counted)));
+    }
+
+    fn read_own_addresses(&mut self) {
+        match host::addresses() {
+            Ok(own) => {
+                let _ = self.step(Event::OwnAddresses(own.into_iter().collect()));
+            }
+            Err(error) => {
+                tracing::warn!(message_id = "own_addresses_unread", %error, "the host's addresses cannot be read")
+            }
+        }
+    }
+
+    /// Reads tor's own connections into the never-ban set.
+    pub fn read_tor_peers(&mut self) {
+        let Some(user) = &self.config.tor.user else {
+            return;
+        };
+        let peers = match host::uid(user) {
+            Ok(Some(uid)) => {
+                tor_peers::read(uid).map_err(|error| format!("tor's connections cannot be read: {error}"))
+            }
+            Ok(None) => Err(format!(
+                "there is no account {user}, which tor.user names; tor's guards are not protected from bans"
+            )),
+            Err(error) => Err(format!(
+                "account {user} cannot be looked up: {error}; tor's guards are not protected from bans"
+            )),
+        };
+        match peers {
+            Ok(peers) => {
+                self.troubles.tor = None;
+                let _ = self.step(Event::TorPeers(peers.into_iter().collect::<Vec<IpAddr>>()));
+            }
+            Err(text) => {
+                if self.troubles.tor.as_ref() != Some(&text) {
+                    tracing::warn!(message_id = "tor_peers_read_failed", "{text}");
+                }
+                self.troubles.tor = Some(text);
+            }
+        }
+    }
+
+    /// Takes sampled events from the kernel.
+    pub fn sampled(&mut self, events: &[kernel::Event]) {
+        self.metrics.count_events(events.len() as u64);
+        let samples = events.iter().filter_map(sample).collect();
+        let _ = self.step(Event::Samples(samples));
+    }
+
+    /// Answers one request.
+    pub fn answer(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Status {} => self.status(),
+            Request::BanList {} => Answer::Bans(views::bans(&self.coordinator)),
+            Request::AllowList {} => Answer::Allows(views::allows(&self.coordinator)),
+            Request::Sources { limit } => {
+                let lost = self.shield.tables().lost_events().unwrap_or(0).saturating_sub(self.lost_before);
+                Answer::Sources(views::sources(&self.coordinator, lost, limit))
+            }
+            Request::Explain(request) => {
+                match explain::explain(&request, &self.coordinator, &self.shield, self.now()) {
+                    Ok(explanation) => Answer::Explanation(Box::new(explanation)),
+                    Err(error) => views::refused(RefusedCode::Failed, error.to_string()),
+                }
+            }
+            Request::Doctor {} => Answer::Doctor(doctor(&self.config)),
+            Request::BanAdd(ban) => self.ban(ban),
+            Request::BanRemove { source, dry_run } => self.decide(Event::Unban { source, dry_run }),
+            Request::AllowAdd(allow) => {
+                let request = AllowRequest {
+                    prefix: allow.prefix,
+                    length: length(allow.length),
+                    reason: allow.reason,
+                    dry_run: allow.dry_run,
+                };
+                self.decide(Event::Allow(request))
+            }
+            Request::AllowRemove { prefix, dry_run } => self.decide(Event::Disallow { prefix, dry_run }),
+            Request::BypassOn { reason } => self.bypass(Event::BypassOn { reason }),
+            Request::BypassOff {} => self.bypass(Event::BypassOff),
+            Request::Reload {} => self.reload(),
+        }
+    }
+
+    fn ban(&mut self, ban: request::BanAdd) -> Answer {
+        let request = BanRequest {
+            source: ban.source,
+            length: length(ban.length),
+            reason: ban.reason,
+            dry_run: ban.dry_run,
+        };
+        match self.step(Event::Ban(request)) {
+            Ok(Some(reply)) => {
+                self.metrics.count_ban_reply(&reply);
+                views::reply(reply)
+            }
+            Ok(None) => no_answer(),
+            Err(text) => views::refused(RefusedCode::Failed, text),
+        }
+    }
+
+    fn decide(&mut self, event: Event) -> Answer {
+        match self.step(event) {
+            Ok(Some(reply)) => views::reply(reply),
+            Ok(None) => no_answer(),
+            Err(text) => views::refused(RefusedCode::Failed, text),
+        }
+    }
+
+    fn bypass(&mut self, event: Event) -> Answer {
+        let answer = self.decide(event);
+        self.shield.follow(self.coordinator.desired().attached);
+        answer
+    }
+
+    fn status(&self) -> Answer {
+        let around =
+            views::Surroundings { config: &self.config, started: self.started, warnings: self.warnings() };
+        Answer::Status(Box::new(views::status(&self.coordinator, &self.shield, &around, self.now())))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.config.warnings();
+        warnings.extend(self.troubles.list());
+        warnings
+    }
+
+    /// Reads the configuration file again. Either all of it comes into force or none.
+    pub fn reload(&mut self) -> Answer {
+        let answer = self.try_reload().unwrap_or_else(|text| {
+            tracing::error!(message_id = "config_refused", "{text}");
+            views::refused(RefusedCode::BadConfig, text)
+        });
+        let is_done = matches!(answer, Answer::Done(_));
+        self.metrics.count_reload(is_done);
+        if is_done {
+            tracing::info!(
+                message_id = "config_reloaded",
+                "the configuration was read again and is in force"
+            );
+        }
+        answer
+    }
+
+    fn try_reload(&mut self) -> Result<Answer, String> {
+        let kept = "the configuration before stays in force";
+        let config =
+            tunica_config::read_file(&self.config_path).map_err(|error| format!("{error}\n{kept}"))?;
+        let fixed = settings::fixed_keys_changed(&self.config, &config);
+        if !fixed.is_empty() {
+            return Err(format!(
+                "{} can only change at a start; {kept}; restart tunicad, or change the file back",
+                fixed.join(", ")
+            ));
+        }
+        let settings = config.settings().map_err(|error| format!("{error}; {kept}"))?;
+        let plan = settings::plan(&config);
+        let needs_maps = plan.sizes != self.shield.plan().sizes;
+        let mut fresh = if needs_maps {
+            // Maps of another size: filled first, then the link moves to the program that reads them.
+            Some(Shield::open(plan.clone()).map_err(|error| format!("{error}; {kept}"))?)
+        } else {
+            None
+        };
+        let reply =
+            self.step(Event::Reloaded(Box::new(settings))).map_err(|text| format!("{text}; {kept}"))?;
+        if let Some(fresh) = fresh.as_mut() {
+            let _ = fresh.tables_mut().beat(self.now().mono.0);
+            let synced = fresh.sync(self.coordinator.desired(), self.coordinator.settings()).map(|_| ());
+            std::mem::swap(&mut self.shield, fresh);
+            self.note_sync(synced);
+        } else {
+            self.shield.set_plan(plan);
+        }
+        self.telemetry.set_level(config.log.level);
+        self.config = config;
+        self.shield.follow(self.coordinator.desired().attached);
+        self.read_tor_peers();
+        Ok(match reply {
+            Some(reply) => views::reply(reply),
+            None => no_answer(),
+        })
+    }
+
+    /// Why the shield does not do what the configuration asks; empty if it does.
+    pub fn unready(&self) -> Vec<String> {
+        let mut reasons: Vec<String> = Vec::new();
+        if let Some(bypass) = &self.coordinator.ledger().bypass {
+            reasons.push(format!("bypassed since {}: {}", bypass.since, bypass.reason));
+        } else {
+            let wanted = self.shield.plan().wanted;
+            for state in self.shield.interfaces() {
+                if !views::is_as_requested(&state, wanted) {
+                    let why = state.problem.clone().unwrap_or_else(|| "not attached".to_owned());
+                    reasons.push(format!("{}: {why}", state.name));
+                }
+            }
+        }
+        reasons.extend(self.troubles.tables.clone());
+        reasons
+    }
+
+    /// The metrics as text, gauges read at this moment.
+    pub fn metrics_text(&mut self) -> String {
+        let now = self.now();
+        let interfaces = self.shield.interfaces();
+        let wanted = self.shield.plan().wanted;
+        let metrics = &self.metrics;
+        metrics.set_mode(self.coordinator.settings().mode);
+        metrics.set_interfaces(interfaces.iter().map(|state| {
+            let is_good = views::is_as_requested(state, wanted);
+            (state.name.as_str(), views::requested(wanted), views::actual(state), is_good)
+        }));
+        metrics.set_program_matches(views::program_matches(&interfaces));
+        metrics.set_generation(self.shield.tables().policy().map_or(0, |policy| policy.generation));
+        metrics.set_bypassed(self.coordinator.ledger().bypass.is_some());
+        for table in views::tables(&self.coordinator) {
+            metrics.set_table(&table.name, table.used, table.capacity);
+        }
+        let beat = Monotime(self.shield.tables().last_beat().unwrap_or(0));
+        metrics.set_heartbeat_age(now.mono.since(beat));
+        metrics.set_events_lost(self.shield.tables().lost_events().unwrap_or(0));
+        metrics.set_bans_active(self.coordinator.ledger().bans.values().map(|ban| ban.origin));
+        let never_ban = self.coordinator.never_ban();
+        let age = self.config.tor.user.as_ref().map(|_| {
+            never_ban.tor_last_read().map_or(now.wall.since(self.started), |read| now.wall.since(read))
+        });
+        metrics.set_never_ban(never_ban.peer_count() as u64, age);
+        metrics.render().unwrap_or_else(|error| {
+            tracing::error!(message_id = "metrics_failed", %error, "the metrics have no text form");
+            String::new()
+        })
+    }
+}
+
+fn no_answer() -> Answer {
+    views::refused(RefusedCode::Failed, "the coordinator gave no answer; this is a fault of tunicad")
+}
+
+fn length(length: request::Length) -> Length {
+    match length {
+        request::Length::Ladder => Length::Ladder,
+        request::Length::Seconds(seconds) => Length::For(Duration::from_secs(seconds)),
+        request::Length::Forever => Length::Forever,
+    }
+}
+
+/// A kernel event as evidence of the forgeable kind; `None` for numbers that this version does not know.
+fn sample(event: &kernel::Event) -> Option<Forgeable> {
+    let address = std::net::Ipv6Addr::from(event.source);
+    Some(Forgeable {
+        source: PacketSource::of(address.into()),
+        verdict: Verdict::from_slot(event.verdict)?,
+        action: Action::from_slot(event.action)?,
+        destination_port: event.destination_port,
+    })
+}
+
+/// What this host can do for the shield, asked by a running daemon or by `tunicad preflight`.
+pub fn doctor(config: &Config) -> Doctor {
+    host::examine(&config.shield.interfaces, &config.shield.pin_path, config.tor.user.as_deref())
+}

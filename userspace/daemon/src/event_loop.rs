@@ -1,0 +1,140 @@
+//! The one loop: whatever happens outside becomes an event, one at a time.
+//!
+//! The watchdog is fed here and nowhere else, and `/health` is answered here: a loop that hangs shows as such.
+
+use std::time::Duration;
+
+use aya::maps::{MapData, RingBuf};
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, interval_at},
+};
+use tunica_api::request::Request;
+use tunica_common::event::Event as KernelEvent;
+use zerocopy::FromBytes;
+
+use crate::{
+    app::{AUDIT_EVERY, App},
+    shell::{control_socket::ControlRequest, http::HttpQuestion, systemd::Systemd},
+    telemetry,
+};
+
+/// How often the kernel gets a sign of life and the counters are read.
+const TICK: Duration = Duration::from_secs(1);
+/// Most events taken in one turn, so that a flood of them cannot keep requests waiting.
+const EVENTS_A_TURN: usize = 1_024;
+
+/// What the loop waits for besides time and signals.
+pub struct Inputs {
+    /// Requests of `tunica`.
+    pub control: mpsc::Receiver<ControlRequest>,
+    /// Questions of the HTTP server.
+    pub http: mpsc::Receiver<HttpQuestion>,
+    /// Whoever started the daemon.
+    pub systemd: Systemd,
+}
+
+/// Runs until SIGTERM or SIGINT. The shield stays attached: its link is pinned.
+///
+/// # Errors
+/// If signals or the ring buffer cannot be waited for.
+pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut events = Events::of(app)?;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut audit = interval_at(Instant::now() + AUDIT_EVERY, AUDIT_EVERY);
+    audit.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut tor_scan = Box::pin(tokio::time::sleep(app.config().tor.scan_every));
+    inputs.systemd.ready();
+    tracing::info!(message_id = "daemon_ready", "tunicad is ready");
+
+    loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = tick.tick() => {
+                inputs.systemd.feed_watchdog();
+                app.tick();
+            }
+            Some(request) = inputs.control.recv() => {
+                let _span = telemetry::event_span("control").entered();
+                let is_reload = matches!(request.request, Request::Reload {});
+                let answer = app.answer(request.request);
+                // The client may have gone; what was asked is done all the same.
+                let _ = request.reply.send(answer);
+                if is_reload {
+                    events = Events::of(app)?.or(events);
+                }
+            }
+            Some(question) = inputs.http.recv() => match question {
+                HttpQuestion::Metrics(reply) => { let _ = reply.send(app.metrics_text()); }
+                HttpQuestion::Ready(reply) => { let _ = reply.send(app.unready()); }
+                HttpQuestion::Health(reply) => { let _ = reply.send(()); }
+            },
+            batch = events.next() => {
+                let _span = telemetry::event_span("samples").entered();
+                app.sampled(&batch?);
+            }
+            _ = hangup.recv() => {
+                let _span = telemetry::event_span("reload").entered();
+                inputs.systemd.reloading();
+                app.reload();
+                events = Events::of(app)?.or(events);
+                inputs.systemd.ready();
+            }
+            () = &mut tor_scan => {
+                let _span = telemetry::event_span("tor_scan").entered();
+                app.read_tor_peers();
+                let next = Instant::now() + app.config().tor.scan_every;
+                tor_scan.as_mut().reset(next);
+            }
+            _ = audit.tick() => {
+                let _span = telemetry::event_span("audit").entered();
+                app.audit();
+            }
+        }
+    }
+    tracing::info!(message_id = "daemon_stopping", "tunicad stops; the shield stays attached");
+    inputs.systemd.stopping();
+    Ok(())
+}
+
+/// The ring buffer, if this daemon holds it.
+struct Events(Option<AsyncFd<RingBuf<MapData>>>);
+
+impl Events {
+    /// Takes the ring buffer of the shield, unless it was taken before.
+    fn of(app: &mut App) -> std::io::Result<Self> {
+        let ring = app.shield_mut().take_events();
+        Ok(Self(ring.map(crate::sys::watch).transpose()?))
+    }
+
+    /// This one if it holds a ring buffer, else `other`.
+    fn or(self, other: Self) -> Self {
+        if self.0.is_some() { self } else { other }
+    }
+
+    /// Waits for events and takes them, at most [`EVENTS_A_TURN`].
+    async fn next(&mut self) -> std::io::Result<Vec<KernelEvent>> {
+        let Some(ring) = self.0.as_mut() else {
+            return std::future::pending().await;
+        };
+        let mut guard = ring.readable_mut().await?;
+        let mut batch = Vec::new();
+        while batch.len() < EVENTS_A_TURN {
+            let Some(item) = guard.get_inner_mut().next() else {
+                guard.clear_ready();
+                break;
+            };
+            // The kernel program writes whole events only.
+            batch.extend(KernelEvent::read_from_bytes(&item));
+        }
+        Ok(batch)
+    }
+}

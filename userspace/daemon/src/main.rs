@@ -1,0 +1,128 @@
+//! `tunicad`: arguments → configuration (78 on error) → ledger and kernel → sockets → ready → loop → drain.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tokio::sync::mpsc;
+use tunica_api::{view::Answer, wire};
+use tunica_config::Config;
+use tunicad::{
+    app::{self, App},
+    event_loop::{self, Inputs},
+    metrics,
+    shell::{control_socket, http, systemd::Systemd},
+    telemetry::{self, Telemetry},
+};
+
+/// `EX_CONFIG` of sysexits.h.
+const BAD_CONFIGURATION: u8 = 78;
+
+/// Tunica's daemon: attaches the shield, keeps it true to the ledger, and answers `tunica`.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, default_value = tunica_config::DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Look at this host as `tunica doctor` does, without a running daemon, and change nothing.
+    Preflight {
+        /// Accepted for `tunica doctor`; the output is one line of JSON either way.
+        #[arg(long)]
+        json: bool,
+        /// The configuration file.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Print a reference page in Markdown.
+    #[command(hide = true)]
+    Reference {
+        /// Which.
+        page: Page,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Page {
+    Messages,
+    Metrics,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Some(Command::Reference { page: Page::Messages }) => print(&telemetry::messages_markdown()),
+        Some(Command::Reference { page: Page::Metrics }) => print(&metrics::metrics_markdown()),
+        Some(Command::Preflight { json: _, config }) => {
+            return with_config(config.unwrap_or(arguments.config), |_, config| preflight(&config));
+        }
+        None => return with_config(arguments.config, serve),
+    };
+    finish(result)
+}
+
+/// Reads the configuration and goes on, or prints every problem and ends with 78.
+fn with_config(path: PathBuf, go_on: impl FnOnce(PathBuf, Config) -> anyhow::Result<()>) -> ExitCode {
+    match tunica_config::read_file(&path) {
+        Ok(config) => finish(go_on(path, config)),
+        Err(problems) => {
+            complain(&problems.to_string());
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+    }
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("tunicad: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn preflight(config: &Config) -> anyhow::Result<()> {
+    let line = wire::write_answer(&Answer::Doctor(app::doctor(config)))?;
+    std::io::stdout().write_all(&line)?;
+    Ok(())
+}
+
+fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
+    let telemetry = Telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (control_sender, control) = mpsc::channel(64);
+        let (http_sender, http) = mpsc::channel(64);
+        // Sockets first: a second daemon must fail before it touches the kernel.
+        let socket = control_socket::bind(&config.control)?;
+        let pages = if config.http.enabled { Some(http::bind(config.http.listen).await?) } else { None };
+        let mut app = App::start(&path, config, telemetry)?;
+        let control_task =
+            tokio::spawn(control_socket::serve(socket, control_sender, app.metrics().control()));
+        let http_task =
+            pages.map(|pages| tokio::spawn(http::serve(pages, http_sender, app.metrics().http())));
+        let inputs = Inputs { control, http, systemd: Systemd::from_environment() };
+        let result = event_loop::run(&mut app, inputs).await;
+        control_task.abort();
+        if let Some(task) = http_task {
+            task.abort();
+        }
+        result
+    })
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn complain(text: &str) {
+    // Nothing is left to do if even standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,693 @@
+//! What `/metrics` shows, in Prometheus's text format 0.0.4.
+//!
+//! Every label value comes from a closed set or, for interfaces, from the configuration: never an address, and never a
+//! word that a client or an operator typed. Series that can be named beforehand are there from the start with 0.
+
+use std::{
+    fmt::Write as _,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use prometheus::{
+    Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+};
+use tunica_api::view::{Answer, RefusedCode as Refusal};
+use tunica_common::verdict::{Action, Verdict};
+use tunica_core::{
+    coordinator::{RefusedCode, Reply},
+    ledger::{BanOrigin, Command},
+    limits::Mode,
+};
+
+use crate::shell::xdp::Repairs;
+
+/// The tables whose fill is shown.
+pub const TABLES: [&str; 3] = ["bans", "allow", "own"];
+/// What the audit repairs.
+const REPAIRED: [&str; 5] = ["bans", "allow", "own", "policy", "link"];
+const ORIGINS: [BanOrigin; 1] = [BanOrigin::Operator];
+const BAN_REFUSALS: [&str; 3] = ["protected", "full", "invalid"];
+
+/// A metric, as the reference lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricDoc {
+    /// Its name.
+    pub name: &'static str,
+    /// `counter` or `gauge`.
+    pub kind: &'static str,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+    /// What it shows, with the unit: one sentence.
+    pub meaning: &'static str,
+}
+
+/// A type of metric in the registry.
+trait Kind: Collector + Clone + Sized + 'static {
+    const NAME: &'static str;
+
+    fn make(options: Opts, labels: &[&str]) -> prometheus::Result<Self>;
+}
+
+macro_rules! kinds {
+    ($( $type:ty, $name:literal, |$options:ident, $labels:ident| $make:expr; )+) => { $(
+        impl Kind for $type {
+            const NAME: &'static str = $name;
+
+            fn make($options: Opts, $labels: &[&str]) -> prometheus::Result<Self> {
+                $make
+            }
+        }
+    )+ };
+}
+
+kinds! {
+    IntCounter, "counter", |options, _labels| Self::with_opts(options);
+    IntCounterVec, "counter", |options, labels| Self::new(options, labels);
+    IntGauge, "gauge", |options, _labels| Self::with_opts(options);
+    IntGaugeVec, "gauge", |options, labels| Self::new(options, labels);
+    Gauge, "gauge", |options, _labels| Self::with_opts(options);
+}
+
+macro_rules! metrics {
+    ($( $field:ident: $type:ty, $name:literal, [$( $label:literal ),*], $meaning:literal; )+) => {
+        /// Every metric, in the order of the reference.
+        pub const METRICS: &[MetricDoc] = &[ $( MetricDoc {
+            name: $name,
+            kind: <$type as Kind>::NAME,
+            labels: &[ $( $label ),* ],
+            meaning: $meaning,
+        }, )+ ];
+
+        struct Families { $( $field: $type, )+ }
+
+        impl Families {
+            fn register(registry: &Registry) -> prometheus::Result<Self> {
+                Ok(Self { $( $field: register(registry, $name, $meaning, &[ $( $label ),* ])?, )+ })
+            }
+        }
+    };
+}
+
+metrics! {
+    packets: IntCounterVec, "tunica_shield_packets_total", ["verdict", "action"],
+        "Packets that the shield judged, since its maps were made.";
+    bytes: IntCounterVec, "tunica_shield_bytes_total", ["verdict", "action"],
+        "Bytes of those packets, link header included.";
+    mode: IntGaugeVec, "tunica_shield_mode", ["mode"],
+        "1 for the mode in force, 0 for the others.";
+    attached: IntGaugeVec, "tunica_shield_attached", ["interface", "requested", "actual"],
+        "1 if the shield is attached to the interface as requested, else 0; one series an interface.";
+    program_matches: IntGauge, "tunica_shield_program_matches", [],
+        "1 if every attached program is the one that this daemon carries, else 0.";
+    generation: IntGauge, "tunica_shield_policy_generation", [],
+        "Number of the policy in force; every change adds 1.";
+    bypassed: IntGauge, "tunica_shield_bypassed", [],
+        "1 while an operator has the shield detached, else 0.";
+    used: IntGaugeVec, "tunica_table_used", ["table"],
+        "Rows in use of a kernel table.";
+    capacity: IntGaugeVec, "tunica_table_capacity", ["table"],
+        "Rows that a kernel table holds.";
+    heartbeat_age: Gauge, "tunica_heartbeat_age_seconds", [],
+        "Seconds since the kernel last had a sign of life of the daemon.";
+    events_received: IntCounter, "tunica_events_received_total", [],
+        "Sampled packets that the kernel reported.";
+    events_lost: IntCounter, "tunica_events_lost_total", [],
+        "Sampled packets that the kernel could not report because its buffer was full, since its maps were made.";
+    bans_set: IntCounterVec, "tunica_bans_set_total", ["origin"],
+        "Bans that came into force or were replaced.";
+    bans_active: IntGaugeVec, "tunica_bans_active", ["origin"],
+        "Bans in force.";
+    bans_refused: IntCounterVec, "tunica_bans_refused_total", ["reason"],
+        "Bans that were asked for and refused: the source is protected, the table is full, or the request is invalid.";
+    tor_peers: IntGauge, "tunica_never_ban_tor_peers", [],
+        "Far ends of tor's own connections that may not be banned.";
+    never_ban_age: Gauge, "tunica_never_ban_age_seconds", [],
+        "Seconds since tor's connections were last read; -1 where `tor.user` is not set.";
+    ledger_commits: IntCounter, "tunica_ledger_commits_total", [],
+        "Commits of the ledger that reached the disk.";
+    ledger_failures: IntCounter, "tunica_ledger_failures_total", [],
+        "Commits of the ledger that failed; nothing was changed by them.";
+    ledger_damaged: IntGauge, "tunica_ledger_damaged", [],
+        "1 while the daemon runs on a fresh ledger because the old file was unreadable, else 0.";
+    edits: IntCounterVec, "tunica_reconcile_edits_total", ["table"],
+        "Repairs of kernel state that had drifted, found by the audit every 30 s.";
+    reconcile_failures: IntCounter, "tunica_reconcile_failures_total", [],
+        "Times that kernel state could not be brought to what it should be.";
+    reloads: IntCounterVec, "tunica_config_reloads_total", ["result"],
+        "Reloads of the configuration file.";
+    control: IntCounterVec, "tunica_control_requests_total", ["verb", "result"],
+        "Requests on the control socket; the verb is `unreadable` where the line was no request.";
+    http: IntCounterVec, "tunica_http_requests_total", ["path", "status"],
+        "HTTP requests answered; the path is `other` where there is no such page.";
+    build: IntGaugeVec, "tunica_build_info", ["version", "object_sha256"],
+        "Always 1; the labels say which daemon and which kernel object this is.";
+}
+
+fn register<M: Kind>(
+    registry: &Registry,
+    name: &str,
+    meaning: &str,
+    labels: &[&str],
+) -> prometheus::Result<M> {
+    let metric = M::make(Opts::new(name, meaning), labels)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// A counter that follows a total which somebody else counts.
+#[derive(Debug)]
+struct Follower {
+    counter: IntCounter,
+    seen: AtomicU64,
+}
+
+impl Follower {
+    fn new(counter: IntCounter) -> Self {
+        Self { counter, seen: AtomicU64::new(0) }
+    }
+
+    /// Takes in the total as it is now. A total below the last one was started anew, so all of it is new.
+    fn follow(&self, total: u64) {
+        let seen = self.seen.swap(total, Ordering::Relaxed);
+        self.counter.inc_by(total.checked_sub(seen).unwrap_or(total));
+    }
+}
+
+/// Every metric of the daemon.
+pub struct Metrics {
+    registry: Registry,
+    families: Families,
+    /// By verdict and action: packets, bytes.
+    shield: Vec<(Verdict, Action, Follower, Follower)>,
+    events_lost: Follower,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    /// All metrics at 0. `object_sha256` is the checksum of the kernel object that the daemon carries, in hexadecimal.
+    ///
+    /// # Errors
+    /// If two metrics bear one name; the tests hold that there are none.
+    pub fn new(object_sha256: &str) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let families = Families::register(&registry)?;
+        let mut shield = Vec::new();
+        for verdict in Verdict::ALL {
+            for action in Action::ALL {
+                let labels = [verdict.label(), action.label()];
+                let packets = Follower::new(families.packets.with_label_values(&labels));
+                let bytes = Follower::new(families.bytes.with_label_values(&labels));
+                shield.push((*verdict, action, packets, bytes));
+            }
+        }
+        for mode in Mode::ALL {
+            families.mode.with_label_values(&[mode.label()]);
+        }
+        for table in TABLES {
+            families.used.with_label_values(&[table]);
+            families.capacity.with_label_values(&[table]);
+        }
+        for origin in ORIGINS {
+            families.bans_set.with_label_values(&[origin.label()]);
+            families.bans_active.with_label_values(&[origin.label()]);
+        }
+        for reason in BAN_REFUSALS {
+            families.bans_refused.with_label_values(&[reason]);
+        }
+        for table in REPAIRED {
+            families.edits.with_label_values(&[table]);
+        }
+        for result in ["ok", "refused"] {
+            families.reloads.with_label_values(&[result]);
+        }
+        families.never_ban_age.set(-1.0);
+        families.build.with_label_values(&[env!("CARGO_PKG_VERSION"), object_sha256]).set(1);
+        let events_lost = Follower::new(families.events_lost.clone());
+        Ok(Self { registry, families, shield, events_lost })
+    }
+
+    /// Takes in what the kernel has counted for `verdict` ending in `action` since its maps were made.
+    pub fn set_shield_total(&self, verdict: Verdict, action: Action, packets: u64, bytes: u64) {
+        let row = self.shield.iter().find(|row| (row.0, row.1) == (verdict, action));
+        if let Some((_, _, all_packets, all_bytes)) = row {
+            all_packets.follow(packets);
+            all_bytes.follow(bytes);
+        }
+    }
+
+    /// Shows the mode in force.
+    pub fn set_mode(&self, mode: Mode) {
+        for each in Mode::ALL {
+            self.families.mode.with_label_values(&[each.label()]).set(i64::from(each == mode));
+        }
+    }
+
+    /// Shows every configured interface: its name, the requested and the actual way of attachment as labels, and
+    /// whether the one satisfies the other. What was shown before goes.
+    pub fn set_interfaces<'a>(&self, interfaces: impl Iterator<Item = (&'a str, &'a str, &'a str, bool)>) {
+        self.families.attached.reset();
+        for (name, requested, actual, is_as_requested) in interfaces {
+            let series = self.families.attached.with_label_values(&[name, requested, actual]);
+            series.set(i64::from(is_as_requested));
+        }
+    }
+
+    /// Shows whether every attached program is the daemon's own.
+    pub fn set_program_matches(&self, matches: bool) {
+        self.families.program_matches.set(i64::from(matches));
+    }
+
+    /// Shows the number of the policy in force.
+    pub fn set_generation(&self, generation: u32) {
+        self.families.generation.set(i64::from(generation));
+    }
+
+    /// Shows whether an operator has the shield detached.
+    pub fn set_bypassed(&self, is_bypassed: bool) {
+        self.families.bypassed.set(i64::from(is_bypassed));
+    }
+
+    /// Shows how full one of [`TABLES`] is, in rows. Other tables are not shown.
+    pub fn set_table(&self, table: &str, used: u64, capacity: u64) {
+        if TABLES.contains(&table) {
+            self.families.used.with_label_values(&[table]).set(whole(used));
+            self.families.capacity.with_label_values(&[table]).set(whole(capacity));
+        }
+    }
+
+    /// Shows how long ago the kernel had a sign of life.
+    pub fn set_heartbeat_age(&self, age: Duration) {
+        self.families.heartbeat_age.set(age.as_secs_f64());
+    }
+
+    /// Counts sampled packets that the kernel reported.
+    pub fn count_events(&self, events: u64) {
+        self.families.events_received.inc_by(events);
+    }
+
+    /// Takes in how many samples the kernel has lost since its maps were made.
+    pub fn set_events_lost(&self, total: u64) {
+        self.events_lost.follow(total);
+    }
+
+    /// Shows the origins of all bans in force.
+    pub fn set_bans_active(&self, origins: impl Iterator<Item = BanOrigin>) {
+        let origins: Vec<BanOrigin> = origins.collect();
+        for origin in ORIGINS {
+            let bans = origins.iter().filter(|each| **each == origin).count();
+            self.families.bans_active.with_label_values(&[origin.label()]).set(whole(bans as u64));
+        }
+    }
+
+    /// Counts what became of a request for a ban; replies to other requests are not to be given here.
+    pub fn count_ban_reply(&self, reply: &Reply) {
+        let reason = match reply {
+            Reply::Done { .. } => return,
+            Reply::Refused { code, .. } => match code {
+                RefusedCode::Protected => "protected",
+                RefusedCode::Full => "full",
+                RefusedCode::Invalid | RefusedCode::NotFound => "invalid",
+            },
+        };
+        self.families.bans_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// Shows the set of addresses that may not be banned: tor's peers in it, and how long ago tor's connections were
+    /// read; `None` where `tor.user` is not set.
+    pub fn set_never_ban(&self, tor_peers: u64, age: Option<Duration>) {
+        self.families.tor_peers.set(whole(tor_peers));
+        self.families.never_ban_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+    }
+
+    /// Counts commands that were made durable in one commit, and the bans among them.
+    pub fn count_commit(&self, commands: &[Command]) {
+        self.families.ledger_commits.inc();
+        for command in commands {
+            if let Command::SetBan { fact, .. } = command {
+                self.families.bans_set.with_label_values(&[fact.origin.label()]).inc();
+            }
+        }
+    }
+
+    /// Counts a commit that failed.
+    pub fn count_ledger_failure(&self) {
+        self.families.ledger_failures.inc();
+    }
+
+    /// Shows, until the daemon ends, that it started on a fresh ledger because the old one was unreadable.
+    pub fn set_ledger_damaged(&self) {
+        self.families.ledger_damaged.set(1);
+    }
+
+    /// Counts repairs of drift.
+    pub fn count_repairs(&self, repairs: Repairs) {
+        let Repairs { bans, allow, own, policy, link } = repairs;
+        for (table, count) in REPAIRED.into_iter().zip([bans, allow, own, policy, link]) {
+            self.families.edits.with_label_values(&[table]).inc_by(count);
+        }
+    }
+
+    /// Counts an attempt to bring the kernel to what it should hold that failed.
+    pub fn count_reconcile_failure(&self) {
+        self.families.reconcile_failures.inc();
+    }
+
+    /// Counts a reload of the configuration, done or refused.
+    pub fn count_reload(&self, is_done: bool) {
+        let result = if is_done { "ok" } else { "refused" };
+        self.families.reloads.with_label_values(&[result]).inc();
+    }
+
+    /// Where the control socket counts its requests.
+    pub fn control(&self) -> ControlRequests {
+        ControlRequests(self.families.control.clone())
+    }
+
+    /// Where the HTTP server counts its requests.
+    pub fn http(&self) -> HttpRequests {
+        HttpRequests(self.families.http.clone())
+    }
+
+    /// Everything in text format 0.0.4.
+    ///
+    /// # Errors
+    /// If a family cannot be written; the tests hold that every one can.
+    pub fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// Counts requests on the control socket.
+#[derive(Clone, Debug)]
+pub struct ControlRequests(IntCounterVec);
+
+impl ControlRequests {
+    /// Counts one request with its answer. `verb` is a request's own, or `None` where the line was no request.
+    pub fn count(&self, verb: Option<&'static str>, answer: &Answer) {
+        let result = match answer {
+            Answer::Refused(refused) => match refused.code {
+                Refusal::Failed => "failed",
+                Refusal::Protected
+                | Refusal::NotFound
+                | Refusal::Full
+                | Refusal::Invalid
+                | Refusal::Forbidden
+                | Refusal::BadConfig => "refused",
+            },
+            Answer::Status(_)
+            | Answer::Bans(_)
+            | Answer::Allows(_)
+            | Answer::Done(_)
+            | Answer::Sources(_)
+            | Answer::Explanation(_)
+            | Answer::Doctor(_) => "ok",
+        };
+        self.0.with_label_values(&[verb.unwrap_or("unreadable"), result]).inc();
+    }
+}
+
+/// Counts HTTP requests.
+#[derive(Clone, Debug)]
+pub struct HttpRequests(IntCounterVec);
+
+impl HttpRequests {
+    /// Counts one answered request.
+    pub fn count(&self, path: HttpPath, status: u16) {
+        self.0.with_label_values(&[path.label(), &status.to_string()]).inc();
+    }
+}
+
+/// The pages of the HTTP server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpPath {
+    /// `/metrics`.
+    Metrics,
+    /// `/health`.
+    Health,
+    /// `/ready`.
+    Ready,
+    /// Anything else; there is no page.
+    Other,
+}
+
+impl HttpPath {
+    /// The page at `path`.
+    pub fn of(path: &str) -> Self {
+        match path {
+            "/metrics" => Self::Metrics,
+            "/health" => Self::Health,
+            "/ready" => Self::Ready,
+            _ => Self::Other,
+        }
+    }
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Metrics => "/metrics",
+            Self::Health => "/health",
+            Self::Ready => "/ready",
+            Self::Other => "other",
+        }
+    }
+}
+
+fn whole(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// The reference page: every metric with kind, labels and meaning, as Markdown.
+pub fn metrics_markdown() -> String {
+    let mut page = String::from(
+        "# Metrics\n\
+         \n\
+         `/metrics` on `http.listen` shows these, in Prometheus's text format 0.0.4.\n\
+         Label values come from closed sets; no label holds an address.\n\
+         Counters of the shield go on counting over a restart of the daemon, because the kernel keeps them.\n\
+         \n\
+         | metric | kind | labels | meaning |\n|---|---|---|---|\n",
+    );
+    for MetricDoc { name, kind, labels, meaning } in METRICS {
+        let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
+        // Writing to a string cannot fail.
+        let _ = writeln!(page, "| `{name}` | {kind} | {labels} | {meaning} |");
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use tunica_api::view::{Bans, Refused};
+    use tunica_core::{id::PacketSource, ledger::BanFact, time::WallTime};
+
+    use super::*;
+
+    fn metrics() -> Metrics {
+        Metrics::new("abc123").unwrap()
+    }
+
+    /// The value of a series, written as in the text format.
+    fn value(metrics: &Metrics, series: &str) -> Option<f64> {
+        let text = metrics.render().unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map(|number| number.parse().unwrap())
+    }
+
+    fn refused(code: Refusal) -> Answer {
+        Answer::Refused(Refused { code, message: String::new() })
+    }
+
+    #[test]
+    fn every_metric_of_the_reference_is_exported_and_no_other() {
+        let metrics = metrics();
+        metrics.set_interfaces([("eth0", "native", "none", false)].into_iter());
+        metrics.control().count(Some("status"), &Answer::Bans(Bans { bans: Vec::new() }));
+        metrics.http().count(HttpPath::Health, 200);
+        let text = metrics.render().unwrap();
+        let types: BTreeSet<String> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(str::to_owned).collect();
+        let listed: BTreeSet<String> =
+            METRICS.iter().map(|metric| format!("{} {}", metric.name, metric.kind)).collect();
+        assert_eq!(types, listed);
+        for metric in METRICS {
+            let series = text.lines().find(|line| line.starts_with(metric.name)).unwrap();
+            for label in metric.labels {
+                assert!(series.contains(&format!("{label}=\"")), "{series}");
+            }
+            assert_eq!(metric.kind == "counter", metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(metric.meaning.ends_with('.'), "{}", metric.meaning);
+            assert!(metrics_markdown().contains(&format!("| `{}` | {} |", metric.name, metric.kind)));
+        }
+    }
+
+    #[test]
+    fn every_pair_of_verdict_and_action_is_there_from_the_start() {
+        let metrics = metrics();
+        for verdict in Verdict::ALL {
+            for action in Action::ALL {
+                for name in ["packets", "bytes"] {
+                    let (action, verdict) = (action.label(), verdict.label());
+                    let series =
+                        format!("tunica_shield_{name}_total{{action=\"{action}\",verdict=\"{verdict}\"}}");
+                    assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn totals_of_the_kernel_are_followed_and_never_go_back() {
+        let metrics = metrics();
+        let packets = "tunica_shield_packets_total{action=\"drop\",verdict=\"banned\"}";
+        let bytes = "tunica_shield_bytes_total{action=\"drop\",verdict=\"banned\"}";
+        // What the kernel says, and what is shown; the third reading is of maps that were made anew.
+        for (total, shown) in [(100, 100.0), (130, 130.0), (7, 137.0), (7, 137.0), (10, 140.0)] {
+            metrics.set_shield_total(Verdict::Banned, Action::Drop, total, total * 60);
+            metrics.set_events_lost(total);
+            assert_eq!(value(&metrics, packets), Some(shown));
+            assert_eq!(value(&metrics, bytes), Some(shown * 60.0));
+            assert_eq!(value(&metrics, "tunica_events_lost_total"), Some(shown));
+        }
+    }
+
+    #[test]
+    fn an_interface_has_one_series() {
+        let metrics = metrics();
+        metrics.set_interfaces(
+            [("eth0", "native", "none", false), ("eth1", "native", "native", true)].into_iter(),
+        );
+        metrics.set_interfaces([("eth0", "native", "generic", false)].into_iter());
+        let text = metrics.render().unwrap();
+        let series: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("tunica_shield_attached")).collect();
+        assert_eq!(
+            series,
+            ["tunica_shield_attached{actual=\"generic\",interface=\"eth0\",requested=\"native\"} 0"]
+        );
+    }
+
+    #[test]
+    fn every_setter_moves_its_own_series() {
+        let source = PacketSource::of([198, 51, 100, 7].into());
+        let (since, origin, reason) = (WallTime(1), BanOrigin::Operator, String::new());
+        let ban = Command::SetBan {
+            source,
+            fact: BanFact { id: 1, since, expires: None, rung: None, origin, reason },
+        };
+        let lift = Command::LiftBan { source };
+        let reply = |code| Reply::Refused { code, message: String::new() };
+        type Cause = Box<dyn Fn(&Metrics)>;
+        let rows: Vec<(&str, f64, Cause)> = vec![
+            ("tunica_shield_mode{mode=\"observe\"}", 1.0, Box::new(|it| it.set_mode(Mode::Observe))),
+            ("tunica_shield_mode{mode=\"off\"}", 0.0, Box::new(|it| it.set_mode(Mode::Observe))),
+            ("tunica_shield_program_matches", 1.0, Box::new(|it| it.set_program_matches(true))),
+            ("tunica_shield_policy_generation", 9.0, Box::new(|it| it.set_generation(9))),
+            ("tunica_shield_bypassed", 1.0, Box::new(|it| it.set_bypassed(true))),
+            ("tunica_table_used{table=\"bans\"}", 3.0, Box::new(|it| it.set_table("bans", 3, 8))),
+            ("tunica_table_capacity{table=\"bans\"}", 8.0, Box::new(|it| it.set_table("bans", 3, 8))),
+            (
+                "tunica_heartbeat_age_seconds",
+                1.5,
+                Box::new(|it| it.set_heartbeat_age(Duration::from_millis(1_500))),
+            ),
+            ("tunica_events_received_total", 4.0, Box::new(|it| it.count_events(4))),
+            ("tunica_bans_set_total{origin=\"operator\"}", 1.0, {
+                let commands = [ban.clone(), lift.clone()];
+                Box::new(move |it| it.count_commit(&commands))
+            }),
+            ("tunica_ledger_commits_total", 1.0, Box::new(move |it| it.count_commit(&[lift.clone()]))),
+            (
+                "tunica_bans_active{origin=\"operator\"}",
+                2.0,
+                Box::new(|it| it.set_bans_active([BanOrigin::Operator; 2].into_iter())),
+            ),
+            (
+                "tunica_bans_refused_total{reason=\"protected\"}",
+                1.0,
+                Box::new(move |it| it.count_ban_reply(&reply(RefusedCode::Protected))),
+            ),
+            (
+                "tunica_bans_refused_total{reason=\"full\"}",
+                1.0,
+                Box::new(move |it| it.count_ban_reply(&reply(RefusedCode::Full))),
+            ),
+            (
+                "tunica_bans_refused_total{reason=\"invalid\"}",
+                1.0,
+                Box::new(move |it| it.count_ban_reply(&reply(RefusedCode::Invalid))),
+            ),
+            ("tunica_never_ban_tor_peers", 5.0, Box::new(|it| it.set_never_ban(5, None))),
+            ("tunica_never_ban_age_seconds", -1.0, Box::new(|it| it.set_never_ban(5, None))),
+            (
+                "tunica_never_ban_age_seconds",
+                10.0,
+                Box::new(|it| it.set_never_ban(5, Some(Duration::from_secs(10)))),
+            ),
+            ("tunica_ledger_failures_total", 1.0, Box::new(Metrics::count_ledger_failure)),
+            ("tunica_ledger_damaged", 1.0, Box::new(Metrics::set_ledger_damaged)),
+            (
+                "tunica_reconcile_edits_total{table=\"policy\"}",
+                2.0,
+                Box::new(|it| it.count_repairs(Repairs { policy: 2, link: 1, ..Repairs::default() })),
+            ),
+            (
+                "tunica_reconcile_edits_total{table=\"link\"}",
+                1.0,
+                Box::new(|it| it.count_repairs(Repairs { policy: 2, link: 1, ..Repairs::default() })),
+            ),
+            ("tunica_reconcile_failures_total", 1.0, Box::new(Metrics::count_reconcile_failure)),
+            ("tunica_config_reloads_total{result=\"ok\"}", 1.0, Box::new(|it| it.count_reload(true))),
+            ("tunica_config_reloads_total{result=\"refused\"}", 1.0, Box::new(|it| it.count_reload(false))),
+            (
+                "tunica_control_requests_total{result=\"refused\",verb=\"reload\"}",
+                1.0,
+                Box::new(|it| it.control().count(Some("reload"), &refused(Refusal::Forbidden))),
+            ),
+            (
+                "tunica_control_requests_total{result=\"failed\",verb=\"status\"}",
+                1.0,
+                Box::new(|it| it.control().count(Some("status"), &refused(Refusal::Failed))),
+            ),
+            (
+                "tunica_control_requests_total{result=\"refused\",verb=\"unreadable\"}",
+                1.0,
+                Box::new(|it| it.control().count(None, &refused(Refusal::Invalid))),
+            ),
+            (
+                "tunica_http_requests_total{path=\"other\",status=\"404\"}",
+                1.0,
+                Box::new(|it| it.http().count(HttpPath::of("/favicon.ico"), 404)),
+            ),
+        ];
+        for (series, expected, cause) in rows {
+            let metrics = metrics();
+            cause(&metrics);
+            assert_eq!(value(&metrics, series), Some(expected), "{series}");
+        }
+        assert_eq!(
+            value(
+                &metrics(),
+                &format!(
+                    "tunica_build_info{{object_sha256=\"abc123\",version=\"{}\"}}",
+                    env!("CARGO_PKG_VERSION")
+                )
+            ),
+            Some(1.0)
+        );
+    }
+
+    #[test]
+    fn a_table_that_is_not_listed_is_not_shown() {
+        let metrics = metrics();
+        metrics.set_table("secrets", 1, 1);
+        assert!(!metrics.render().unwrap().contains("secrets"));
+    }
+}

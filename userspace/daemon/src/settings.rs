@@ -1,0 +1,35 @@
+//! What of the configuration the daemon itself acts on: the kernel's objects, and what only a start can change.
+
+use tunica_config::{Attach, Config};
+
+use crate::shell::xdp::{Plan, attach::Wanted, object::Sizes};
+
+/// What the kernel's objects are made by.
+pub fn plan(config: &Config) -> Plan {
+    let shield = &config.shield;
+    Plan {
+        interfaces: shield.interfaces.clone(),
+        wanted: match shield.attach {
+            Attach::Native => Wanted::Native,
+            Attach::NativeOrGeneric => Wanted::NativeOrGeneric,
+        },
+        root: shield.pin_path.clone(),
+        sizes: Sizes { bans: shield.tables.bans.get(), allow: shield.tables.allow.get() },
+    }
+}
+
+/// Keys that differ between two configurations and are read only when the daemon starts.
+pub fn fixed_keys_changed(old: &Config, new: &Config) -> Vec<&'static str> {
+    [
+        ("http.enabled", old.http.enabled != new.http.enabled),
+        ("http.listen", old.http.listen != new.http.listen),
+        ("control.socket", old.control.socket != new.control.socket),
+        ("control.group", old.control.group != new.control.group),
+        ("ledger.path", old.ledger.path != new.ledger.path),
+        ("log.format", old.log.format != new.log.format),
+        ("shield.pin_path", old.shield.pin_path != new.shield.pin_path),
+    ]
+    .into_iter()
+    .filter_map(|(key, changed)| changed.then_some(key))
+    .collect()
+}

@@ -1,0 +1,283 @@
+//! What this host is: its addresses, accounts, and how fit it is for the shield.
+
+use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
+
+use tunica_api::view::{Doctor, Finding, Level};
+
+use super::xdp::hook::{self, Mode};
+
+/// Every address of every interface, loopback included.
+///
+/// # Errors
+/// The system's.
+pub fn addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let mut found = BTreeSet::new();
+    for interface in nix::ifaddrs::getifaddrs()? {
+        let Some(address) = interface.address else { continue };
+        if let Some(v4) = address.as_sockaddr_in() {
+            found.insert(IpAddr::V4(v4.ip()));
+        } else if let Some(v6) = address.as_sockaddr_in6() {
+            found.insert(IpAddr::V6(v6.ip()));
+        }
+    }
+    Ok(found)
+}
+
+/// The uid of the account `name`, or `None` if there is none.
+///
+/// # Errors
+/// The system's.
+pub fn uid(name: &str) -> io::Result<Option<u32>> {
+    Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw()))
+}
+
+/// Drivers whose native XDP the kernel's documentation or the driver's source states.
+const NATIVE_DRIVERS: &[&str] = &[
+    "atlantic",
+    "bnxt_en",
+    "bonding",
+    "cpsw",
+    "dpaa2-eth",
+    "ena",
+    "enetc",
+    "fec",
+    "gve",
+    "hv_netvsc",
+    "i40e",
+    "iavf",
+    "ice",
+    "idpf",
+    "igb",
+    "igc",
+    "ixgbe",
+    "ixgbevf",
+    "lan966x",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mvneta",
+    "mvpp2",
+    "netsec",
+    "nfp",
+    "octeontx2",
+    "qede",
+    "sfc",
+    "stmmac",
+    "thunderx",
+    "tsnep",
+    "tun",
+    "veth",
+    "virtio_net",
+    "vmxnet3",
+    "xen-netfront",
+];
+
+/// Largest MTU whose frames fit one page with headroom and tail; beyond it a driver needs multi-buffer XDP.
+const ONE_PAGE_MTU: u32 = 3_498;
+
+/// Looks at everything the shield depends on. Changes nothing.
+pub fn examine(interfaces: &[String], pin_root: &Path, tor_user: Option<&str>) -> Doctor {
+    let mut findings =
+        vec![kernel(), capabilities(), bpffs(pin_root), cookies(), forwarding(), tor(tor_user)];
+    for interface in interfaces {
+        findings.extend(examine_interface(interface));
+    }
+    findings.sort_by(|left, right| right.level.cmp(&left.level));
+    Doctor { findings }
+}
+
+fn finding(check: &str, level: Level, found: impl Into<String>, advice: &str) -> Finding {
+    let advice = if level == Level::Ok { String::new() } else { advice.to_owned() };
+    Finding { check: check.to_owned(), level, found: found.into(), advice }
+}
+
+fn ok_if(good: bool, otherwise: Level) -> Level {
+    if good { Level::Ok } else { otherwise }
+}
+
+fn read_trimmed(path: impl AsRef<Path>) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn kernel() -> Finding {
+    let release = read_trimmed("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
+    let mut numbers =
+        release.split(|sign: char| !sign.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let has_btf = Path::new("/sys/kernel/btf/vmlinux").exists();
+    let level = ok_if(version >= (6, 1), Level::Failure);
+    finding(
+        "kernel",
+        level,
+        format!("Linux {release}, {} BTF", if has_btf { "with" } else { "without" }),
+        "the shield is built for and tested on Linux 6.1 and later; older kernels refuse it; upgrade the kernel",
+    )
+}
+
+fn capabilities() -> Finding {
+    // Numbers from include/uapi/linux/capability.h.
+    const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF")];
+    let effective = read_trimmed("/proc/self/status")
+        .and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?.trim().to_owned();
+            u64::from_str_radix(&line, 16).ok()
+        })
+        .unwrap_or(0);
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(bit, _)| effective >> bit & 1 == 0).map(|(_, name)| *name).collect();
+    let found = if missing.is_empty() {
+        "CAP_BPF and CAP_NET_ADMIN are there".to_owned()
+    } else {
+        format!("{} missing", missing.join(" and "))
+    };
+    finding(
+        "capabilities",
+        ok_if(missing.is_empty(), Level::Failure),
+        found,
+        "without them nothing can be loaded or attached; run as root, or start tunicad by its systemd unit",
+    )
+}
+
+fn bpffs(root: &Path) -> Finding {
+    let mounts = read_trimmed("/proc/self/mounts").unwrap_or_default();
+    let covers = mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (place, kind) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        kind == "bpf" && root.starts_with(place)
+    });
+    finding(
+        "bpffs",
+        ok_if(covers, Level::Failure),
+        format!("{} is {}on a bpffs", root.display(), if covers { "" } else { "not " }),
+        "the shield cannot be pinned, so it would end with the daemon; `mount -t bpf bpf /sys/fs/bpf`",
+    )
+}
+
+fn cookies() -> Finding {
+    let value = read_trimmed("/proc/sys/net/ipv4/tcp_syncookies").unwrap_or_else(|| "unknown".to_owned());
+    finding(
+        "syncookies",
+        ok_if(value == "1" || value == "2", Level::Failure),
+        format!("net.ipv4.tcp_syncookies = {value}"),
+        "a SYN flood from forged sources fills the listen queue whatever a per-source limit does; `sysctl -w net.ipv4.tcp_syncookies=1`",
+    )
+}
+
+fn forwarding() -> Finding {
+    let forwards = read_trimmed("/proc/sys/net/ipv4/ip_forward").is_some_and(|value| value == "1");
+    finding(
+        "forwarding",
+        ok_if(!forwards, Level::Warning),
+        if forwards { "this host forwards IPv4" } else { "this host does not forward IPv4" },
+        "limits and bans also judge packets that are only passing through (containers, virtual machines); allow their networks or limit other interfaces",
+    )
+}
+
+fn tor(user: Option<&str>) -> Finding {
+    let (level, found) = match user {
+        None => (Level::Warning, "tor.user is not configured".to_owned()),
+        Some(name) => match uid(name) {
+            Ok(Some(uid)) => (Level::Ok, format!("tor runs as {name} (uid {uid})")),
+            Ok(None) => (Level::Failure, format!("there is no account {name}")),
+            Err(error) => (Level::Failure, format!("account {name} cannot be looked up: {error}")),
+        },
+    };
+    finding(
+        "tor",
+        level,
+        found,
+        "guards cannot be told from strangers, so a ban could hit one; set tor.user to the account that tor runs as",
+    )
+}
+
+fn examine_interface(name: &str) -> Vec<Finding> {
+    let base = Path::new("/sys/class/net").join(name);
+    if !base.exists() {
+        return vec![finding(
+            &format!("interface.{name}"),
+            Level::Failure,
+            "there is no such interface",
+            "the host is not protected there; correct shield.interfaces",
+        )];
+    }
+    vec![driver(name, &base), hook_of(name), queues(name, &base), mtu(name, &base), offloads(name)]
+}
+
+fn driver(name: &str, base: &Path) -> Finding {
+    let driver = fs::read_link(base.join("device/driver"))
+        .ok()
+        .and_then(|path| path.file_name().map(|file| file.to_string_lossy().into_owned()))
+        .or_else(|| crate::sys::driver(name).ok().flatten());
+    let (level, found) = match &driver {
+        Some(driver) if NATIVE_DRIVERS.contains(&driver.as_str()) => {
+            (Level::Ok, format!("driver {driver}, which has native XDP"))
+        }
+        Some(driver) => (Level::Warning, format!("driver {driver}, not known to have native XDP")),
+        None => (Level::Warning, "the driver does not tell its name".to_owned()),
+    };
+    finding(
+        &format!("driver.{name}"),
+        level,
+        found,
+        "attaching may fail; shield.attach = \"native-or-generic\" accepts the slower generic mode",
+    )
+}
+
+fn hook_of(name: &str) -> Finding {
+    let (level, found) = match hook::read(name) {
+        Err(error) => (Level::Warning, format!("the kernel does not tell: {error}")),
+        Ok(None) => (Level::Failure, "there is no such interface".to_owned()),
+        Ok(Some(hook)) => match (hook.mode, hook.program_id) {
+            (Mode::None, _) => (Level::Ok, "free".to_owned()),
+            (mode, Some(id)) => (
+                Level::Ok,
+                format!(
+                    "program {id} is attached in {} mode (`bpftool prog show id {id}` names it)",
+                    mode.label()
+                ),
+            ),
+            (mode, None) => (Level::Warning, format!("a program is attached in {} mode", mode.label())),
+        },
+    };
+    finding(&format!("hook.{name}"), level, found, "`ip -d link show` shows what is attached")
+}
+
+fn queues(name: &str, base: &Path) -> Finding {
+    let count = fs::read_dir(base.join("queues"))
+        .map(|entries| {
+            entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-")).count()
+        })
+        .unwrap_or(0);
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    finding(
+        &format!("queues.{name}"),
+        ok_if(count >= cpus || count == 0, Level::Warning),
+        format!("{count} receive queues for {cpus} CPUs"),
+        "a flood is handled by fewer CPUs than there are; `ethtool -L` sets the number of channels",
+    )
+}
+
+fn mtu(name: &str, base: &Path) -> Finding {
+    let mtu = read_trimmed(base.join("mtu")).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+    finding(
+        &format!("mtu.{name}"),
+        ok_if(mtu <= ONE_PAGE_MTU, Level::Warning),
+        format!("MTU {mtu}"),
+        "frames above one page need a driver with multi-buffer XDP; if attaching fails, lower the MTU to 3498 or less",
+    )
+}
+
+fn offloads(name: &str) -> Finding {
+    let (level, found) = match crate::sys::large_receive_offload(name) {
+        Ok(Some(false)) => (Level::Ok, "large receive offload is off".to_owned()),
+        Ok(Some(true)) => (Level::Failure, "large receive offload is on".to_owned()),
+        Ok(None) => (Level::Ok, "the driver has no large receive offload to ask about".to_owned()),
+        Err(error) => (Level::Warning, format!("offloads cannot be read: {error}")),
+    };
+    finding(
+        &format!("offloads.{name}"),
+        level,
+        found,
+        "drivers refuse native XDP while it is on; `ethtool -K INTERFACE lro off`",
+    )
+}

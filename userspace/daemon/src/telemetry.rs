@@ -1,0 +1,321 @@
+//! The daemon's log: lines on standard error, as text or JSON.
+//!
+//! Every line bears a `message_id` that never changes meaning and, inside an event or request, an `event_id` that all
+//! lines of that event share. What identifies a client appears at the debug level alone.
+
+use std::{
+    fmt::Write as _,
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use thiserror::Error;
+use tracing::{Span, Subscriber};
+use tracing_subscriber::{
+    Layer, Registry,
+    filter::LevelFilter,
+    fmt::MakeWriter,
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    reload,
+    util::{SubscriberInitExt, TryInitError},
+};
+use tunica_config::{Log, LogFormat, LogLevel};
+use tunica_core::notice::{Level, Notice};
+
+/// The log, once it is set up.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    level: reload::Handle<LevelFilter, Registry>,
+}
+
+/// Why there is no log.
+#[derive(Debug, Error)]
+#[error(
+    "the log cannot be set up ({0}): nothing would be reported, so the daemon does not start; please report this"
+)]
+pub struct InitError(#[source] TryInitError);
+
+impl Telemetry {
+    /// Sets up the log of this process, on standard error.
+    ///
+    /// # Errors
+    /// If the process has one already.
+    pub fn init(log: &Log) -> Result<Self, InitError> {
+        let (subscriber, telemetry) = subscriber(log.level, log.format, io::stderr);
+        subscriber.try_init().map_err(InitError)?;
+        Ok(telemetry)
+    }
+
+    /// Changes from which level on lines are written. The format stays until the next start.
+    pub fn set_level(&self, level: LogLevel) {
+        // It fails only if the log is gone, and then nobody can be told.
+        let _ = self.level.modify(|filter| *filter = filter_of(level));
+    }
+}
+
+const fn filter_of(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+fn subscriber<W>(level: LogLevel, format: LogFormat, writer: W) -> (impl Subscriber + Send + Sync, Telemetry)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(filter_of(level));
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines(format, writer));
+    (subscriber, Telemetry { level: handle })
+}
+
+fn lines<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).with_target(false);
+    match format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
+    }
+}
+
+/// A span for one event of the loop or one request; its lines bear the next number as `event_id`.
+///
+/// `kind` says what sort of event it is.
+pub fn event_span(kind: &'static str) -> Span {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let event_id = NEXT.fetch_add(1, Ordering::Relaxed);
+    // At the error level, so that no level loses the number.
+    tracing::error_span!("event", event_id, kind)
+}
+
+/// Writes a notice: its sentence at its level, and whom it concerns at the debug level.
+pub fn log_notice(notice: &Notice) {
+    let message_id = notice.name();
+    match notice.level() {
+        Level::Info => tracing::info!(message_id, "{notice}"),
+        Level::Warn => tracing::warn!(message_id, "{notice}"),
+    }
+    if let Some(subject) = notice.subject() {
+        tracing::debug!(message_id, %subject, "whom the line before concerns");
+    }
+}
+
+/// A message of the log, as the reference lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The stable message id.
+    pub name: &'static str,
+    /// `error`, `warn` or `info`.
+    pub level: &'static str,
+    /// What it means and what to do about it: one sentence.
+    pub meaning: &'static str,
+}
+
+macro_rules! messages {
+    ($( $name:literal, $level:literal, $meaning:literal; )+) => {
+        /// The messages of the daemon itself; the coordinator's notices are the others.
+        pub const MESSAGES: &[Message] =
+            &[ $( Message { name: $name, level: $level, meaning: $meaning }, )+ ];
+    };
+}
+
+messages! {
+    "daemon_ready", "info", "The daemon has started and answers on its sockets.";
+    "daemon_stopping", "info", "The daemon ends; the shield stays attached and goes on with what it was told last.";
+    "shield_attached", "info", "The shield was attached to an interface.";
+    "shield_attach_failed", "error",
+        "The shield could not be attached to an interface, which stays unprotected; it is tried again every 30 s.";
+    "shield_detached", "warn", "The shield was detached from an interface, because of a bypass or because the configuration no longer names it.";
+    "stale_pin_left", "warn", "A pin of an earlier daemon could not be removed; remove it by hand if `tunica doctor` names it.";
+    "policy_in_force", "info", "The kernel judges by the policy that the configuration asks for.";
+    "drift_repaired", "warn", "The kernel's state was not what it should be and was repaired; look who else changes it.";
+    "reconcile_failed", "error", "The kernel's state could not be brought to what it should be; it is tried again every 30 s.";
+    "own_addresses_unread", "warn", "The host's own addresses could not be read; those known before stay in force.";
+    "ledger_failed", "error", "A change could not be made durable and was not made; see to the disk.";
+    "ledger_damaged", "error", "The ledger could not be read and was set aside; bans and allow entries made before are not in force.";
+    "config_reloaded", "info", "The configuration file was read again and is in force.";
+    "config_refused", "error", "The configuration file was read again and has faults; the one before stays in force.";
+    "configuration_warning", "warn", "The configuration is in force, but something in it is rarely what is wanted.";
+    "tor_peers_read_failed", "warn", "Tor's connections could not be read; the peers known before stay protected for `tor.keep_seconds`.";
+    "control_request_refused", "info", "A request on the control socket was refused by the socket's own rules.";
+    "control_socket_closed_to_group", "warn", "The control socket could not be opened to its group, so only root and the daemon's user can use it.";
+    "control_failed", "warn", "A connection to the control socket could not be taken; the daemon goes on.";
+    "http_failed", "warn", "A connection to the HTTP server could not be taken; the daemon goes on.";
+}
+
+/// The reference page: every message of the log with level and meaning, as Markdown.
+pub fn messages_markdown() -> String {
+    let mut page = String::from(
+        "# Log messages\n\
+         \n\
+         Every line of `tunicad`'s log bears a `message_id` from this page, which never changes meaning.\n\
+         Lines of one event or request share an `event_id`.\n\
+         Addresses stand at the level `debug` alone, in the field `subject`.\n\
+         \n\
+         | message_id | level | meaning |\n|---|---|---|\n",
+    );
+    let notices = Notice::KINDS.iter().map(|kind| {
+        let level = match kind.level {
+            Level::Info => "info",
+            Level::Warn => "warn",
+        };
+        Message { name: kind.name, level, meaning: kind.meaning }
+    });
+    let mut messages: Vec<Message> = MESSAGES.iter().copied().chain(notices).collect();
+    messages.sort_by_key(|message| message.name);
+    for Message { name, level, meaning } in messages {
+        // Writing to a string cannot fail.
+        let _ = writeln!(page, "| `{name}` | {level} | {meaning} |");
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        fs,
+        path::Path,
+        sync::{Arc, Mutex},
+    };
+
+    use tunica_core::id::PacketSource;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    /// What `act` writes to the log.
+    fn logged(level: LogLevel, format: LogFormat, act: impl FnOnce(&Telemetry)) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let (subscriber, telemetry) = subscriber(level, format, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || act(&telemetry));
+        lines.text()
+    }
+
+    fn lifted() -> Notice {
+        Notice::BanLifted { source: PacketSource::of([198, 51, 100, 7].into()), id: 7 }
+    }
+
+    #[test]
+    fn a_notice_shows_its_subject_at_debug_alone() {
+        for (level, format) in [
+            (LogLevel::Info, LogFormat::Text),
+            (LogLevel::Info, LogFormat::Json),
+            (LogLevel::Warn, LogFormat::Text),
+        ] {
+            let text = logged(level, format, |_| log_notice(&lifted()));
+            assert!(!text.contains("198.51"), "{text}");
+            assert_eq!(text.contains("ban 7 lifted"), level == LogLevel::Info, "{text}");
+        }
+        let text = logged(LogLevel::Debug, LogFormat::Text, |_| log_notice(&lifted()));
+        assert!(text.contains("198.51.100.7/32"), "{text}");
+        let withdrawn = Notice::BypassOn;
+        let text = logged(LogLevel::Warn, LogFormat::Text, |_| log_notice(&withdrawn));
+        assert!(text.contains("WARN") && text.contains("message_id=\"bypass_on\""), "{text}");
+    }
+
+    #[test]
+    fn lines_of_one_event_share_its_number() {
+        let text = logged(LogLevel::Warn, LogFormat::Json, |_| {
+            for _ in 0..2 {
+                let _span = event_span("control").entered();
+                tracing::warn!(message_id = "stale_pin_left", "first");
+                tracing::error!(message_id = "ledger_failed", "second");
+            }
+        });
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let ids: Vec<u64> = lines.iter().map(|line| line["span"]["event_id"].as_u64().unwrap()).collect();
+        assert_eq!((ids[0], ids[2]), (ids[1], ids[3]));
+        assert!(ids[2] > ids[0]);
+        assert_eq!(lines[1]["message_id"], "ledger_failed");
+        assert_eq!(lines[1]["message"], "second");
+        assert_eq!(lines[1]["level"], "ERROR");
+        assert_eq!(lines[1]["span"]["kind"], "control");
+    }
+
+    #[test]
+    fn the_level_changes_while_running() {
+        let text = logged(LogLevel::Error, LogFormat::Text, |telemetry| {
+            tracing::info!(message_id = "daemon_ready", "unheard");
+            telemetry.set_level(LogLevel::Info);
+            tracing::info!(message_id = "daemon_ready", "heard");
+            telemetry.set_level(LogLevel::Warn);
+            tracing::info!(message_id = "daemon_ready", "unheard again");
+        });
+        assert_eq!(text.matches("heard").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn names_are_unique_and_the_reference_lists_each() {
+        let names: BTreeSet<&str> = MESSAGES
+            .iter()
+            .map(|message| message.name)
+            .chain(Notice::KINDS.iter().map(|kind| kind.name))
+            .collect();
+        assert_eq!(names.len(), MESSAGES.len() + Notice::KINDS.len());
+        let page = messages_markdown();
+        assert_eq!(page.lines().filter(|line| line.starts_with("| `")).count(), names.len());
+        for message in MESSAGES {
+            assert!(message.meaning.ends_with('.'), "{}", message.meaning);
+        }
+    }
+
+    /// Every `tracing::level!(message_id = "name"` of this crate, as name and level.
+    fn written(folder: &Path, found: &mut Vec<(String, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                written(&path, found);
+                continue;
+            }
+            // The tests of this module write messages as they like.
+            let text = fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]").next().unwrap();
+            for (at, part) in text.match_indices("message_id = \"") {
+                let name = text[at + part.len()..].split('"').next().unwrap();
+                let call = text[..at].rsplit("tracing::").next().unwrap();
+                found.push((name.to_owned(), call.split('!').next().unwrap().to_owned()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_message_that_the_daemon_writes_is_listed_with_its_level() {
+        let mut found = Vec::new();
+        written(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+        assert!(!found.is_empty());
+        let listed: BTreeMap<&str, &str> =
+            MESSAGES.iter().map(|message| (message.name, message.level)).collect();
+        for (name, level) in found {
+            assert_eq!(listed.get(name.as_str()), Some(&level.as_str()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The daemon's state in the words of the API.
+
+use std::net::IpAddr;
+
+use tunica_api::view::{
+    Allow, Allows, Ban, Bans, Bypass, Defence, Done, Heartbeat, Interface, NeverBan, Program, Refused,
+    RefusedCode, Source, Sources, Status, Table,
+};
+use tunica_config::Config;
+use tunica_core::{
+    coordinator::{self, Coordinator, Reply},
+    id::{PacketSource, Prefix},
+    ledger::{AllowFact, BanFact},
+    time::{Monotime, Now, WallTime},
+};
+
+use crate::shell::xdp::{InterfaceState, Shield, attach::Wanted, hook::Mode, object};
+
+/// One ban.
+pub fn ban(source: PacketSource, fact: &BanFact) -> Ban {
+    Ban {
+        id: fact.id,
+        source,
+        since: fact.since,
+        expires: fact.expires,
+        rung: fact.rung,
+        origin: fact.origin.label().to_owned(),
+        reason: fact.reason.clone(),
+    }
+}
+
+/// Every ban.
+pub fn bans(coordinator: &Coordinator) -> Bans {
+    Bans { bans: coordinator.ledger().bans.iter().map(|(source, fact)| ban(*source, fact)).collect() }
+}
+
+fn operator_allow(prefix: Prefix, fact: &AllowFact) -> Allow {
+    Allow {
+        id: Some(fact.id),
+        prefix,
+        since: Some(fact.since),
+        expires: fact.expires,
+        origin: fact.origin.label().to_owned(),
+        reason: fact.reason.clone(),
+    }
+}
+
+fn config_allow(prefix: Prefix) -> Allow {
+    Allow {
+        id: None,
+        prefix,
+        since: None,
+        expires: None,
+        origin: "config".to_owned(),
+        reason: "shield.allow of the configuration".to_owned(),
+    }
+}
+
+fn tor_allow(peer: IpAddr) -> Allow {
+    Allow {
+        id: None,
+        prefix: Prefix::host(peer),
+        since: None,
+        expires: None,
+        origin: "tor".to_owned(),
+        reason: "far end of one of tor's own connections".to_owned(),
+    }
+}
+
+/// The whole allow list.
+pub fn allows(coordinator: &Coordinator) -> Allows {
+    let config = coordinator.settings().config_allow.iter().map(|prefix| config_allow(*prefix));
+    let operator = coordinator.ledger().allows.iter().map(|(prefix, fact)| operator_allow(*prefix, fact));
+    let tor = coordinator.never_ban().peers().map(tor_allow);
+    Allows { entries: config.chain(operator).chain(tor).collect() }
+}
+
+/// The entry of the allow list that covers `address`, the longest prefix first as the kernel looks it up.
+pub fn allow_of(coordinator: &Coordinator, address: IpAddr) -> Option<Allow> {
+    let mut entries: Vec<Allow> =
+        allows(coordinator).entries.into_iter().filter(|entry| entry.prefix.contains(address)).collect();
+    entries.sort_by_key(|entry| entry.prefix.length());
+    entries.pop()
+}
+
+/// Sources in sampled events, at most `limit` of them.
+pub fn sources(coordinator: &Coordinator, lost_events: u64, limit: u32) -> Sources {
+    let top = coordinator.sources();
+    Sources {
+        since: top.since(),
+        sampled_events: top.samples(),
+        lost_events,
+        sources: top
+            .rows()
+            .take(usize::try_from(limit).unwrap_or(usize::MAX))
+            .map(|(source, row)| Source {
+                source,
+                events: row.count,
+                overestimate: row.overestimate,
+                verdict: row.verdict.label().to_owned(),
+                action: row.action.label().to_owned(),
+                last_seen: row.last_seen,
+                banned: coordinator.ledger().bans.contains_key(&source),
+            })
+            .collect(),
+    }
+}
+
+/// The answer to a verb that changes something.
+pub fn reply(reply: Reply) -> tunica_api::view::Answer {
+    match reply {
+        Reply::Done { changes, undo, dry_run } => {
+            tunica_api::view::Answer::Done(Done { dry_run, changes, undo })
+        }
+        Reply::Refused { code, message } => {
+            let code = match code {
+                coordinator::RefusedCode::Protected => RefusedCode::Protected,
+                coordinator::RefusedCode::NotFound => RefusedCode::NotFound,
+                coordinator::RefusedCode::Full => RefusedCode::Full,
+                coordinator::RefusedCode::Invalid => RefusedCode::Invalid,
+            };
+            refused(code, message)
+        }
+    }
+}
+
+/// A refusal.
+pub fn refused(code: RefusedCode, message: impl Into<String>) -> tunica_api::view::Answer {
+    tunica_api::view::Answer::Refused(Refused { code, message: message.into() })
+}
+
+/// The word of a mode that the configuration asks for.
+pub const fn requested(wanted: Wanted) -> &'static str {
+    match wanted {
+        Wanted::Native => "native",
+        Wanted::NativeOrGeneric => "native-or-generic",
+    }
+}
+
+/// The word for what is true of an interface: our program's mode, or `none`.
+pub fn actual(state: &InterfaceState) -> &'static str {
+    match (state.is_ours, state.hook) {
+        (true, Some(hook)) => hook.mode.label(),
+        _ => Mode::None.label(),
+    }
+}
+
+/// Whether an interface is as the configuration asks.
+pub fn is_as_requested(state: &InterfaceState, wanted: Wanted) -> bool {
+    state.is_ours
+        && match (state.hook.map(|hook| hook.mode), wanted) {
+            (Some(Mode::Native | Mode::Offloaded), Wanted::Native | Wanted::NativeOrGeneric) => true,
+            (Some(Mode::Generic), Wanted::NativeOrGeneric) => true,
+            (Some(Mode::Generic), Wanted::Native) => false,
+            (Some(Mode::Multiple | Mode::None) | None, Wanted::Native | Wanted::NativeOrGeneric) => false,
+        }
+}
+
+/// Whether the program that is attached is, on every interface, the one this daemon carries and checked.
+pub fn program_matches(interfaces: &[InterfaceState]) -> bool {
+    object::object_sha256() == object::recorded_sha256()
+        && !interfaces.is_empty()
+        && interfaces.iter().all(|interface| interface.is_ours)
+}
+
+/// What [`status`] needs beyond the coordinator and the shield.
+pub struct Surroundings<'a> {
+    /// The configuration in force.
+    pub config: &'a Config,
+    /// When the daemon started.
+    pub started: WallTime,
+    /// What the daemon has to say.
+    pub warnings: Vec<String>,
+}
+
+/// The state of every defence.
+pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<'_>, now: Now) -> Status {
+    let interfaces = shield.interfaces();
+    let settings = coordinator.settings();
+    let wanted = shield.plan().wanted;
+    let beat = shield.tables().last_beat().unwrap_or(0);
+    let tag = |tag: u64| format!("{tag:016x}");
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started: around.started,
+        mode: settings.mode.label().to_owned(),
+        generation: shield.tables().policy().map_or(0, |policy| policy.generation),
+        bypass: coordinator
+            .ledger()
+            .bypass
+            .as_ref()
+            .map(|fact| Bypass { since: fact.since, reason: fact.reason.clone() }),
+        program: Program {
+            object_sha256: object::object_sha256(),
+            expected_tag: tag(shield.tag()),
+            attached_tag: interfaces.iter().any(|interface| interface.is_ours).then(|| tag(shield.tag())),
+            matches: program_matches(&interfaces),
+            pin_path: shield.directory().display().to_string(),
+        },
+        defences: coordinator
+            .defences()
+            .into_iter()
+            .map(|(defence, state)| Defence {
+                name: defence.name().to_owned(),
+                armed: state.armed_since.is_some(),
+                active_since: state.armed_since,
+                last_trigger: state.last_trigger,
+                dropped_packets: state.dropped_packets,
+                would_drop_packets: state.would_drop_packets,
+            })
+            .collect(),
+        tables: tables(coordinator),
+        heartbeat: Heartbeat {
+            age_seconds: now.mono.since(Monotime(beat)).as_secs_f64(),
+            stale_after_seconds: settings.stale_after.as_secs(),
+            on_stale: settings.on_stale.label().to_owned(),
+        },
+        never_ban: NeverBan {
+            tor_peers: count(coordinator.never_ban().peer_count()),
+            own_addresses: count(coordinator.never_ban().own().len()),
+            tor_last_read: coordinator.never_ban().tor_last_read(),
+            refused_bans: coordinator.refused_bans(),
+        },
+        warnings: around.warnings.clone(),
+        interfaces: interfaces
+            .into_iter()
+            .map(|state| Interface {
+                actual: actual(&state).to_owned(),
+                requested: requested(wanted).to_owned(),
+                link_id: state.link_id,
+                program_id: state.hook.and_then(|hook| hook.program_id),
+                problem: state.problem,
+                name: state.name,
+            })
+            .collect(),
+    }
+}
+
+/// How full each table is.
+pub fn tables(coordinator: &Coordinator) -> Vec<Table> {
+    let rows = &coordinator.desired().tables;
+    let settings = coordinator.settings();
+    [
+        ("bans", count(rows.bans.len()), u64::from(settings.ban_capacity)),
+        ("allow", count(rows.allow.len()), u64::from(settings.allow_capacity)),
+        ("own", count(rows.own.len()), count(tunica_common::policy::OWN_ADDRESSES)),
+    ]
+    .map(|(name, used, capacity)| Table { name: name.to_owned(), used, capacity })
+    .to_vec()
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
