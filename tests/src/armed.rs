@@ -27,6 +27,9 @@ const HTTP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9187);
 /// How long the daemon may take to become ready, and to stop.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How old the daemon's packet counts may be: it reads the kernel's once a second.
+pub const COUNTS_LAG: Duration = Duration::from_millis(1200);
+
 /// How a daemon is to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup<'a> {
@@ -136,7 +139,7 @@ impl<'a> Daemon<'a> {
         Ok(body.to_owned())
     }
 
-    /// `tunica_shield_packets_total`, by verdict and action.
+    /// `tunica_shield_packets_total`, by verdict and action, up to [`COUNTS_LAG`] old.
     ///
     /// # Errors
     /// When the metrics cannot be read, or lack the family.

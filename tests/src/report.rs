@@ -215,8 +215,12 @@ const HEADINGS: [&str; 9] = [
 /// Success of two rows is the same if it differs by no more than this, 0 to 1.
 const SAME_SUCCESS: f64 = 0.01;
 
-/// A tail latency is the same if the greater one is no more than this many times the other.
+/// A tail latency is the same if the greater one is no more than this many times the other, or if they differ by less
+/// than [`UNNOTICED_MICROSECONDS`].
 const SAME_LATENCY: f64 = 1.5;
+
+/// A difference that no visitor notices, and that a tick of the scheduler makes.
+const UNNOTICED_MICROSECONDS: u32 = 4_000;
 
 impl Report {
     /// The row of this act and baseline.
@@ -338,7 +342,7 @@ impl Report {
         if let Some(dropped) = enforce.and_then(|row| row.share_of_action(Action::Drop)) {
             notes.push(match dropped {
                 dropped if dropped > 0.9 => {
-                    format!("Tunica drops {} of the attack before a socket buffer's work is done.", percent(Some(dropped)))
+                    format!("Tunica drops {} of the attack before the network stack sees it.", percent(Some(dropped)))
                 }
                 dropped if dropped < 0.05 => format!(
                     "Tunica drops {} of the attack: each source sends too little for a limit per source, so the kernel's \
@@ -390,6 +394,7 @@ fn on_latency(debian: &Row, enforce: &Row) -> Option<String> {
     let (theirs, ours) = (debian.visits.percentile(99)?, enforce.visits.percentile(99)?);
     let ratio = f64::from(ours.max(1)) / f64::from(theirs.max(1));
     let word = match ratio {
+        _ if ours.abs_diff(theirs) < UNNOTICED_MICROSECONDS => "much the same",
         ratio if ratio > SAME_LATENCY => "slower with Tunica enforcing",
         ratio if ratio < 1.0 / SAME_LATENCY => "faster with Tunica enforcing",
         _ => "much the same",
@@ -505,7 +510,7 @@ mod tests {
         assert!(text.contains("SYN cookies decide whether the service is there: success 0.0 %"), "{text}");
         assert!(text.contains("Debian's default does as well for the visitors"), "{text}");
         assert!(text.contains("Tunica spends less: 193 ms"), "{text}");
-        assert!(text.contains("drops 99.0 % of the attack before"), "{text}");
+        assert!(text.contains("drops 99.0 % of the attack before the network stack"), "{text}");
         assert!(text.contains("Observing, Tunica drops 0.0 % and counts 99.0 %"), "{text}");
         let last = report.rows.last_mut().unwrap();
         last.softirq_ticks = 360;

@@ -1,6 +1,6 @@
 //! System calls that no safe crate offers: packet sockets, batches of frames, a child that ends with its parent.
 //!
-//! The only file of this package with `unsafe`.
+//! With [`bpf`], the only files of this package with `unsafe`.
 
 use std::{
     io, mem,
@@ -11,7 +11,12 @@ use std::{
     process::Command,
 };
 
-use nix::sys::{prctl, signal::Signal};
+use nix::sys::{
+    prctl,
+    signal::{SigSet, Signal},
+};
+
+pub mod bpf;
 
 /// Frames that one call of [`send_frames`] takes.
 pub const BATCH: usize = 64;
@@ -83,12 +88,18 @@ pub fn send_frames<const N: usize>(socket: BorrowedFd<'_>, frames: &[[u8; N]]) -
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Lets the kernel end the child when the thread that starts it ends, however that happens.
+/// Lets the kernel end the child when the thread that starts it ends, however that happens. The child blocks no signal,
+/// whatever this thread blocks, since it would inherit that.
 pub fn end_with_parent(command: &mut Command) -> &mut Command {
-    let end = || prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from);
-    // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe; it allocates
+    let unblocked = SigSet::empty();
+    let prepare = move || {
+        unblocked.thread_set_mask()?;
+        prctl::set_pdeathsig(Signal::SIGTERM)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, which are async-signal-safe; it allocates
     // nothing and takes no lock.
-    unsafe { command.pre_exec(end) }
+    unsafe { command.pre_exec(prepare) }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

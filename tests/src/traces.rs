@@ -24,6 +24,11 @@ impl Traces {
         Self { purpose, pid: process::id() }
     }
 
+    /// Those of another process.
+    pub const fn of(purpose: &'static str, pid: u32) -> Self {
+        Self { purpose, pid }
+    }
+
     /// Those of every process that worked for `purpose` and is dead.
     ///
     /// # Errors

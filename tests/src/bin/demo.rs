@@ -24,7 +24,7 @@ use nix::{
     unistd::geteuid,
 };
 use tunica_tests::{
-    armed::{self, Daemon, Packets, Setup},
+    armed::{self, COUNTS_LAG, Daemon, Packets, Setup},
     client::{PATIENCE, Service},
     counters::{received, softirq_ticks, wait_until_drained},
     report::{Act, Baseline, Report, Row, svg},
@@ -239,6 +239,9 @@ fn perform(
     let sent = flood.map(tunica_tests::flood::Running::stop).transpose()?.unwrap_or(0);
     drop(service);
     wait_until_drained(host, ATTACK_SIDE)?;
+    if daemon.is_some() {
+        pause(COUNTS_LAG)?;
+    }
     let packets = match (packets, daemon) {
         (Some(before), Some(daemon)) => Some(difference(&daemon.packets()?, &before)),
         (Some(_) | None, _) => None,
@@ -354,7 +357,8 @@ fn reading(seconds: u64) -> String {
          - Attack packets/s are those that reached the host's interface. Shares of the verdicts are of all packets sent.\n\
          - The attackers' packets are socket buffers made by a packet socket on the same machine, and a veth pair hands \
          them to the host on the processor that sends them: generator and receiver share the cores. Here XDP cannot \
-         save the making of a socket buffer, which is what it saves on a network card; see the benchmarks for that.\n\
+         save the making of a socket buffer, as it does on a network card, and the pair copies every such packet for it \
+         first, which a card does not: these figures are no measure of its speed.\n\
          - Softirq time is `/proc/stat`'s for all processors minus that of the quiet act under the same baseline, with one \
          standard deviation of its sampling. It holds the host's receiving and answering, and the attackers' \
          receiving of the answers. Other work on the machine during the demo adds to it.\n",

@@ -1,0 +1,171 @@
+//! The demo itself, played short: its table, its promises, and what it leaves behind however it ends.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tunica_tests::{armed, traces::Traces};
+
+/// Demos measure, so one plays at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Demo {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Demo {
+    fn start(out: &Path, arguments: &[&str]) -> Self {
+        armed::program("tunicad").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_demo"));
+        command.args(arguments).arg("--out").arg(out).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    fn traces(&self) -> Traces {
+        Traces::of("demo", self.child.id())
+    }
+
+    /// Reads the output up to the line that begins with `words`.
+    fn read_to(&mut self, words: &str) {
+        loop {
+            let mut line = String::new();
+            assert!(self.lines.read_line(&mut line).unwrap() > 0, "the demo ended before `{words}`");
+            if line.starts_with(words) {
+                return;
+            }
+        }
+    }
+
+    fn send(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// The rest of its output, and how it ended.
+    fn finish(mut self) -> (String, ExitStatus) {
+        let rest: Vec<String> = self.lines.lines().map(Result::unwrap).collect();
+        (rest.join("\n"), self.child.wait().unwrap())
+    }
+}
+
+/// The table's rows: cells by act and baseline.
+fn rows(page: &str) -> BTreeMap<(String, String), Vec<String>> {
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| act "));
+    let cells = rows.map(|row| row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()));
+    cells.map(|mut cells| ((cells.next().unwrap(), cells.next().unwrap()), cells.collect())).collect()
+}
+
+fn percent(cell: &str) -> f64 {
+    cell.strip_suffix(" %").unwrap_or_else(|| panic!("`{cell}` is no share")).parse().unwrap()
+}
+
+#[test]
+fn a_fixed_source_flood_is_dropped_and_the_visitors_are_served() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let demo =
+        Demo::start(out.path(), &["--seconds", "2", "--acts", "fixed", "--baselines", "debian,enforce"]);
+    let traces = demo.traces();
+    let (output, status) = demo.finish();
+    assert!(status.success(), "{status}:\n{output}");
+
+    let page = fs::read_to_string(out.path().join("demo.md")).unwrap();
+    let rows = rows(&page);
+    let expected = [
+        ("fixed-source SYN flood", "Debian's default"),
+        ("fixed-source SYN flood", "Tunica enforcing"),
+        ("quiet", "Debian's default"),
+        ("quiet", "Tunica enforcing"),
+    ];
+    assert_eq!(
+        rows.keys().map(|(act, baseline)| (act.as_str(), baseline.as_str())).collect::<Vec<_>>(),
+        expected
+    );
+    for cells in rows.values() {
+        assert!(percent(&cells[0]) >= 99.0, "{page}");
+        assert!(cells[3].parse::<f64>().unwrap() > 50.0, "visits a second: {page}");
+    }
+    let enforced = &rows[&("fixed-source SYN flood".to_owned(), "Tunica enforcing".to_owned())];
+    let arrived: f64 = enforced[4].replace(' ', "").parse().unwrap();
+    assert!(arrived > 20_000.0, "the flood was no flood: {page}");
+    let verdict = enforced[6].strip_prefix("syn_rate drop ").unwrap_or_else(|| panic!("{page}"));
+    assert!(percent(verdict) > 90.0, "{page}");
+    let quiet = &rows[&("quiet".to_owned(), "Tunica enforcing".to_owned())];
+    assert_eq!(quiet[6], "all passed", "{page}");
+
+    let image = fs::read_to_string(out.path().join("demo.svg")).unwrap();
+    assert!(image.contains("Tunica enforcing") && image.ends_with("</svg>\n"));
+    assert!(output.contains("Cleaned up"), "{output}");
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+}
+
+#[test]
+fn an_interrupt_in_the_middle_leaves_nothing_behind() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let mut demo = Demo::start(out.path(), &["--seconds", "2", "--acts", "fixed", "--baselines", "enforce"]);
+    let traces = demo.traces();
+    demo.read_to("[ 1/2]");
+    thread::sleep(Duration::from_secs(1));
+    let found = traces.found().unwrap().join(", ");
+    assert!(found.contains("process ") && found.contains("/sys/fs/bpf/"), "the daemon runs by now: {found}");
+    demo.send(Signal::SIGINT);
+    let (output, status) = demo.finish();
+    assert_eq!(status.code(), Some(130), "{output}");
+    assert!(output.contains("Cleaned up"), "{output}");
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_panic_leaves_nothing_behind() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let mut demo =
+        Demo::start(out.path(), &["--seconds", "1", "--acts", "quiet", "--baselines", "enforce,debian"]);
+    let traces = demo.traces();
+    demo.read_to("[ 1/2]");
+    // Nobody reads its output any more, and printing to a closed pipe panics.
+    let Demo { mut child, lines } = demo;
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(101));
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+}
+
+#[test]
+fn the_next_demo_removes_what_a_killed_one_left() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let short = ["--seconds", "1", "--acts", "quiet", "--baselines"];
+    let mut killed = Demo::start(out.path(), &[&short[..], &["enforce"]].concat());
+    let traces = killed.traces();
+    killed.read_to("Tunica's demo");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !traces.pins().exists() {
+        assert!(Instant::now() < deadline, "the daemon pins nothing");
+        thread::sleep(Duration::from_millis(20));
+    }
+    killed.send(Signal::SIGKILL);
+    killed.child.wait().unwrap();
+    assert_ne!(traces.found().unwrap(), [""; 0]);
+
+    let (output, status) = Demo::start(out.path(), &[&short[..], &["debian"]].concat()).finish();
+    assert!(status.success(), "{status}:\n{output}");
+    assert!(output.contains("Removing what the demo of process"), "{output}");
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+}
