@@ -189,7 +189,16 @@ impl LedgerFile {
                     return Ok(Opened { file, ledger, damaged: None });
                 }
                 Err(ReadError::Open(error)) => return Err(error),
-                Err(ReadError::Damaged(reason)) => Some(Damaged { moved_to: set_aside(path, now)?, reason }),
+                Err(ReadError::Damaged(reason)) => {
+                    let moved_to = set_aside(path, now)?;
+                    tracing::error!(
+                        message_id = "ledger_damaged",
+                        moved_to = %moved_to.display(),
+                        reason,
+                        "the ledger could not be read and was set aside; a fresh one takes its place"
+                    );
+                    Some(Damaged { moved_to, reason })
+                }
             }
         } else {
             None

@@ -603,7 +603,11 @@ mod tests {
                 let commands = [ban.clone(), lift.clone()];
                 Box::new(move |it| it.count_commit(&commands))
             }),
-            ("tunica_ledger_commits_total", 1.0, Box::new(move |it| it.count_commit(&[lift.clone()]))),
+            (
+                "tunica_ledger_commits_total",
+                1.0,
+                Box::new(move |it| it.count_commit(std::slice::from_ref(&lift))),
+            ),
             (
                 "tunica_bans_active{origin=\"operator\"}",
                 2.0,

@@ -153,7 +153,8 @@ pub fn bind(control: &Control) -> Result<ControlSocket, BindError> {
 
 fn listen(path: &Path, group: &str) -> Result<ControlSocket, BindError> {
     let socket = || path.to_owned();
-    let failed = |doing| move |source: io::Error| BindError::Socket { doing, socket: path.to_owned(), source };
+    let failed =
+        |doing| move |source: io::Error| BindError::Socket { doing, socket: path.to_owned(), source };
     let directory = directory::of(path);
     let _claim = directory::claim(directory).map_err(|source| {
         if source.kind() == io::ErrorKind::WouldBlock {
@@ -165,7 +166,9 @@ fn listen(path: &Path, group: &str) -> Result<ControlSocket, BindError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed("look at")(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => return Err(BindError::NotASocket { socket: socket() }),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(BindError::NotASocket { socket: socket() });
+        }
         Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => return Err(BindError::InUse { socket: socket() }),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -240,7 +243,9 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<ControlRequest>
         return;
     };
     let peer = stream.peer_cred().ok().map(|peer| peer.uid());
-    let (verb, answer) = match line.and_then(|line| wire::read_request(&line).map_err(|error| error.to_string())) {
+    let (verb, answer) = match line
+        .and_then(|line| wire::read_request(&line).map_err(|error| error.to_string()))
+    {
         Err(message) => (None, refused(RefusedCode::Invalid, message)),
         Ok(request) => {
             let verb = request.verb();
@@ -300,8 +305,9 @@ async fn ask(request: Request, requests: &mpsc::Sender<ControlRequest>) -> Answe
     }
     let consequence =
         if is_read_only { "nothing was changed" } else { "whether the change was made is unknown" };
-    let message =
-        format!("the event loop does not answer: {consequence}; look at `tunica status` and `journalctl -u tunicad`");
+    let message = format!(
+        "the event loop does not answer: {consequence}; look at `tunica status` and `journalctl -u tunicad`"
+    );
     refused(RefusedCode::Failed, message)
 }
 

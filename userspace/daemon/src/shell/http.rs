@@ -152,7 +152,9 @@ impl Context {
             return response;
         }
         let answer = match path {
-            HttpPath::Metrics => self.ask(HttpQuestion::Metrics).await.map(|text| page(StatusCode::OK, TEXT_FORMAT, text)),
+            HttpPath::Metrics => {
+                self.ask(HttpQuestion::Metrics).await.map(|text| page(StatusCode::OK, TEXT_FORMAT, text))
+            }
             HttpPath::Health => self.ask(HttpQuestion::Health).await.map(|()| {
                 object(StatusCode::OK, &json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
             }),
@@ -189,8 +191,10 @@ fn check_host(request: &Request<Incoming>) -> Result<(), (StatusCode, &'static s
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
         return Err((StatusCode::BAD_REQUEST, "a request has exactly one Host header"));
     };
-    let host: Authority =
-        host.as_bytes().try_into().map_err(|_| (StatusCode::BAD_REQUEST, "the Host header is not readable"))?;
+    let host: Authority = host
+        .as_bytes()
+        .try_into()
+        .map_err(|_| (StatusCode::BAD_REQUEST, "the Host header is not readable"))?;
     let target = request.uri().authority();
     if is_loopback(&host) && target.is_none_or(is_loopback) { Ok(()) } else { Err(NOT_HERE) }
 }

@@ -30,7 +30,9 @@ pub struct Systemd {
 
 /// Why systemd cannot be told.
 #[derive(Debug, Error)]
-#[error("NOTIFY_SOCKET cannot be used ({0}): systemd would never hear that the daemon is ready; start tunicad by its unit, or unset NOTIFY_SOCKET")]
+#[error(
+    "NOTIFY_SOCKET cannot be used ({0}): systemd would never hear that the daemon is ready; start tunicad by its unit, or unset NOTIFY_SOCKET"
+)]
 pub struct ConnectError(#[source] io::Error);
 
 impl Systemd {
@@ -126,7 +128,8 @@ mod tests {
         let before = sys::monotonic_ns().unwrap() / 1_000;
         systemd.reloading();
         let message = heard(listener);
-        let microseconds: u64 = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
+        let microseconds: u64 =
+            message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
         assert!((before..=sys::monotonic_ns().unwrap() / 1_000).contains(&microseconds));
         systemd.feed_watchdog();
         systemd.stopping();

@@ -79,13 +79,11 @@ async fn ask_for(path: &Path, request: &Request) -> Answer {
 }
 
 fn assert_refused(answer: &Answer, code: RefusedCode, part: &str) {
-    match answer {
-        Answer::Refused(refused) => {
-            assert_eq!(refused.code, code, "{}", refused.message);
-            assert!(refused.message.contains(part), "{}", refused.message);
-        }
-        other => panic!("not refused: {other:?}"),
-    }
+    let Answer::Refused(refused) = answer else {
+        panic!("not refused: {answer:?}");
+    };
+    assert_eq!(refused.code, code, "{}", refused.message);
+    assert!(refused.message.contains(part), "{}", refused.message);
 }
 
 #[tokio::test]
@@ -129,7 +127,10 @@ async fn lines_that_are_no_request_are_refused_at_their_byte() {
     }
     assert_eq!(exchange(&served.path, &longest).await, Answer::Bans(Bans { bans: Vec::new() }));
     let text = served.metrics.render().unwrap();
-    assert!(text.contains("tunica_control_requests_total{result=\"refused\",verb=\"unreadable\"} 7"), "{text}");
+    assert!(
+        text.contains("tunica_control_requests_total{result=\"refused\",verb=\"unreadable\"} 7"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -178,8 +179,8 @@ async fn a_loop_that_ended_is_named_at_once() {
 const STRANGER: &str = "TUNICA_TEST_CONTROL_SOCKET";
 
 /// Runs itself as a child of another user, which asks for something to read and for a change.
-#[test]
-fn strangers_may_read_and_change_nothing() {
+#[tokio::test]
+async fn strangers_may_read_and_change_nothing() {
     if let Some(path) = env::var_os(STRANGER) {
         for request in [Request::BanList {}, Request::BypassOff {}] {
             let mut stream = StdStream::connect(&path).unwrap();
@@ -190,29 +191,30 @@ fn strangers_may_read_and_change_nothing() {
         }
         return;
     }
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let _entered = runtime.enter();
     let served = answered();
     // A user of a group that may connect. Only root can start a child as another user; whoever else runs this test is
     // the daemon's own user, who may do all.
     let is_root = geteuid().is_root();
     let directory = tempfile::tempdir().unwrap();
-    for (path, mode) in [
-        (directory.path(), 0o755),
-        (directory::of(&served.path), 0o755),
-        (served.path.as_path(), 0o666),
-    ] {
+    for (path, mode) in
+        [(directory.path(), 0o755), (directory::of(&served.path), 0o755), (served.path.as_path(), 0o666)]
+    {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
     let program = directory.path().join("stranger");
     fs::copy(env::current_exe().unwrap(), &program).unwrap();
     let mut child = Command::new(&program);
-    child.args(["--exact", "--nocapture", "shell::control_socket::tests::strangers_may_read_and_change_nothing"]);
+    child.args([
+        "--exact",
+        "--nocapture",
+        "shell::control_socket::tests::strangers_may_read_and_change_nothing",
+    ]);
     child.env(STRANGER, &served.path).current_dir("/").stdout(Stdio::piped());
     if is_root {
         child.uid(NOBODY).gid(NOBODY);
     }
-    let output = String::from_utf8(child.output().unwrap().stdout).unwrap();
+    let output = tokio::task::spawn_blocking(move || child.output()).await.unwrap().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
     let answers: Vec<Answer> = output
         .lines()
         .filter_map(|line| line.split_once("answer ").map(|(_, line)| line))

@@ -74,7 +74,12 @@ async fn pages_answer() {
     let ready = answered(&[]).await;
     let unready = answered(&["eth0: another program is attached"]).await;
     for (served, path, status, parts) in [
-        (&ready, "/metrics", 200, &["content-type: text/plain; version=0.0.4", "\r\n\r\ntunica_test 1\n"][..]),
+        (
+            &ready,
+            "/metrics",
+            200,
+            &["content-type: text/plain; version=0.0.4", "\r\n\r\ntunica_test 1\n"][..],
+        ),
         (&ready, "/metrics?x=1", 200, &["tunica_test 1\n"]),
         (&ready, "/health", 200, &["application/json", "\"status\":\"ok\"", "no-store"]),
         (&unready, "/health", 200, &["\"status\":\"ok\""]),
@@ -134,7 +139,8 @@ async fn only_loopback_is_served_by_name() {
             assert_eq!(answer.contains("tunica_test"), status == 200 && page == "/metrics", "{answer}");
         }
     }
-    let proxied = "GET http://rebound.example/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let proxied =
+        "GET http://rebound.example/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     assert_answer(&exchange(served.address, proxied).await, 421, &[]);
 }
 
