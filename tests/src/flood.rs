@@ -134,7 +134,7 @@ impl Flood {
             }
         };
         let ports = (u16::try_from(1024 + random.below(64_000)).unwrap_or(1024), port);
-        let sequence = random.next().to_be_bytes();
+        let sequence = random.number().to_be_bytes();
         segment(self.macs, (source, self.victim.0), ports, flags, sequence)
     }
 }
@@ -212,7 +212,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next number, each of 32 bits equally likely.
-    pub fn next(&mut self) -> u32 {
+    pub fn number(&mut self) -> u32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -222,14 +222,14 @@ impl Random {
 
     /// A number below `bound`; its slight bias does not matter here.
     pub fn below(&mut self, bound: u32) -> u64 {
-        (u64::from(self.next()) * u64::from(bound)) >> 32
+        (u64::from(self.number()) * u64::from(bound)) >> 32
     }
 }
 
 /// An address that could be anyone's: unicast, and none of the ranges that a host treats specially.
 fn forged_source(random: &mut Random) -> Ipv4Addr {
     loop {
-        let address = Ipv4Addr::from_bits(random.next());
+        let address = Ipv4Addr::from_bits(random.number());
         let [first, ..] = address.octets();
         let is_special = address.is_private() || address.is_loopback() || address.is_link_local();
         if (1..224).contains(&first) && !is_special {

@@ -1,4 +1,5 @@
 //! The demo itself, played short: its table, its promises, and what it leaves behind however it ends.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
 use std::{
     collections::BTreeMap,

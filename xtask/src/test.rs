@@ -17,7 +17,7 @@ use crate::{build_ebpf, generate, process, setup::packages::PROGRAMS, tidy, work
 const SYSTEM_TESTS: &str = "tunica-tests";
 
 /// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
-const SLOW: &[&str] = &[];
+const SLOW: &[&str] = &["demo"];
 
 /// What `cargo xtask test` is asked.
 #[derive(Args)]
