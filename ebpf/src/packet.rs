@@ -1,12 +1,20 @@
 //! All reads of packet bytes.
 //!
 //! Sources: IEEE 802.3 and 802.1Q (Ethernet, VLAN), RFC 791 (IPv4), RFC 8200 (IPv6), RFC 9293 (TCP), RFC 768 (UDP),
-//! RFC 792 and RFC 4443 (ICMP). `unsafe` here reads packet bytes; [`bytes`] checks every one against the end of
-//! the buffer first, as the verifier demands again.
+//! RFC 792 and RFC 4443 (ICMP).
+//!
+//! There are two ways to read. [`Direct`] dereferences at constant offsets, which serves plain Ethernet with an IP header
+//! of the usual length. [`Copied`] asks the kernel to copy bytes from any offset and any buffer, which serves everything
+//! else. The verifier leaves no third: without CAP_PERFMON it forbids to add a variable to a packet pointer, and to
+//! subtract two of them. `unsafe` here stands for these two reads and for two loads from the context.
 
-use core::arch::asm;
+use core::{arch::asm, mem::MaybeUninit};
 
-use aya_ebpf::{EbpfContext, helpers::generated::bpf_xdp_get_buff_len, programs::XdpContext};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    programs::XdpContext,
+};
 use tunica_common::{
     policy::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
     verdict::Verdict,
@@ -33,6 +41,8 @@ const EXTENSION_MOBILITY: u8 = 135;
 const EXTENSION_HIP: u8 = 139;
 const EXTENSION_SHIM6: u8 = 140;
 
+/// Version 4, a header of five words.
+const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
 const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 
@@ -60,7 +70,7 @@ pub struct Packet {
     pub tcp_flags: u8,
     pub source_port: u16,
     pub destination_port: u16,
-    /// Frame length in bytes; of a multi-buffer packet, as far as the IP header tells.
+    /// Link header and IP packet in bytes, without padding; 0 where the lengths were not read.
     pub bytes: u64,
 }
 
@@ -93,15 +103,9 @@ impl<'a> Frame<'a> {
         Self { ctx, start, end }
     }
 
-    /// Length of the first buffer in bytes.
-    #[inline(always)]
-    pub fn linear_bytes(&self) -> usize {
-        self.end - self.start
-    }
-
     /// Length of the whole packet, all buffers, in bytes.
     #[inline(always)]
-    fn whole_bytes(&self) -> usize {
+    pub fn whole_bytes(&self) -> usize {
         // SAFETY: the context pointer is the one the kernel gave.
         unsafe { bpf_xdp_get_buff_len(self.ctx.as_ptr().cast()) as usize }
     }
@@ -112,23 +116,45 @@ impl<'a> Frame<'a> {
         // SAFETY: as above; the verifier turns the read into the device's index.
         unsafe { (*self.ctx.ctx).ingress_ifindex }
     }
+}
 
-    /// Copies `N` bytes at `offset`, or tells why they are not there.
+/// Bytes of a packet.
+trait Bytes {
+    /// Copies `N` bytes at `offset`; [`Verdict::BadLength`] if the packet ends before.
+    fn get<const N: usize>(&self, offset: usize) -> Result<[u8; N], Ended>;
+}
+
+/// Reads from the first buffer, at offsets that the compiler knows.
+struct Direct<'a>(&'a Frame<'a>);
+
+impl Bytes for Direct<'_> {
     #[inline(always)]
-    fn bytes<const N: usize>(&self, offset: usize) -> Result<[u8; N], Ended> {
-        // The verifier wants every variable offset bounded; six extension headers of 2 KiB each stay below 16 KiB.
-        let at = self.start + (offset & 0x3fff);
-        if at + N > self.end {
-            return Err(self.beyond());
+    fn get<const N: usize>(&self, offset: usize) -> Result<[u8; N], Ended> {
+        let at = self.0.start + offset;
+        if at + N > self.0.end {
+            return Copied(self.0).get(offset);
         }
-        // SAFETY: the line above showed that all N bytes lie in the packet.
+        // SAFETY: the line above showed that all N bytes lie in the first buffer.
         Ok(unsafe { (at as *const [u8; N]).read_unaligned() })
     }
+}
 
-    /// What it means that bytes were not in the first buffer: cut off, or merely out of sight.
+/// Reads by the kernel's help, from any offset and any buffer.
+struct Copied<'a>(&'a Frame<'a>);
+
+impl Bytes for Copied<'_> {
     #[inline(always)]
-    fn beyond(&self) -> Ended {
-        if self.whole_bytes() > self.linear_bytes() { Verdict::NonLinear } else { Verdict::BadLength }
+    fn get<const N: usize>(&self, offset: usize) -> Result<[u8; N], Ended> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the kernel writes N bytes to memory that is as long, or returns an error.
+        let result = unsafe {
+            bpf_xdp_load_bytes(self.0.ctx.as_ptr().cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        if result != 0 {
+            return Err(Verdict::BadLength);
+        }
+        // SAFETY: the kernel wrote all of it.
+        Ok(unsafe { bytes.assume_init() })
     }
 }
 
@@ -149,9 +175,9 @@ pub fn read(frame: &Frame<'_>) -> Packet {
         tcp_flags: 0,
         source_port: 0,
         destination_port: 0,
-        bytes: frame.linear_bytes() as u64,
+        bytes: 0,
     };
-    if let Err(ended) = read_ethernet(frame, &mut packet) {
+    if let Err(ended) = read_link(frame, &mut packet) {
         match ended {
             Verdict::BadLength | Verdict::BadFragment => packet.faults |= ended.bit(),
             ended => packet.kind = ended,
@@ -160,20 +186,55 @@ pub fn read(frame: &Frame<'_>) -> Packet {
     packet
 }
 
+/// Takes the short way where headers stand at constant offsets, else the long one.
 #[inline(always)]
-fn read_ethernet(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Ended> {
-    let mut ethertype = u16::from_be_bytes(frame.bytes(12)?);
+fn read_link(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Ended> {
+    let direct = Direct(frame);
+    match u16::from_be_bytes(direct.get(12)?) {
+        ETHERTYPE_IPV4 => {
+            let header: [u8; 20] = direct.get(ETHERNET_BYTES)?;
+            if header[0] == IPV4_WITHOUT_OPTIONS {
+                return read_ipv4(&direct, frame, packet, ETHERNET_BYTES, header, 20);
+            }
+        }
+        ETHERTYPE_IPV6 => {
+            let header: [u8; 40] = direct.get(ETHERNET_BYTES)?;
+            let start = read_ipv6(frame, packet, ETHERNET_BYTES, &header)?;
+            if !is_extension(header[6]) {
+                let chain = Chain { next: header[6], at: ETHERNET_BYTES + 40, is_first_fragment: false };
+                return read_ipv6_transport(&direct, packet, &start, &chain);
+            }
+        }
+        _ => {}
+    }
+    read_link_long(frame, packet)
+}
+
+/// Everything that is not plain: tags, IPv4 options, extension headers, other EtherTypes.
+#[inline(always)]
+fn read_link_long(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Ended> {
+    let copied = Copied(frame);
+    let mut ethertype = u16::from_be_bytes(copied.get(12)?);
     let mut offset = ETHERNET_BYTES;
     for _ in 0..MAX_VLAN_TAGS {
         if !is_vlan(ethertype) {
             break;
         }
-        ethertype = u16::from_be_bytes(frame.bytes(offset + 2)?);
+        ethertype = u16::from_be_bytes(copied.get(offset + 2)?);
         offset += VLAN_BYTES;
     }
     match ethertype {
-        ETHERTYPE_IPV4 => read_ipv4(frame, packet, offset),
-        ETHERTYPE_IPV6 => read_ipv6(frame, packet, offset),
+        ETHERTYPE_IPV4 => {
+            let header: [u8; 20] = copied.get(offset)?;
+            let header_bytes = usize::from(header[0] & 0x0f) << 2;
+            read_ipv4(&copied, frame, packet, offset, header, header_bytes)
+        }
+        ETHERTYPE_IPV6 => {
+            let header: [u8; 40] = copied.get(offset)?;
+            let start = read_ipv6(frame, packet, offset, &header)?;
+            let chain = read_extensions(&copied, packet, &start, header[6], offset + 40)?;
+            read_ipv6_transport(&copied, packet, &start, &chain)
+        }
         ETHERTYPE_ARP => Err(Verdict::Arp),
         _ if is_vlan(ethertype) => Err(Verdict::VlanDepth),
         _ => Err(Verdict::UnknownEthertype),
@@ -188,21 +249,26 @@ fn is_vlan(ethertype: u16) -> bool {
 /// Where the transport header stands and how much of it there may be.
 struct Transport {
     offset: usize,
-    /// Bytes from `offset` to the end of the IP packet; 0 if unknown (a jumbogram, RFC 2675).
-    bytes: usize,
+    /// Bytes from `offset` to the end of the IP packet; `None` in a jumbogram (RFC 2675).
+    bytes: Option<usize>,
     is_first_fragment: bool,
     hop_limit: u8,
 }
 
 #[inline(always)]
-fn read_ipv4(frame: &Frame<'_>, packet: &mut Packet, offset: usize) -> Result<(), Ended> {
-    let header: [u8; 20] = frame.bytes(offset)?;
+fn read_ipv4(
+    bytes: &impl Bytes,
+    frame: &Frame<'_>,
+    packet: &mut Packet,
+    offset: usize,
+    header: [u8; 20],
+    header_bytes: usize,
+) -> Result<(), Ended> {
     packet.is_ip = true;
     packet.is_v4 = true;
     packet.source = mapped([header[12], header[13], header[14], header[15]]);
     packet.destination = mapped([header[16], header[17], header[18], header[19]]);
     packet.protocol = header[9];
-    let header_bytes = usize::from(header[0] & 0x0f) << 2;
     let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
     if header[0] >> 4 != 4 || header_bytes < 20 || total < header_bytes {
         return Err(Verdict::BadLength);
@@ -215,79 +281,112 @@ fn read_ipv4(frame: &Frame<'_>, packet: &mut Packet, offset: usize) -> Result<()
     }
     let transport = Transport {
         offset: offset + header_bytes,
-        bytes: total - header_bytes,
+        bytes: Some(total - header_bytes),
         is_first_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
         hop_limit: header[8],
     };
-    // A first fragment that holds no transport byte at all hides its header like any other that is too short.
-    read_transport(frame, packet, &transport, true)
+    read_transport(bytes, packet, &transport, true)
+}
+
+/// What the fixed IPv6 header tells.
+struct V6 {
+    /// Where the packet ends; `None` in a jumbogram.
+    end: Option<usize>,
+    hop_limit: u8,
+}
+
+/// The end of a chain of extension headers.
+struct Chain {
+    /// Number of the header that is no extension.
+    next: u8,
+    /// Where it stands.
+    at: usize,
+    is_first_fragment: bool,
 }
 
 #[inline(always)]
-fn read_ipv6(frame: &Frame<'_>, packet: &mut Packet, offset: usize) -> Result<(), Ended> {
-    let header: [u8; 40] = frame.bytes(offset)?;
+fn read_ipv6(frame: &Frame<'_>, packet: &mut Packet, offset: usize, header: &[u8; 40]) -> Result<V6, Ended> {
     packet.is_ip = true;
-    packet.source = words(&header, 8);
-    packet.destination = words(&header, 24);
-    let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    let mut next = header[6];
+    packet.source = words(header, 8);
+    packet.destination = words(header, 24);
     if header[0] >> 4 != 6 {
         return Err(Verdict::BadLength);
     }
+    let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
     // Length zero with a hop-by-hop header announces a jumbogram, whose length stands in that header.
-    let is_jumbo = payload == 0 && next == EXTENSION_HOP_BY_HOP;
-    let end = offset + 40 + payload;
-    if !is_jumbo {
-        check_total(frame, packet, end)?;
+    if payload == 0 && header[6] == EXTENSION_HOP_BY_HOP {
+        return Ok(V6 { end: None, hop_limit: header[7] });
     }
-    let mut at = offset + 40;
-    let mut is_first_fragment = false;
+    let end = offset + 40 + payload;
+    check_total(frame, packet, end)?;
+    Ok(V6 { end: Some(end), hop_limit: header[7] })
+}
+
+#[inline(always)]
+fn read_extensions(
+    bytes: &impl Bytes,
+    packet: &mut Packet,
+    start: &V6,
+    first: u8,
+    offset: usize,
+) -> Result<Chain, Ended> {
+    let mut chain = Chain { next: first, at: offset, is_first_fragment: false };
     for _ in 0..MAX_EXTENSION_HEADERS {
-        let length = match next {
-            EXTENSION_HOP_BY_HOP
-            | EXTENSION_ROUTING
-            | EXTENSION_DESTINATION
-            | EXTENSION_MOBILITY
-            | EXTENSION_HIP
-            | EXTENSION_SHIM6 => {
-                let [following, units] = frame.bytes(at)?;
-                next = following;
-                (usize::from(units) + 1) << 3
-            }
-            EXTENSION_AUTHENTICATION => {
-                let [following, units] = frame.bytes(at)?;
-                next = following;
-                (usize::from(units) + 2) << 2
-            }
+        let length = match chain.next {
             EXTENSION_FRAGMENT => {
-                let [following, _, high, low] = frame.bytes(at)?;
-                next = following;
+                let [following, _, high, low] = bytes.get(chain.at)?;
+                chain.next = following;
                 let fragment = u16::from_be_bytes([high, low]);
                 if fragment >> 3 != 0 {
-                    packet.protocol = next;
-                    return Err(later_fragment(next, fragment >> 3));
+                    packet.protocol = following;
+                    return Err(later_fragment(following, fragment >> 3));
                 }
-                is_first_fragment |= fragment & 1 != 0;
+                chain.is_first_fragment |= fragment & 1 != 0;
                 8
+            }
+            number if is_extension(number) => {
+                let [following, units] = bytes.get(chain.at)?;
+                chain.next = following;
+                // RFC 4302 counts the authentication header in words of four bytes, less two; all others are counted
+                // in words of eight, less one.
+                if number == EXTENSION_AUTHENTICATION {
+                    (usize::from(units) + 2) << 2
+                } else {
+                    (usize::from(units) + 1) << 3
+                }
             }
             _ => break,
         };
-        at += length;
-        if !is_jumbo && at > end {
+        chain.at += length;
+        if start.end.is_some_and(|end| chain.at > end) {
             return Err(Verdict::BadLength);
         }
     }
-    packet.protocol = next;
-    if is_extension(next) {
+    if is_extension(chain.next) {
+        packet.protocol = chain.next;
         return Err(Verdict::ExtensionHeaders);
     }
-    let bytes = if is_jumbo { 0 } else { end - at };
-    // A header chain of length `end - at == 0` would read as "unknown"; only "no next header" may end so.
-    if !is_jumbo && bytes == 0 && has_header(next, false) {
-        return Err(if is_first_fragment { Verdict::BadFragment } else { Verdict::BadLength });
-    }
-    let transport = Transport { offset: at, bytes, is_first_fragment, hop_limit: header[7] };
-    read_transport(frame, packet, &transport, false)
+    Ok(chain)
+}
+
+#[inline(always)]
+fn read_ipv6_transport(
+    bytes: &impl Bytes,
+    packet: &mut Packet,
+    start: &V6,
+    chain: &Chain,
+) -> Result<(), Ended> {
+    packet.protocol = chain.next;
+    let transport = Transport {
+        offset: chain.at,
+        bytes: match start.end {
+            Some(end) => Some(end - chain.at),
+            None => None,
+        },
+        is_first_fragment: chain.is_first_fragment,
+        hop_limit: start.hop_limit,
+    };
+    read_transport(bytes, packet, &transport, false)
 }
 
 #[inline(always)]
@@ -305,14 +404,6 @@ fn is_extension(next: u8) -> bool {
     )
 }
 
-/// Whether the rules read a header of this protocol.
-#[inline(always)]
-fn has_header(protocol: u8, is_v4: bool) -> bool {
-    protocol == PROTOCOL_TCP
-        || protocol == PROTOCOL_UDP
-        || protocol == if is_v4 { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 }
-}
-
 /// A TCP fragment at offset 8 overwrites the flags that the first fragment showed (RFC 1858 section 4).
 #[inline(always)]
 fn later_fragment(protocol: u8, offset: u16) -> Ended {
@@ -322,31 +413,31 @@ fn later_fragment(protocol: u8, offset: u16) -> Ended {
 /// The IP packet must end inside the frame; beyond it only padding may follow.
 #[inline(always)]
 fn check_total(frame: &Frame<'_>, packet: &mut Packet, end: usize) -> Result<(), Ended> {
-    if end > frame.linear_bytes() {
-        if end > frame.whole_bytes() {
-            return Err(Verdict::BadLength);
-        }
-        packet.bytes = end as u64;
+    if end > frame.whole_bytes() {
+        return Err(Verdict::BadLength);
     }
+    packet.bytes = end as u64;
     Ok(())
 }
 
 #[inline(always)]
 fn read_transport(
-    frame: &Frame<'_>,
+    bytes: &impl Bytes,
     packet: &mut Packet,
     transport: &Transport,
     is_v4: bool,
 ) -> Result<(), Ended> {
     let short = if transport.is_first_fragment { Verdict::BadFragment } else { Verdict::BadLength };
-    let known = is_v4 || transport.bytes != 0;
-    let holds = |needed: usize| !known || transport.bytes >= needed;
+    let holds = |needed: usize| match transport.bytes {
+        Some(bytes) => bytes >= needed,
+        None => true,
+    };
     match packet.protocol {
         PROTOCOL_TCP => {
             if !holds(20) {
                 return Err(short);
             }
-            let header: [u8; 14] = frame.bytes(transport.offset)?;
+            let header: [u8; 14] = bytes.get(transport.offset)?;
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
             packet.tcp_flags = header[13];
@@ -363,12 +454,13 @@ fn read_transport(
             if !holds(8) {
                 return Err(short);
             }
-            let header: [u8; 6] = frame.bytes(transport.offset)?;
+            let header: [u8; 6] = bytes.get(transport.offset)?;
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
             let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
             // A first fragment announces the whole datagram, of which it holds a part. A jumbogram announces 0.
-            if known && (length < 8 || (!transport.is_first_fragment && !holds(length))) {
+            let overruns = !transport.is_first_fragment && !holds(length);
+            if transport.bytes.is_some() && (length < 8 || overruns) {
                 return Err(Verdict::BadLength);
             }
             let (low, high) = if is_v4 { (67, 68) } else { (546, 547) };
@@ -382,7 +474,7 @@ fn read_transport(
                 return Err(short);
             }
             // Destination unreachable, fragmentation needed.
-            if let [3, 4] = frame.bytes(transport.offset)? {
+            if let [3, 4] = bytes.get(transport.offset)? {
                 packet.kind = Verdict::PathMtu;
             }
         }
@@ -390,7 +482,7 @@ fn read_transport(
             if !holds(8) {
                 return Err(short);
             }
-            match frame.bytes(transport.offset)? {
+            match bytes.get(transport.offset)? {
                 // Packet too big.
                 [2, _] => packet.kind = Verdict::PathMtu,
                 // Router and neighbour messages are valid only if no router could have forwarded them.

@@ -32,12 +32,12 @@ pub fn judge(frame: &Frame<'_>) -> u32 {
         return xdp_action::XDP_PASS;
     };
     if policy.mode == MODE_OFF {
-        return pass(Verdict::Unarmed, frame.linear_bytes() as u64);
+        return pass(frame, Verdict::Unarmed, 0);
     }
     let packet = packet::read(frame);
     match objection(policy, &packet) {
         Some(verdict) => refuse(frame, policy, &packet, verdict),
-        None => pass(packet.kind, packet.bytes),
+        None => pass(frame, packet.kind, packet.bytes),
     }
 }
 
@@ -143,12 +143,18 @@ fn lowest(faults: u64) -> Verdict {
 
 /// Counts a packet that passes.
 #[inline(always)]
-fn pass(verdict: Verdict, bytes: u64) -> u32 {
+fn pass(frame: &Frame<'_>, verdict: Verdict, bytes: u64) -> u32 {
     if let Some(tally) = tables::tally(tally_slot(verdict, Action::Pass)) {
         tally.packets += 1;
-        tally.bytes += bytes;
+        tally.bytes += length(frame, bytes);
     }
     xdp_action::XDP_PASS
+}
+
+/// `bytes`, or where the headers did not tell, what the kernel says.
+#[inline(always)]
+fn length(frame: &Frame<'_>, bytes: u64) -> u64 {
+    if bytes == 0 { frame.whole_bytes() as u64 } else { bytes }
 }
 
 /// Drops the packet, or counts that it would have been dropped, and now and then tells the daemon; unless the daemon
@@ -159,15 +165,15 @@ fn refuse(frame: &Frame<'_>, policy: &Policy, packet: &Packet, verdict: Verdict)
     let by_source = matches!(verdict, Verdict::Banned | Verdict::SynRate);
     let is_waived = policy.on_stale == STALE_PASS || (policy.on_stale == STALE_SANITY_ONLY && by_source);
     if is_waived && tables::is_stale(policy, now) {
-        return pass(packet.kind, packet.bytes);
+        return pass(frame, packet.kind, packet.bytes);
     }
     if by_source && tables::is_allowed(address(packet.source)) {
-        return pass(Verdict::Allowed, packet.bytes);
+        return pass(frame, Verdict::Allowed, packet.bytes);
     }
     let action = if policy.mode == MODE_ENFORCE { Action::Drop } else { Action::WouldDrop };
     if let Some(tally) = tables::tally(tally_slot(verdict, action)) {
         tally.packets += 1;
-        tally.bytes += packet.bytes;
+        tally.bytes += length(frame, packet.bytes);
         if now >= tally.next_event_ns {
             tally.next_event_ns = now + policy.event_interval_ns;
             tables::send(&Event {

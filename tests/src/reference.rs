@@ -99,20 +99,24 @@ struct Headers {
 }
 
 /// The source that the frame counts for as a SYN, if it is one that the limit judges.
-pub fn syn_source(frame: &[u8], linear: usize) -> Option<PacketSource> {
-    let headers = read(frame, linear);
+pub fn syn_source(frame: &[u8]) -> Option<PacketSource> {
+    let headers = read(frame);
     let (source, _) = headers.addresses?;
     (headers.flags & (SYN | ACK) == SYN).then(|| counted(source))
 }
 
-/// What the shield does with `frame`, of which the first `linear` bytes lie in the first buffer.
+/// What the shield does with `frame`.
 ///
 /// `syn_conforms` tells whether a SYN is inside its source's limit; it is asked only when that decides.
-pub fn judge(world: &World, frame: &[u8], linear: usize, syn_conforms: impl FnOnce(PacketSource) -> bool) -> (Verdict, Action) {
+pub fn judge(
+    world: &World,
+    frame: &[u8],
+    syn_conforms: impl FnOnce(PacketSource) -> bool,
+) -> (Verdict, Action) {
     if world.mode == Mode::Off {
         return (Verdict::Unarmed, Action::Pass);
     }
-    let headers = read(frame, linear);
+    let headers = read(frame);
     let kind = headers.kind.unwrap_or(Verdict::Pass);
     let refused = if world.mode == Mode::Enforce { Action::Drop } else { Action::WouldDrop };
     if matches!(kind, Verdict::Arp | Verdict::NeighbourDiscovery | Verdict::PathMtu | Verdict::Dhcp) {
@@ -133,10 +137,8 @@ pub fn judge(world: &World, frame: &[u8], linear: usize, syn_conforms: impl FnOn
     }
     if let Some((address, _)) = headers.addresses {
         let source = counted(address);
-        let is_banned = world
-            .bans
-            .get(&source)
-            .is_some_and(|ban| !ban.is_expired && !(ban.is_dynamic && world.is_stale));
+        let is_banned =
+            world.bans.get(&source).is_some_and(|ban| !ban.is_expired && !(ban.is_dynamic && world.is_stale));
         let is_syn = headers.flags & (SYN | ACK) == SYN && world.syn.is_some();
         let objection = if is_banned {
             Some(Verdict::Banned)
@@ -174,20 +176,14 @@ fn counted(address: IpAddr) -> PacketSource {
 /// Why reading stopped.
 struct Stop(Verdict);
 
-/// Bytes of the first buffer, with the length of the whole packet beside them.
+/// A packet's bytes.
 #[derive(Clone, Copy)]
-struct Buffer<'a> {
-    linear: &'a [u8],
-    whole: usize,
-}
+struct Buffer<'a>(&'a [u8]);
 
 impl Buffer<'_> {
     fn at<const N: usize>(&self, offset: usize) -> Result<[u8; N], Stop> {
-        let missing = if self.whole > self.linear.len() { Verdict::NonLinear } else { Verdict::BadLength };
-        self.linear
-            .get(offset..offset + N)
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or(Stop(missing))
+        let bytes = self.0.get(offset..offset + N).and_then(|bytes| bytes.try_into().ok());
+        bytes.ok_or(Stop(Verdict::BadLength))
     }
 
     fn u16(&self, offset: usize) -> Result<usize, Stop> {
@@ -195,10 +191,9 @@ impl Buffer<'_> {
     }
 }
 
-fn read(frame: &[u8], linear: usize) -> Headers {
+fn read(frame: &[u8]) -> Headers {
     let mut headers = Headers::default();
-    let buffer = Buffer { linear: frame.get(..linear).unwrap_or(frame), whole: frame.len() };
-    if let Err(Stop(verdict)) = read_link(buffer, &mut headers) {
+    if let Err(Stop(verdict)) = read_link(Buffer(frame), &mut headers) {
         if verdict.class() == Class::Sanity {
             headers.faults.insert(verdict);
         } else {
@@ -235,7 +230,11 @@ fn read_v4(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), S
     let [version_and_length, _, _, _, _, _, fragment_high, fragment_low, _, protocol, ..] = header;
     let header_bytes = usize::from(version_and_length % 16) * 4;
     let total = buffer.u16(at + 2)?;
-    if version_and_length / 16 != 4 || header_bytes < 20 || total < header_bytes || at + total > buffer.whole {
+    if version_and_length / 16 != 4
+        || header_bytes < 20
+        || total < header_bytes
+        || at + total > buffer.0.len()
+    {
         return Err(Stop(Verdict::BadLength));
     }
     let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
@@ -262,7 +261,7 @@ fn read_v6(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), S
     }
     let payload = buffer.u16(at + 4)?;
     let end = if payload == 0 && first_next == 0 { None } else { Some(at + 40 + payload) };
-    if end.is_some_and(|end| end > buffer.whole) {
+    if end.is_some_and(|end| end > buffer.0.len()) {
         return Err(Stop(Verdict::BadLength));
     }
     let (mut at, mut next, mut seen, mut is_first_of_several) = (at + 40, first_next, 0, false);
@@ -306,7 +305,13 @@ struct Part {
     hops: u8,
 }
 
-fn read_transport(buffer: Buffer<'_>, headers: &mut Headers, protocol: u8, icmp: u8, part: &Part) -> Result<(), Stop> {
+fn read_transport(
+    buffer: Buffer<'_>,
+    headers: &mut Headers,
+    protocol: u8,
+    icmp: u8,
+    part: &Part,
+) -> Result<(), Stop> {
     let too_short = || Stop(if part.is_first_of_several { Verdict::BadFragment } else { Verdict::BadLength });
     let require = |needed: usize| match part.bytes {
         Some(bytes) if bytes < needed => Err(too_short()),

@@ -12,8 +12,8 @@ use tunica_core::id::PacketSource;
 
 use crate::{
     frame::{
-        ACK, FIN, ICMP, ICMPV6, IPV4, IPV6, PSH, RST, SERVICE_VLAN, SYN, TCP, UDP, URG, V4, V6, VLAN, ethernet,
-        extension, fragment, icmp, tagged, tcp, udp, v4, v6,
+        ACK, FIN, ICMP, ICMPV6, IPV4, IPV6, PSH, RST, SERVICE_VLAN, SYN, TCP, UDP, URG, V4, V6, VLAN,
+        ethernet, extension, fragment, icmp, tagged, tcp, udp, v4, v6,
     },
     reference::{Ban, Mode, OnStale, World},
 };
@@ -108,7 +108,11 @@ impl Rows {
         let packet6 = v6(SOURCE_V6, TCP).packet(&tcp(ACK, 5));
         self.plain("plain Ethernet, v4", ethernet(IPV4, &packet), PASS);
         self.plain("plain Ethernet, v6", ethernet(IPV6, &packet6), PASS);
-        for (name, tags) in [("one tag", &[VLAN][..]), ("a service tag", &[SERVICE_VLAN]), ("two tags", &[SERVICE_VLAN, VLAN])] {
+        for (name, tags) in [
+            ("one tag", &[VLAN][..]),
+            ("a service tag", &[SERVICE_VLAN]),
+            ("two tags", &[SERVICE_VLAN, VLAN]),
+        ] {
             self.plain(&format!("{name}, v4"), tagged(tags, IPV4, &packet), PASS);
             self.plain(&format!("{name}, v6"), tagged(tags, IPV6, &packet6), PASS);
             self.plain(
@@ -122,7 +126,11 @@ impl Rows {
         self.plain("ARP", ethernet(0x0806, &[0; 28]), passed(Verdict::Arp));
         self.plain("ARP behind a tag", tagged(&[VLAN], 0x0806, &[0; 28]), passed(Verdict::Arp));
         self.plain("LLDP", ethernet(0x88cc, &[0; 40]), passed(Verdict::UnknownEthertype));
-        self.plain("802.3 length instead of a type", ethernet(38, &[0; 38]), passed(Verdict::UnknownEthertype));
+        self.plain(
+            "802.3 length instead of a type",
+            ethernet(38, &[0; 38]),
+            passed(Verdict::UnknownEthertype),
+        );
         self.plain("PPPoE session", ethernet(0x8864, &[0; 40]), passed(Verdict::UnknownEthertype));
     }
 
@@ -148,9 +156,17 @@ impl Rows {
             ("total length below the header", -30, dropped(Verdict::BadLength)),
             ("total length cuts the TCP header", -1, dropped(Verdict::BadLength)),
         ] {
-            self.plain(&format!("{name}, v4"), V4 { length_error: error, ..v4(SOURCE_V4, TCP) }.frame(&segment), expect);
+            self.plain(
+                &format!("{name}, v4"),
+                V4 { length_error: error, ..v4(SOURCE_V4, TCP) }.frame(&segment),
+                expect,
+            );
         }
-        for (name, error) in [("payload length one beyond the frame", 1), ("payload length cuts the TCP header", -1), ("payload length 0", -20)] {
+        for (name, error) in [
+            ("payload length one beyond the frame", 1),
+            ("payload length cuts the TCP header", -1),
+            ("payload length 0", -20),
+        ] {
             self.plain(
                 &format!("{name}, v6"),
                 V6 { length_error: error, ..v6(SOURCE_V6, TCP) }.frame(&segment),
@@ -164,7 +180,11 @@ impl Rows {
         padded.resize(90, 0);
         self.plain("Ethernet padding behind the packet, v6", padded, PASS);
         for options in [4, 40] {
-            self.plain(&format!("{options} bytes of IPv4 options"), V4 { options, ..v4(SOURCE_V4, TCP) }.frame(&segment), PASS);
+            self.plain(
+                &format!("{options} bytes of IPv4 options"),
+                V4 { options, ..v4(SOURCE_V4, TCP) }.frame(&segment),
+                PASS,
+            );
         }
         self.plain(
             "IPv4 options, the packet behind them is judged",
@@ -180,16 +200,34 @@ impl Rows {
         self.both("TCP of no byte", &world, TCP, &[], dropped(Verdict::BadLength));
         self.both("UDP", &world, UDP, &udp(53, 4_000, 10, 0), PASS);
         self.both("UDP that ends before the packet", &world, UDP, &udp(53, 4_000, 10, -2), PASS);
-        self.both("UDP longer than the packet", &world, UDP, &udp(53, 4_000, 10, 1), dropped(Verdict::BadLength));
+        self.both(
+            "UDP longer than the packet",
+            &world,
+            UDP,
+            &udp(53, 4_000, 10, 1),
+            dropped(Verdict::BadLength),
+        );
         self.both("UDP length 7", &world, UDP, &udp(53, 4_000, 10, -11), dropped(Verdict::BadLength));
         self.both("UDP of 7 bytes", &world, UDP, &[0; 7], dropped(Verdict::BadLength));
-        self.plain("ICMP of 7 bytes", v4(SOURCE_V4, ICMP).frame(&[8, 0, 0, 0, 0, 0, 0]), dropped(Verdict::BadLength));
-        self.plain("ICMPv6 of 7 bytes", v6(SOURCE_V6, ICMPV6).frame(&[128, 0, 0, 0, 0, 0, 0]), dropped(Verdict::BadLength));
+        self.plain(
+            "ICMP of 7 bytes",
+            v4(SOURCE_V4, ICMP).frame(&[8, 0, 0, 0, 0, 0, 0]),
+            dropped(Verdict::BadLength),
+        );
+        self.plain(
+            "ICMPv6 of 7 bytes",
+            v6(SOURCE_V6, ICMPV6).frame(&[128, 0, 0, 0, 0, 0, 0]),
+            dropped(Verdict::BadLength),
+        );
         self.both("GRE", &world, 47, &[0; 4], PASS);
         self.both("a protocol without payload", &world, 132, &[], PASS);
         self.plain("no next header", v6(SOURCE_V6, 59).frame(&[]), PASS);
         self.plain("ICMP under IPv6 is no ICMPv6", v6(SOURCE_V6, ICMP).frame(&[3, 4]), PASS);
-        self.plain("a large segment in several buffers", v4(SOURCE_V4, TCP).frame(&[tcp(ACK, 5), vec![7; 8_000]].concat()), PASS);
+        self.plain(
+            "a large segment in several buffers",
+            v4(SOURCE_V4, TCP).frame(&[tcp(ACK, 5), vec![7; 8_000]].concat()),
+            PASS,
+        );
         self.plain(
             "a large segment that claims still more",
             V4 { length_error: 1, ..v4(SOURCE_V4, TCP) }.frame(&[tcp(ACK, 5), vec![7; 8_000]].concat()),
@@ -205,33 +243,97 @@ impl Rows {
         self.plain("empty first fragment, v4", first.frame(&[]), dropped(Verdict::BadFragment));
         let mut options_cut = tcp(ACK, 8);
         options_cut.truncate(24);
-        self.plain("first fragment cuts TCP options, v4", first.frame(&options_cut), dropped(Verdict::BadFragment));
+        self.plain(
+            "first fragment cuts TCP options, v4",
+            first.frame(&options_cut),
+            dropped(Verdict::BadFragment),
+        );
         let later = V4 { fragment: 185, ..v4(SOURCE_V4, TCP) };
         self.plain("later fragment, v4", later.frame(&[0; 8]), passed(Verdict::LaterFragment));
-        self.plain("later fragment with more to come, v4", V4 { more: true, ..later }.frame(&[0; 8]), passed(Verdict::LaterFragment));
-        self.plain("TCP fragment at offset 8, v4", V4 { fragment: 1, ..v4(SOURCE_V4, TCP) }.frame(&[0; 8]), dropped(Verdict::BadFragment));
-        self.plain("UDP fragment at offset 8, v4", V4 { fragment: 1, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]), passed(Verdict::LaterFragment));
-        self.plain("UDP first fragment announces the whole datagram, v4", V4 { more: true, ..v4(SOURCE_V4, UDP) }.frame(&udp(53, 4_000, 8, 1_000)), PASS);
-        self.plain("UDP first fragment of 7 bytes, v4", V4 { more: true, ..v4(SOURCE_V4, UDP) }.frame(&[0; 7]), dropped(Verdict::BadFragment));
-        self.plain("ICMP first fragment of 4 bytes, v4", V4 { more: true, ..v4(SOURCE_V4, ICMP) }.frame(&[8, 0, 0, 0]), dropped(Verdict::BadFragment));
+        self.plain(
+            "later fragment with more to come, v4",
+            V4 { more: true, ..later }.frame(&[0; 8]),
+            passed(Verdict::LaterFragment),
+        );
+        self.plain(
+            "TCP fragment at offset 8, v4",
+            V4 { fragment: 1, ..v4(SOURCE_V4, TCP) }.frame(&[0; 8]),
+            dropped(Verdict::BadFragment),
+        );
+        self.plain(
+            "UDP fragment at offset 8, v4",
+            V4 { fragment: 1, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]),
+            passed(Verdict::LaterFragment),
+        );
+        self.plain(
+            "UDP first fragment announces the whole datagram, v4",
+            V4 { more: true, ..v4(SOURCE_V4, UDP) }.frame(&udp(53, 4_000, 8, 1_000)),
+            PASS,
+        );
+        self.plain(
+            "UDP first fragment of 7 bytes, v4",
+            V4 { more: true, ..v4(SOURCE_V4, UDP) }.frame(&[0; 7]),
+            dropped(Verdict::BadFragment),
+        );
+        self.plain(
+            "ICMP first fragment of 4 bytes, v4",
+            V4 { more: true, ..v4(SOURCE_V4, ICMP) }.frame(&[8, 0, 0, 0]),
+            dropped(Verdict::BadFragment),
+        );
 
         let ip = v6(SOURCE_V6, 44);
         let join = |header: Vec<u8>, rest: &[u8]| [header, rest.to_vec()].concat();
         self.plain("first fragment, v6", ip.frame(&join(fragment(TCP, 0, true), &tcp(ACK, 5))), PASS);
         self.plain("atomic fragment, v6", ip.frame(&join(fragment(TCP, 0, false), &tcp(ACK, 5))), PASS);
-        self.plain("atomic fragment is judged, v6", ip.frame(&join(fragment(TCP, 0, false), &tcp(0, 5))), dropped(Verdict::NullFlags));
-        self.plain("tiny first fragment, v6", ip.frame(&join(fragment(TCP, 0, true), &[0; 8])), dropped(Verdict::BadFragment));
-        self.plain("empty first fragment, v6", ip.frame(&fragment(TCP, 0, true)), dropped(Verdict::BadFragment));
-        self.plain("later fragment, v6", ip.frame(&join(fragment(TCP, 185, false), &[0; 8])), passed(Verdict::LaterFragment));
-        self.plain("TCP fragment at offset 8, v6", ip.frame(&join(fragment(TCP, 1, true), &[0; 8])), dropped(Verdict::BadFragment));
-        self.plain("UDP fragment at offset 8, v6", ip.frame(&join(fragment(UDP, 1, true), &[0; 8])), passed(Verdict::LaterFragment));
+        self.plain(
+            "atomic fragment is judged, v6",
+            ip.frame(&join(fragment(TCP, 0, false), &tcp(0, 5))),
+            dropped(Verdict::NullFlags),
+        );
+        self.plain(
+            "tiny first fragment, v6",
+            ip.frame(&join(fragment(TCP, 0, true), &[0; 8])),
+            dropped(Verdict::BadFragment),
+        );
+        self.plain(
+            "empty first fragment, v6",
+            ip.frame(&fragment(TCP, 0, true)),
+            dropped(Verdict::BadFragment),
+        );
+        self.plain(
+            "later fragment, v6",
+            ip.frame(&join(fragment(TCP, 185, false), &[0; 8])),
+            passed(Verdict::LaterFragment),
+        );
+        self.plain(
+            "TCP fragment at offset 8, v6",
+            ip.frame(&join(fragment(TCP, 1, true), &[0; 8])),
+            dropped(Verdict::BadFragment),
+        );
+        self.plain(
+            "UDP fragment at offset 8, v6",
+            ip.frame(&join(fragment(UDP, 1, true), &[0; 8])),
+            passed(Verdict::LaterFragment),
+        );
         self.plain("fragment header cut, v6", ip.frame(&[TCP, 0]), dropped(Verdict::BadLength));
-        self.plain("first fragment behind a destination header, v6", v6(SOURCE_V6, 60).frame(&join(extension(44, 0), &join(fragment(TCP, 0, true), &tcp(SYN | FIN, 5)))), dropped(Verdict::SynFin));
+        self.plain(
+            "first fragment behind a destination header, v6",
+            v6(SOURCE_V6, 60)
+                .frame(&join(extension(44, 0), &join(fragment(TCP, 0, true), &tcp(SYN | FIN, 5)))),
+            dropped(Verdict::SynFin),
+        );
     }
 
     fn extensions(&mut self) {
         let join = |parts: &[Vec<u8>]| parts.concat();
-        for (name, number) in [("hop-by-hop", 0), ("routing", 43), ("destination", 60), ("mobility", 135), ("HIP", 139), ("shim6", 140)] {
+        for (name, number) in [
+            ("hop-by-hop", 0),
+            ("routing", 43),
+            ("destination", 60),
+            ("mobility", 135),
+            ("HIP", 139),
+            ("shim6", 140),
+        ] {
             self.plain(
                 &format!("{name} header, the packet behind it is judged"),
                 v6(SOURCE_V6, number).frame(&join(&[extension(TCP, 1), tcp(SYN | FIN, 5)])),
@@ -242,7 +344,11 @@ impl Rows {
         let mut authentication = vec![0; 24];
         set(&mut authentication, 0, TCP);
         set(&mut authentication, 1, 4);
-        self.plain("authentication header, the packet behind it is judged", v6(SOURCE_V6, 51).frame(&join(&[authentication, tcp(SYN | FIN, 5)])), dropped(Verdict::SynFin));
+        self.plain(
+            "authentication header, the packet behind it is judged",
+            v6(SOURCE_V6, 51).frame(&join(&[authentication, tcp(SYN | FIN, 5)])),
+            dropped(Verdict::SynFin),
+        );
         self.plain("ESP is opaque", v6(SOURCE_V6, 50).frame(&[0; 20]), PASS);
         let chain = |count: usize| {
             let mut parts: Vec<Vec<u8>> = (1..count).map(|_| extension(60, 0)).collect();
@@ -250,20 +356,45 @@ impl Rows {
             parts.push(tcp(SYN | FIN, 5));
             v6(SOURCE_V6, 60).frame(&parts.concat())
         };
-        self.plain("six extension headers, the packet behind them is judged", chain(6), dropped(Verdict::SynFin));
+        self.plain(
+            "six extension headers, the packet behind them is judged",
+            chain(6),
+            dropped(Verdict::SynFin),
+        );
         self.plain("seven extension headers", chain(7), passed(Verdict::ExtensionHeaders));
-        self.plain("extension header beyond the packet", v6(SOURCE_V6, 60).frame(&extension(TCP, 0)[..1]), dropped(Verdict::BadLength));
+        self.plain(
+            "extension header beyond the packet",
+            v6(SOURCE_V6, 60).frame(&extension(TCP, 0)[..1]),
+            dropped(Verdict::BadLength),
+        );
         let mut long = extension(TCP, 0);
         set(&mut long, 1, 9);
-        self.plain("extension header longer than the packet", v6(SOURCE_V6, 60).frame(&join(&[long, tcp(ACK, 5)])), dropped(Verdict::BadLength));
-        self.plain("nothing behind an extension header", v6(SOURCE_V6, 60).frame(&extension(TCP, 0)), dropped(Verdict::BadLength));
+        self.plain(
+            "extension header longer than the packet",
+            v6(SOURCE_V6, 60).frame(&join(&[long, tcp(ACK, 5)])),
+            dropped(Verdict::BadLength),
+        );
+        self.plain(
+            "nothing behind an extension header",
+            v6(SOURCE_V6, 60).frame(&extension(TCP, 0)),
+            dropped(Verdict::BadLength),
+        );
         let jumbo = V6 { length_error: -28, ..v6(SOURCE_V6, 0) };
         self.plain("jumbogram", jumbo.frame(&join(&[extension(TCP, 0), tcp(ACK, 5)])), PASS);
-        self.plain("jumbogram is judged", jumbo.frame(&join(&[extension(TCP, 0), tcp(0, 5)])), dropped(Verdict::NullFlags));
+        self.plain(
+            "jumbogram is judged",
+            jumbo.frame(&join(&[extension(TCP, 0), tcp(0, 5)])),
+            dropped(Verdict::NullFlags),
+        );
         self.plain(
             "headers beyond the first buffer",
-            v6(SOURCE_V6, 60).frame(&join(&[extension(60, 255), extension(TCP, 255), tcp(SYN | FIN, 5), vec![0; 2_000]])),
-            passed(Verdict::NonLinear),
+            v6(SOURCE_V6, 60).frame(&join(&[
+                extension(60, 255),
+                extension(TCP, 255),
+                tcp(SYN | FIN, 5),
+                vec![0; 2_000],
+            ])),
+            dropped(Verdict::SynFin),
         );
         self.plain(
             "long headers inside the first buffer",
@@ -274,22 +405,77 @@ impl Rows {
 
     fn exempt(&mut self) {
         let world = banned(STANDING);
-        self.add("fragmentation needed, from a banned source", world.clone(), v4(SOURCE_V4, ICMP).frame(&icmp(3, 4, 28)), passed(Verdict::PathMtu));
-        self.add("packet too big, from a banned source", world.clone(), v6(SOURCE_V6, ICMPV6).frame(&icmp(2, 0, 40)), passed(Verdict::PathMtu));
-        self.add("port unreachable is no exemption", world.clone(), v4(SOURCE_V4, ICMP).frame(&icmp(3, 3, 28)), dropped(Verdict::Banned));
+        self.add(
+            "fragmentation needed, from a banned source",
+            world.clone(),
+            v4(SOURCE_V4, ICMP).frame(&icmp(3, 4, 28)),
+            passed(Verdict::PathMtu),
+        );
+        self.add(
+            "packet too big, from a banned source",
+            world.clone(),
+            v6(SOURCE_V6, ICMPV6).frame(&icmp(2, 0, 40)),
+            passed(Verdict::PathMtu),
+        );
+        self.add(
+            "port unreachable is no exemption",
+            world.clone(),
+            v4(SOURCE_V4, ICMP).frame(&icmp(3, 3, 28)),
+            dropped(Verdict::Banned),
+        );
         for kind in 133..=137 {
             let near = V6 { hops: 255, ..v6(SOURCE_V6, ICMPV6) };
-            self.add(format!("neighbour discovery {kind}, from a banned source"), world.clone(), near.frame(&icmp(kind, 0, 16)), passed(Verdict::NeighbourDiscovery));
+            self.add(
+                format!("neighbour discovery {kind}, from a banned source"),
+                world.clone(),
+                near.frame(&icmp(kind, 0, 16)),
+                passed(Verdict::NeighbourDiscovery),
+            );
         }
-        self.add("neighbour discovery from afar", world.clone(), v6(SOURCE_V6, ICMPV6).frame(&icmp(135, 0, 16)), dropped(Verdict::Banned));
-        self.add("neighbour discovery with a code", world.clone(), V6 { hops: 255, ..v6(SOURCE_V6, ICMPV6) }.frame(&icmp(135, 1, 16)), dropped(Verdict::Banned));
+        self.add(
+            "neighbour discovery from afar",
+            world.clone(),
+            v6(SOURCE_V6, ICMPV6).frame(&icmp(135, 0, 16)),
+            dropped(Verdict::Banned),
+        );
+        self.add(
+            "neighbour discovery with a code",
+            world.clone(),
+            V6 { hops: 255, ..v6(SOURCE_V6, ICMPV6) }.frame(&icmp(135, 1, 16)),
+            dropped(Verdict::Banned),
+        );
         for (from, to) in [(67, 68), (68, 67), (67, 67)] {
-            self.add(format!("DHCP {from} to {to}, from a banned source"), world.clone(), v4(SOURCE_V4, UDP).frame(&udp(from, to, 240, 0)), passed(Verdict::Dhcp));
+            self.add(
+                format!("DHCP {from} to {to}, from a banned source"),
+                world.clone(),
+                v4(SOURCE_V4, UDP).frame(&udp(from, to, 240, 0)),
+                passed(Verdict::Dhcp),
+            );
         }
-        self.add("DHCPv6, from a banned source", world.clone(), v6(SOURCE_V6, UDP).frame(&udp(547, 546, 30, 0)), passed(Verdict::Dhcp));
-        self.add("DHCP ports of the other family", world.clone(), v6(SOURCE_V6, UDP).frame(&udp(67, 68, 30, 0)), dropped(Verdict::Banned));
-        self.add("one DHCP port only", world.clone(), v4(SOURCE_V4, UDP).frame(&udp(53, 68, 30, 0)), dropped(Verdict::Banned));
-        self.add("DHCP of the wrong length", world, v4(SOURCE_V4, UDP).frame(&udp(67, 68, 240, 4)), dropped(Verdict::BadLength));
+        self.add(
+            "DHCPv6, from a banned source",
+            world.clone(),
+            v6(SOURCE_V6, UDP).frame(&udp(547, 546, 30, 0)),
+            passed(Verdict::Dhcp),
+        );
+        self.add(
+            "DHCP ports of the other family",
+            world.clone(),
+            v6(SOURCE_V6, UDP).frame(&udp(67, 68, 30, 0)),
+            dropped(Verdict::Banned),
+        );
+        self.add(
+            "one DHCP port only",
+            world.clone(),
+            v4(SOURCE_V4, UDP).frame(&udp(53, 68, 30, 0)),
+            dropped(Verdict::Banned),
+        );
+        self.add(
+            "DHCP of the wrong length",
+            world,
+            v4(SOURCE_V4, UDP).frame(&udp(67, 68, 240, 4)),
+            dropped(Verdict::BadLength),
+        );
     }
 
     fn flags(&mut self) {
@@ -334,10 +520,25 @@ impl Rows {
         self.add("LAND, v6", world, land6.frame(&udp(1, 2, 0, 0)), dropped(Verdict::Land));
         let own = with(|world| world.own.extend([source_v4(), source_v6()]));
         self.both("own address as source", &own, UDP, &udp(1, 2, 0, 0), dropped(Verdict::OwnSource));
-        self.add("own address as source, a later fragment", own.clone(), V4 { fragment: 9, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]), dropped(Verdict::OwnSource));
-        self.add("a stranger while own addresses are known, v4", own.clone(), v4([203, 0, 113, 9], UDP).frame(&udp(1, 2, 0, 0)), PASS);
+        self.add(
+            "own address as source, a later fragment",
+            own.clone(),
+            V4 { fragment: 9, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]),
+            dropped(Verdict::OwnSource),
+        );
+        self.add(
+            "a stranger while own addresses are known, v4",
+            own.clone(),
+            v4([203, 0, 113, 9], UDP).frame(&udp(1, 2, 0, 0)),
+            PASS,
+        );
         // Same value in the filter: the table decides.
-        self.add("a stranger in the own /64, v6", own, v6(neighbour(SOURCE_V6), UDP).frame(&udp(1, 2, 0, 0)), PASS);
+        self.add(
+            "a stranger in the own /64, v6",
+            own,
+            v6(neighbour(SOURCE_V6), UDP).frame(&udp(1, 2, 0, 0)),
+            PASS,
+        );
         let off = with(|world| {
             world.own.extend([source_v4(), source_v6()]);
             world.sanity.remove(&Verdict::OwnSource);
@@ -350,22 +551,72 @@ impl Rows {
         self.both("banned, TCP", &world, TCP, &tcp(ACK, 5), dropped(Verdict::Banned));
         self.both("banned, UDP", &world, UDP, &udp(1, 2, 0, 0), dropped(Verdict::Banned));
         self.both("banned, another protocol", &world, 47, &[0; 4], dropped(Verdict::Banned));
-        self.add("banned, a later fragment", world.clone(), V4 { fragment: 9, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]), dropped(Verdict::Banned));
-        self.add("banned, too many extension headers", world.clone(), v6(SOURCE_V6, 60).frame(&[extension(60, 0), extension(60, 0), extension(60, 0), extension(60, 0), extension(60, 0), extension(60, 0)].concat()), dropped(Verdict::Banned));
-        self.add("banned, behind a tag", world.clone(), tagged(&[VLAN], IPV4, &v4(SOURCE_V4, TCP).packet(&tcp(ACK, 5))), dropped(Verdict::Banned));
-        self.add("a neighbour in the banned /64", world.clone(), v6(neighbour(SOURCE_V6), TCP).frame(&tcp(ACK, 5)), dropped(Verdict::Banned));
-        self.add("a stranger while others are banned, v4", world.clone(), v4([198, 51, 100, 8], TCP).frame(&tcp(ACK, 5)), PASS);
-        self.add("sanity speaks before the ban", world, v4(SOURCE_V4, TCP).frame(&tcp(0, 5)), dropped(Verdict::NullFlags));
+        self.add(
+            "banned, a later fragment",
+            world.clone(),
+            V4 { fragment: 9, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]),
+            dropped(Verdict::Banned),
+        );
+        self.add(
+            "banned, too many extension headers",
+            world.clone(),
+            v6(SOURCE_V6, 60).frame(
+                &[
+                    extension(60, 0),
+                    extension(60, 0),
+                    extension(60, 0),
+                    extension(60, 0),
+                    extension(60, 0),
+                    extension(60, 0),
+                ]
+                .concat(),
+            ),
+            dropped(Verdict::Banned),
+        );
+        self.add(
+            "banned, behind a tag",
+            world.clone(),
+            tagged(&[VLAN], IPV4, &v4(SOURCE_V4, TCP).packet(&tcp(ACK, 5))),
+            dropped(Verdict::Banned),
+        );
+        self.add(
+            "a neighbour in the banned /64",
+            world.clone(),
+            v6(neighbour(SOURCE_V6), TCP).frame(&tcp(ACK, 5)),
+            dropped(Verdict::Banned),
+        );
+        self.add(
+            "a stranger while others are banned, v4",
+            world.clone(),
+            v4([198, 51, 100, 8], TCP).frame(&tcp(ACK, 5)),
+            PASS,
+        );
+        self.add(
+            "sanity speaks before the ban",
+            world,
+            v4(SOURCE_V4, TCP).frame(&tcp(0, 5)),
+            dropped(Verdict::NullFlags),
+        );
         self.both("ban ended", &banned(Ban { is_expired: true, is_dynamic: false }), TCP, &tcp(ACK, 5), PASS);
         let mut allowed = banned(STANDING);
         allowed.allow = parse(&["198.51.100.0/24", "2001:db8:51::/48"]);
         self.both("banned but allowed", &allowed, TCP, &tcp(ACK, 5), passed(Verdict::Allowed));
-        self.add("the allow list does not excuse sanity", allowed.clone(), v4(SOURCE_V4, TCP).frame(&tcp(0, 5)), dropped(Verdict::NullFlags));
+        self.add(
+            "the allow list does not excuse sanity",
+            allowed.clone(),
+            v4(SOURCE_V4, TCP).frame(&tcp(0, 5)),
+            dropped(Verdict::NullFlags),
+        );
         let mut observing = banned(STANDING);
         observing.mode = Mode::Observe;
         self.both("banned, observing", &observing, TCP, &tcp(ACK, 5), (Verdict::Banned, Action::WouldDrop));
         for (name, on_stale, is_dynamic, expect) in [
-            ("operator's ban, no heartbeat, keep-limits", OnStale::KeepLimits, false, dropped(Verdict::Banned)),
+            (
+                "operator's ban, no heartbeat, keep-limits",
+                OnStale::KeepLimits,
+                false,
+                dropped(Verdict::Banned),
+            ),
             ("dynamic ban, no heartbeat, keep-limits", OnStale::KeepLimits, true, PASS),
             ("operator's ban, no heartbeat, sanity-only", OnStale::SanityOnly, false, PASS),
             ("operator's ban, no heartbeat, pass", OnStale::Pass, false, PASS),
@@ -381,8 +632,20 @@ impl Rows {
     fn limit(&mut self) {
         let limited = with(|world| world.syn = Limit::new(1, 3));
         let mut repeat = |name: &str, world: &World, flags: u8, before: u32, expect: (Verdict, Action)| {
-            self.0.push(Row { name: format!("{name}, v4"), world: world.clone(), frame: v4(SOURCE_V4, TCP).frame(&tcp(flags, 5)), before, expect });
-            self.0.push(Row { name: format!("{name}, v6"), world: world.clone(), frame: v6(SOURCE_V6, TCP).frame(&tcp(flags, 5)), before, expect });
+            self.0.push(Row {
+                name: format!("{name}, v4"),
+                world: world.clone(),
+                frame: v4(SOURCE_V4, TCP).frame(&tcp(flags, 5)),
+                before,
+                expect,
+            });
+            self.0.push(Row {
+                name: format!("{name}, v6"),
+                world: world.clone(),
+                frame: v6(SOURCE_V6, TCP).frame(&tcp(flags, 5)),
+                before,
+                expect,
+            });
         };
         repeat("last SYN of the burst", &limited, SYN, 2, PASS);
         repeat("first SYN beyond the burst", &limited, SYN, 3, dropped(Verdict::SynRate));
@@ -417,7 +680,6 @@ impl Rows {
                 Verdict::VlanDepth,
                 Verdict::ExtensionHeaders,
                 Verdict::LaterFragment,
-                Verdict::NonLinear,
             ]);
         });
         let deep = [vec![VLAN; 3]].concat();
@@ -427,18 +689,36 @@ impl Rows {
             ("unknown EtherType", ethernet(0x88cc, &[0; 40]), Verdict::UnknownEthertype),
             ("three tags", tagged(&deep, IPV4, &packet), Verdict::VlanDepth),
             ("seven extension headers", v6(SOURCE_V6, 60).frame(&seven), Verdict::ExtensionHeaders),
-            ("later fragment", V4 { fragment: 9, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]), Verdict::LaterFragment),
-            ("headers beyond the first buffer", v6(SOURCE_V6, 60).frame(&beyond), Verdict::NonLinear),
+            (
+                "later fragment",
+                V4 { fragment: 9, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]),
+                Verdict::LaterFragment,
+            ),
         ] {
             self.add(format!("{name}, dropped by policy"), strict.clone(), frame.clone(), dropped(verdict));
             let mut observing = strict.clone();
             observing.mode = Mode::Observe;
-            self.add(format!("{name}, dropped by policy, observing"), observing, frame.clone(), (verdict, Action::WouldDrop));
+            self.add(
+                format!("{name}, dropped by policy, observing"),
+                observing,
+                frame.clone(),
+                (verdict, Action::WouldDrop),
+            );
             let mut silent = strict.clone();
             (silent.is_stale, silent.on_stale) = (true, OnStale::Pass);
-            self.add(format!("{name}, dropped by policy, no heartbeat, pass"), silent, frame, passed(verdict));
+            self.add(
+                format!("{name}, dropped by policy, no heartbeat, pass"),
+                silent,
+                frame,
+                passed(verdict),
+            );
         }
-        self.add("ARP under the strictest policy", strict.clone(), ethernet(0x0806, &[0; 28]), passed(Verdict::Arp));
+        self.add(
+            "ARP under the strictest policy",
+            strict.clone(),
+            ethernet(0x0806, &[0; 28]),
+            passed(Verdict::Arp),
+        );
         let off = with(|world| world.mode = Mode::Off);
         self.both("switched off", &off, TCP, &tcp(0, 5), passed(Verdict::Unarmed));
         for (name, on_stale, expect) in [

@@ -12,8 +12,8 @@ use tunica_common::{
     event::{Event, tally_slot},
     keys::{ALLOW_BY_OPERATOR, AddressBytes, AllowEntry, BAN_DYNAMIC, BanEntry},
     policy::{
-        DEFAULT_ALLOW, DEFAULT_BANS, MODE_ENFORCE, MODE_OBSERVE, MODE_OFF, Policy, STALE_KEEP_LIMITS, STALE_PASS,
-        STALE_SANITY_ONLY,
+        DEFAULT_ALLOW, DEFAULT_BANS, MODE_ENFORCE, MODE_OBSERVE, MODE_OFF, Policy, STALE_KEEP_LIMITS,
+        STALE_PASS, STALE_SANITY_ONLY,
     },
     verdict::{Action, Verdict},
 };
@@ -30,10 +30,6 @@ use crate::reference::{Mode, OnStale, World};
 
 /// The secret of test shields: fixed, so that a failure repeats.
 pub const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
-
-/// How many bytes of a test frame lie in the first buffer: a page less headroom and the tail that the kernel keeps for
-/// `skb_shared_info` (`bpf_prog_test_run_xdp`, net/bpf/test_run.c). Frames for the tests stay well below or above.
-pub const LINEAR_BYTES: usize = 4096 - 256 - 320;
 
 /// A loaded shield.
 pub struct Shield {
@@ -105,7 +101,9 @@ impl Shield {
 
     fn policy(&mut self, world: &World) -> Policy {
         self.generation += 1;
-        let mask = |verdicts: &std::collections::BTreeSet<Verdict>| verdicts.iter().fold(0, |mask, v| mask | v.bit());
+        let mask = |verdicts: &std::collections::BTreeSet<Verdict>| {
+            verdicts.iter().fold(0, |mask, v| mask | v.bit())
+        };
         Policy {
             secret: SECRET,
             sanity_mask: mask(&world.sanity),
@@ -149,7 +147,10 @@ impl Shield {
                 let slot = tally_slot(*verdict, action) as usize;
                 let (now, then) = (self.totals.get(slot).copied(), before.get(slot).copied());
                 let packets = now.unwrap_or_default().packets - then.unwrap_or_default().packets;
-                moved.extend(std::iter::repeat_n((*verdict, action), packets.try_into().unwrap_or(usize::MAX)));
+                moved.extend(std::iter::repeat_n(
+                    (*verdict, action),
+                    packets.try_into().unwrap_or(usize::MAX),
+                ));
             }
         }
         let [(verdict, action)] = moved.as_slice() else {

@@ -1,4 +1,11 @@
 //! The table of packets, through the kernel program and through the host reference; and both against each other.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
 
 use std::collections::BTreeSet;
 
@@ -11,7 +18,7 @@ use tunica_core::id::PacketSource;
 use tunica_tests::{
     reference::{self, Ban, Mode, OnStale, World},
     rows::{SOURCE_V4, SOURCE_V6, rows},
-    shield::{LINEAR_BYTES, Shield},
+    shield::Shield,
 };
 use tunicad::sys::monotonic_ns;
 
@@ -31,7 +38,10 @@ fn the_program_does_what_the_rows_say() {
         let (verdict, action, returned) = shield.run(&row.frame).unwrap();
         let expect_returned = if row.expect.1 == Action::Drop { XDP_DROP } else { XDP_PASS };
         if (verdict, action) != row.expect || returned != expect_returned {
-            faults.push(format!("{}: {verdict:?} {action:?} returned {returned}, not {:?}", row.name, row.expect));
+            faults.push(format!(
+                "{}: {verdict:?} {action:?} returned {returned}, not {:?}",
+                row.name, row.expect
+            ));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
@@ -43,8 +53,7 @@ fn the_reference_does_what_the_rows_say() {
     for row in rows() {
         // A row's source sent `before` copies of the same frame; the limit counts them if they are SYNs.
         let burst = row.world.syn.map_or(0, |limit| limit.tolerance_ticks / limit.cost_ticks + 1);
-        let linear = row.frame.len().min(LINEAR_BYTES);
-        let outcome = reference::judge(&row.world, &row.frame, linear, |_| row.before < burst);
+        let outcome = reference::judge(&row.world, &row.frame, |_| row.before < burst);
         if outcome != row.expect {
             faults.push(format!("{}: {outcome:?}, not {:?}", row.name, row.expect));
         }
@@ -101,7 +110,8 @@ fn a_new_generation_forgets_old_debts() {
 fn program_and_reference_agree_on_random_packets() {
     const POLICIES: u32 = 60;
     const FRAMES_EACH: usize = 1_800;
-    let seeds: Vec<Vec<u8>> = rows().into_iter().map(|row| row.frame).filter(|frame| frame.len() < 600).collect();
+    let seeds: Vec<Vec<u8>> =
+        rows().into_iter().map(|row| row.frame).filter(|frame| frame.len() < 600).collect();
     let mut shield = Shield::load().unwrap();
     let mut verdicts = BTreeSet::new();
     let mut judged = 0;
@@ -128,7 +138,13 @@ fn program_and_reference_agree_on_random_packets() {
     }
     assert!(judged >= 100_000, "only {judged} packets were compared");
     assert!(undecided < judged / 100, "{undecided} packets fell on the edge of their limit");
-    for verdict in [Verdict::Banned, Verdict::SynRate, Verdict::Allowed, Verdict::LaterFragment, Verdict::ExtensionHeaders] {
+    for verdict in [
+        Verdict::Banned,
+        Verdict::SynRate,
+        Verdict::Allowed,
+        Verdict::LaterFragment,
+        Verdict::ExtensionHeaders,
+    ] {
         assert!(verdicts.contains(&verdict), "no random packet ended as {verdict:?}; seen {verdicts:?}");
     }
 }
@@ -140,11 +156,16 @@ fn draw<S: Strategy>(strategy: &S, runner: &mut TestRunner) -> S::Value {
 /// What the reference expects, and whether the clock could tip the balance between now and the program's run.
 fn expect(shield: &Shield, world: &World, frame: &[u8]) -> ((Verdict, Action), bool) {
     let mut is_open = false;
-    let outcome = reference::judge(world, frame, frame.len(), |source| {
-        let (Some(limit), Ok(cells), Ok(now)) = (world.syn, shield.cells(source), monotonic_ns()) else { return true };
-        let owed = |at: u64| cells.iter().map(|cell| debt(*cell, ticks(at), shield.generation(), limit)).min().unwrap_or(0);
+    let outcome = reference::judge(world, frame, |source| {
+        let (Some(limit), Ok(cells), Ok(now)) = (world.syn, shield.cells(source), monotonic_ns()) else {
+            return true;
+        };
+        let owed = |at: u64| {
+            cells.iter().map(|cell| debt(*cell, ticks(at), shield.generation(), limit)).min().unwrap_or(0)
+        };
         // The program's clock is up to 10 ms behind, and runs on until it looks.
-        let (early, late) = (conforms(owed(now - 12_000_000), limit), conforms(owed(now + 50_000_000), limit));
+        let (early, late) =
+            (conforms(owed(now - 12_000_000), limit), conforms(owed(now + 50_000_000), limit));
         is_open = early != late;
         early
     });
@@ -155,7 +176,8 @@ fn worlds() -> impl Strategy<Value = World> {
     let modes = prop::sample::select(vec![Mode::Enforce, Mode::Observe, Mode::Enforce, Mode::Off]);
     let stales = prop::sample::select(vec![OnStale::KeepLimits, OnStale::SanityOnly, OnStale::Pass]);
     let class = |class: Class| {
-        let all: Vec<Verdict> = Verdict::ALL.iter().copied().filter(|verdict| verdict.class() == class).collect();
+        let all: Vec<Verdict> =
+            Verdict::ALL.iter().copied().filter(|verdict| verdict.class() == class).collect();
         let most = all.len();
         prop::sample::subsequence(all, 0..=most)
     };
@@ -185,20 +207,22 @@ fn worlds() -> impl Strategy<Value = World> {
 
 fn mutated(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let edits = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..8), 0..4);
-    (prop::sample::select(seeds), edits, 0u8..12, any::<prop::sample::Index>()).prop_map(|(mut frame, edits, cut, at)| {
-        for (index, byte, how) in edits {
-            let end = frame.len().min(80);
-            let place = index.index(end);
-            frame[place] = match how {
-                0..=3 => byte,
-                4 | 5 => frame[place] ^ (1 << (byte & 7)),
-                6 => frame[place].wrapping_add(1),
-                _ => frame[place].wrapping_sub(1),
-            };
-        }
-        if cut == 0 {
-            frame.truncate(14 + at.index(frame.len() - 13));
-        }
-        frame
-    })
+    (prop::sample::select(seeds), edits, 0u8..12, any::<prop::sample::Index>()).prop_map(
+        |(mut frame, edits, cut, at)| {
+            for (index, byte, how) in edits {
+                let end = frame.len().min(80);
+                let place = index.index(end);
+                frame[place] = match how {
+                    0..=3 => byte,
+                    4 | 5 => frame[place] ^ (1 << (byte & 7)),
+                    6 => frame[place].wrapping_add(1),
+                    _ => frame[place].wrapping_sub(1),
+                };
+            }
+            if cut == 0 {
+                frame.truncate(14 + at.index(frame.len() - 13));
+            }
+            frame
+        },
+    )
 }

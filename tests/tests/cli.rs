@@ -1,0 +1,247 @@
+//! `tunica` against the live daemon: what each verb does, says and exits with.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::fs;
+
+use tunica_tests::{
+    frame::{TCP, tcp, v4},
+    lab::{HOST, Lab},
+};
+
+fn syn_from(source: [u8; 4]) -> Vec<u8> {
+    let mut ip = v4(source, TCP);
+    ip.destination = HOST.octets();
+    ip.frame(&tcp(2, 5))
+}
+
+/// Group `nogroup` of Debian's base-passwd, which the lab's configuration names.
+fn nogroup() -> u32 {
+    nix::unistd::Group::from_name("nogroup").unwrap().expect("the group nogroup").gid.as_raw()
+}
+
+#[test]
+fn bans_and_allow_entries_come_hold_and_go() {
+    let mut lab = Lab::new("bans").unwrap();
+    lab.configure("mode = \"enforce\"\nallow = [\"198.51.100.0/28\"]", "").unwrap();
+    lab.count_in_stack("seen", "ip saddr 203.0.113.5").unwrap();
+    lab.start().unwrap();
+    let syn = syn_from([203, 0, 113, 5]);
+
+    // What would happen, then what happens.
+    let dry = lab.json(&["ban", "add", "203.0.113.5", "--reason", "brute force", "--dry-run"]).unwrap();
+    assert_eq!(dry["dry_run"], true);
+    lab.send(&syn, 5).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 5, "a dry run must not ban");
+    lab.must(&["ban", "add", "203.0.113.5", "--reason", "brute force"]).unwrap();
+    lab.send(&syn, 5).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 5);
+    let list = lab.json(&["ban", "list"]).unwrap();
+    let ban = &list["bans"][0];
+    assert_eq!(
+        (ban["source"].as_str(), ban["rung"].as_u64(), ban["reason"].as_str()),
+        (Some("203.0.113.5"), Some(1), Some("brute force"))
+    );
+    assert_eq!(ban["expires"].as_u64().unwrap() - ban["since"].as_u64().unwrap(), 300);
+
+    // The ladder climbs; a length given by hand stands on no rung.
+    lab.must(&["ban", "add", "203.0.113.5"]).unwrap();
+    assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"][0]["rung"], 2);
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "2d"]).unwrap();
+    assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"][0]["rung"], serde_json::Value::Null);
+
+    // The allow list speaks for a banned source; the ban holds again without it.
+    lab.must(&["allow", "add", "203.0.113.0/24", "--for", "1h", "--reason", "partner"]).unwrap();
+    lab.send(&syn, 5).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 10);
+    lab.must(&["allow", "remove", "203.0.113.0/24"]).unwrap();
+    lab.send(&syn, 5).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 10);
+    lab.must(&["ban", "remove", "203.0.113.5"]).unwrap();
+    lab.send(&syn, 5).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 15);
+
+    // Refusals change nothing, say why, and have an exit status each.
+    for (arguments, code, part) in [
+        (&["ban", "add", "198.51.100.3"][..], 3, "allow list"),
+        (&["ban", "add", "10.77.0.1"], 3, "own address"),
+        (&["ban", "add", "127.0.0.1"], 3, "loopback"),
+        (&["ban", "add", "203.0.113.0/24"], 2, "is a range"),
+        (&["ban", "add", "203.0.113.5", "--for", "0s"], 2, ""),
+        (&["ban", "remove", "203.0.113.77"], 4, "not banned"),
+        (&["allow", "remove", "203.0.113.0/24"], 4, ""),
+    ] {
+        let ran = lab.tunica(arguments).unwrap();
+        assert_eq!(ran.code, Some(code), "{arguments:?}: {ran:?}");
+        assert!(ran.err.contains(part), "{arguments:?}: {ran:?}");
+    }
+    assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().len(), 0);
+    let allows = lab.json(&["allow", "list"]).unwrap();
+    assert_eq!(allows["entries"].as_array().unwrap().len(), 1);
+    assert_eq!(allows["entries"][0]["origin"], "config");
+}
+
+#[test]
+fn bans_survive_a_restart_and_a_damaged_ledger_is_kept_aside() {
+    let mut lab = Lab::new("ledger").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    lab.must(&["allow", "add", "203.0.113.6"]).unwrap();
+    lab.end(nix::sys::signal::Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"][0]["source"], "203.0.113.5");
+    assert_eq!(lab.json(&["allow", "list"]).unwrap()["entries"][0]["prefix"], "203.0.113.6/32");
+    lab.end(nix::sys::signal::Signal::SIGTERM).unwrap();
+    fs::write(lab.path("ledger.redb"), b"not a ledger").unwrap();
+    lab.start().unwrap();
+    assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().len(), 0);
+    let aside: Vec<_> = fs::read_dir(lab.path(""))
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().contains("damaged"))
+        .collect();
+    assert_eq!(aside.len(), 1);
+    assert_eq!(fs::read(aside[0].path()).unwrap(), b"not a ledger");
+    let status = lab.json(&["status"]).unwrap();
+    assert!(status["warnings"].to_string().contains("damaged"), "{status:#}");
+    assert_eq!(lab.metric("tunica_ledger_damaged").unwrap(), Some(1.0));
+}
+
+#[test]
+fn a_reload_is_all_or_nothing() {
+    let mut lab = Lab::new("reload").unwrap();
+    lab.configure("mode = \"observe\"", "").unwrap();
+    lab.start().unwrap();
+    let before = lab.json(&["status"]).unwrap();
+    assert_eq!((before["mode"].as_str(), before["generation"].as_u64()), (Some("observe"), Some(1)));
+
+    lab.configure("mode = \"enforce\"\nsyn = { burst = 0 }\nstale_after_secs = 9", "").unwrap();
+    let ran = lab.tunica(&["reload"]).unwrap();
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+    for part in ["shield.syn.burst", "stale_after_seconds", "stays in force"] {
+        assert!(ran.err.contains(part), "no {part}: {ran:?}");
+    }
+    let after = lab.json(&["status"]).unwrap();
+    assert_eq!((&after["mode"], &after["generation"]), (&before["mode"], &before["generation"]));
+
+    // What only a start can change is refused whole, too.
+    lab.configure("mode = \"enforce\"", "[http]\nlisten = \"127.0.0.1:9188\"").unwrap();
+    let ran = lab.tunica(&["reload"]).unwrap();
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+    assert!(ran.err.contains("http.listen"), "{ran:?}");
+    assert_eq!(lab.json(&["status"]).unwrap()["mode"], "observe");
+
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    let done = lab.json(&["reload"]).unwrap();
+    assert!(done["changes"].to_string().contains("enforce"), "{done:#}");
+    let after = lab.json(&["status"]).unwrap();
+    assert_eq!((after["mode"].as_str(), after["generation"].as_u64()), (Some("enforce"), Some(2)));
+    // The same by signal.
+    lab.configure("mode = \"observe\"", "").unwrap();
+    lab.signal(nix::sys::signal::Signal::SIGHUP).unwrap();
+    lab.wait_for("the reload by signal", |lab| Ok(lab.json(&["status"])?["mode"] == "observe")).unwrap();
+}
+
+#[test]
+fn a_bypass_detaches_at_once_survives_a_restart_and_ends() {
+    let mut lab = Lab::new("bypass").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.count_in_stack("seen", "ip saddr 203.0.113.5").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    lab.must(&["bypass", "on", "--reason", "a customer cannot connect"]).unwrap();
+    lab.send(&syn_from([203, 0, 113, 5]), 3).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 3);
+    let ran = lab.tunica(&["status"]).unwrap();
+    assert_eq!(ran.code, Some(7), "{ran:?}");
+    assert!(ran.out.contains("BYPASSED") && ran.out.contains("a customer cannot connect"), "{ran:?}");
+    assert_eq!(lab.http("/ready").unwrap().0, 503);
+    lab.end(nix::sys::signal::Signal::SIGTERM).unwrap();
+    lab.start().unwrap();
+    assert_eq!(lab.json(&["status"]).unwrap()["interfaces"][0]["actual"], "none");
+    lab.must(&["bypass", "off"]).unwrap();
+    lab.send(&syn_from([203, 0, 113, 5]), 3).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 3);
+    assert_eq!(lab.tunica(&["status"]).unwrap().code, Some(0));
+}
+
+#[test]
+fn the_group_may_read_and_only_root_may_change() {
+    let mut lab = Lab::new("group").unwrap();
+    lab.configure("mode = \"observe\"", "").unwrap();
+    lab.start().unwrap();
+    for verb in
+        [&["status"][..], &["ban", "list"], &["allow", "list"], &["sources"], &["explain", "192.0.2.7"]]
+    {
+        let ran = lab.tunica_as(nogroup(), verb).unwrap();
+        assert_eq!(ran.code, Some(0), "{verb:?}: {ran:?}");
+    }
+    for verb in [&["ban", "add", "203.0.113.5"][..], &["reload"], &["bypass", "off"]] {
+        let ran = lab.tunica_as(nogroup(), verb).unwrap();
+        assert_eq!(ran.code, Some(5), "{verb:?}: {ran:?}");
+        assert!(ran.err.contains("only root may"), "{verb:?}: {ran:?}");
+    }
+    // Strangers cannot even open the socket.
+    let ran = lab.tunica_as(12_345, &["status"]).unwrap();
+    assert_eq!(ran.code, Some(5), "{ran:?}");
+    assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn status_sources_and_doctor_tell_what_is() {
+    let mut lab = Lab::new("status").unwrap();
+    lab.configure("mode = \"enforce\"", "[tor]\nuser = \"nobody\"").unwrap();
+    lab.start().unwrap();
+    let quiet = lab.json(&["status"]).unwrap();
+    assert_eq!(quiet["schema"], 1);
+    let defence = |status: &serde_json::Value, name: &str| {
+        status["defences"].as_array().unwrap().iter().find(|row| row["name"] == name).unwrap().clone()
+    };
+    assert_eq!(defence(&quiet, "syn_rate")["armed"], true);
+    assert_eq!(defence(&quiet, "syn_rate")["last_trigger"], serde_json::Value::Null);
+    assert!(defence(&quiet, "syn_rate")["active_since"].is_u64());
+    assert_eq!(defence(&quiet, "uninspected")["armed"], false);
+    assert_eq!(quiet["program"]["matches"], true);
+    assert_eq!(quiet["warnings"].as_array().unwrap().len(), 0, "{quiet:#}");
+
+    lab.send(&syn_from([203, 0, 113, 5]), 200).unwrap();
+    lab.wait_for("the counters", |lab| {
+        Ok(defence(&lab.json(&["status"])?, "syn_rate")["dropped_packets"].as_u64() >= Some(150))
+    })
+    .unwrap();
+    assert!(defence(&lab.json(&["status"]).unwrap(), "syn_rate")["last_trigger"].is_u64());
+    let human = lab.must(&["status"]).unwrap();
+    assert!(human.lines().next().unwrap().contains("enforcing on h0 (native)"), "{human}");
+    let sources = lab.json(&["sources"]).unwrap();
+    assert_eq!(sources["sources"][0]["source"], "203.0.113.5");
+    assert_eq!(sources["sources"][0]["verdict"], "syn_rate");
+    assert_eq!(sources["sources"][0]["banned"], false);
+    // Nothing that identifies a client is in the log above debug.
+    assert!(lab.log().contains("SHIELD_DOS_DROP: verdict=syn_rate port=443"), "{}", lab.log());
+    assert!(!lab.log().contains("203.0.113.5"), "{}", lab.log());
+
+    let doctor = lab.json(&["doctor"]).unwrap();
+    let findings = doctor["findings"].as_array().unwrap();
+    for check in [
+        "kernel",
+        "capabilities",
+        "bpffs",
+        "syncookies",
+        "forwarding",
+        "tor",
+        "driver.h0",
+        "hook.h0",
+        "queues.h0",
+        "mtu.h0",
+        "offloads.h0",
+    ] {
+        assert!(findings.iter().any(|finding| finding["check"] == check), "no {check} in {doctor:#}");
+    }
+}

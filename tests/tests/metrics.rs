@@ -1,0 +1,223 @@
+//! Every exported metric, driven from its cause.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{collections::BTreeSet, fs, net::TcpListener, path::Path, process::Stdio};
+
+use nix::sys::signal::Signal;
+use tunica_tests::{
+    flood::{Flood, Pattern},
+    frame::{TCP, tcp, v4},
+    lab::{CLIENT, CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
+};
+use tunicad::metrics::METRICS;
+
+/// Remembers which metrics were seen to move.
+struct Watch {
+    lab: Lab,
+    seen: BTreeSet<&'static str>,
+}
+
+impl Watch {
+    fn value(&self, series: &str) -> f64 {
+        self.lab.metric(series).unwrap().unwrap_or(0.0)
+    }
+
+    /// The name of the metric in `METRICS`, so that a misspelt one cannot pass.
+    fn note(&mut self, series: &str) {
+        let name = series.split('{').next().unwrap();
+        let metric = METRICS.iter().find(|metric| metric.name == name);
+        self.seen.insert(metric.unwrap_or_else(|| panic!("{name} is in no table")).name);
+    }
+
+    /// Waits until the series has this value.
+    fn becomes(&mut self, series: &str, value: f64) {
+        self.note(series);
+        self.lab
+            .wait_for(&format!("{series} = {value}"), |lab| Ok(lab.metric(series)? == Some(value)))
+            .unwrap();
+    }
+
+    /// Waits until the series is above this value.
+    fn exceeds(&mut self, series: &str, value: f64) {
+        self.note(series);
+        self.lab
+            .wait_for(&format!("{series} > {value}"), |lab| {
+                Ok(lab.metric(series)?.is_some_and(|now| now > value))
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn every_metric_moves_by_its_cause() {
+    let mut lab = Lab::new("metrics").unwrap();
+    // A disk of its own, so that it can be full.
+    let disk = lab.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
+        .arg(&disk)
+        .status()
+        .unwrap();
+    assert!(mounted.success());
+    let _unmount = Unmount(disk.clone());
+    let shield = |mode: &str| format!("mode = \"{mode}\"\nevents = {{ per_second = 10000 }}");
+    let configure = |lab: &Lab, mode: &str| {
+        lab.configure(&shield(mode), "[tor]\nuser = \"nobody\"\nscan_every_seconds = 1").unwrap();
+        let path = lab.path("tunica.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("/ledger.redb", "/disk/ledger.redb")).unwrap();
+    };
+    configure(&lab, "observe");
+    lab.start().unwrap();
+    let mut watch = Watch { lab, seen: BTreeSet::new() };
+
+    let info = watch.lab.http("/metrics").unwrap().1;
+    assert!(info.contains(&format!("version=\"{}\"", env!("CARGO_PKG_VERSION"))), "{info}");
+    watch.note("tunica_build_info");
+
+    // Observe, then enforce: the same segment is counted under another action, and the generation grows.
+    let mut ip = v4([203, 0, 113, 9], TCP);
+    ip.destination = HOST.octets();
+    let null = ip.frame(&tcp(0, 5));
+    watch.becomes("tunica_shield_mode{mode=\"observe\"}", 1.0);
+    watch.lab.send(&null, 5).unwrap();
+    watch.becomes("tunica_shield_packets_total{action=\"would_drop\",verdict=\"null_flags\"}", 5.0);
+    let generation = watch.value("tunica_shield_policy_generation");
+    configure(&watch.lab, "enforce");
+    watch.lab.must(&["reload"]).unwrap();
+    watch.becomes("tunica_config_reloads_total{result=\"ok\"}", 1.0);
+    watch.becomes("tunica_shield_mode{mode=\"enforce\"}", 1.0);
+    watch.becomes("tunica_shield_mode{mode=\"observe\"}", 0.0);
+    watch.exceeds("tunica_shield_policy_generation", generation);
+    watch.lab.send(&null, 5).unwrap();
+    watch.becomes("tunica_shield_packets_total{action=\"drop\",verdict=\"null_flags\"}", 5.0);
+    watch.becomes("tunica_shield_bytes_total{action=\"drop\",verdict=\"null_flags\"}", 300.0);
+    watch.exceeds("tunica_events_received_total", 9.0);
+    fs::write(watch.lab.path("tunica.toml"), "[shield]\n").unwrap();
+    watch.lab.tunica(&["reload"]).unwrap();
+    watch.becomes("tunica_config_reloads_total{result=\"refused\"}", 1.0);
+    configure(&watch.lab, "enforce");
+
+    // Attachment, bypass.
+    watch.becomes("tunica_shield_attached{actual=\"native\",interface=\"h0\",requested=\"native\"}", 1.0);
+    watch.becomes("tunica_shield_program_matches", 1.0);
+    watch.lab.must(&["bypass", "on", "--reason", "test"]).unwrap();
+    watch.becomes("tunica_shield_bypassed", 1.0);
+    watch.becomes("tunica_shield_attached{actual=\"none\",interface=\"h0\",requested=\"native\"}", 0.0);
+    watch.becomes("tunica_shield_program_matches", 0.0);
+    watch.lab.must(&["bypass", "off"]).unwrap();
+    watch.becomes("tunica_shield_bypassed", 0.0);
+
+    // Bans, refusals, tables, ledger.
+    let commits = watch.value("tunica_ledger_commits_total");
+    watch.lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    watch.becomes("tunica_bans_set_total{origin=\"operator\"}", 1.0);
+    watch.becomes("tunica_bans_active{origin=\"operator\"}", 1.0);
+    watch.becomes("tunica_table_used{table=\"bans\"}", 1.0);
+    watch.becomes("tunica_table_capacity{table=\"bans\"}", 131_072.0);
+    watch.exceeds("tunica_ledger_commits_total", commits);
+    watch.lab.tunica(&["ban", "add", "127.0.0.1"]).unwrap();
+    watch.becomes("tunica_bans_refused_total{reason=\"protected\"}", 1.0);
+    watch.exceeds("tunica_control_requests_total{result=\"ok\",verb=\"ban_add\"}", 0.0);
+    watch.exceeds("tunica_control_requests_total{result=\"refused\",verb=\"ban_add\"}", 0.0);
+    watch.exceeds("tunica_http_requests_total{path=\"/metrics\",status=\"200\"}", 1.0);
+
+    // A row that somebody removes behind our back comes back.
+    let pins = watch.lab.pin_directory().unwrap();
+    let map = pins.join("BANS");
+    let key = "0xcb 0x00 0x71 0x05 0 0 0 0 32 0 0 0";
+    let mut arguments = vec!["map", "delete", "pinned", map.to_str().unwrap(), "key"];
+    arguments.extend(key.split(' '));
+    watch.lab.run_in_host("bpftool", &arguments).unwrap();
+    watch.becomes("tunica_reconcile_edits_total{table=\"bans\"}", 1.0);
+
+    // Tor's connections: a process of tor's user is connected to the client's host.
+    watch.exceeds("tunica_never_ban_age_seconds", -0.5);
+    let listener = watch.lab.client.run(|| Ok(TcpListener::bind((CLIENT, 9_001))?)).unwrap();
+    let script = "import socket,time; s=socket.create_connection(('10.77.0.2',9001)); time.sleep(600)";
+    let mut tor = watch
+        .lab
+        .host
+        .command(Path::new("setpriv"))
+        .args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "/usr/bin/python3", "-c", script])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    watch.becomes("tunica_never_ban_tor_peers", 1.0);
+    let ran = watch.lab.tunica(&["ban", "add", "10.77.0.2"]).unwrap();
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(ran.err.contains("tor"), "{ran:?}");
+    assert_eq!(watch.lab.json(&["explain", "10.77.0.2"]).unwrap()["allow"]["origin"], "tor");
+    tor.kill().unwrap();
+    tor.wait().unwrap();
+    drop(listener);
+
+    // A daemon that cannot keep up: the heartbeat ages and events are lost.
+    let flood = Flood {
+        pattern: Pattern::FixedSyn { sources: 64 },
+        rate: 60_000,
+        macs: (CLIENT_MAC, HOST_MAC),
+        victim: (HOST, 443),
+        seed: 9,
+    };
+    watch.lab.signal(Signal::SIGSTOP).unwrap();
+    let attack = flood.start(&watch.lab.client, CLIENT_INTERFACE).unwrap();
+    watch.lab.wait_for("the attack", |_| Ok(attack.sent() > 200_000)).unwrap();
+    attack.stop().unwrap();
+    watch.lab.signal(Signal::SIGCONT).unwrap();
+    watch.exceeds("tunica_events_lost_total", 0.0);
+    watch.exceeds("tunica_heartbeat_age_seconds", 0.0);
+
+    // A full disk: nothing is banned, nothing else breaks, and it heals.
+    fs::write(disk.join("filler"), vec![0; 8 << 20]).unwrap_err();
+    let mut refused = 0;
+    for host in 1..=200 {
+        let ran = watch
+            .lab
+            .tunica(&["ban", "add", &format!("192.0.2.{host}"), "--for", "1h", "--reason", &"x".repeat(180)])
+            .unwrap();
+        refused += i32::from(ran.code == Some(1));
+        if refused > 0 {
+            assert!(
+                ran.err.contains("ledger cannot be written") && ran.err.contains("nothing was changed"),
+                "{ran:?}"
+            );
+            break;
+        }
+    }
+    assert_eq!(refused, 1, "the ledger fitted on a full disk");
+    watch.exceeds("tunica_ledger_failures_total", 0.0);
+    fs::remove_file(disk.join("filler")).unwrap();
+    watch.lab.must(&["ban", "add", "192.0.2.250", "--for", "1h"]).unwrap();
+
+    // A frozen map cannot be written.
+    watch.lab.run_in_host("bpftool", &["map", "freeze", "pinned", map.to_str().unwrap()]).unwrap();
+    watch.lab.tunica(&["ban", "add", "192.0.2.251", "--for", "1h"]).unwrap();
+    watch.exceeds("tunica_reconcile_failures_total", 0.0);
+
+    watch.lab.end(Signal::SIGTERM).unwrap();
+    fs::remove_dir_all(watch.lab.pins()).unwrap();
+    fs::write(disk.join("ledger.redb"), b"not a ledger").unwrap();
+    watch.lab.start().unwrap();
+    watch.becomes("tunica_ledger_damaged", 1.0);
+
+    let missing: Vec<&str> =
+        METRICS.iter().map(|metric| metric.name).filter(|name| !watch.seen.contains(name)).collect();
+    assert!(missing.is_empty(), "no cause was tried for {missing:?}");
+}
+
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
