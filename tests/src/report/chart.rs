@@ -103,7 +103,10 @@ impl Panel<'_> {
             for baseline in Baseline::ALL {
                 if let Some((value, text)) = (self.value)(*act, baseline) {
                     let height = (PANEL_HEIGHT - 14.0) * value / self.most;
-                    bar(image, (left, bottom - height), (BAR - 3.0, height), colour(baseline));
+                    // Where there is nothing to show, the number says so.
+                    if height > 0.0 {
+                        bar(image, (left, bottom - height), (BAR - 3.0, height), colour(baseline));
+                    }
                     label(image, (left + (BAR - 3.0) / 2.0, bottom - height - 4.0), "middle", 10.0, &text);
                 }
                 left += BAR;
