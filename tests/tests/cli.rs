@@ -186,7 +186,7 @@ fn the_group_may_read_and_only_root_may_change() {
     for verb in [&["ban", "add", "203.0.113.5"][..], &["reload"], &["bypass", "off"]] {
         let ran = lab.tunica_as(nogroup(), verb).unwrap();
         assert_eq!(ran.code, Some(5), "{verb:?}: {ran:?}");
-        assert!(ran.err.contains("only root may"), "{verb:?}: {ran:?}");
+        assert!(ran.err.contains("only root"), "{verb:?}: {ran:?}");
     }
     // Strangers cannot even open the socket.
     let ran = lab.tunica_as(12_345, &["status"]).unwrap();

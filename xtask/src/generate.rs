@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tunica_common::verdict::{Class, Verdict};
 
-use crate::workspace;
+use crate::{process, workspace};
 
 /// What `cargo xtask generate` is asked.
 #[derive(Args)]
@@ -17,12 +17,14 @@ pub(crate) struct Arguments {
 }
 
 /// A generated file: its path from the root, and what writes it.
-type Generated = (&'static str, fn() -> String);
+type Generated = (&'static str, fn() -> Result<String>);
 
 const FILES: &[Generated] = &[
-    ("deploy/tunica.toml", tunica_config::example),
-    ("docs/reference/configuration.md", tunica_config::reference_markdown),
-    ("docs/reference/verdicts.md", verdicts),
+    ("deploy/tunica.toml", || Ok(tunica_config::example())),
+    ("docs/reference/configuration.md", || Ok(tunica_config::reference_markdown())),
+    ("docs/reference/messages.md", || asked_of_the_daemon("messages")),
+    ("docs/reference/metrics.md", || asked_of_the_daemon("metrics")),
+    ("docs/reference/verdicts.md", || Ok(verdicts())),
 ];
 
 /// Runs the command.
@@ -39,23 +41,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         }
-        fs::write(&file, text()).with_context(|| format!("writing {path}"))?;
+        fs::write(&file, text()?).with_context(|| format!("writing {path}"))?;
         println!("{path}");
     }
     Ok(())
 }
 
 fn check(root: &Path, files: &[Generated]) -> Result<()> {
-    let differing: Vec<&str> = files
-        .iter()
-        .filter(|(path, text)| fs::read_to_string(root.join(path)).ok().as_deref() != Some(text().as_str()))
-        .map(|(path, _)| *path)
-        .collect();
+    let mut differing = Vec::new();
+    for (path, text) in files {
+        if fs::read_to_string(root.join(path)).ok().as_deref() != Some(text()?.as_str()) {
+            differing.push(*path);
+        }
+    }
     if !differing.is_empty() {
         bail!("not as the code says: {}; run `cargo xtask generate`", differing.join(", "));
     }
     println!("{} generated files are as the code says.", files.len());
     Ok(())
+}
+
+/// A page that `tunicad reference` prints. The daemon is run, not linked: xtask must stay quick to build.
+fn asked_of_the_daemon(page: &str) -> Result<String> {
+    let mut cargo = process::command("cargo")?;
+    cargo.current_dir(workspace::root()?);
+    process::capture(cargo.args(["run", "--quiet", "--package", "tunicad", "--", "reference", page]))
 }
 
 fn verdicts() -> String {
@@ -110,7 +120,7 @@ mod tests {
         let root = TempDir::new().unwrap();
         fs::write(root.path().join("same"), "text").unwrap();
         fs::write(root.path().join("other"), "old").unwrap();
-        let text: fn() -> String = || "text".to_owned();
+        let text: fn() -> Result<String> = || Ok("text".to_owned());
         check(root.path(), &[("same", text)]).unwrap();
         let files = [("same", text), ("other", text), ("absent", text)];
         let error = check(root.path(), &files).unwrap_err().to_string();

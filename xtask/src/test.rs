@@ -17,7 +17,7 @@ use crate::{build_ebpf, generate, process, setup::packages::PROGRAMS, tidy, work
 const SYSTEM_TESTS: &str = "tunica-tests";
 
 /// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
-const SLOW: &[&str] = &["demo"];
+const SLOW: &[&str] = &["demo", "metrics"];
 
 /// What `cargo xtask test` is asked.
 #[derive(Args)]
@@ -99,6 +99,7 @@ fn full(root: &Path) -> Result<Vec<String>> {
     step("the same bytes from two folders", || {
         build_ebpf::run(&build_ebpf::Arguments { check: false, prove: true })
     })?;
+    programs(root)?;
     step("tests", || run_tests(cargo(root)?.args(["test", "--workspace", "--no-fail-fast"])))?;
     Ok(Vec::new())
 }
@@ -115,6 +116,7 @@ fn quick(root: &Path) -> Result<Vec<String>> {
     if let Some(unknown) = SLOW.iter().find(|slow| !targets.iter().any(|target| target == *slow)) {
         bail!("xtask/src/test.rs calls `{unknown}` slow, but {SYSTEM_TESTS} has no such test");
     }
+    programs(root)?;
     step("unit tests", || {
         run_tests(cargo(root)?.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]))
     })?;
@@ -129,6 +131,11 @@ fn quick(root: &Path) -> Result<Vec<String>> {
     }
     step("fast tests of the system", || run_tests(&mut system))?;
     Ok(left)
+}
+
+/// Builds the programs that the system tests start.
+fn programs(root: &Path) -> Result<()> {
+    step("programs", || process::run(cargo(root)?.args(["build", "--workspace", "--bins"])))
 }
 
 /// The test binaries of the system tests, or `None` where the workspace has no such package.

@@ -33,7 +33,7 @@ pub(crate) enum AskError {
     /// Nobody listens there.
     #[error(
         "tunicad is not running or listens elsewhere ({}: {source}): the shield stays as it was when the daemon \
-         ended; start it with `systemctl start tunica`, or name its socket with --socket",
+         ended; start it with `systemctl start tunicad`, or name its socket with --socket",
         socket.display()
     )]
     Unreachable {
@@ -63,7 +63,7 @@ pub(crate) enum AskError {
         source: io::Error,
     },
     /// The request could not be sent, or the answer did not come in time.
-    #[error("the exchange with tunicad broke off ({source}): {consequence}; look at `journalctl -u tunica`")]
+    #[error("the exchange with tunicad broke off ({source}): {consequence}; look at `journalctl -u tunicad`")]
     Broken {
         /// What the request may have done.
         consequence: &'static str,
@@ -72,7 +72,7 @@ pub(crate) enum AskError {
     },
     /// The daemon closed the connection early.
     #[error(
-        "tunicad closed the connection before its answer was complete: {consequence}; look at `journalctl -u tunica`"
+        "tunicad closed the connection before its answer was complete: {consequence}; look at `journalctl -u tunicad`"
     )]
     CutOff {
         /// What the request may have done.

@@ -168,7 +168,7 @@ impl App {
         if !outcome.commands.is_empty() {
             if let Err(error) = self.ledger.commit(self.coordinator.ledger(), &outcome.commands) {
                 self.metrics.count_ledger_failure();
-                let text = format!("the ledger cannot be written: {error}; nothing was changed");
+                let text = error.to_string();
                 tracing::error!(message_id = "ledger_failed", "{text}");
                 self.troubles.ledger = Some(text.clone());
                 return Err(text);

@@ -63,7 +63,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                 app.tick();
             }
             Some(request) = inputs.control.recv() => {
-                let _span = telemetry::event_span("control").entered();
+                let _span = request.span.enter();
                 let is_reload = matches!(request.request, Request::Reload {});
                 let answer = app.answer(request.request);
                 // The client may have gone; what was asked is done all the same.

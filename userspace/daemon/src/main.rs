@@ -107,7 +107,7 @@ fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
             tokio::spawn(control_socket::serve(socket, control_sender, app.metrics().control()));
         let http_task =
             pages.map(|pages| tokio::spawn(http::serve(pages, http_sender, app.metrics().http())));
-        let inputs = Inputs { control, http, systemd: Systemd::from_environment() };
+        let inputs = Inputs { control, http, systemd: Systemd::from_environment()? };
         let result = event_loop::run(&mut app, inputs).await;
         control_task.abort();
         if let Some(task) = http_task {

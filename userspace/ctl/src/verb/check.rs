@@ -274,7 +274,7 @@ fn check_directory(check: &str, file: &Path, host: &Host) -> Finding {
             "tunicad will not start; remove it, or name another path",
         ),
         Entry::Missing if MADE_BY_SYSTEMD.iter().any(|made| directory == Path::new(made)) => {
-            finding(check, Level::Ok, format!("{name} does not exist yet; tunica.service makes it"), "")
+            finding(check, Level::Ok, format!("{name} does not exist yet; tunicad.service makes it"), "")
         }
         Entry::Missing => finding(
             check,

@@ -123,7 +123,7 @@ fn report(global: &Global, output: &Path, answers: &Answers, warnings: &[String]
     for warning in warnings {
         text.push_str(&wrap("WARNING  ", "         ", warning));
     }
-    text.push_str("Next: `tunica check --host`, then `systemctl start tunica`.\n");
+    text.push_str("Next: `tunica check --host`, then `systemctl start tunicad`.\n");
     say(&text)?;
     Ok(Exit::Done)
 }

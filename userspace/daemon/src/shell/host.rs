@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 use tunica_api::view::{Doctor, Finding, Level};
 
-use super::xdp::hook::{self, Mode};
+use super::xdp::hook::{self, Hook, Mode};
 
 /// Every address of every interface, loopback included.
 ///
@@ -82,7 +82,7 @@ pub fn examine(interfaces: &[String], pin_root: &Path, tor_user: Option<&str>) -
     for interface in interfaces {
         findings.extend(examine_interface(interface));
     }
-    findings.sort_by(|left, right| right.level.cmp(&left.level));
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     Doctor { findings }
 }
 
@@ -191,23 +191,27 @@ fn tor(user: Option<&str>) -> Finding {
 }
 
 fn examine_interface(name: &str) -> Vec<Finding> {
-    let base = Path::new("/sys/class/net").join(name);
-    if !base.exists() {
-        return vec![finding(
+    match hook::read(name) {
+        Ok(Some(hook)) => {
+            vec![driver(name), occupancy(name, hook), queues(name, hook), mtu(name, hook), offloads(name)]
+        }
+        Ok(None) => vec![finding(
             &format!("interface.{name}"),
             Level::Failure,
             "there is no such interface",
             "the host is not protected there; correct shield.interfaces",
-        )];
+        )],
+        Err(error) => vec![finding(
+            &format!("interface.{name}"),
+            Level::Warning,
+            format!("the kernel does not tell about it: {error}"),
+            "nothing can be said of it; see that AF_NETLINK is allowed",
+        )],
     }
-    vec![driver(name, &base), hook_of(name), queues(name, &base), mtu(name, &base), offloads(name)]
 }
 
-fn driver(name: &str, base: &Path) -> Finding {
-    let driver = fs::read_link(base.join("device/driver"))
-        .ok()
-        .and_then(|path| path.file_name().map(|file| file.to_string_lossy().into_owned()))
-        .or_else(|| crate::sys::driver(name).ok().flatten());
+fn driver(name: &str) -> Finding {
+    let driver = crate::sys::driver(name).ok().flatten();
     let (level, found) = match &driver {
         Some(driver) if NATIVE_DRIVERS.contains(&driver.as_str()) => {
             (Level::Ok, format!("driver {driver}, which has native XDP"))
@@ -223,31 +227,27 @@ fn driver(name: &str, base: &Path) -> Finding {
     )
 }
 
-fn hook_of(name: &str) -> Finding {
-    let (level, found) = match hook::read(name) {
-        Err(error) => (Level::Warning, format!("the kernel does not tell: {error}")),
-        Ok(None) => (Level::Failure, "there is no such interface".to_owned()),
-        Ok(Some(hook)) => match (hook.mode, hook.program_id) {
-            (Mode::None, _) => (Level::Ok, "free".to_owned()),
-            (mode, Some(id)) => (
-                Level::Ok,
-                format!(
-                    "program {id} is attached in {} mode (`bpftool prog show id {id}` names it)",
-                    mode.label()
-                ),
+fn occupancy(name: &str, hook: Hook) -> Finding {
+    let (level, found) = match (hook.mode, hook.program_id) {
+        (Mode::None, _) => (Level::Ok, "free".to_owned()),
+        (mode, Some(id)) => (
+            Level::Ok,
+            format!(
+                "program {id} is attached in {} mode (`bpftool prog show id {id}` names it)",
+                mode.label()
             ),
-            (mode, None) => (Level::Warning, format!("a program is attached in {} mode", mode.label())),
-        },
+        ),
+        (mode, None) => (Level::Warning, format!("a program is attached in {} mode", mode.label())),
     };
     finding(&format!("hook.{name}"), level, found, "`ip -d link show` shows what is attached")
 }
 
-fn queues(name: &str, base: &Path) -> Finding {
-    let count = fs::read_dir(base.join("queues"))
-        .map(|entries| {
-            entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-")).count()
-        })
-        .unwrap_or(0);
+fn queues(name: &str, hook: Hook) -> Finding {
+    // sysfs counts the queues in use; where it shows another network namespace, the driver's own number must do.
+    let in_use = fs::read_dir(Path::new("/sys/class/net").join(name).join("queues")).map(|entries| {
+        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-")).count()
+    });
+    let count = in_use.unwrap_or(usize::try_from(hook.receive_queues).unwrap_or(usize::MAX));
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     finding(
         &format!("queues.{name}"),
@@ -257,12 +257,11 @@ fn queues(name: &str, base: &Path) -> Finding {
     )
 }
 
-fn mtu(name: &str, base: &Path) -> Finding {
-    let mtu = read_trimmed(base.join("mtu")).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+fn mtu(name: &str, hook: Hook) -> Finding {
     finding(
         &format!("mtu.{name}"),
-        ok_if(mtu <= ONE_PAGE_MTU, Level::Warning),
-        format!("MTU {mtu}"),
+        ok_if(hook.mtu <= ONE_PAGE_MTU, Level::Warning),
+        format!("MTU {}", hook.mtu),
         "frames above one page need a driver with multi-buffer XDP; if attaching fails, lower the MTU to 3498 or less",
     )
 }

@@ -276,11 +276,7 @@ fn create(program: &mut Xdp, index: u32, interface: &str, wanted: Wanted) -> Res
 }
 
 fn lacks_native(error: &ProgramError) -> bool {
-    let code = match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    };
-    code == Some(libc::EOPNOTSUPP)
+    matches!(error, ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EOPNOTSUPP))
 }
 
 /// The program on a hook, as precisely as this process may know it: naming a program by its identity needs CAP_SYS_ADMIN.

@@ -36,7 +36,7 @@ impl Mode {
     }
 }
 
-/// An interface's XDP hook.
+/// An interface's XDP hook, and what of the interface bears on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// Index of the interface.
@@ -45,6 +45,10 @@ pub struct Hook {
     pub mode: Mode,
     /// Identity of that program.
     pub program_id: Option<u32>,
+    /// Largest packet of the interface in bytes, link header excluded.
+    pub mtu: u32,
+    /// Receive queues that the driver allocated; it may use fewer.
+    pub receive_queues: u32,
 }
 
 /// Reads the hook of the interface called `name`; `None` if there is no such interface.
@@ -57,12 +61,16 @@ pub fn read(name: &str) -> io::Result<Option<Hook>> {
     };
     let mut question = LinkMessage::default();
     question.header.index = interface;
-    let mut hook = Hook { interface, mode: Mode::None, program_id: None };
+    let mut hook = Hook { interface, mode: Mode::None, program_id: None, mtu: 0, receive_queues: 0 };
     crate::netlink::ask(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(question), false, |answer| {
         if let RouteNetlinkMessage::NewLink(link) = answer {
             for attribute in link.attributes {
-                if let LinkAttribute::Xdp(parts) = attribute {
-                    take(&mut hook, &parts);
+                if let LinkAttribute::Xdp(parts) = &attribute {
+                    take(&mut hook, parts);
+                } else if let LinkAttribute::Mtu(mtu) = attribute {
+                    hook.mtu = mtu;
+                } else if let LinkAttribute::NumRxQueues(queues) = attribute {
+                    hook.receive_queues = queues;
                 }
             }
         }
@@ -72,13 +80,24 @@ pub fn read(name: &str) -> io::Result<Option<Hook>> {
 
 fn take(hook: &mut Hook, parts: &[LinkXdp]) {
     for part in parts {
-        match part {
-            LinkXdp::Attached(XdpAttached::Driver) => hook.mode = Mode::Native,
-            LinkXdp::Attached(XdpAttached::SocketBuffer) => hook.mode = Mode::Generic,
-            LinkXdp::Attached(XdpAttached::Hardware) => hook.mode = Mode::Offloaded,
-            LinkXdp::Attached(XdpAttached::Multiple) => hook.mode = Mode::Multiple,
-            LinkXdp::ProgId(id) if *id != 0 => hook.program_id = Some(*id),
-            _ => {}
+        if let LinkXdp::Attached(place) = part {
+            hook.mode = mode(place);
+        } else if let LinkXdp::ProgId(id @ 1..) = part {
+            hook.program_id = Some(*id);
         }
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the library may learn more places; for us they hold no program"
+)]
+const fn mode(place: &XdpAttached) -> Mode {
+    match place {
+        XdpAttached::Driver => Mode::Native,
+        XdpAttached::SocketBuffer => Mode::Generic,
+        XdpAttached::Hardware => Mode::Offloaded,
+        XdpAttached::Multiple => Mode::Multiple,
+        _ => Mode::None,
     }
 }

@@ -34,12 +34,12 @@ pub struct TableError {
     doing: &'static str,
     map: &'static str,
     #[source]
-    source: MapError,
+    source: Box<MapError>,
 }
 
 impl TableError {
     fn new(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
-        move |source| Self { doing, map, source }
+        move |source| Self { doing, map, source: Box::new(source) }
     }
 }
 
@@ -107,7 +107,7 @@ impl Tables {
             own_filter: 0,
         };
         let used =
-            tables.policy().map_err(|error| LoadError::Map { name: POLICIES, source: error.source })?;
+            tables.policy().map_err(|error| LoadError::Map { name: POLICIES, source: *error.source })?;
         if used.secret != [0; 2] {
             tables.secret = used.secret;
         }
