@@ -22,7 +22,7 @@ shared_struct! {
     pub struct Tally {
         /// Packets.
         pub packets: u64,
-        /// Bytes of those packets, link header included.
+        /// Bytes of those packets, link header included; padding too only where the lengths could not be read.
         pub bytes: u64,
         /// No event of this slot is sent before this time, nanoseconds of `CLOCK_MONOTONIC`.
         pub next_event_ns: u64,

@@ -109,6 +109,11 @@ fn without_a_heartbeat_the_policy_for_silence_applies_and_ends_with_it() {
     .unwrap();
 }
 
+/// xdp-filter stands behind libxdp's dispatcher, or where the kernel lacks what that needs, by itself.
+fn names_the_other(text: &str) -> bool {
+    text.contains("xdp_dispatcher") || text.contains("xdpfilt")
+}
+
 #[test]
 fn another_program_on_the_hook_is_refused_by_name_and_left_alone() {
     let mut lab = Lab::new("occupied").unwrap();
@@ -127,14 +132,11 @@ fn another_program_on_the_hook_is_refused_by_name_and_left_alone() {
         let _ = fs::remove_dir_all("/sys/fs/bpf/xdp");
         let _ = fs::remove_dir_all("/sys/fs/bpf/xdp-filter");
     }
-    assert!(problem.contains("xdp_dispatcher") && problem.contains("does not push it aside"), "{problem}");
+    assert!(names_the_other(&problem) && problem.contains("does not push it aside"), "{problem}");
     assert_eq!(ready.0, 503, "{ready:?}");
-    assert!(ready.1.contains("xdp_dispatcher"), "{ready:?}");
+    assert!(names_the_other(&ready.1), "{ready:?}");
     assert_eq!(ran.code, Some(7), "{ran:?}");
-    assert!(
-        link.contains("xdp_dispatcher") || link.contains("prog/xdp"),
-        "xdp-filter was pushed aside: {link}"
-    );
+    assert!(link.contains("prog/xdp"), "xdp-filter was pushed aside: {link}");
     // Once the hook is free, a reload attaches.
     lab.must(&["reload"]).unwrap();
     link_and_program(&lab);

@@ -195,7 +195,7 @@ keys! {
             below: "no packet would ever be reported, so `tunica sources` would stay empty",
             above: "reporting packets would cost more than dropping them",
         },
-        "How many packets the kernel reports at most. Counters are exact whatever stands here.";
+        "How many packets the kernel reports at most. Its clock tick (100 to 1000 a second) bounds this too. Counters are exact whatever stands here.";
 
     LOG_DROPS: Switch = "shield.log.enable_logging",
         Absent::Default("true"),
