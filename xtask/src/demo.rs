@@ -1,11 +1,11 @@
-//! `cargo xtask demo`: builds the programs and plays the demo.
+//! `cargo xtask demo`: installs what is missing, builds the programs and plays the demo.
 
 use std::{env, os::unix::process::CommandExt as _, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{process, workspace};
+use crate::{process, setup, workspace};
 
 /// What `cargo xtask demo` is asked; see `cargo xtask demo -- --help`.
 #[derive(Args)]
@@ -25,9 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !process::is_root() {
         bail!("the demo needs root, because it makes network namespaces and loads a kernel program");
     }
-    for program in ["ip", "nsenter"] {
-        process::need(program)?;
-    }
+    setup::ensure(false)?;
     let mut build = process::command("cargo")?;
     build.args(["build", "--release", "--bins", "--package", "tunicad", "--package", "tunica-ctl"]);
     process::run(build.args(["--package", "tunica-tests"]).current_dir(&root))?;

@@ -139,8 +139,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         println!("Nothing to install: everything that development and tests need is here.");
         return Ok(());
     }
+    go_through(&root, &parts, arguments)
+}
+
+/// Installs what is missing before another command goes on; says so only if something is.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn ensure(with_ebpf_toolchain: bool) -> Result<()> {
+    let root = workspace::root()?;
+    let mut parts = missing(&root)?;
+    parts.retain(|part| with_ebpf_toolchain || !part.is_ebpf_toolchain());
+    if parts.is_empty() {
+        return Ok(());
+    }
+    go_through(&root, &parts, &Arguments { dry_run: false, yes: true })
+}
+
+fn go_through(root: &Path, parts: &[Part], arguments: &Arguments) -> Result<()> {
     println!("Missing on this machine:");
-    for part in &parts {
+    for part in parts {
         let [what, why, how] = part.plan();
         println!("\n  {what}\n    for   {why}\n    by    {how}");
     }
@@ -153,7 +171,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         bail!("nothing was installed");
     }
     let before = Snapshot::take()?;
-    let outcome = install(&root, &parts);
+    let outcome = install(root, parts);
     before.verify()?;
     println!("Apt's sources, running services and kernel settings are as they were.");
     outcome

@@ -11,7 +11,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
-use crate::{build_ebpf, generate, process, setup::packages::PROGRAMS, tidy, workspace};
+use crate::{
+    build_ebpf, generate, process,
+    setup::{self, packages::PROGRAMS},
+    tidy, workspace,
+};
 
 /// The package of tests that need root, namespaces and the real kernel.
 const SYSTEM_TESTS: &str = "tunica-tests";
@@ -34,6 +38,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = workspace::root()?;
     let started = Instant::now();
+    if process::is_root() {
+        setup::ensure(true)?;
+    }
     need_everything()?;
     let left = if arguments.quick { quick(&root)? } else { full(&root)? };
     println!("Passed in {} s.", started.elapsed().as_secs());
