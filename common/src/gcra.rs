@@ -123,7 +123,7 @@ mod tests {
             let limit = Limit::new(rate, burst).unwrap();
             let (mut cell, mut now, mut elapsed, mut admitted) = (0, 77, 0u64, 0u64);
             for gap in gaps {
-                now = now + gap & TAT_MASK;
+                now = (now + gap) & TAT_MASK;
                 elapsed += u64::from(gap);
                 admitted += u64::from(admit(&mut cell, now, limit));
             }

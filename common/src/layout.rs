@@ -133,7 +133,13 @@ pub const MAPS: [MapShape; 11] = [
         value_bytes: size_of::<event::Tally>() as u32,
         entries: event::TALLY_SLOTS as u32,
     },
-    MapShape { name: EVENTS, kind: MapKind::RingBuf, key_bytes: 0, value_bytes: 0, entries: event::RING_BYTES as u32 },
+    MapShape {
+        name: EVENTS,
+        kind: MapKind::RingBuf,
+        key_bytes: 0,
+        value_bytes: 0,
+        entries: event::RING_BYTES as u32,
+    },
     MapShape { name: LOST_EVENTS, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 8, entries: 1 },
 ];
 

@@ -123,7 +123,8 @@ mod tests {
         let mut used = 0;
         for low in 0..=u16::MAX {
             let [c, d] = low.to_be_bytes();
-            let hash = keyed_hash(&SourceKey::v4([10, 0, c, d]), [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321]);
+            let hash =
+                keyed_hash(&SourceKey::v4([10, 0, c, d]), [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321]);
             let [first, _] = sketch_cells(hash);
             used += usize::from(!core::mem::replace(&mut seen[first as usize], true));
         }

@@ -137,8 +137,10 @@ pub fn judge(
     }
     if let Some((address, _)) = headers.addresses {
         let source = counted(address);
-        let is_banned =
-            world.bans.get(&source).is_some_and(|ban| !ban.is_expired && !(ban.is_dynamic && world.is_stale));
+        let is_banned = world
+            .bans
+            .get(&source)
+            .is_some_and(|ban| !ban.is_expired && (!ban.is_dynamic || !world.is_stale));
         let is_syn = headers.flags & (SYN | ACK) == SYN && world.syn.is_some();
         let objection = if is_banned {
             Some(Verdict::Banned)

@@ -364,7 +364,7 @@ impl Rows {
         self.plain("seven extension headers", chain(7), passed(Verdict::ExtensionHeaders));
         self.plain(
             "extension header beyond the packet",
-            v6(SOURCE_V6, 60).frame(&extension(TCP, 0)[..1]),
+            v6(SOURCE_V6, 60).frame(&[TCP]),
             dropped(Verdict::BadLength),
         );
         let mut long = extension(TCP, 0);
@@ -684,7 +684,6 @@ impl Rows {
         });
         let deep = [vec![VLAN; 3]].concat();
         let seven: Vec<u8> = (0..7).flat_map(|_| extension(60, 0)).collect();
-        let beyond = [extension(60, 255), extension(TCP, 255), tcp(ACK, 5), vec![0; 2_000]].concat();
         for (name, frame, verdict) in [
             ("unknown EtherType", ethernet(0x88cc, &[0; 40]), Verdict::UnknownEthertype),
             ("three tags", tagged(&deep, IPV4, &packet), Verdict::VlanDepth),

@@ -189,7 +189,7 @@ impl Shield {
     pub fn events(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         while let Some(item) = self.events.next() {
-            let event = zerocopy::FromBytes::read_from_bytes(&*item)
+            let event = zerocopy::FromBytes::read_from_bytes(&item)
                 .map_err(|_| anyhow::anyhow!("an event of {} bytes", item.len()))?;
             events.push(event);
         }
