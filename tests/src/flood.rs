@@ -289,7 +289,7 @@ fn put(target: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 /// The Internet checksum (RFC 1071) over parts of even length.
-fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+pub fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     let mut sum: u32 = 0;
     for part in parts {
         for pair in part.chunks_exact(2) {

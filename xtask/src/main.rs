@@ -12,6 +12,7 @@ use std::{env, process::ExitCode};
 use build_ebpf::compiler;
 use clap::Parser;
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod generate;
@@ -29,6 +30,8 @@ enum Command {
     Setup(setup::Arguments),
     /// Builds the kernel program into `ebpf/prebuilt/`.
     BuildEbpf(build_ebpf::Arguments),
+    /// Measures what the shield costs, against other programs.
+    Bench(bench::Arguments),
     /// Plays the demo: a host under attack, with and without Tunica.
     Demo(demo::Arguments),
     /// Writes the files that are generated from code.
@@ -54,6 +57,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Tidy => tidy::run(),

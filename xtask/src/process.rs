@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::OsString,
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -111,6 +111,22 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
         bail!("`{line}` failed: {}: {}", output.status, words.trim());
     }
     String::from_utf8(output.stdout).with_context(|| format!("`{line}` printed no UTF-8"))
+}
+
+/// Lets a program that was built with `cargo build --release` take this program's place, so that Ctrl-C ends one program
+/// and the terminal comes back when that has cleaned up. It starts in the tree's root and returns only if it fails.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn hand_over(root: &Path, program: &str, arguments: &[String]) -> Result<()> {
+    // This program is `xtask` in a profile's folder of the target folder, wherever the developer has put that.
+    let own = env::current_exe().context("finding this executable")?;
+    let target = own.parent().and_then(Path::parent).context("this executable is in no target folder")?;
+    let program = target.join("release").join(program);
+    let mut command = Command::new(&program);
+    let path: OsString = env::join_paths(search_path()?).context("a folder on PATH contains a colon")?;
+    let error = command.args(arguments).env("PATH", path).current_dir(root).exec();
+    Err(error).with_context(|| format!("starting {}", program.display()))
 }
 
 fn line_of(command: &Command) -> String {

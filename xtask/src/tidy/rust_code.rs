@@ -6,6 +6,7 @@ const UNSAFE_FILES: &[&str] = &[
     "ebpf/src/packet.rs",
     "ebpf/src/tables.rs",
     "tests/src/sys.rs",
+    "tests/src/sys/bpf.rs",
     "userspace/daemon/src/sys.rs",
 ];
 
