@@ -110,6 +110,12 @@ impl<'a> Frame<'a> {
         unsafe { bpf_xdp_get_buff_len(self.ctx.as_ptr().cast()) as usize }
     }
 
+    /// The context, for the debugging log.
+    #[cfg(feature = "log")]
+    pub fn context(&self) -> &XdpContext {
+        self.ctx
+    }
+
     /// Index of the interface that the packet arrived on.
     #[inline(always)]
     pub fn interface(&self) -> u32 {

@@ -191,7 +191,7 @@ fn refuse(frame: &Frame<'_>, policy: &Policy, packet: &Packet, verdict: Verdict)
             });
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(
-                ctx,
+                frame.context(),
                 "verdict={} action={} port={}",
                 verdict.slot(),
                 action as u32,

@@ -15,30 +15,9 @@ use tunica_common::{
     verdict::{Action, Class, Verdict},
 };
 use tunica_core::id::{PacketSource, Prefix};
+pub use tunica_core::limits::{Mode, OnStale};
 
 use crate::frame::{ACK, FIN, ICMP, ICMPV6, IPV4, IPV6, PSH, RST, SERVICE_VLAN, SYN, TCP, UDP, URG, VLAN};
-
-/// The shield's mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Everything passes uncounted by rule.
-    Off,
-    /// Counts what `Enforce` would drop.
-    Observe,
-    /// Drops.
-    Enforce,
-}
-
-/// What happens while the daemon is silent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnStale {
-    /// Dynamic bans lapse.
-    KeepLimits,
-    /// Bans and limits lapse.
-    SanityOnly,
-    /// Nothing is dropped.
-    Pass,
-}
 
 /// A ban as the program sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,10 +11,7 @@ use aya::{
 use tunica_common::{
     event::{Event, tally_slot},
     keys::{ALLOW_BY_OPERATOR, AddressBytes, AllowEntry, BAN_DYNAMIC, BanEntry},
-    policy::{
-        DEFAULT_ALLOW, DEFAULT_BANS, MODE_ENFORCE, MODE_OBSERVE, MODE_OFF, Policy, STALE_KEEP_LIMITS,
-        STALE_PASS, STALE_SANITY_ONLY,
-    },
+    policy::{DEFAULT_ALLOW, DEFAULT_BANS, Policy},
     verdict::{Action, Verdict},
 };
 use tunica_core::id::PacketSource;
@@ -26,7 +23,7 @@ use tunicad::{
     sys::monotonic_ns,
 };
 
-use crate::reference::{Mode, OnStale, World};
+use crate::reference::World;
 
 /// The secret of test shields: fixed, so that a failure repeats.
 pub const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
@@ -112,16 +109,8 @@ impl Shield {
             stale_after_ns: 30_000_000_000,
             event_interval_ns: 0,
             generation: self.generation,
-            mode: match world.mode {
-                Mode::Off => MODE_OFF,
-                Mode::Observe => MODE_OBSERVE,
-                Mode::Enforce => MODE_ENFORCE,
-            },
-            on_stale: match world.on_stale {
-                OnStale::KeepLimits => STALE_KEEP_LIMITS,
-                OnStale::SanityOnly => STALE_SANITY_ONLY,
-                OnStale::Pass => STALE_PASS,
-            },
+            mode: world.mode.number(),
+            on_stale: world.on_stale.number(),
             syn_cost_ticks: world.syn.map_or(0, |limit| limit.cost_ticks),
             syn_tolerance_ticks: world.syn.map_or(0, |limit| limit.tolerance_ticks),
             bans_present: u32::from(!world.bans.is_empty()),

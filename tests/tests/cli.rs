@@ -245,3 +245,25 @@ fn status_sources_and_doctor_tell_what_is() {
         assert!(findings.iter().any(|finding| finding["check"] == check), "no {check} in {doctor:#}");
     }
 }
+
+#[test]
+fn doctor_answers_without_a_daemon() {
+    let lab = Lab::new("preflight").unwrap();
+    lab.configure("mode = \"observe\"", "[tor]\nuser = \"nobody\"").unwrap();
+    let file = lab.path("tunica.toml");
+    // `tunica` finds no socket and runs the `tunicad` beside it, here in this machine's own namespace.
+    let doctor = lab.json(&["--config", file.to_str().unwrap(), "doctor"]).unwrap();
+    let findings = doctor["findings"].as_array().unwrap();
+    let level = |check: &str| {
+        let finding = findings.iter().find(|finding| finding["check"] == check);
+        finding.unwrap_or_else(|| panic!("no {check} in {doctor:#}"))["level"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(level("kernel"), "ok");
+    assert_eq!(level("capabilities"), "ok");
+    assert_eq!(level("bpffs"), "ok");
+    assert_eq!(level("tor"), "ok");
+    // The lab's interface is not in this namespace.
+    assert_eq!(level("interface.h0"), "failure");
+    let ran = lab.tunica(&["--config", file.to_str().unwrap(), "doctor"]).unwrap();
+    assert_eq!(ran.code, Some(7), "{ran:?}");
+}

@@ -109,6 +109,42 @@ fn without_a_heartbeat_the_policy_for_silence_applies_and_ends_with_it() {
     .unwrap();
 }
 
+/// The loopback driver has no native XDP, so it shows what happens where a card has none.
+#[test]
+fn generic_mode_only_where_it_is_allowed_and_never_in_silence() {
+    let mut lab = Lab::new("generic").unwrap();
+    let on_loopback = |lab: &Lab, attach: &str| {
+        lab.configure(&format!("mode = \"observe\"\nattach = \"{attach}\""), "").unwrap();
+        let path = lab.path("tunica.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace(HOST_INTERFACE, "lo")).unwrap();
+    };
+    on_loopback(&lab, "native");
+    lab.start().unwrap();
+    let interface = lab.json(&["status"]).unwrap()["interfaces"][0].clone();
+    assert_eq!((&interface["requested"], &interface["actual"]), (&"native".into(), &"none".into()));
+    assert!(interface["problem"].as_str().unwrap().contains("has no native XDP"), "{interface:#}");
+    on_loopback(&lab, "native-or-generic");
+    lab.must(&["reload"]).unwrap();
+    let interface = lab.json(&["status"]).unwrap()["interfaces"][0].clone();
+    assert_eq!(
+        (&interface["requested"], &interface["actual"]),
+        (&"native-or-generic".into(), &"generic".into())
+    );
+    // Asking for native again says what is true, and does not open a gap by itself.
+    on_loopback(&lab, "native");
+    lab.must(&["reload"]).unwrap();
+    let interface = lab.json(&["status"]).unwrap()["interfaces"][0].clone();
+    assert_eq!((&interface["requested"], &interface["actual"]), (&"native".into(), &"generic".into()));
+    assert!(interface["problem"].as_str().unwrap().contains("generic mode"), "{interface:#}");
+    assert_eq!(lab.tunica(&["status"]).unwrap().code, Some(7));
+    assert_eq!(
+        lab.metric("tunica_shield_attached{actual=\"generic\",interface=\"lo\",requested=\"native\"}")
+            .unwrap(),
+        Some(0.0)
+    );
+}
+
 /// xdp-filter stands behind libxdp's dispatcher, or where the kernel lacks what that needs, by itself.
 fn names_the_other(text: &str) -> bool {
     text.contains("xdp_dispatcher") || text.contains("xdpfilt")

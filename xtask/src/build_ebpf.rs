@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// Builds once here and once in another folder with another home of cargo, and compares; writes nothing.
     #[arg(long, conflicts_with = "check")]
     pub(crate) prove: bool,
+    /// Builds a program that also prints every drop through aya-log into `target/ebpf-log/shield-log.o`; bpftool cannot
+    /// load it, and nothing embeds it.
+    #[arg(long, conflicts_with_all = ["check", "prove"])]
+    pub(crate) log: bool,
 }
 
 /// Runs the command.
@@ -42,7 +46,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = workspace::root()?;
     need_toolchain(&root)?;
-    let object = build(&root, &process::cargo_home()?)?;
+    if arguments.log {
+        return write_log(&root);
+    }
+    let object = build(&root, &process::cargo_home()?, "target/ebpf", &[])?;
     if arguments.check {
         check(&root, &object)
     } else if arguments.prove {
@@ -71,7 +78,7 @@ fn need_toolchain(root: &Path) -> Result<()> {
 }
 
 /// Builds the kernel program of the tree at `root` with this home of cargo, and returns the object.
-fn build(root: &Path, cargo_home: &Path) -> Result<Vec<u8>> {
+fn build(root: &Path, cargo_home: &Path, target: &str, features: &[&str]) -> Result<Vec<u8>> {
     let folder = root.join("ebpf");
     // The sources must lie unpacked before the build, because each registry's folder is remapped by name.
     let mut fetch = process::command("cargo")?;
@@ -79,7 +86,7 @@ fn build(root: &Path, cargo_home: &Path) -> Result<Vec<u8>> {
     process::run(&mut fetch)?;
 
     // Not `ebpf/target`: cargo would take over what somebody built by hand, with cargo's own metadata.
-    let target_dir = root.join("target/ebpf");
+    let target_dir = root.join(target);
     let mut cargo = process::command("cargo")?;
     cargo
         .args([
@@ -93,6 +100,7 @@ fn build(root: &Path, cargo_home: &Path) -> Result<Vec<u8>> {
             "--bin",
             "shield",
         ])
+        .args(features)
         .arg("--target-dir")
         .arg(&target_dir)
         // The flag `-Z build-std` is the only one that stable cargo withholds.
@@ -133,6 +141,15 @@ fn flags(root: &Path, cargo_home: &Path, sysroot: &Path) -> Result<OsString> {
 
 fn hash(object: &[u8]) -> String {
     hex(&Sha256::digest(object))
+}
+
+/// A folder of its own: cargo would else build each variant anew after the other.
+fn write_log(root: &Path) -> Result<()> {
+    let object = build(root, &process::cargo_home()?, "target/ebpf-log", &["--features", "log"])?;
+    let path = root.join("target/ebpf-log/shield-log.o");
+    fs::write(&path, &object).with_context(|| format!("writing {}", path.display()))?;
+    println!("{}: {} bytes", path.display(), object.len());
+    Ok(())
 }
 
 fn write(root: &Path, object: &[u8]) -> Result<()> {
@@ -188,7 +205,8 @@ fn prove(root: &Path, here: &[u8]) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         fs::copy(root.join(&file), &copy).with_context(|| format!("copying {}", file.display()))?;
     }
-    let there = build(&tree, &second_cargo_home(&elsewhere.path().join("home-of-cargo"))?)?;
+    let there =
+        build(&tree, &second_cargo_home(&elsewhere.path().join("home-of-cargo"))?, "target/ebpf", &[])?;
     if here != there {
         bail!(
             "the bytes depend on the folder or on cargo's home: here {}, elsewhere {}",

@@ -101,10 +101,13 @@ fn full(root: &Path) -> Result<Vec<String>> {
         process::run(doc.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     step("the prebuilt kernel program", || {
-        build_ebpf::run(&build_ebpf::Arguments { check: true, prove: false })
+        build_ebpf::run(&build_ebpf::Arguments { check: true, prove: false, log: false })
     })?;
     step("the same bytes from two folders", || {
-        build_ebpf::run(&build_ebpf::Arguments { check: false, prove: true })
+        build_ebpf::run(&build_ebpf::Arguments { check: false, prove: true, log: false })
+    })?;
+    step("the kernel program with its debugging log", || {
+        build_ebpf::run(&build_ebpf::Arguments { check: false, prove: false, log: true })
     })?;
     programs(root)?;
     step("tests", || run_tests(cargo(root)?.args(["test", "--workspace", "--no-fail-fast"])))?;
