@@ -2,7 +2,7 @@
 
 use crate::{
     keys::AddressBytes,
-    layout::shared_struct,
+    shared::shared_struct,
     verdict::{Action, Verdict},
 };
 

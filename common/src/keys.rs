@@ -1,6 +1,6 @@
 //! Map keys, and the values of the ban and allow tables.
 
-use crate::layout::shared_struct;
+use crate::shared::shared_struct;
 
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96` (RFC 4291 section 2.5.5.2), in network order.
 pub type AddressBytes = [u8; 16];

@@ -37,26 +37,6 @@ pub struct MapShape {
     pub entries: u32,
 }
 
-/// Declares a `#[repr(C)]` struct without padding and remembers its fields as text in `LAYOUT`.
-macro_rules! shared_struct {
-    ($(#[$meta:meta])* pub struct $name:ident { $( $(#[$field_meta:meta])* pub $field:ident : $type:ty ),+ $(,)? }
-     size = $size:literal) => {
-        $(#[$meta])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, ::zerocopy::IntoBytes, ::zerocopy::FromBytes, ::zerocopy::Immutable, ::zerocopy::KnownLayout)]
-        pub struct $name { $( $(#[$field_meta])* pub $field: $type, )+ }
-
-        impl $name {
-            /// Field names and types in order, as they enter [`crate::layout::LAYOUT_HASH`].
-            pub const LAYOUT: &'static str =
-                concat!(stringify!($name), "{", $( stringify!($field), ":", stringify!($type), "," ),+, "}");
-        }
-
-        const _: () = assert!(::core::mem::size_of::<$name>() == $size);
-    };
-}
-pub(crate) use shared_struct;
-
 /// Which of the two [`POLICIES`] is in force: one `u32`.
 pub const ACTIVE: &str = "ACTIVE";
 /// Two policies, one in force and one being written.

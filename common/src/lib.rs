@@ -12,4 +12,5 @@ pub mod layout;
 #[cfg(feature = "aya")]
 pub mod pod;
 pub mod policy;
+mod shared;
 pub mod verdict;

@@ -2,7 +2,7 @@
 
 use crate::{
     keys::{SourceKey, WIDTH_V4_HOST},
-    layout::shared_struct,
+    shared::shared_struct,
 };
 
 /// How many VLAN tags the program looks behind (IEEE 802.1Q and 802.1ad).
