@@ -74,7 +74,15 @@ pub struct V4 {
 
 /// A plain IPv4 header.
 pub const fn v4(source: [u8; 4], protocol: u8) -> V4 {
-    V4 { source, destination: [192, 0, 2, 1], protocol, options: 0, fragment: 0, more: false, length_error: 0 }
+    V4 {
+        source,
+        destination: [192, 0, 2, 1],
+        protocol,
+        options: 0,
+        fragment: 0,
+        more: false,
+        length_error: 0,
+    }
 }
 
 impl V4 {
@@ -160,7 +168,8 @@ pub fn fragment(next: u8, offset: u16, more: bool) -> Vec<u8> {
 
 /// A TCP header of `words` 32-bit words and as many bytes, with these flags.
 pub fn tcp(flags: u8, words: u8) -> Vec<u8> {
-    let mut header = vec![0x9c, 0x40, 0x01, 0xbb, 0, 0, 0, 1, 0, 0, 0, 0, words << 4, flags, 0xff, 0xff, 0, 0, 0, 0];
+    let mut header =
+        vec![0x9c, 0x40, 0x01, 0xbb, 0, 0, 0, 1, 0, 0, 0, 0, words << 4, flags, 0xff, 0xff, 0, 0, 0, 0];
     header.resize(usize::from(words.max(5)) * 4, 1);
     header
 }
