@@ -14,7 +14,9 @@ pub const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 #[derive(Debug, Error)]
 pub enum WireError {
     /// Not JSON, or not the shape asked for.
-    #[error("byte {column} of line {line}: {reason}; the message is ignored; send one JSON object a line, as the reference shows")]
+    #[error(
+        "byte {column} of line {line}: {reason}; the message is ignored; send one JSON object a line, as the reference shows"
+    )]
     Malformed {
         /// Line of the fault, from 1.
         line: usize,
@@ -24,7 +26,9 @@ pub enum WireError {
         reason: String,
     },
     /// A schema this side does not know.
-    #[error("the message has schema {got}, this side speaks {SCHEMA}; use `tunica` and `tunicad` of one version")]
+    #[error(
+        "the message has schema {got}, this side speaks {SCHEMA}; use `tunica` and `tunicad` of one version"
+    )]
     Schema {
         /// The number received.
         got: u32,
@@ -123,7 +127,10 @@ mod tests {
             ("", "line 1"),
             ("{\"schema\":2,\"verb\":\"status\",\"more\":1}", "schema 2"),
             ("{\"schema\":1,\"verb\":\"reboot\"}", "unknown variant `reboot`"),
-            ("{\"schema\":1,\"verb\":\"ban_add\",\"source\":\"192.0.2.0/24\",\"length\":\"forever\",\"reason\":\"\"}", "is a range"),
+            (
+                "{\"schema\":1,\"verb\":\"ban_add\",\"source\":\"192.0.2.0/24\",\"length\":\"forever\",\"reason\":\"\"}",
+                "is a range",
+            ),
         ] {
             let message = read_request(line.as_bytes()).unwrap_err().to_string();
             assert!(message.contains(part), "{line}: {message}");

@@ -25,6 +25,7 @@ use tunica_core::{
     defence::Totals,
     evidence::Forgeable,
     id::PacketSource,
+    ledger::Command,
     time::{Monotime, Now, WallTime},
 };
 
@@ -57,9 +58,48 @@ pub struct App {
     lost_before: u64,
 }
 
+/// How much of the kernel's tables an event can have changed. Comparing them whole costs time for each ban there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Reach {
+    Nothing,
+    Bans(Vec<PacketSource>),
+    Everything,
+}
+
+impl Reach {
+    /// What the coordinator may have changed by itself, without a command.
+    fn of(event: &Event) -> Self {
+        match event {
+            Event::Samples(_) | Event::Totals(_) => Self::Nothing,
+            Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
+            Event::BypassOn { .. } | Event::BypassOff => Self::Nothing,
+            Event::TorPeers(_) | Event::OwnAddresses(_) | Event::Reloaded(_) => Self::Everything,
+        }
+    }
+
+    /// This, and what the commands changed.
+    fn with(self, commands: &[Command]) -> Self {
+        let mut sources = match self {
+            Self::Everything => return Self::Everything,
+            Self::Nothing => Vec::new(),
+            Self::Bans(sources) => sources,
+        };
+        for command in commands {
+            match command {
+                Command::SetBan { source, .. } | Command::LiftBan { source } => sources.push(*source),
+                Command::SetMemory { .. } | Command::ForgetMemory { .. } => {}
+                Command::SetAllow { .. } | Command::LiftAllow { .. } => return Self::Everything,
+                Command::SetBypass { .. } | Command::ClearBypass => return Self::Everything,
+            }
+        }
+        if sources.is_empty() { Self::Nothing } else { Self::Bans(sources) }
+    }
+}
+
 /// Standing problems that `status` and `/ready` show.
 #[derive(Default)]
 struct Troubles {
+    damaged: Option<String>,
     ledger: Option<String>,
     tables: Option<String>,
     tor: Option<String>,
@@ -68,7 +108,11 @@ struct Troubles {
 
 impl Troubles {
     fn list(&self) -> Vec<String> {
-        [&self.ledger, &self.tables, &self.tor, &self.counters].into_iter().flatten().cloned().collect()
+        [&self.damaged, &self.ledger, &self.tables, &self.tor, &self.counters]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 }
 
@@ -93,7 +137,7 @@ impl App {
         let metrics = Metrics::new(&crate::shell::xdp::object::object_sha256())?;
         let mut troubles = Troubles::default();
         if let Some(damaged) = opened.damaged {
-            troubles.ledger = Some(format!(
+            troubles.damaged = Some(format!(
                 "the ledger was damaged and moved to {}; bans and allow-list entries made before are not in force",
                 damaged.moved_to.display()
             ));
@@ -118,7 +162,7 @@ impl App {
         app.read_totals();
         app.read_own_addresses();
         app.read_tor_peers();
-        app.sync();
+        app.sync(Reach::Everything);
         app.shield.follow(app.coordinator.desired().attached);
         tracing::info!(
             message_id = "policy_in_force",
@@ -159,41 +203,49 @@ impl App {
     /// Puts one event through the coordinator and carries out what comes of it.
     fn step(&mut self, event: Event) -> Result<Option<Reply>, String> {
         let now = self.now();
+        let reach = Reach::of(&event);
         let outcome = self.coordinator.handle(event, now);
-        self.carry_out(outcome, now)
+        self.carry_out(outcome, reach, now)
     }
 
-    fn carry_out(&mut self, outcome: Outcome, now: Now) -> Result<Option<Reply>, String> {
+    fn carry_out(&mut self, outcome: Outcome, reach: Reach, now: Now) -> Result<Option<Reply>, String> {
         let mut notices = outcome.notices;
         if !outcome.commands.is_empty() {
             if let Err(error) = self.ledger.commit(self.coordinator.ledger(), &outcome.commands) {
                 self.metrics.count_ledger_failure();
-                let text = error.to_string();
-                tracing::error!(message_id = "ledger_failed", "{text}");
-                self.troubles.ledger = Some(text.clone());
-                return Err(text);
+                return Err(self.ledger_trouble(error.to_string()));
             }
             self.metrics.count_commit(&outcome.commands);
             match self.coordinator.commit(&outcome.commands, now) {
                 Ok(more) => notices.extend(more),
                 Err(rejection) => {
                     let text = format!("memory and ledger disagree ({rejection}); restart tunicad");
-                    tracing::error!(message_id = "ledger_failed", "{text}");
-                    self.troubles.ledger = Some(text.clone());
-                    return Err(text);
+                    return Err(self.ledger_trouble(text));
                 }
             }
+            self.troubles.ledger = None;
         }
         for notice in &notices {
             telemetry::log_notice(notice);
         }
-        self.sync();
+        self.sync(reach.with(&outcome.commands));
         Ok(outcome.reply)
     }
 
+    fn ledger_trouble(&mut self, text: String) -> String {
+        tracing::error!(message_id = "ledger_failed", "{text}");
+        self.troubles.ledger = Some(text.clone());
+        text
+    }
+
     /// Writes what was decided to the kernel.
-    fn sync(&mut self) {
-        let result = self.shield.sync(self.coordinator.desired(), self.coordinator.settings());
+    fn sync(&mut self, reach: Reach) {
+        let (desired, settings) = (self.coordinator.desired(), self.coordinator.settings());
+        let result = match reach {
+            Reach::Nothing => return,
+            Reach::Bans(sources) => self.shield.sync_bans(&sources, desired, settings),
+            Reach::Everything => self.shield.sync(desired, settings),
+        };
         self.note_sync(result.map(|_| ()));
     }
 
@@ -224,7 +276,7 @@ impl App {
         if self.coordinator.next_deadline().is_some_and(|due| due <= now.mono) {
             let outcome = self.coordinator.advance(now);
             // A ledger that cannot be written was reported; the commands come again.
-            let _ = self.carry_out(outcome, now);
+            let _ = self.carry_out(outcome, Reach::Everything, now);
         }
     }
 

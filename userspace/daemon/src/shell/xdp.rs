@@ -24,6 +24,7 @@ use thiserror::Error;
 use tunica_common::policy::Policy;
 use tunica_core::{
     desired::{Desired, Tables as Rows},
+    id::PacketSource,
     limits::Settings,
     reconcile::{self, Edit},
 };
@@ -222,6 +223,21 @@ impl Shield {
     /// [`SyncError`] after everything that could be written was.
     pub fn sync(&mut self, desired: &Desired, settings: &Settings) -> Result<Repairs, SyncError> {
         let edits = reconcile::diff(&self.written, &desired.tables);
+        self.write(&edits, desired, settings)
+    }
+
+    /// Like [`Shield::sync`] for a change that touched the bans of these sources and nothing else.
+    ///
+    /// # Errors
+    /// [`SyncError`] after everything that could be written was.
+    pub fn sync_bans(
+        &mut self,
+        sources: &[PacketSource],
+        desired: &Desired,
+        settings: &Settings,
+    ) -> Result<Repairs, SyncError> {
+        let keys: Vec<_> = sources.iter().map(|source| source.key()).collect();
+        let edits = reconcile::diff_bans(&self.written, &desired.tables, &keys);
         self.write(&edits, desired, settings)
     }
 
