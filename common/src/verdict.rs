@@ -112,29 +112,32 @@ verdicts! {
     /// A fragment other than the first has no ports (RFC 791, RFC 8200 section 4.5).
     LaterFragment = 10, "later_fragment", Uninspected, "a later fragment carries no ports, so only its source can be judged";
 
+    /// Another packet inside: IP in IP, GRE, IPsec, L2TP, EtherIP, or a PPPoE session.
+    Tunnel = 11, "tunnel", Uninspected, "the packet carries another one inside, which the shield does not look at";
+
     /// A length field contradicts another one or the frame.
-    BadLength = 11, "bad_length", Sanity, "a length field contradicts the packet's size";
+    BadLength = 12, "bad_length", Sanity, "a length field contradicts the packet's size";
     /// A first fragment too small for its transport header, or TCP at offset 8 (RFC 1858).
-    BadFragment = 12, "bad_fragment", Sanity, "the fragment is cut so that it hides its transport header (RFC 1858)";
+    BadFragment = 13, "bad_fragment", Sanity, "the fragment is cut so that it hides its transport header (RFC 1858)";
     /// FIN, PSH and URG together without ACK, or with SYN.
-    Xmas = 13, "xmas", Sanity, "FIN, PSH and URG are set together: a scanner's Christmas-tree segment";
+    Xmas = 14, "xmas", Sanity, "FIN, PSH and URG are set together: a scanner's Christmas-tree segment";
     /// No flag at all.
-    NullFlags = 14, "null_flags", Sanity, "no TCP flag is set: a scanner's null segment";
+    NullFlags = 15, "null_flags", Sanity, "no TCP flag is set: a scanner's null segment";
     /// SYN and FIN together.
-    SynFin = 15, "syn_fin", Sanity, "SYN and FIN are set together, which no TCP sends";
+    SynFin = 16, "syn_fin", Sanity, "SYN and FIN are set together, which no TCP sends";
     /// SYN and RST together.
-    SynRst = 16, "syn_rst", Sanity, "SYN and RST are set together, which no TCP sends";
+    SynRst = 17, "syn_rst", Sanity, "SYN and RST are set together, which no TCP sends";
     /// FIN without ACK (RFC 9293 section 3.10.7: every segment but the first SYN and some RSTs carries ACK).
-    FinNoAck = 17, "fin_no_ack", Sanity, "FIN is set without ACK, which no TCP sends";
+    FinNoAck = 18, "fin_no_ack", Sanity, "FIN is set without ACK, which no TCP sends";
     /// Source and destination address are the same (the LAND attack).
-    Land = 18, "land", Sanity, "source and destination address are the same";
+    Land = 19, "land", Sanity, "source and destination address are the same";
     /// The source is one of this host's own addresses, arriving from outside.
-    OwnSource = 19, "own_source", Sanity, "the source is one of this host's own addresses, yet the packet came from outside";
+    OwnSource = 20, "own_source", Sanity, "the source is one of this host's own addresses, yet the packet came from outside";
 
     /// The source is banned.
-    Banned = 20, "banned", Ban, "the source is banned";
+    Banned = 21, "banned", Ban, "the source is banned";
     /// The source opened connections faster than the per-source SYN limit.
-    SynRate = 21, "syn_rate", Limit, "the source opens connections faster than its limit";
+    SynRate = 22, "syn_rate", Limit, "the source opens connections faster than its limit";
 }
 
 impl Verdict {

@@ -25,6 +25,7 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+const ETHERTYPE_PPPOE_SESSION: u16 = 0x8864;
 const ETHERNET_BYTES: usize = 14;
 const VLAN_BYTES: usize = 4;
 
@@ -32,6 +33,9 @@ const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
+/// IP in IP (RFC 2003), IPv6 in IP (RFC 4213), GRE (RFC 2784), ESP and AH (RFC 4303, RFC 4302), EtherIP (RFC 3378), L2TP
+/// (RFC 3931). In IPv6 the authentication header is an extension header, so it is never met as a protocol.
+const TUNNELS: [u8; 7] = [4, 41, 47, 50, 51, 97, 115];
 const EXTENSION_HOP_BY_HOP: u8 = 0;
 const EXTENSION_ROUTING: u8 = 43;
 const EXTENSION_FRAGMENT: u8 = 44;
@@ -242,6 +246,7 @@ fn read_link_long(frame: &Frame<'_>, packet: &mut Packet) -> Result<(), Ended> {
             read_ipv6_transport(&copied, packet, &start, &chain)
         }
         ETHERTYPE_ARP => Err(Verdict::Arp),
+        ETHERTYPE_PPPOE_SESSION => Err(Verdict::Tunnel),
         _ if is_vlan(ethertype) => Err(Verdict::VlanDepth),
         _ => Err(Verdict::UnknownEthertype),
     }
@@ -496,9 +501,22 @@ fn read_transport(
                 _ => {}
             }
         }
+        protocol if is_tunnel(protocol) => packet.kind = Verdict::Tunnel,
         _ => {}
     }
     Ok(())
+}
+
+#[inline(always)]
+fn is_tunnel(protocol: u8) -> bool {
+    let mut index = 0;
+    while index < TUNNELS.len() {
+        if TUNNELS[index] == protocol {
+            return true;
+        }
+        index += 1;
+    }
+    false
 }
 
 /// Which rules the flags of a TCP segment break.

@@ -198,6 +198,7 @@ fn read_link(buffer: Buffer<'_>, headers: &mut Headers) -> Result<(), Stop> {
             IPV4 => return read_v4(buffer, headers, at + 2),
             IPV6 => return read_v6(buffer, headers, at + 2),
             0x0806 => return Err(Stop(Verdict::Arp)),
+            0x8864 => return Err(Stop(Verdict::Tunnel)),
             _ => return Err(Stop(Verdict::UnknownEthertype)),
         }
     }
@@ -330,6 +331,8 @@ fn read_transport(
             (ICMPV6, [133..=137, 0]) if part.hops == 255 => Some(Verdict::NeighbourDiscovery),
             _ => None,
         };
+    } else if [4, 41, 47, 50, 51, 97, 115].contains(&protocol) {
+        headers.kind = Some(Verdict::Tunnel);
     }
     Ok(())
 }

@@ -131,7 +131,7 @@ impl Rows {
             ethernet(38, &[0; 38]),
             passed(Verdict::UnknownEthertype),
         );
-        self.plain("PPPoE session", ethernet(0x8864, &[0; 40]), passed(Verdict::UnknownEthertype));
+        self.plain("PPPoE session", ethernet(0x8864, &[0; 40]), passed(Verdict::Tunnel));
     }
 
     fn lengths(&mut self) {
@@ -219,7 +219,16 @@ impl Rows {
             v6(SOURCE_V6, ICMPV6).frame(&[128, 0, 0, 0, 0, 0, 0]),
             dropped(Verdict::BadLength),
         );
-        self.both("GRE", &world, 47, &[0; 4], PASS);
+        for (name, protocol) in
+            [("IP in IP", 4), ("IPv6 in IP", 41), ("GRE", 47), ("ESP", 50), ("EtherIP", 97), ("L2TP", 115)]
+        {
+            self.both(name, &world, protocol, &[0; 4], passed(Verdict::Tunnel));
+        }
+        self.plain(
+            "an authentication header in IPv4",
+            v4(SOURCE_V4, 51).frame(&[0; 24]),
+            passed(Verdict::Tunnel),
+        );
         self.both("a protocol without payload", &world, 132, &[], PASS);
         self.plain("no next header", v6(SOURCE_V6, 59).frame(&[]), PASS);
         self.plain("ICMP under IPv6 is no ICMPv6", v6(SOURCE_V6, ICMP).frame(&[3, 4]), PASS);
@@ -349,7 +358,6 @@ impl Rows {
             v6(SOURCE_V6, 51).frame(&join(&[authentication, tcp(SYN | FIN, 5)])),
             dropped(Verdict::SynFin),
         );
-        self.plain("ESP is opaque", v6(SOURCE_V6, 50).frame(&[0; 20]), PASS);
         let chain = |count: usize| {
             let mut parts: Vec<Vec<u8>> = (1..count).map(|_| extension(60, 0)).collect();
             parts.push(extension(TCP, 0));
@@ -680,6 +688,7 @@ impl Rows {
                 Verdict::VlanDepth,
                 Verdict::ExtensionHeaders,
                 Verdict::LaterFragment,
+                Verdict::Tunnel,
             ]);
         });
         let deep = [vec![VLAN; 3]].concat();
@@ -688,6 +697,7 @@ impl Rows {
             ("unknown EtherType", ethernet(0x88cc, &[0; 40]), Verdict::UnknownEthertype),
             ("three tags", tagged(&deep, IPV4, &packet), Verdict::VlanDepth),
             ("seven extension headers", v6(SOURCE_V6, 60).frame(&seven), Verdict::ExtensionHeaders),
+            ("tunnel", v4(SOURCE_V4, 47).frame(&[0; 4]), Verdict::Tunnel),
             (
                 "later fragment",
                 V4 { fragment: 9, ..v4(SOURCE_V4, UDP) }.frame(&[0; 8]),

@@ -174,11 +174,11 @@ keys! {
     TABLE_BANS: Number = "shield.tables.bans",
         Absent::Default("131072"),
         Number {
-            least: 1_024, most: 4_194_304, unit: "sources",
+            least: 1_024, most: 1_048_576, unit: "sources",
             below: "a small attack would fill the table, and its other sources could not be banned",
             above: "the table would take more of the kernel's memory than a host can spare",
         },
-        "Rows of the ban table.";
+        "Rows of the ban table. Each costs about 100 bytes of the kernel's memory whether it is used or not, and the daemon as much again for each ban.";
     TABLE_ALLOW: Number = "shield.tables.allow",
         Absent::Default("16384"),
         Number {
