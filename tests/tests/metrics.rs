@@ -180,6 +180,27 @@ fn every_metric_moves_by_its_cause() {
     watch.exceeds("tunica_events_lost_total", 0.0);
     watch.exceeds("tunica_heartbeat_age_seconds", 0.0);
 
+    // A burst of one at one a second, and more sources than the sketch has cells.
+    let path = watch.lab.path("tunica.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let strict = "syn = { per_source_per_second = 1, burst = 1 }\nstale_after_seconds = 40\npin_path";
+    fs::write(&path, text.replacen("pin_path", strict, 1)).unwrap();
+    watch.lab.must(&["reload"]).unwrap();
+    watch.becomes("tunica_heartbeat_stale_after_seconds", 40.0);
+    assert_eq!(watch.value("tunica_syn_sketch_busy_ratio"), 0.0);
+    let forged = Flood {
+        pattern: Pattern::ForgedSyn,
+        rate: 100_000,
+        macs: (CLIENT_MAC, HOST_MAC),
+        victim: (HOST, 443),
+        seed: 11,
+    };
+    let attack = forged.start(&watch.lab.client, CLIENT_INTERFACE).unwrap();
+    watch.exceeds("tunica_syn_sketch_busy_ratio", 0.2);
+    attack.stop().unwrap();
+    fs::write(&path, text).unwrap();
+    watch.lab.must(&["reload"]).unwrap();
+
     // A full disk: nothing is banned, nothing else breaks, and it heals.
     fs::write(disk.join("filler"), vec![0; 8 << 20]).unwrap_err();
     let mut refused = 0;

@@ -110,6 +110,10 @@ metrics! {
         "Rows that a kernel table holds.";
     heartbeat_age: Gauge, "tunica_heartbeat_age_seconds", [],
         "Seconds since the kernel last had a sign of life of the daemon.";
+    heartbeat_stale_after: Gauge, "tunica_heartbeat_stale_after_seconds", [],
+        "Seconds without a sign of life after which the kernel falls back as `shield.on_stale` says.";
+    sketch_busy: Gauge, "tunica_syn_sketch_busy_ratio", [],
+        "Share of the SYN sketch's cells that would refuse a SYN now, from 0 to 1, estimated from a sample. A newcomer is refused about as often as the square of it.";
     events_received: IntCounter, "tunica_events_received_total", [],
         "Sampled packets that the kernel reported.";
     events_lost: IntCounter, "tunica_events_lost_total", [],
@@ -284,6 +288,16 @@ impl Metrics {
     /// Shows how long ago the kernel had a sign of life.
     pub fn set_heartbeat_age(&self, age: Duration) {
         self.families.heartbeat_age.set(age.as_secs_f64());
+    }
+
+    /// Shows after how long without a sign of life the kernel falls back.
+    pub fn set_heartbeat_stale_after(&self, limit: Duration) {
+        self.families.heartbeat_stale_after.set(limit.as_secs_f64());
+    }
+
+    /// Shows which share of the SYN sketch would refuse a SYN, from 0 to 1.
+    pub fn set_sketch_busy(&self, share: f64) {
+        self.families.sketch_busy.set(share);
     }
 
     /// Counts sampled packets that the kernel reported.
@@ -598,6 +612,12 @@ mod tests {
                 1.5,
                 Box::new(|it| it.set_heartbeat_age(Duration::from_millis(1_500))),
             ),
+            (
+                "tunica_heartbeat_stale_after_seconds",
+                30.0,
+                Box::new(|it| it.set_heartbeat_stale_after(Duration::from_secs(30))),
+            ),
+            ("tunica_syn_sketch_busy_ratio", 0.25, Box::new(|it| it.set_sketch_busy(0.25))),
             ("tunica_events_received_total", 4.0, Box::new(|it| it.count_events(4))),
             ("tunica_bans_set_total{origin=\"operator\"}", 1.0, {
                 let commands = [ban.clone(), lift.clone()];
