@@ -2,7 +2,8 @@
 //!
 //! The daemon hands every event to [`Coordinator::handle`], makes the commands of the outcome durable, and then calls
 //! [`Coordinator::commit`] with them before the next event. Only `commit` changes the ledger in memory, so a ban is in
-//! force only once it would survive a crash. [`Coordinator::advance`] does what time alone makes due, and
+//! force only once it would survive a crash. In the same way only [`Coordinator::adopt`] changes the settings, so a
+//! reload whose commands cannot be kept changes nothing. [`Coordinator::advance`] does what time alone makes due, and
 //! [`Coordinator::next_deadline`] says when that is.
 //!
 //! ```text
@@ -138,6 +139,8 @@ pub struct Outcome {
     /// To be told at once.
     pub notices: Vec<Notice>,
     /// The answer, where an operator asked; it is true once the commands are committed.
+    /// To be handed to [`Coordinator::adopt`] once the commands are durable, and before they are committed.
+    pub settings: Option<Box<Settings>>,
     pub reply: Option<Reply>,
 }
 
@@ -241,7 +244,7 @@ impl Coordinator {
                 self.refresh(now);
                 self.advance(now)
             }
-            Event::Reloaded(settings) => self.reload(*settings, now),
+            Event::Reloaded(settings) => self.plan_reload(settings),
         }
     }
 
@@ -282,16 +285,21 @@ impl Coordinator {
             self.refresh(now);
         }
         let mut bans: Vec<PacketSource> = self.in_force.ban_ends.due(now.mono).collect();
-        let protected = never_ban::firm_ranges(&self.never_ban, &self.settings.config_allow);
-        bans.extend(
-            protected.flat_map(|range| self.ledger.bans.range(range.sources())).map(|(source, _)| *source),
-        );
+        bans.extend(self.protected_bans(&self.settings.config_allow));
         bans.sort_unstable();
         bans.dedup();
         let mut commands: Vec<Command> = bans.into_iter().map(|source| Command::LiftBan { source }).collect();
         commands.extend(self.in_force.allow_ends.due(now.mono).map(|prefix| Command::LiftAllow { prefix }));
         commands.extend(self.in_force.forgets.due(now.mono).map(|source| Command::ForgetMemory { source }));
-        Outcome { commands, notices: self.defences.advance(now.mono), reply: None }
+        Outcome { commands, notices: self.defences.advance(now.mono), ..Outcome::default() }
+    }
+
+    /// Banned sources that must not be banned where the configuration allows `config_allow`.
+    fn protected_bans(&self, config_allow: &[Prefix]) -> Vec<PacketSource> {
+        never_ban::firm_ranges(&self.never_ban, config_allow)
+            .flat_map(|range| self.ledger.bans.range(range.sources()))
+            .map(|(source, _)| *source)
+            .collect()
     }
 
     /// When [`Self::advance`] is to be called next; in the past while commands of an earlier call are not committed.
@@ -358,22 +366,31 @@ impl Coordinator {
         is_said.then_some(Notice::DropSample { source, verdict, port })
     }
 
-    fn reload(&mut self, settings: Settings, now: Now) -> Outcome {
+    /// What the settings need in the ledger. Whatever else they make due comes with the next [`Self::advance`].
+    fn plan_reload(&self, settings: Box<Settings>) -> Outcome {
         let mut changes = settings.changes_from(&self.settings);
         self.never_ban.set_keep(settings.tor_keep);
         self.settings = settings;
         for (source, memory) in &self.ledger.memories {
+        let mut lifted = self.protected_bans(&settings.config_allow);
+        lifted.sort_unstable();
+        lifted.dedup();
+        if !lifted.is_empty() {
+            changes.push(format!("bans lifted because they must not be: {}", lifted.len()));
+        }
+        Outcome {
+            commands: lifted.into_iter().map(|source| Command::LiftBan { source }).collect(),
+            settings: Some(settings),
+            notices: Vec::new(),
+            reply: Some(Reply::Done { changes, undo: None, dry_run: false }),
+        }
+    }
+
+    /// Puts the settings of an outcome in force, once its commands are durable and before they are committed.
+    pub fn adopt(&mut self, settings: Settings, now: Now) {
             self.in_force.set_memory(*source, *memory, &self.settings.ladder, now);
         }
         self.refresh(now);
-        let mut outcome = self.advance(now);
-        let lifted =
-            outcome.commands.iter().filter(|command| matches!(command, Command::LiftBan { .. })).count();
-        if lifted > 0 {
-            changes.push(format!("bans lifted because they ended or must not be: {lifted}"));
-        }
-        outcome.reply = Some(Reply::Done { changes, undo: None, dry_run: false });
-        outcome
     }
 
     /// Recomputes everything in force but the bans, which are too many.

@@ -4,6 +4,7 @@
 //! memory second and shown to the kernel third, so that a crash at any point leaves a state that was decided.
 
 use std::{
+    cell::Cell,
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -13,7 +14,7 @@ use std::{
 use anyhow::Context;
 use tunica_api::{
     request::{self, Request},
-    view::{Answer, Doctor, RefusedCode},
+    view::{Answer, Doctor, Refused, RefusedCode},
 };
 use tunica_common::{
     event::{self as kernel, tally_slot},
@@ -31,7 +32,7 @@ use tunica_core::{
 
 use crate::{
     explain,
-    ledger_file::LedgerFile,
+    ledger_file::{CommitError, LedgerFile},
     metrics::Metrics,
     settings,
     shell::{host, tor_peers, xdp::Shield},
@@ -52,6 +53,8 @@ pub struct App {
     metrics: Metrics,
     telemetry: Telemetry,
     started: WallTime,
+    /// What the clocks said last.
+    last: Cell<Now>,
     /// What is wrong outside of the configuration: one sentence each.
     troubles: Troubles,
     /// Events that were lost before this daemon started to read them.
@@ -116,13 +119,12 @@ impl Troubles {
     }
 }
 
-/// Reads both clocks.
-///
-/// # Errors
-/// If the wall clock stands before 1970.
-pub fn now() -> io::Result<Now> {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
-    Ok(Now { mono: Monotime(crate::sys::monotonic_ns()?), wall: WallTime(wall.as_secs()) })
+/// What the clocks say. One that does not answer, or a wall clock before 1970, stands still as it was `last`.
+fn read_clocks(last: Now, mono: io::Result<u64>, wall: SystemTime) -> Now {
+    Now {
+        mono: mono.map_or(last.mono, Monotime),
+        wall: wall.duration_since(UNIX_EPOCH).map_or(last.wall, |wall| WallTime(wall.as_secs())),
+    }
 }
 
 impl App {
@@ -132,7 +134,10 @@ impl App {
     /// If the ledger or the kernel's objects cannot be had. An interface that cannot be attached to is no such error: it
     /// shows in `status`, in `/ready` and in the metrics, and is tried again at each audit.
     pub fn start(config_path: &Path, config: Config, telemetry: Telemetry) -> anyhow::Result<Self> {
-        let now = now().context("the wall clock is set before 1970; correct it")?;
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+        let wall = wall.context("the wall clock is set before 1970; correct it")?.as_secs();
+        let mono = crate::sys::monotonic_ns().context("the kernel's monotonic clock does not answer")?;
+        let now = Now { mono: Monotime(mono), wall: WallTime(wall) };
         let opened = LedgerFile::open(&config.ledger.path, now.wall)?;
         let metrics = Metrics::new(&crate::shell::xdp::object::object_sha256())?;
         let mut troubles = Troubles::default();
@@ -156,6 +161,7 @@ impl App {
             metrics,
             telemetry,
             started: now.wall,
+            last: Cell::new(now),
             troubles,
             lost_before,
         };
@@ -196,8 +202,9 @@ impl App {
     }
 
     fn now(&self) -> Now {
-        // Both clocks answered at start; should one fail later, time stands still rather than jumps.
-        now().unwrap_or(Now { mono: Monotime(0), wall: self.started })
+        let now = read_clocks(self.last.get(), crate::sys::monotonic_ns(), SystemTime::now());
+        self.last.set(now);
+        now
     }
 
     /// Puts one event through the coordinator and carries out what comes of it.
@@ -209,21 +216,41 @@ impl App {
     }
 
     fn carry_out(&mut self, outcome: Outcome, reach: Reach, now: Now) -> Result<Option<Reply>, String> {
-        let mut notices = outcome.notices;
-        if !outcome.commands.is_empty() {
-            if let Err(error) = self.ledger.commit(self.coordinator.ledger(), &outcome.commands) {
+        self.keep(&outcome.commands)
+            .map_err(|error| self.ledger_trouble(format!("the change was not made: {error}")))?;
+        self.take_in(outcome, reach, now)
+    }
+
+    /// Makes commands durable.
+    fn keep(&mut self, commands: &[Command]) -> Result<(), CommitError> {
+        if commands.is_empty() {
+            return Ok(());
+        }
+        match self.ledger.commit(self.coordinator.ledger(), commands) {
+            Ok(()) => {
+                self.metrics.count_commit(commands);
+                self.troubles.ledger = None;
+                Ok(())
+            }
+            Err(error) => {
                 self.metrics.count_ledger_failure();
-                return Err(self.ledger_trouble(error.to_string()));
+                Err(error)
             }
-            self.metrics.count_commit(&outcome.commands);
-            match self.coordinator.commit(&outcome.commands, now) {
-                Ok(more) => notices.extend(more),
-                Err(rejection) => {
-                    let text = format!("memory and ledger disagree ({rejection}); restart tunicad");
-                    return Err(self.ledger_trouble(text));
-                }
+        }
+    }
+
+    /// Takes what was decided into memory, tells it, and shows it to the kernel.
+    fn take_in(&mut self, outcome: Outcome, reach: Reach, now: Now) -> Result<Option<Reply>, String> {
+        let mut notices = outcome.notices;
+        if let Some(settings) = outcome.settings {
+            self.coordinator.adopt(*settings, now);
+        }
+        match self.coordinator.commit(&outcome.commands, now) {
+            Ok(more) => notices.extend(more),
+            Err(rejection) => {
+                let text = format!("memory and ledger disagree ({rejection}); restart tunicad");
+                return Err(self.ledger_trouble(text));
             }
-            self.troubles.ledger = None;
         }
         for notice in &notices {
             telemetry::log_notice(notice);
@@ -419,17 +446,29 @@ impl App {
     }
 
     fn decide(&mut self, event: Event) -> Answer {
-        match self.step(event) {
-            Ok(Some(reply)) => views::reply(reply),
-            Ok(None) => no_answer(),
-            Err(text) => views::refused(RefusedCode::Failed, text),
-        }
+        answer_of(self.step(event))
     }
 
     fn bypass(&mut self, event: Event) -> Answer {
-        let answer = self.decide(event);
+    /// Unlike other changes a bypass begins and ends even if that cannot be made durable: a full disk must lock nobody
+    /// out. It begins before the ledger is written, because a sick disk may take its time.
+        let now = self.now();
+        let reach = Reach::of(&event);
+        let mut outcome = self.coordinator.handle(event, now);
+        let begins = outcome.commands.iter().any(|command| matches!(command, Command::SetBypass { .. }));
+        if begins {
+            self.shield.follow(false);
+        }
+        if let Err(error) = self.keep(&outcome.commands) {
+            let then = if begins { "end the bypass" } else { "bring the bypass back" };
+            let text = self.ledger_trouble(format!("a restart of tunicad would {then}: {error}"));
+            if let Some(Reply::Done { changes, .. }) = &mut outcome.reply {
+                changes.push(text);
+            }
+        }
+        let result = self.take_in(outcome, reach, now);
         self.shield.follow(self.coordinator.desired().attached);
-        answer
+        answer_of(result)
     }
 
     fn status(&self) -> Answer {
@@ -446,43 +485,59 @@ impl App {
 
     /// Reads the configuration file again. Either all of it comes into force or none.
     pub fn reload(&mut self) -> Answer {
-        let answer = self.try_reload().unwrap_or_else(|text| {
-            tracing::error!(message_id = "config_refused", "{text}");
-            views::refused(RefusedCode::BadConfig, text)
-        });
-        let is_done = matches!(answer, Answer::Done(_));
-        self.metrics.count_reload(is_done);
-        if is_done {
-            tracing::info!(
-                message_id = "config_reloaded",
-                "the configuration was read again and is in force"
-            );
+        let result = self.try_reload();
+        self.metrics.count_reload(result.is_ok());
+        match result {
+            Ok(answer) => {
+                tracing::info!(
+                    message_id = "config_reloaded",
+                    "the configuration was read again and is in force"
+                );
+                answer
+            }
+            Err(Refused { code, message }) => {
+                // The problems of a file have a line each.
+                let then = if message.contains('\n') { "\n" } else { "; " };
+                let message = format!("{message}{then}the configuration before stays in force");
+                tracing::error!(message_id = "config_refused", "{message}");
+                views::refused(code, message)
+            }
         }
-        answer
     }
 
-    fn try_reload(&mut self) -> Result<Answer, String> {
-        let kept = "the configuration before stays in force";
-        let config =
-            tunica_config::read_file(&self.config_path).map_err(|error| format!("{error}\n{kept}"))?;
+    fn try_reload(&mut self) -> Result<Answer, Refused> {
+        let bad = |message: String| Refused { code: RefusedCode::BadConfig, message };
+        let failed = |message: String| Refused { code: RefusedCode::Failed, message };
+        let config = tunica_config::read_file(&self.config_path).map_err(|error| bad(error.to_string()))?;
         let fixed = settings::fixed_keys_changed(&self.config, &config);
         if !fixed.is_empty() {
-            return Err(format!(
-                "{} can only change at a start; {kept}; restart tunicad, or change the file back",
+            return Err(bad(format!(
+                "{} can only change at a start; restart tunicad, or change the file back",
                 fixed.join(", ")
-            ));
+            )));
         }
-        let settings = config.settings().map_err(|error| format!("{error}; {kept}"))?;
+        let settings = config.settings().map_err(|error| bad(error.to_string()))?;
         let plan = settings::plan(&config);
-        let needs_maps = plan.sizes != self.shield.plan().sizes;
-        let mut fresh = if needs_maps {
-            // Maps of another size: filled first, then the link moves to the program that reads them.
-            Some(Shield::open(plan.clone()).map_err(|error| format!("{error}; {kept}"))?)
-        } else {
+        let come = only_in(&plan.interfaces, &self.shield.plan().interfaces);
+        let gone = only_in(&self.shield.plan().interfaces, &plan.interfaces);
+        for name in &come {
+            self.shield.admit(name).map_err(|error| bad(error.to_string()))?;
+        }
+        let mut fresh = if plan.sizes == self.shield.plan().sizes {
             None
         };
-        let reply =
-            self.step(Event::Reloaded(Box::new(settings))).map_err(|text| format!("{text}; {kept}"))?;
+        } else {
+            // Maps of another size: filled first, then the link moves to the program that reads them.
+            let fresh = Shield::open(plan.clone()).map_err(|error| {
+                self.shield.sweep();
+                failed(error.to_string())
+            })?;
+            Some(fresh)
+        let reply = self.step(Event::Reloaded(Box::new(settings))).map_err(|text| {
+            self.shield.sweep();
+            failed(text)
+        })?;
+        self.shield.release(&plan.interfaces);
         if let Some(fresh) = fresh.as_mut() {
             let _ = fresh.tables_mut().beat(self.now().mono.0);
             let synced = fresh.sync(self.coordinator.desired(), self.coordinator.settings()).map(|_| ());
@@ -495,10 +550,26 @@ impl App {
         self.config = config;
         self.shield.follow(self.coordinator.desired().attached);
         self.read_tor_peers();
-        Ok(match reply {
-            Some(reply) => views::reply(reply),
-            None => no_answer(),
-        })
+        Ok(self.with_interfaces(answer_of(Ok(reply)), &come, &gone))
+    }
+
+    /// The answer, with a sentence for each interface that came or went.
+    fn with_interfaces(&self, answer: Answer, come: &[String], gone: &[String]) -> Answer {
+        let Answer::Done(mut done) = answer else { return answer };
+        let is_bypassed = self.coordinator.ledger().bypass.is_some();
+        done.changes.extend(gone.iter().map(|name| format!("the shield is off {name}")));
+        let states = self.shield.interfaces();
+        done.changes.extend(states.into_iter().filter(|state| come.contains(&state.name)).map(
+            |state| match (state.is_ours, state.problem) {
+                (true, None) => format!("the shield is on {}", state.name),
+                (_, Some(problem)) => format!("{}: {problem}", state.name),
+                (false, None) if is_bypassed => {
+                    format!("the shield goes on {} once the bypass ends", state.name)
+                }
+                (false, None) => format!("{}: not attached", state.name),
+            },
+        ));
+        Answer::Done(done)
     }
 
     /// Why the shield does not do what the configuration asks; empty if it does.
@@ -555,6 +626,18 @@ impl App {
 fn no_answer() -> Answer {
     views::refused(RefusedCode::Failed, "the coordinator gave no answer; this is a fault of tunicad")
 }
+fn only_in(these: &[String], those: &[String]) -> Vec<String> {
+    these.iter().filter(|name| !those.contains(name)).cloned().collect()
+}
+
+fn answer_of(result: Result<Option<Reply>, String>) -> Answer {
+    match result {
+        Ok(Some(reply)) => views::reply(reply),
+        Ok(None) => no_answer(),
+        Err(text) => views::refused(RefusedCode::Failed, text),
+    }
+}
+
 
 fn length(length: request::Length) -> Length {
     match length {
@@ -578,4 +661,26 @@ fn sample(event: &kernel::Event) -> Option<Forgeable> {
 /// What this host can do for the shield, asked by a running daemon or by `tunicad preflight`.
 pub fn doctor(config: &Config) -> Doctor {
     host::examine(&config.shield.interfaces, &config.shield.pin_path, config.tor.user.as_deref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_fails_stands_still_and_the_other_goes_on() {
+        let last = Now { mono: Monotime(7), wall: WallTime(70) };
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let before = UNIX_EPOCH - Duration::from_secs(1);
+        let fault = || Err(io::Error::from(io::ErrorKind::Unsupported));
+        for (mono, wall, expected) in [
+            (Ok(8), at(71), (8, 71)),
+            (Ok(8), before, (8, 70)),
+            (fault(), at(71), (7, 71)),
+            (fault(), before, (7, 70)),
+        ] {
+            let now = read_clocks(last, mono, wall);
+            assert_eq!((now.mono.0, now.wall.0), expected);
+        }
+    }
 }

@@ -134,8 +134,7 @@ pub enum CommitError {
     Rejected(#[source] Rejection),
     /// The file could not be written.
     #[error(
-        "cannot write the ledger {} ({source}): the change was not made; see to the disk's free space and health, \
-         the next change tries again",
+        "cannot write the ledger {} ({source}); see to the disk's free space and health, the next change tries again",
         path.display()
     )]
     Storage {
@@ -146,7 +145,7 @@ pub enum CommitError {
     },
     /// The file could not be read back after an earlier failure.
     #[error(
-        "the ledger {} was written incompletely and cannot be read back ({reason}): the change was not made; \
+        "the ledger {} was written incompletely and cannot be read back ({reason}); \
          restart tunicad, which sets the file aside and starts a fresh one",
         path.display()
     )]

@@ -81,7 +81,7 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("tunicad: {error:#}"));
+            complain(&format!("tunicad: {error}"));
             ExitCode::FAILURE
         }
     }

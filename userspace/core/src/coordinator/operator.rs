@@ -114,7 +114,7 @@ pub(super) fn answer(plan: &Result<Plan, Refusal>, dry_run: bool) -> Outcome {
         }
         Err(refusal) => (Vec::new(), Reply::Refused { code: refusal.code(), message: refusal.to_string() }),
     };
-    Outcome { commands, notices: Vec::new(), reply: Some(reply) }
+    Outcome { commands, reply: Some(reply), ..Outcome::default() }
 }
 
 impl Coordinator {

@@ -37,6 +37,9 @@ impl World {
             ledger::apply(&mut self.file, command).unwrap();
         }
         self.heard.extend(outcome.notices);
+        if let Some(settings) = outcome.settings {
+            self.coordinator.adopt(*settings, self.now);
+        }
         self.heard.extend(self.coordinator.commit(&outcome.commands, self.now).unwrap());
         assert_eq!(self.coordinator.ledger(), &self.file);
         for edit in diff(&self.kernel, &self.coordinator.desired().tables) {
@@ -236,7 +239,7 @@ fn what_becomes_protected_is_unbanned() {
     let (changes, _) = done(world.event(Event::Reloaded(Box::new(Settings { config_allow, ..settings() }))));
     assert_eq!(
         changes,
-        ["allow list: 1 entries came, 0 went", "bans lifted because they ended or must not be: 1"]
+        ["allow list: 1 entries came, 0 went", "bans lifted because they must not be: 1"]
     );
     assert_eq!(world.names(), ["ban_withdrawn"; 3]);
     assert_eq!(
@@ -380,6 +383,28 @@ fn replies_say_what_changes_and_how_to_undo_it() {
     );
     assert_eq!(undo.as_deref(), Some("tunica ban remove 198.51.100.7"));
     world.pass(100);
+#[test]
+fn a_reload_that_cannot_be_kept_changes_nothing() {
+    let mut world = World::new(settings());
+    world.event(Event::TorPeers(vec!["203.0.113.9".parse().unwrap()]));
+    world.ban("198.51.100.7", Length::Ladder);
+    let new = Settings {
+        mode: Mode::Observe,
+        config_allow: vec!["198.51.100.0/24".parse().unwrap()],
+        tor_keep: Duration::from_secs(1),
+        ..settings()
+    };
+    let before = format!("{:?}", world.coordinator);
+    let outcome = world.coordinator.handle(Event::Reloaded(Box::new(new)), world.now);
+    assert_eq!(outcome.commands, [Command::LiftBan { source: "198.51.100.7".parse().unwrap() }]);
+    assert_eq!(format!("{:?}", world.coordinator), before);
+    world.carry_out(outcome);
+    assert_eq!(world.coordinator.settings().mode, Mode::Observe);
+    assert!(world.file.bans.is_empty() && !world.drops("198.51.100.7"));
+    world.pass(1);
+    assert_eq!(world.kernel.allow.len(), 1);
+}
+
     let (changes, undo) = done(world.ban(host, Length::Forever));
     assert_eq!(
         changes,

@@ -180,9 +180,40 @@ impl Shield {
         &self.plan
     }
 
+    /// Whether the program could be attached to an interface that is not in the plan: it exists and its hook is free, or
+    /// holds the program already because the interface was given another name.
+    ///
+    /// # Errors
+    /// [`AttachError`] says why not. Whether the driver can do it shows only when it is tried.
+    pub fn admit(&self, name: &str) -> Result<(), AttachError> {
+        let interface = || name.to_owned();
+        let hook = hook::read(name)
+            .map_err(|source| AttachError::Read { interface: interface(), source })?
+            .ok_or_else(|| AttachError::NoInterface { interface: interface() })?;
+        if hook.mode == Mode::None || hook.program_id == Some(self.program_id) {
+            return Ok(());
+        }
+        Err(AttachError::Occupied { interface: interface(), owner: attach::owner(hook) })
+    }
+
+    /// Removes the pinned maps of other sizes and layouts, unless a link is pinned beside them.
+    pub fn sweep(&self) {
+        attach::sweep(&self.plan.root, &self.directory);
+    }
+
+    /// Detaches from every interface that is not in `keep`. An interface that has another name now is then free to be
+    /// attached to by that name.
+    pub fn release(&mut self, keep: &[String]) {
+        let held = std::mem::take(&mut self.attachments);
+        let (kept, gone) = held.into_iter().partition(|(name, _)| keep.contains(name));
+        self.attachments = kept;
+        self.detach(gone);
+    }
+
     /// Changes interfaces and modes; [`Shield::follow`] then acts on it. Maps and pins stay, so `plan` must have the same
     /// sizes and root.
     pub fn set_plan(&mut self, plan: Plan) {
+        self.release(&plan.interfaces);
         self.problems.retain(|name, _| plan.interfaces.contains(name));
         self.plan = plan;
     }
@@ -342,14 +373,22 @@ impl Shield {
         }
         attach::detach_others(&self.plan.root, &self.plan.interfaces);
         if self.problems.is_empty() {
-            attach::sweep(&self.plan.root, &self.directory);
+            self.sweep();
         }
         changes
     }
 
     fn detach_all(&mut self) -> u64 {
+        let all = std::mem::take(&mut self.attachments);
+        let changes = self.detach(all);
+        // Links that an earlier daemon left.
+        attach::detach_others(&self.plan.root, &[]);
+        changes
+    }
+
+    fn detach(&mut self, attachments: BTreeMap<String, Attachment>) -> u64 {
         let mut changes = 0;
-        for (name, attachment) in std::mem::take(&mut self.attachments) {
+        for (name, attachment) in attachments {
             match attachment.detach() {
                 Ok(()) => {
                     changes += 1;
@@ -364,8 +403,6 @@ impl Shield {
                 }
             }
         }
-        // Links that an earlier daemon left.
-        attach::detach_others(&self.plan.root, &[]);
         changes
     }
 
