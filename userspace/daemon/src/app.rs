@@ -449,10 +449,10 @@ impl App {
         answer_of(self.step(event))
     }
 
-    fn bypass(&mut self, event: Event) -> Answer {
     /// Unlike other changes a bypass begins and ends even if that cannot be made durable: a full disk must lock nobody
     /// out. It begins before the ledger is written, because a sick disk may take its time.
         let now = self.now();
+    fn bypass(&mut self, event: Event) -> Answer {
         let reach = Reach::of(&event);
         let mut outcome = self.coordinator.handle(event, now);
         let begins = outcome.commands.iter().any(|command| matches!(command, Command::SetBypass { .. }));
@@ -525,7 +525,6 @@ impl App {
         }
         let mut fresh = if plan.sizes == self.shield.plan().sizes {
             None
-        };
         } else {
             // Maps of another size: filled first, then the link moves to the program that reads them.
             let fresh = Shield::open(plan.clone()).map_err(|error| {
@@ -534,6 +533,7 @@ impl App {
             })?;
             Some(fresh)
         let reply = self.step(Event::Reloaded(Box::new(settings))).map_err(|text| {
+        };
             self.shield.sweep();
             failed(text)
         })?;
@@ -610,6 +610,8 @@ impl App {
         let beat = Monotime(self.shield.tables().last_beat().unwrap_or(0));
         metrics.set_heartbeat_age(now.mono.since(beat));
         metrics.set_events_lost(self.shield.tables().lost_events().unwrap_or(0));
+        metrics.set_heartbeat_stale_after(self.coordinator.settings().stale_after);
+        metrics.set_sketch_busy(self.shield.tables().sketch_busy(now.mono.0).unwrap_or(0.0));
         metrics.set_bans_active(self.coordinator.ledger().bans.values().map(|ban| ban.origin));
         let never_ban = self.coordinator.never_ban();
         let age = self.config.tor.user.as_ref().map(|_| {
@@ -623,9 +625,6 @@ impl App {
     }
 }
 
-fn no_answer() -> Answer {
-    views::refused(RefusedCode::Failed, "the coordinator gave no answer; this is a fault of tunicad")
-}
 fn only_in(these: &[String], those: &[String]) -> Vec<String> {
     these.iter().filter(|name| !those.contains(name)).cloned().collect()
 }
@@ -639,6 +638,9 @@ fn answer_of(result: Result<Option<Reply>, String>) -> Answer {
 }
 
 
+fn no_answer() -> Answer {
+    views::refused(RefusedCode::Failed, "the coordinator gave no answer; this is a fault of tunicad")
+}
 fn length(length: request::Length) -> Length {
     match length {
         request::Length::Ladder => Length::Ladder,
