@@ -275,6 +275,9 @@ pub struct Source {
 /// What the live program does with packets of a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
+    /// One sentence if the shield does not stand where packets arrive, so that the outcomes are not what happens to them.
+    #[serde(default)]
+    pub in_truth: Option<String>,
     /// The source that packets of the address count for.
     pub source: PacketSource,
     /// What was tried, in words.

@@ -72,6 +72,7 @@ pub fn explain(
     let allow = views::allow_of(coordinator, address);
     verdicts.dedup();
     Ok(Explanation {
+        in_truth: views::in_truth(coordinator, shield),
         source,
         probe: describe(address, port, packets),
         outcomes,

@@ -236,6 +236,24 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
     }
 }
 
+/// Why packets do not meet the verdicts of the program, where the shield does not stand; `None` where it stands.
+pub fn in_truth(coordinator: &Coordinator, shield: &Shield) -> Option<String> {
+    if let Some(fact) = &coordinator.ledger().bypass {
+        return Some(format!(
+            "bypassed since {}: no packet is inspected; `tunica bypass off` ends it",
+            fact.since
+        ));
+    }
+    let interfaces = shield.interfaces().into_iter();
+    let bare: Vec<String> = interfaces.filter(|state| !state.is_ours).map(|state| state.name).collect();
+    (!bare.is_empty()).then(|| {
+        let names = bare.join(", ");
+        format!(
+            "not attached on {names}: packets that arrive there are not inspected; `tunica status` says why"
+        )
+    })
+}
+
 /// How full each table is.
 pub fn tables(coordinator: &Coordinator) -> Vec<Table> {
     let rows = &coordinator.desired().tables;

@@ -6,7 +6,8 @@ use super::text::{count, duration, wrap};
 
 /// What was tried, how it fared, why, and what would change it.
 pub(super) fn explanation(view: &Explanation) -> String {
-    let mut out = wrap("source   ", "         ", &view.source.to_string());
+    let mut out = view.in_truth.iter().map(|text| wrap("in truth ", "         ", text)).collect::<String>();
+    out.push_str(&wrap("source   ", "         ", &view.source.to_string()));
     out.push_str(&wrap("probe    ", "         ", &view.probe));
     out.push_str(&wrap(
         "judge    ",
