@@ -136,11 +136,11 @@ pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 pub struct Outcome {
     /// To be made durable, all or none, and then handed to [`Coordinator::commit`].
     pub commands: Vec<Command>,
+    /// To be handed to [`Coordinator::adopt`] once the commands are durable, and before they are committed.
+    pub settings: Option<Box<Settings>>,
     /// To be told at once.
     pub notices: Vec<Notice>,
     /// The answer, where an operator asked; it is true once the commands are committed.
-    /// To be handed to [`Coordinator::adopt`] once the commands are durable, and before they are committed.
-    pub settings: Option<Box<Settings>>,
     pub reply: Option<Reply>,
 }
 
@@ -369,9 +369,6 @@ impl Coordinator {
     /// What the settings need in the ledger. Whatever else they make due comes with the next [`Self::advance`].
     fn plan_reload(&self, settings: Box<Settings>) -> Outcome {
         let mut changes = settings.changes_from(&self.settings);
-        self.never_ban.set_keep(settings.tor_keep);
-        self.settings = settings;
-        for (source, memory) in &self.ledger.memories {
         let mut lifted = self.protected_bans(&settings.config_allow);
         lifted.sort_unstable();
         lifted.dedup();
@@ -388,6 +385,9 @@ impl Coordinator {
 
     /// Puts the settings of an outcome in force, once its commands are durable and before they are committed.
     pub fn adopt(&mut self, settings: Settings, now: Now) {
+        self.never_ban.set_keep(settings.tor_keep);
+        self.settings = settings;
+        for (source, memory) in &self.ledger.memories {
             self.in_force.set_memory(*source, *memory, &self.settings.ladder, now);
         }
         self.refresh(now);

@@ -451,8 +451,8 @@ impl App {
 
     /// Unlike other changes a bypass begins and ends even if that cannot be made durable: a full disk must lock nobody
     /// out. It begins before the ledger is written, because a sick disk may take its time.
-        let now = self.now();
     fn bypass(&mut self, event: Event) -> Answer {
+        let now = self.now();
         let reach = Reach::of(&event);
         let mut outcome = self.coordinator.handle(event, now);
         let begins = outcome.commands.iter().any(|command| matches!(command, Command::SetBypass { .. }));
@@ -532,8 +532,8 @@ impl App {
                 failed(error.to_string())
             })?;
             Some(fresh)
-        let reply = self.step(Event::Reloaded(Box::new(settings))).map_err(|text| {
         };
+        let reply = self.step(Event::Reloaded(Box::new(settings))).map_err(|text| {
             self.shield.sweep();
             failed(text)
         })?;
@@ -609,9 +609,9 @@ impl App {
         }
         let beat = Monotime(self.shield.tables().last_beat().unwrap_or(0));
         metrics.set_heartbeat_age(now.mono.since(beat));
-        metrics.set_events_lost(self.shield.tables().lost_events().unwrap_or(0));
         metrics.set_heartbeat_stale_after(self.coordinator.settings().stale_after);
         metrics.set_sketch_busy(self.shield.tables().sketch_busy(now.mono.0).unwrap_or(0.0));
+        metrics.set_events_lost(self.shield.tables().lost_events().unwrap_or(0));
         metrics.set_bans_active(self.coordinator.ledger().bans.values().map(|ban| ban.origin));
         let never_ban = self.coordinator.never_ban();
         let age = self.config.tor.user.as_ref().map(|_| {
@@ -637,10 +637,10 @@ fn answer_of(result: Result<Option<Reply>, String>) -> Answer {
     }
 }
 
-
 fn no_answer() -> Answer {
     views::refused(RefusedCode::Failed, "the coordinator gave no answer; this is a fault of tunicad")
 }
+
 fn length(length: request::Length) -> Length {
     match length {
         request::Length::Ladder => Length::Ladder,

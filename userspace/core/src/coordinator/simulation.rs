@@ -237,10 +237,7 @@ fn what_becomes_protected_is_unbanned() {
     world.event(Event::TorPeers(vec!["2001:db8:5::7".parse().unwrap()]));
     let config_allow = vec!["198.51.100.2".parse().unwrap()];
     let (changes, _) = done(world.event(Event::Reloaded(Box::new(Settings { config_allow, ..settings() }))));
-    assert_eq!(
-        changes,
-        ["allow list: 1 entries came, 0 went", "bans lifted because they must not be: 1"]
-    );
+    assert_eq!(changes, ["allow list: 1 entries came, 0 went", "bans lifted because they must not be: 1"]);
     assert_eq!(world.names(), ["ban_withdrawn"; 3]);
     assert_eq!(
         hosts.map(|host| world.file.bans.contains_key(&host.parse().unwrap())),
@@ -355,6 +352,28 @@ fn a_reload_takes_effect_at_once() {
 }
 
 #[test]
+fn a_reload_that_cannot_be_kept_changes_nothing() {
+    let mut world = World::new(settings());
+    world.event(Event::TorPeers(vec!["203.0.113.9".parse().unwrap()]));
+    world.ban("198.51.100.7", Length::Ladder);
+    let new = Settings {
+        mode: Mode::Observe,
+        config_allow: vec!["198.51.100.0/24".parse().unwrap()],
+        tor_keep: Duration::from_secs(1),
+        ..settings()
+    };
+    let before = format!("{:?}", world.coordinator);
+    let outcome = world.coordinator.handle(Event::Reloaded(Box::new(new)), world.now);
+    assert_eq!(outcome.commands, [Command::LiftBan { source: "198.51.100.7".parse().unwrap() }]);
+    assert_eq!(format!("{:?}", world.coordinator), before);
+    world.carry_out(outcome);
+    assert_eq!(world.coordinator.settings().mode, Mode::Observe);
+    assert!(world.file.bans.is_empty() && !world.drops("198.51.100.7"));
+    world.pass(1);
+    assert_eq!(world.kernel.allow.len(), 1);
+}
+
+#[test]
 fn defences_fall_quiet_by_themselves() {
     let mut world = World::new(settings());
     let mut totals = Totals::default();
@@ -383,28 +402,6 @@ fn replies_say_what_changes_and_how_to_undo_it() {
     );
     assert_eq!(undo.as_deref(), Some("tunica ban remove 198.51.100.7"));
     world.pass(100);
-#[test]
-fn a_reload_that_cannot_be_kept_changes_nothing() {
-    let mut world = World::new(settings());
-    world.event(Event::TorPeers(vec!["203.0.113.9".parse().unwrap()]));
-    world.ban("198.51.100.7", Length::Ladder);
-    let new = Settings {
-        mode: Mode::Observe,
-        config_allow: vec!["198.51.100.0/24".parse().unwrap()],
-        tor_keep: Duration::from_secs(1),
-        ..settings()
-    };
-    let before = format!("{:?}", world.coordinator);
-    let outcome = world.coordinator.handle(Event::Reloaded(Box::new(new)), world.now);
-    assert_eq!(outcome.commands, [Command::LiftBan { source: "198.51.100.7".parse().unwrap() }]);
-    assert_eq!(format!("{:?}", world.coordinator), before);
-    world.carry_out(outcome);
-    assert_eq!(world.coordinator.settings().mode, Mode::Observe);
-    assert!(world.file.bans.is_empty() && !world.drops("198.51.100.7"));
-    world.pass(1);
-    assert_eq!(world.kernel.allow.len(), 1);
-}
-
     let (changes, undo) = done(world.ban(host, Length::Forever));
     assert_eq!(
         changes,
