@@ -31,6 +31,9 @@ const ROUNDS: usize = 7;
 /// Seconds of each transfer; the first is left out, in which the window grows.
 const SECONDS: &str = "2";
 const LEFT_OUT: &str = "1";
+/// Sender on the first processor, receiver on the second: a program on veth runs on the sender's, and where the scheduler
+/// puts the two would otherwise decide the rate.
+const PROCESSORS: &str = "0,1";
 /// How long the server may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -132,7 +135,8 @@ impl Pair {
         if let Some(shield) = &mut self.shield {
             shield.tend()?;
         }
-        let arguments = ["-c", &self.address, "-p", PORT, "-t", SECONDS, "-O", LEFT_OUT, "-J"];
+        let arguments =
+            ["-c", &self.address, "-p", PORT, "-t", SECONDS, "-O", LEFT_OUT, "-A", PROCESSORS, "-J"];
         let told = say(self.sender.command(Path::new("iperf3")).args(arguments))?;
         let told: Value = serde_json::from_str(&told).context("reading what iperf3 told")?;
         let rate = told.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
