@@ -527,7 +527,7 @@ impl App {
             None
         } else {
             // Maps of another size: filled first, then the link moves to the program that reads them.
-            let fresh = Shield::open(plan.clone()).map_err(|error| {
+            let fresh = self.shield.open_beside(plan.clone()).map_err(|error| {
                 self.shield.sweep();
                 failed(error.to_string())
             })?;

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 use tunica_api::view::{Doctor, Finding, Level};
 
-use super::xdp::hook::{self, Hook, Mode};
+use super::xdp::{
+    hook::{self, Hook, Mode},
+    pins::{self, PinsError},
+};
 
 /// Every address of every interface, loopback included.
 ///
@@ -77,8 +80,15 @@ const ONE_PAGE_MTU: u32 = 3_498;
 
 /// Looks at everything the shield depends on. Changes nothing.
 pub fn examine(interfaces: &[String], pin_root: &Path, tor_user: Option<&str>) -> Doctor {
-    let mut findings =
-        vec![kernel(), capabilities(), bpffs(pin_root), cookies(), forwarding(), tor(tor_user)];
+    let mut findings = vec![
+        kernel(),
+        capabilities(),
+        bpffs(pin_root),
+        pin_directory(pin_root),
+        cookies(),
+        forwarding(),
+        tor(tor_user),
+    ];
     for interface in interfaces {
         findings.extend(examine_interface(interface));
     }
@@ -149,8 +159,27 @@ fn bpffs(root: &Path) -> Finding {
         "bpffs",
         ok_if(covers, Level::Failure),
         format!("{} is {}on a bpffs", root.display(), if covers { "" } else { "not " }),
-        "the shield cannot be pinned, so it would end with the daemon; `mount -t bpf bpf /sys/fs/bpf`",
+        "the shield cannot be pinned, so it would end with the daemon; `mount -t bpf -o mode=0700 bpf /sys/fs/bpf`",
     )
+}
+
+fn pin_directory(root: &Path) -> Finding {
+    match pins::check(root) {
+        Ok(()) => {
+            let found = format!("only root can put anything into {}", root.display());
+            finding("pins", Level::Ok, found, "")
+        }
+        Err(PinsError::Unsafe { path, fault, fix }) => {
+            let advice = format!("tunicad does not start, because others could exchange its pins; {fix}");
+            finding("pins", Level::Failure, format!("{} {fault}", path.display()), &advice)
+        }
+        Err(error @ (PinsError::InUse { .. } | PinsError::Directory { .. })) => finding(
+            "pins",
+            Level::Warning,
+            error.to_string(),
+            "whether others could exchange the pins is not known; look as root",
+        ),
+    }
 }
 
 fn cookies() -> Finding {

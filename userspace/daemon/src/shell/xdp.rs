@@ -6,6 +6,7 @@
 pub mod attach;
 pub mod hook;
 pub mod object;
+pub mod pins;
 pub mod probe;
 pub mod tables;
 
@@ -13,6 +14,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::{
@@ -33,6 +35,7 @@ use self::{
     attach::{AttachError, Attachment, Wanted},
     hook::{Hook, Mode},
     object::{LoadError, Sizes},
+    pins::{Pins, PinsError},
     tables::{TableError, Tables},
 };
 
@@ -92,6 +95,9 @@ pub struct SyncError {
 /// Why a shield could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
+    /// The directory of the pins.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// Object or maps.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -135,6 +141,7 @@ pub struct Shield {
     ebpf: Ebpf,
     tables: Tables,
     plan: Plan,
+    pins: Arc<Pins>,
     directory: PathBuf,
     program_id: u32,
     tag: u64,
@@ -145,19 +152,32 @@ pub struct Shield {
 }
 
 impl Shield {
-    /// Loads program and maps, taking over the maps that an earlier daemon left if they have the same shape. Attaches
-    /// nothing.
+    /// Claims the pins and loads program and maps, taking over the maps that an earlier daemon left if they have the same
+    /// shape. Attaches nothing.
     ///
     /// # Errors
     /// See [`OpenError`]; what an earlier daemon attached stays attached.
     pub fn open(plan: Plan) -> Result<Self, OpenError> {
-        let directory = plan.root.join(plan.sizes.directory());
+        let pins = Arc::new(Pins::claim(&plan.root)?);
+        Self::load(plan, pins)
+    }
+
+    /// Like [`Shield::open`], under the claim that this shield holds, so `plan` must have the same root.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; this shield stays as it is.
+    pub fn open_beside(&self, plan: Plan) -> Result<Self, OpenError> {
+        Self::load(plan, Arc::clone(&self.pins))
+    }
+
+    fn load(plan: Plan, pins: Arc<Pins>) -> Result<Self, OpenError> {
+        let directory = pins.directory(&plan.sizes.directory())?;
         let mut ebpf = object::load(plan.sizes, Some(&directory))?;
         let mut tables = Tables::take(&mut ebpf, crate::sys::random_words().map_err(OpenError::Random)?)?;
         tables.repair_filter()?;
         let program = object::program(&mut ebpf)?;
         let info = program.info()?;
-        let pin = directory.join("program");
+        let pin = directory.join(pins::PROGRAM);
         // A pin of the program that went before; bpffs cannot replace one.
         let _ = std::fs::remove_file(&pin);
         program.pin(&pin).map_err(|source| OpenError::Pin { path: pin, source })?;
@@ -165,6 +185,7 @@ impl Shield {
         Ok(Self {
             ebpf,
             tables,
+            pins,
             directory,
             program_id: info.id(),
             tag: info.tag(),
@@ -193,12 +214,12 @@ impl Shield {
         if hook.mode == Mode::None || hook.program_id == Some(self.program_id) {
             return Ok(());
         }
-        Err(AttachError::Occupied { interface: interface(), owner: attach::owner(hook) })
+        Err(attach::occupied(hook, &self.plan.root, name))
     }
 
     /// Removes the pinned maps of other sizes and layouts, unless a link is pinned beside them.
     pub fn sweep(&self) {
-        attach::sweep(&self.plan.root, &self.directory);
+        pins::sweep(&self.plan.root, &self.directory);
     }
 
     /// Detaches from every interface that is not in `keep`. An interface that has another name now is then free to be
@@ -371,7 +392,7 @@ impl Shield {
                 Err(error) => note_problem(&mut self.problems, name, &error),
             }
         }
-        attach::detach_others(&self.plan.root, &self.plan.interfaces);
+        pins::detach_others(&self.plan.root, &self.plan.interfaces);
         if self.problems.is_empty() {
             self.sweep();
         }
@@ -382,7 +403,7 @@ impl Shield {
         let all = std::mem::take(&mut self.attachments);
         let changes = self.detach(all);
         // Links that an earlier daemon left.
-        attach::detach_others(&self.plan.root, &[]);
+        pins::detach_others(&self.plan.root, &[]);
         changes
     }
 

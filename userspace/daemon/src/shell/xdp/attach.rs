@@ -5,6 +5,7 @@
 //! of the maps they belong to, one directory for each layout and size.
 
 use std::{
+    fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -24,6 +25,7 @@ use thiserror::Error;
 use super::{
     hook::{self, Hook, Mode},
     object::{self, LoadError},
+    pins,
 };
 
 /// Which modes the configuration allows.
@@ -46,13 +48,15 @@ pub enum AttachError {
     },
     /// Somebody else's program is there.
     #[error(
-        "{owner} is attached to {interface} already; Tunica does not push it aside, so the host is not protected there; detach it (`ip link set dev {interface} xdp off`, or stop the service that owns it), then `tunica reload`"
+        "{owner} is attached to {interface} already; Tunica does not push it aside, so the host is not protected there; {remedy}, then `tunica reload`"
     )]
     Occupied {
         /// The interface.
         interface: String,
         /// The program there, by name if the kernel tells it.
         owner: String,
+        /// How to free the interface, as far as can be known.
+        remedy: String,
     },
     /// The driver cannot do it and the configuration does not allow the slower way.
     #[error(
@@ -145,30 +149,6 @@ impl Attachment {
     }
 }
 
-/// Where the link of `interface` is pinned inside a map directory. bpffs refuses dots in names, which VLAN interfaces have.
-fn link_pin(directory: &Path, interface: &str) -> PathBuf {
-    directory.join(format!("link-{}", interface.replace('%', "%25").replace('.', "%2e")))
-}
-
-/// Every directory of ours under `root`: this layout's and those that older versions left.
-pub fn directories(root: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(root) else {
-        return Vec::new();
-    };
-    let is_ours = |name: &str| {
-        let mut parts = name.strip_prefix('v').unwrap_or_default().split('-');
-        parts
-            .next()
-            .is_some_and(|hash| hash.len() == 16 && hash.bytes().all(|digit| digit.is_ascii_hexdigit()))
-            && parts.all(|size| size.parse::<u32>().is_ok())
-    };
-    entries
-        .flatten()
-        .filter(|entry| entry.file_name().to_str().is_some_and(is_ours))
-        .map(|entry| entry.path())
-        .collect()
-}
-
 /// Attaches the program of `ebpf` to `interface`, through the link that an earlier daemon left if there is one.
 ///
 /// # Errors
@@ -184,26 +164,29 @@ pub fn attach(
     let hook = hook::read(interface)
         .map_err(read)?
         .ok_or_else(|| AttachError::NoInterface { interface: interface.to_owned() })?;
-    let pin = link_pin(directory, interface);
-    let old_pins: Vec<PathBuf> =
-        directories(root).iter().map(|old| link_pin(old, interface)).filter(|old| old.exists()).collect();
+    let pin = pins::link(directory, interface);
+    let old_pins: Vec<PathBuf> = pins::directories(root)
+        .iter()
+        .map(|old| pins::link(old, interface))
+        .filter(|old| old.exists())
+        .collect();
     let existing = old_pins.iter().find_map(|old| ours(old, hook));
     let program = object::program(ebpf)?;
     let link = match existing {
         Some(link) => replace(program, link, interface)?,
         None if hook.mode != Mode::None => {
-            return Err(AttachError::Occupied { interface: interface.to_owned(), owner: owner(hook) });
+            return Err(occupied(hook, root, interface));
         }
         None => create(program, hook.interface, interface, wanted)?,
     };
     // The new pin stands before the old one goes, so that a crash in between leaves the link pinned.
     if existing_link_at(&pin, &link) {
-        remove(old_pins.iter().filter(|old| **old != pin));
+        pins::remove(old_pins.iter().filter(|old| **old != pin));
         return Ok(Attachment { interface: interface.to_owned(), link, pin });
     }
-    remove(std::iter::once(&pin));
+    pins::remove([&pin]);
     let link = pin_link(link, &pin, interface)?;
-    remove(old_pins.iter().filter(|old| **old != pin));
+    pins::remove(old_pins.iter().filter(|old| **old != pin));
     Ok(Attachment { interface: interface.to_owned(), link, pin })
 }
 
@@ -227,16 +210,6 @@ fn existing_link_at(pin: &Path, link: &FdLink) -> bool {
     let pinned: Result<u32, LinkError> =
         PinnedLink::from_pin(pin).and_then(|pinned| id(&FdLink::from(pinned)));
     matches!((pinned, id(link)), (Ok(pinned), Ok(held)) if pinned == held)
-}
-
-fn remove<'a>(pins: impl Iterator<Item = &'a PathBuf>) {
-    for pin in pins {
-        if let Err(error) = fs::remove_file(pin)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(message_id = "stale_pin_left", path = %pin.display(), %error, "a stale pin could not be removed");
-        }
-    }
 }
 
 fn replace(program: &mut Xdp, link: FdLink, interface: &str) -> Result<FdLink, AttachError> {
@@ -279,53 +252,51 @@ fn lacks_native(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EOPNOTSUPP))
 }
 
-/// The program on a hook, as precisely as this process may know it: naming a program by its identity needs CAP_SYS_ADMIN.
-pub fn owner(hook: Hook) -> String {
-    let Some(id) = hook.program_id else {
-        return "an XDP program of unknown identity".to_owned();
+/// The refusal to push aside what is on a hook, with all that can be known of it.
+pub fn occupied(hook: Hook, root: &Path, interface: &str) -> AttachError {
+    let name = hook.program_id.and_then(name_of);
+    let owner = match (hook.program_id, &name) {
+        (Some(id), Some(name)) => format!("XDP program `{name}` (id {id})"),
+        (Some(id), None) => format!("XDP program {id} (`bpftool prog show id {id}` names it)"),
+        (None, _) => "an XDP program of unknown identity".to_owned(),
     };
-    let name = loaded_programs()
+    let remedy = remedy(hook, name.as_deref(), root, interface);
+    AttachError::Occupied { interface: interface.to_owned(), owner, remedy }
+}
+
+/// A program's name, if this process may know it: finding a program by its identity needs CAP_SYS_ADMIN.
+fn name_of(id: u32) -> Option<String> {
+    loaded_programs()
         .flatten()
         .find(|program| program.id() == id)
-        .and_then(|program| program.name_as_str().map(str::to_owned));
-    match name {
-        Some(name) if !name.is_empty() => format!("XDP program `{name}` (id {id})"),
-        _ => format!("XDP program {id} (`bpftool prog show id {id}` names it)"),
-    }
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .filter(|name| !name.is_empty())
 }
 
-/// Removes our link pins of every interface that is not in `keep`, which detaches them.
-pub fn detach_others(root: &Path, keep: &[String]) {
-    let kept: Vec<PathBuf> = keep.iter().map(|name| link_pin(Path::new(""), name)).collect();
-    for directory in directories(root) {
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
-        let pins: Vec<PathBuf> = entries
-            .flatten()
-            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with("link-")))
-            .filter(|entry| !kept.iter().any(|kept| kept.as_os_str() == entry.file_name()))
-            .map(|entry| entry.path())
-            .collect();
-        for pin in &pins {
-            tracing::warn!(message_id = "shield_detached", pin = %pin.display(), "the shield is detached");
-        }
-        remove(pins.iter());
-    }
-}
-
-/// Removes map directories of other layouts or sizes that hold no link any more.
-pub fn sweep(root: &Path, keep: &Path) {
-    for directory in directories(root).iter().filter(|directory| *directory != keep) {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
-        let pins: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        let holds_link = pins.iter().any(|pin| {
-            pin.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("link-"))
-        });
-        if holds_link {
-            continue;
-        }
-        remove(pins.iter());
-        if let Err(error) = fs::remove_dir(directory) {
-            tracing::warn!(message_id = "stale_pin_left", path = %directory.display(), %error, "a stale pin could not be removed");
+/// How to free a hook. Whether a link holds it, and whose, is told to CAP_SYS_ADMIN alone, unless its pin can be opened.
+fn remedy(hook: Hook, name: Option<&str>, root: &Path, interface: &str) -> String {
+    let mut unread = None;
+    for pin in pins::links_elsewhere(root, interface) {
+        match PinnedLink::from_pin(&pin).and_then(|link| FdLink::from(link).info()) {
+            Ok(info) if Some(info.program_id()) == hook.program_id => {
+                return format!(
+                    "it is Tunica's own, pinned under an earlier shield.pin_path or by another tunicad; stop that tunicad if it runs and remove the pin (`rm {}`)",
+                    pin.display()
+                );
+            }
+            Ok(_) => {}
+            Err(_) => unread = Some(pin),
         }
     }
+    let mut remedy = format!(
+        "stop the service that owns it, or remove the pin of its link (`bpftool -f link show` names it); `ip link set dev {interface} xdp off` detaches only what was attached without a link"
+    );
+    let own = "it may be Tunica's own under an earlier shield.pin_path: remove those pins first";
+    // Writing to a String cannot fail.
+    let _ = match unread {
+        Some(pin) => write!(remedy, "; {own} (`rm {}`)", pin.display()),
+        None if name.is_none_or(|name| name == object::PROGRAM) => write!(remedy, "; {own}"),
+        None => Ok(()),
+    };
+    remedy
 }

@@ -1,7 +1,7 @@
 //! The kernel program's object file: embedded, checked, loaded.
 
 use std::{
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,9 @@ pub static OBJECT: &[u8] =
 
 /// What `sha256sum` said of the object when it was built.
 const RECORDED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ebpf/prebuilt/SHA256SUMS"));
+
+/// `BPF_F_NO_PREALLOC` in include/uapi/linux/bpf.h.
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// The program's name in the object.
 pub const PROGRAM: &str = "shield";
@@ -69,15 +72,6 @@ pub enum LoadError {
         path: PathBuf,
         /// What differs.
         difference: String,
-    },
-    /// The pin directory could not be made.
-    #[error("cannot make {path}: {source}; the shield cannot outlive the daemon without it; mount bpffs (`mount -t bpf bpf /sys/fs/bpf`) or set shield.pin_path", path = .path.display())]
-    PinDirectory {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
     },
     /// A map could not be read or made.
     #[error("map {name}: {source}")]
@@ -130,7 +124,7 @@ pub fn recorded_sha256() -> &'static str {
     RECORDED.split_whitespace().next().unwrap_or_default()
 }
 
-/// Loads the object, its maps pinned under `pins` (reused if already there and of the same shape) or, with `None`,
+/// Loads the object, its maps pinned in the directory `pins` (reused if already there and of the same shape) or, with `None`,
 /// private to this process.
 ///
 /// # Errors
@@ -143,8 +137,6 @@ pub fn load(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries(BANS, sizes.bans).map_max_entries(ALLOW, sizes.allow);
     if let Some(pins) = pins {
-        std::fs::create_dir_all(pins)
-            .map_err(|source| LoadError::PinDirectory { path: pins.to_owned(), source })?;
         for shape in &MAPS {
             let path = pins.join(shape.name);
             // aya opens whatever is pinned there, so the shape is compared before.
@@ -187,10 +179,20 @@ fn check_shape(shape: &MapShape, sizes: Sizes, path: &Path) -> Result<(), LoadEr
         ("key bytes", info.key_size(), shape.key_bytes),
         ("value bytes", info.value_size(), shape.value_bytes),
         ("entries", info.max_entries(), sizes.entries(shape)),
+        ("for its flags", info.map_flags(), flags(shape.kind)),
     ] {
         if is != should {
             return Err(foreign(format!("it has {is} {what}, ours has {should}")));
         }
     }
     Ok(())
+}
+
+/// The flags that the object declares for a map of this kind. Others change who may write to it or how much it holds.
+const fn flags(kind: MapKind) -> u32 {
+    match kind {
+        // The kernel makes no other trie.
+        MapKind::LpmTrie => BPF_F_NO_PREALLOC,
+        MapKind::Hash | MapKind::Array | MapKind::PerCpuArray | MapKind::RingBuf => 0,
+    }
 }
