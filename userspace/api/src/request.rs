@@ -115,6 +115,9 @@ pub struct BanAdd {
     pub length: Length,
     /// Why, in the operator's words: at most 200 characters, kept in the ledger.
     pub reason: String,
+    /// Where the caller is logged in from: a ban of this source is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<PacketSource>,
     /// Say what would happen and change nothing.
     #[serde(default)]
     pub dry_run: bool,

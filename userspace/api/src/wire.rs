@@ -111,12 +111,13 @@ mod tests {
             source: "192.0.2.7".parse().unwrap(),
             length: Length::Seconds(300),
             reason: "scan".to_owned(),
+            operator: Some("2001:db8::9".parse().unwrap()),
             dry_run: true,
         });
         let line = write_request(&request).unwrap();
         assert_eq!(
             String::from_utf8(line.clone()).unwrap(),
-            "{\"schema\":1,\"verb\":\"ban_add\",\"source\":\"192.0.2.7\",\"length\":{\"seconds\":300},\"reason\":\"scan\",\"dry_run\":true}\n"
+            "{\"schema\":1,\"verb\":\"ban_add\",\"source\":\"192.0.2.7\",\"length\":{\"seconds\":300},\"reason\":\"scan\",\"operator\":\"2001:db8::/64\",\"dry_run\":true}\n"
         );
         assert_eq!(read_request(&line).unwrap(), request);
     }

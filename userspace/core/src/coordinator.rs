@@ -96,6 +96,9 @@ pub struct BanRequest {
     pub length: Length,
     /// Why, in the operator's words: at most [`MOST_REASON_CHARACTERS`].
     pub reason: String,
+    /// Where the operator is logged in from, which the ban must not cut off; `None` if at the console or if told not to
+    /// mind.
+    pub operator: Option<PacketSource>,
     /// Only say what would change.
     pub dry_run: bool,
 }

@@ -45,6 +45,8 @@ pub enum Protection {
     },
     /// The source lies in a range that is never a stranger's.
     SpecialRange(SpecialRange),
+    /// Whoever asks for the ban is logged in from there.
+    Operator,
 }
 
 /// Who made an entry of the allow list.
@@ -204,6 +206,11 @@ impl Protection {
                 format!("run `tunica allow remove {prefix}` first")
             }
             Self::SpecialRange(_) => "name the address that the traffic really comes from".into(),
+            Self::Operator => {
+                "the ban would cut this session off and keep the next one out; log in from elsewhere, or add \
+                 `--even-me` to ban it all the same"
+                    .into()
+            }
         }
     }
 }
@@ -222,6 +229,7 @@ impl fmt::Display for Protection {
             Self::SpecialRange(SpecialRange::Unspecified) => "it is the unspecified address",
             Self::SpecialRange(SpecialRange::LinkLocal) => "it is a link-local address",
             Self::SpecialRange(SpecialRange::Multicast) => "it is a multicast address",
+            Self::Operator => "it is where you are logged in from",
         })
     }
 }

@@ -10,6 +10,9 @@ use std::{
 /// Accounts under which distributions run tor, most common first.
 const TOR_USERS: [&str; 3] = ["debian-tor", "tor", "_tor"];
 
+/// How many processes above this one are asked for an SSH session.
+const MOST_ANCESTORS: usize = 64;
+
 /// A machine, seen through the files under a root directory.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -60,6 +63,10 @@ impl Host {
         fs::read_to_string(self.path(Path::new(path)))
     }
 
+    fn read_bytes(&self, path: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.path(Path::new(path)))
+    }
+
     /// What stands at an absolute path.
     pub(crate) fn entry(&self, path: &Path) -> Entry {
         match fs::metadata(self.path(path)) {
@@ -104,6 +111,22 @@ impl Host {
         text.lines().filter_map(mount).collect()
     }
 
+    /// The far end of the SSH session that this process belongs to, as far as environments tell, unless it is local.
+    ///
+    /// sudo(8) and su(1) drop the variables that sshd(8) sets, so the nearest process above that has them counts.
+    pub(crate) fn ssh_peer(&self) -> Option<IpAddr> {
+        let mut process = "self".to_owned();
+        for _ in 0..MOST_ANCESTORS {
+            let environment = self.read_bytes(&format!("/proc/{process}/environ")).unwrap_or_default();
+            if let Some(value) = ssh_variable(&environment) {
+                return ssh_peer(&value);
+            }
+            let status = self.read(&format!("/proc/{process}/status")).ok()?;
+            process = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_owned();
+        }
+        None
+    }
+
     /// The file system that `path` lies on.
     pub(crate) fn mount_of(&self, path: &Path) -> Option<Mount> {
         // Of several mounts on one directory the last covers the others, and `max_by_key` returns the last.
@@ -123,8 +146,18 @@ impl Host {
     }
 }
 
-/// The far end of the SSH session that set `SSH_CONNECTION` to `value` (ssh(1), "ENVIRONMENT"), unless it is local.
-pub(crate) fn ssh_peer(value: &str) -> Option<IpAddr> {
+/// The value of `SSH_CONNECTION`, or else of `SSH_CLIENT`, in an environment as proc(5) shows it.
+fn ssh_variable(environment: &[u8]) -> Option<String> {
+    ["SSH_CONNECTION=", "SSH_CLIENT="].into_iter().find_map(|name| {
+        let value =
+            environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes()))?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    })
+}
+
+/// The far end of an SSH session, the first word of `SSH_CONNECTION` and `SSH_CLIENT` (ssh(1), "ENVIRONMENT"), unless it
+/// is local.
+fn ssh_peer(value: &str) -> Option<IpAddr> {
     let address = value.split_whitespace().next()?;
     let (address, _zone) = address.split_once('%').unwrap_or((address, ""));
     let address = address.parse::<IpAddr>().ok()?.to_canonical();
@@ -248,6 +281,28 @@ mod tests {
         assert!(!host.has_account("passwd", "tor"));
         assert!(!host.has_account("group", "root"));
         assert_eq!(host.kernel(), Some(("6.1.0-37-amd64".to_owned(), (6, 1))));
+    }
+
+    #[test]
+    fn the_session_is_found_behind_sudo() {
+        let status = |parent: u32| format!("Name:\tx\nPPid:\t{parent}\nTracerPid:\t0\n");
+        let (own, shell, daemon) = (status(20), status(1), status(0));
+        let there = "HOME=/root\0XSSH_CLIENT=no\0SSH_CLIENT=198.51.100.7 50022 22\0";
+        for (own_environment, shell_environment, peer) in [
+            ("SUDO_USER=x\0", there, Some("198.51.100.7")),
+            ("SSH_CLIENT=no\0SSH_CONNECTION=198.51.100.9 1 192.0.2.1 22\0", there, Some("198.51.100.9")),
+            ("SSH_CONNECTION=127.0.0.1 1 127.0.0.1 22\0", there, None),
+            ("", "HOME=/root\0", None),
+        ] {
+            let (_root, host) = host(&[
+                ("proc/self/status", &own),
+                ("proc/self/environ", own_environment),
+                ("proc/20/status", &shell),
+                ("proc/20/environ", shell_environment),
+                ("proc/1/status", &daemon),
+            ]);
+            assert_eq!(host.ssh_peer(), peer.map(|peer| peer.parse().unwrap()), "{own_environment:?}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::{
     Failure, Global,
     client::{self, AskError, Reply},
     exit::{self, Exit},
+    host::Host,
     note, render, say,
 };
 
@@ -61,7 +62,7 @@ impl Verb {
     pub(crate) fn run(self, global: &Global) -> Result<Exit, Failure> {
         match self {
             Self::Status => ask(global, &status::request()),
-            Self::Ban(verb) => ask(global, &verb.request()),
+            Self::Ban(verb) => ask(global, &verb.request(&Host::at("/"))),
             Self::Allow(verb) => ask(global, &verb.request()),
             Self::Sources(verb) => ask(global, &verb.request()),
             Self::Explain(verb) => ask(global, &verb.request()),

@@ -35,7 +35,10 @@ use crate::{
     ledger_file::{CommitError, LedgerFile},
     metrics::Metrics,
     settings,
-    shell::{host, tor_peers, xdp::Shield},
+    shell::{
+        host, tor_peers,
+        xdp::{Shield, probe::Probe},
+    },
     telemetry::{self, Telemetry},
     views,
 };
@@ -49,6 +52,7 @@ pub struct App {
     config: Config,
     coordinator: Coordinator,
     shield: Shield,
+    probe: Probe,
     ledger: LedgerFile,
     metrics: Metrics,
     telemetry: Telemetry,
@@ -157,6 +161,7 @@ impl App {
             config,
             coordinator,
             shield,
+            probe: Probe::default(),
             ledger: opened.file,
             metrics,
             telemetry,
@@ -404,7 +409,8 @@ impl App {
                 Answer::Sources(views::sources(&self.coordinator, lost, limit))
             }
             Request::Explain(request) => {
-                match explain::explain(&request, &self.coordinator, &self.shield, self.now()) {
+                let now = self.now();
+                match explain::explain(&request, &self.coordinator, &self.shield, &mut self.probe, now) {
                     Ok(explanation) => Answer::Explanation(Box::new(explanation)),
                     Err(error) => views::refused(RefusedCode::Failed, error.to_string()),
                 }
@@ -433,6 +439,7 @@ impl App {
             source: ban.source,
             length: length(ban.length),
             reason: ban.reason,
+            operator: ban.operator,
             dry_run: ban.dry_run,
         };
         match self.step(Event::Ban(request)) {

@@ -17,7 +17,11 @@ use zerocopy::FromBytes;
 
 use crate::{
     app::{AUDIT_EVERY, App},
-    shell::{control_socket::ControlRequest, http::HttpQuestion, systemd::Systemd},
+    shell::{
+        control_socket::{ControlQueues, ControlRequest},
+        http::HttpQuestion,
+        systemd::Systemd,
+    },
     telemetry,
 };
 
@@ -29,7 +33,7 @@ const EVENTS_A_TURN: usize = 1_024;
 /// What the loop waits for besides time and signals.
 pub struct Inputs {
     /// Requests of `tunica`.
-    pub control: mpsc::Receiver<ControlRequest>,
+    pub control: ControlQueues,
     /// Questions of the HTTP server.
     pub http: mpsc::Receiver<HttpQuestion>,
     /// Whoever started the daemon.
@@ -62,24 +66,12 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                 inputs.systemd.feed_watchdog();
                 app.tick();
             }
-            Some(request) = inputs.control.recv() => {
-                let _span = request.span.enter();
+            Some(request) = inputs.control.changes.recv() => {
                 let is_reload = matches!(request.request, Request::Reload {});
-                let answer = app.answer(request.request);
-                // The client may have gone; what was asked is done all the same.
-                let _ = request.reply.send(answer);
+                answer(app, request);
                 if is_reload {
                     events = Events::of(app)?.or(events);
                 }
-            }
-            Some(question) = inputs.http.recv() => match question {
-                HttpQuestion::Metrics(reply) => { let _ = reply.send(app.metrics_text()); }
-                HttpQuestion::Ready(reply) => { let _ = reply.send(app.unready()); }
-                HttpQuestion::Health(reply) => { let _ = reply.send(()); }
-            },
-            batch = events.next() => {
-                let _span = telemetry::event_span("samples").entered();
-                app.sampled(&batch?);
             }
             _ = hangup.recv() => {
                 let _span = telemetry::event_span("reload").entered();
@@ -88,21 +80,60 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                 events = Events::of(app)?.or(events);
                 inputs.systemd.ready();
             }
-            () = &mut tor_scan => {
-                let _span = telemetry::event_span("tor_scan").entered();
-                app.read_tor_peers();
-                let next = Instant::now() + app.config().tor.scan_every;
-                tor_scan.as_mut().reset(next);
-            }
-            _ = audit.tick() => {
-                let _span = telemetry::event_span("audit").entered();
-                app.audit();
-            }
+            // In no order, so that none of these can keep another waiting for ever.
+            next = async {
+                tokio::select! {
+                    Some(request) = inputs.control.reads.recv() => Next::Read(request),
+                    Some(question) = inputs.http.recv() => Next::Http(question),
+                    batch = events.next() => Next::Samples(batch),
+                    () = &mut tor_scan => Next::TorScan,
+                    _ = audit.tick() => Next::Audit,
+                }
+            } => match next {
+                Next::Read(request) => {
+                    answer(app, request);
+                    // The sockets run on this thread, too: what came in meanwhile is read before the next answer.
+                    tokio::task::yield_now().await;
+                }
+                Next::Http(HttpQuestion::Metrics(reply)) => { let _ = reply.send(app.metrics_text()); }
+                Next::Http(HttpQuestion::Ready(reply)) => { let _ = reply.send(app.unready()); }
+                Next::Http(HttpQuestion::Health(reply)) => { let _ = reply.send(()); }
+                Next::Samples(batch) => {
+                    let _span = telemetry::event_span("samples").entered();
+                    app.sampled(&batch?);
+                }
+                Next::TorScan => {
+                    let _span = telemetry::event_span("tor_scan").entered();
+                    app.read_tor_peers();
+                    let next = Instant::now() + app.config().tor.scan_every;
+                    tor_scan.as_mut().reset(next);
+                }
+                Next::Audit => {
+                    let _span = telemetry::event_span("audit").entered();
+                    app.audit();
+                }
+            },
         }
     }
     tracing::info!(message_id = "daemon_stopping", "tunicad stops; the shield stays attached");
     inputs.systemd.stopping();
     Ok(())
+}
+
+/// What comes after time, signals and changes.
+enum Next {
+    Read(ControlRequest),
+    Http(HttpQuestion),
+    Samples(std::io::Result<Vec<KernelEvent>>),
+    TorScan,
+    Audit,
+}
+
+fn answer(app: &mut App, request: ControlRequest) {
+    let _span = request.span.enter();
+    let answer = app.answer(request.request);
+    // The client may have gone; what was asked is done all the same.
+    let _ = request.reply.send(answer);
 }
 
 /// The ring buffer, if this daemon holds it.

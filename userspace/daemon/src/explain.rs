@@ -19,7 +19,7 @@ use tunica_core::{
 use crate::{
     shell::xdp::{
         Shield,
-        probe::{self, Copy, ProbeError},
+        probe::{self, Probe, ProbeError},
     },
     views,
 };
@@ -35,6 +35,7 @@ pub fn explain(
     request: &request::Explain,
     coordinator: &Coordinator,
     shield: &Shield,
+    probe: &mut Probe,
     now: Now,
 ) -> Result<Explanation, ProbeError> {
     let address = request.address.to_canonical();
@@ -45,7 +46,7 @@ pub fn explain(
     let policy = shield.tables().policy()?;
     let cells = shield.tables().cells(&key)?;
     let (_, address_bytes) = Prefix::host(address).kernel_key();
-    let mut copy = Copy::of(shield.tables(), shield.plan().sizes, address_bytes, &key)?;
+    let copy = probe.aim(shield.tables(), address_bytes, key)?;
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut verdicts = Vec::new();
     for number in 0..packets {

@@ -97,7 +97,7 @@ fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
     let telemetry = Telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (control_sender, control) = mpsc::channel(64);
+        let (control_sender, control) = control_socket::queues();
         let (http_sender, http) = mpsc::channel(64);
         // Sockets first: a second daemon must fail before it touches the kernel.
         let socket = control_socket::bind(&config.control)?;

@@ -137,7 +137,8 @@ impl Coordinator {
             Length::For(length) => (Some(check_length(length)?), None, BanOrigin::Operator),
             Length::Forever => (None, None, BanOrigin::Operator),
         };
-        if let Some(protection) = self.protection(source, now.mono) {
+        let operator = (request.operator == Some(source)).then_some(Protection::Operator);
+        if let Some(protection) = self.protection(source, now.mono).or(operator) {
             return Err(Refusal::Protected { who: source, protection });
         }
         let before = self.ledger.bans.get(&source);

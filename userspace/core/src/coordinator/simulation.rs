@@ -84,7 +84,7 @@ impl World {
 
     fn ban(&mut self, host: &str, length: Length) -> Option<Reply> {
         let (source, reason) = (host.parse().unwrap(), "scan".into());
-        self.event(Event::Ban(BanRequest { source, length, reason, dry_run: false }))
+        self.event(Event::Ban(BanRequest { source, length, reason, operator: None, dry_run: false }))
     }
 
     fn allow(&mut self, prefix: &str, length: Length) -> Option<Reply> {
@@ -214,7 +214,7 @@ fn protected_sources_are_refused_counted_and_heard() {
         assert!(message.contains(sentence), "{message}");
         assert_eq!(world.names(), ["ban_refused_protected"]);
         let (source, length) = (source.parse().unwrap(), Length::Ladder);
-        let question = BanRequest { source, length, reason: String::new(), dry_run: true };
+        let question = BanRequest { source, length, reason: String::new(), operator: None, dry_run: true };
         refused(world.event(Event::Ban(question)));
         assert!(world.names().is_empty());
     }
@@ -223,6 +223,37 @@ fn protected_sources_are_refused_counted_and_heard() {
     world.pass(DAY);
     assert_eq!(world.kernel.allow.len(), 2);
     done(world.ban("203.0.113.9", Length::Ladder));
+}
+
+#[test]
+fn operators_do_not_lock_themselves_out_unawares() {
+    let mut world = World::new(settings());
+    let mut ask = |source: &str, from: Option<&str>, dry_run| {
+        world.event(Event::Ban(BanRequest {
+            source: source.parse().unwrap(),
+            length: Length::Forever,
+            reason: String::new(),
+            operator: from.map(|from| from.parse().unwrap()),
+            dry_run,
+        }))
+    };
+    for (source, from) in [
+        ("198.51.100.7", "198.51.100.7"),
+        ("198.51.100.7", "::ffff:198.51.100.7"),
+        ("2001:db8::/64", "2001:db8::9"),
+    ] {
+        for dry_run in [true, false] {
+            let (code, message) = refused(ask(source, Some(from), dry_run));
+            assert_eq!(code, RefusedCode::Protected);
+            for part in ["it is where you are logged in from; ", "cut this session off", "`--even-me`"] {
+                assert!(message.contains(part), "{message}");
+            }
+        }
+    }
+    done(ask("198.51.100.8", Some("198.51.100.7"), false));
+    done(ask("198.51.100.7", None, false));
+    assert_eq!(world.coordinator.refused_bans(), 3);
+    assert!(world.drops("198.51.100.7") && !world.drops("2001:db8::9"));
 }
 
 #[test]
@@ -253,7 +284,7 @@ fn requests_that_make_no_sense_are_refused() {
     world.event(Event::TorPeers(vec![peer]));
     let source: PacketSource = "198.51.100.7".parse().unwrap();
     let ban = |length, reason: &str| {
-        Event::Ban(BanRequest { source, length, reason: reason.into(), dry_run: false })
+        Event::Ban(BanRequest { source, length, reason: reason.into(), operator: None, dry_run: false })
     };
     let allow = |prefix: &str, length| {
         let (prefix, reason) = (prefix.parse().unwrap(), String::new());
@@ -607,7 +638,7 @@ proptest! {
         let length = if seconds == 0 { Length::Ladder } else { Length::For(Duration::from_secs(seconds)) };
         let request = |dry_run| {
             let source = host(number).parse().unwrap();
-            Event::Ban(BanRequest { source, length, reason: "why".into(), dry_run })
+            Event::Ban(BanRequest { source, length, reason: "why".into(), operator: None, dry_run })
         };
         let (before, refused_bans) = (world.file.clone(), world.coordinator.refused_bans());
         let asked = world.event(request(true));

@@ -5,6 +5,7 @@ use tunica_api::request::{BanAdd, Length, Request};
 use tunica_core::id::PacketSource;
 
 use super::length::Span;
+use crate::host::Host;
 
 /// See [`super::Verb::Ban`].
 #[derive(Debug, Subcommand)]
@@ -31,6 +32,9 @@ pub(crate) struct Add {
     /// Say what would happen and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Ban the source even if this SSH session comes from there
+    #[arg(long)]
+    even_me: bool,
 }
 
 /// Lift a ban.
@@ -44,14 +48,15 @@ pub(crate) struct Remove {
 }
 
 impl Ban {
-    /// The request to send.
-    pub(crate) fn request(self) -> Request {
+    /// The request to send from this host.
+    pub(crate) fn request(self, host: &Host) -> Request {
         match self {
             Self::List => Request::BanList {},
-            Self::Add(Add { source, span, reason, dry_run }) => Request::BanAdd(BanAdd {
+            Self::Add(Add { source, span, reason, dry_run, even_me }) => Request::BanAdd(BanAdd {
                 source,
                 length: span.map_or(Length::Ladder, Length::from),
                 reason,
+                operator: if even_me { None } else { host.ssh_peer().map(PacketSource::of) },
                 dry_run,
             }),
             Self::Remove(Remove { source, dry_run }) => Request::BanRemove { source, dry_run },

@@ -1,8 +1,9 @@
 //! `init`: a minimal configuration for this machine, commented, that only observes.
 
 use std::{
-    env, fs,
+    fs,
     io::{self, BufRead, IsTerminal, Write},
+    net::IpAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -13,13 +14,7 @@ use thiserror::Error;
 use tunica_api::SCHEMA;
 use tunica_core::id::Prefix;
 
-use crate::{
-    Failure, Global,
-    exit::Exit,
-    host::{self, Host},
-    render::text::wrap,
-    say, say_json,
-};
+use crate::{Failure, Global, exit::Exit, host::Host, render::text::wrap, say, say_json};
 
 /// See [`super::Verb::Init`].
 #[derive(Debug, Args)]
@@ -74,7 +69,8 @@ impl Init {
         if !to_stdout && !self.force && output.exists() {
             return Err(WriteError::Exists { path: output }.into());
         }
-        let proposed = propose(&self, &Host::at("/"), env::var("SSH_CONNECTION").ok().as_deref());
+        let host = Host::at("/");
+        let proposed = propose(&self, &host, host.ssh_peer());
         let answers = if io::stdin().is_terminal() {
             question(&self, proposed, &mut io::stdin().lock(), &mut io::stderr().lock())
                 .map_err(|error| Failure::new(Exit::Failed, format!("{error}: nothing was written")))?
@@ -129,14 +125,14 @@ fn report(global: &Global, output: &Path, answers: &Answers, warnings: &[String]
 }
 
 /// Flags where given, else what the machine suggests.
-fn propose(flags: &Init, host: &Host, ssh_connection: Option<&str>) -> Answers {
+fn propose(flags: &Init, host: &Host, ssh_peer: Option<IpAddr>) -> Answers {
     let mut interfaces = flags.interfaces.clone();
     if interfaces.is_empty() {
         interfaces.extend(host.default_interface());
     }
     let mut allow = flags.allow.clone();
     if allow.is_empty() {
-        allow.extend(ssh_connection.and_then(host::ssh_peer).map(Prefix::host));
+        allow.extend(ssh_peer.map(Prefix::host));
     }
     let tor_user = flags.tor_user.clone().or_else(|| host.tor_user().map(str::to_owned));
     Answers { interfaces, tor_user, allow }
@@ -322,7 +318,7 @@ mod tests {
     #[test]
     fn the_machine_proposes_and_flags_decide() {
         let (_root, host) = machine();
-        let ssh = Some("198.51.100.7 50022 192.0.2.1 22");
+        let ssh = Some("198.51.100.7".parse().unwrap());
         let proposed = propose(&flags(), &host, ssh);
         assert_eq!(proposed.interfaces, ["eth0"]);
         assert_eq!(proposed.tor_user.as_deref(), Some("debian-tor"));

@@ -37,8 +37,13 @@ use tunica_config::Control;
 
 use crate::{directory, metrics::ControlRequests, telemetry};
 
-/// Most connections at once; others wait in the kernel's queue.
+/// Most connections of root and the daemon's user at once; more of them wait in the kernel's queue.
 const MOST_CONNECTIONS: usize = 64;
+/// Most connections of everybody else that are listened to at once, so that those who only read cannot keep out those
+/// who act.
+const MOST_GUESTS: usize = 8;
+/// Most connections of everybody else that wait for their turn; more are refused.
+const MOST_WAITING: usize = 120;
 /// How long a client may take to send its line.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the event loop may take for an answer.
@@ -57,6 +62,37 @@ pub struct ControlRequest {
     pub reply: oneshot::Sender<Answer>,
     /// To be entered while the request is carried out, so that its log lines share one `event_id`.
     pub span: Span,
+}
+
+/// Where the event loop takes requests from.
+#[derive(Debug)]
+pub struct ControlQueues {
+    /// Requests that change something, which are root's and the daemon's user's, and come before everything that only
+    /// asks.
+    pub changes: mpsc::Receiver<ControlRequest>,
+    /// Requests that change nothing.
+    pub reads: mpsc::Receiver<ControlRequest>,
+}
+
+/// Where [`serve`] puts requests.
+#[derive(Clone, Debug)]
+pub struct ControlSenders {
+    changes: mpsc::Sender<ControlRequest>,
+    reads: mpsc::Sender<ControlRequest>,
+}
+
+/// Both ends of the queues between the socket and the event loop.
+pub fn queues() -> (ControlSenders, ControlQueues) {
+    let (changes, changes_end) = mpsc::channel(MOST_CONNECTIONS);
+    let (reads, reads_end) = mpsc::channel(MOST_CONNECTIONS);
+    (ControlSenders { changes, reads }, ControlQueues { changes: changes_end, reads: reads_end })
+}
+
+impl ControlSenders {
+    async fn send(&self, request: ControlRequest) -> Option<()> {
+        let queue = if request.request.is_read_only() { &self.reads } else { &self.changes };
+        queue.send(request).await.ok()
+    }
 }
 
 /// Why there is no control socket.
@@ -216,17 +252,33 @@ fn open_to_group(path: &Path, group: &str) -> Result<(), String> {
 }
 
 /// Serves until it is dropped.
-pub async fn serve(socket: ControlSocket, requests: mpsc::Sender<ControlRequest>, counts: ControlRequests) {
+pub async fn serve(socket: ControlSocket, requests: ControlSenders, counts: ControlRequests) {
     let seats = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    // The semaphore is never closed.
-    while let Ok(seat) = Arc::clone(&seats).acquire_owned().await {
+    let guest_seats = Arc::new(Semaphore::new(MOST_GUESTS));
+    let places = Arc::new(Semaphore::new(MOST_GUESTS + MOST_WAITING));
+    loop {
         match socket.listener.accept().await {
             Ok((stream, _)) => {
+                let peer = stream.peer_cred().ok().map(|peer| peer.uid());
+                let is_guest = !may_change(peer, geteuid().as_raw());
+                let held = if is_guest {
+                    Arc::clone(&places).try_acquire_owned().ok()
+                } else {
+                    // Whoever waits here keeps everybody waiting, which root may.
+                    Arc::clone(&seats).acquire_owned().await.ok()
+                };
+                let Some(held) = held else {
+                    turn_away(&stream, &counts);
+                    continue;
+                };
                 let (requests, counts) = (requests.clone(), counts.clone());
+                let guest_seats = Arc::clone(&guest_seats);
                 let span = telemetry::event_span("control");
                 let conversation = async move {
-                    converse(stream, requests, counts).await;
-                    drop(seat);
+                    // The semaphore is never closed.
+                    let seat = if is_guest { guest_seats.acquire_owned().await.ok() } else { None };
+                    converse(stream, peer, requests, counts).await;
+                    drop((seat, held));
                 };
                 tokio::spawn(conversation.instrument(span));
             }
@@ -238,11 +290,29 @@ pub async fn serve(socket: ControlSocket, requests: mpsc::Sender<ControlRequest>
     }
 }
 
-async fn converse(mut stream: UnixStream, requests: mpsc::Sender<ControlRequest>, counts: ControlRequests) {
+/// Refuses whoever is one too many, without listening.
+fn turn_away(stream: &UnixStream, counts: &ControlRequests) {
+    let message = format!(
+        "{} requests wait before this one: nothing was changed; ask again later, or as root",
+        MOST_GUESTS + MOST_WAITING
+    );
+    let answer = refused(RefusedCode::Failed, message);
+    counts.count(None, &answer);
+    if let Some(line) = write(&answer) {
+        // The line fits the empty buffer of a new connection; whoever has gone needs none.
+        let _ = stream.try_write(&line);
+    }
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    peer: Option<u32>,
+    requests: ControlSenders,
+    counts: ControlRequests,
+) {
     let Some(line) = read_line(&mut stream).await else {
         return;
     };
-    let peer = stream.peer_cred().ok().map(|peer| peer.uid());
     let (verb, answer) = match line
         .and_then(|line| wire::read_request(&line).map_err(|error| error.to_string()))
     {
@@ -270,7 +340,12 @@ async fn converse(mut stream: UnixStream, requests: mpsc::Sender<ControlRequest>
 
 /// Whether user `peer` may ask this of a daemon of user `own`.
 fn may(peer: Option<u32>, own: u32, request: &Request) -> bool {
-    request.is_read_only() || peer.is_some_and(|peer| peer == 0 || peer == own)
+    request.is_read_only() || may_change(peer, own)
+}
+
+/// Whether user `peer` may change something in a daemon of user `own`.
+fn may_change(peer: Option<u32>, own: u32) -> bool {
+    peer.is_some_and(|peer| peer == 0 || peer == own)
 }
 
 /// Reads one line: `Err` says what is wrong with it, `None` that the client went away or was too slow to be told.
@@ -293,11 +368,11 @@ async fn read_line(stream: &mut UnixStream) -> Option<Result<Vec<u8>, String>> {
     }
 }
 
-async fn ask(request: Request, requests: &mpsc::Sender<ControlRequest>) -> Answer {
+async fn ask(request: Request, requests: &ControlSenders) -> Answer {
     let is_read_only = request.is_read_only();
     let (reply, answer) = oneshot::channel();
     let outcome = timeout(LOOP_TIMEOUT, async {
-        requests.send(ControlRequest { request, reply, span: Span::current() }).await.ok()?;
+        requests.send(ControlRequest { request, reply, span: Span::current() }).await?;
         answer.await.ok()
     });
     if let Ok(Some(answer)) = outcome.await {

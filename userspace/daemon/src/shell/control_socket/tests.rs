@@ -34,7 +34,7 @@ impl Drop for Served {
     }
 }
 
-fn served(requests: mpsc::Sender<ControlRequest>) -> Served {
+fn served(requests: ControlSenders) -> Served {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tunicad.sock");
     let socket = listen(&path, &own_group()).unwrap();
@@ -45,9 +45,12 @@ fn served(requests: mpsc::Sender<ControlRequest>) -> Served {
 
 /// Serves with a loop that answers every request: reads with no bans, changes with the verb.
 fn answered() -> Served {
-    let (sender, mut requests) = mpsc::channel(4);
+    let (senders, mut queues) = queues();
     tokio::spawn(async move {
-        while let Some(ControlRequest { request, reply, span }) = requests.recv().await {
+        while let Some(ControlRequest { request, reply, span }) = tokio::select! {
+            change = queues.changes.recv() => change,
+            read = queues.reads.recv() => read,
+        } {
             let _entered = span.entered();
             let answer = if request.is_read_only() {
                 Answer::Bans(Bans { bans: Vec::new() })
@@ -59,7 +62,7 @@ fn answered() -> Served {
             let _ = reply.send(answer);
         }
     });
-    served(sender)
+    served(senders)
 }
 
 /// Sends `bytes`, ends the sending side, and reads the answer.
@@ -145,9 +148,9 @@ async fn a_client_that_goes_away_leaves_the_server_well() {
 
 #[tokio::test]
 async fn a_loop_that_hangs_and_a_client_that_dawdles_are_given_up() {
-    // Nobody takes the requests, and the channel is soon full.
-    let (sender, _requests) = mpsc::channel(1);
-    let served = served(sender);
+    // Nobody takes the requests.
+    let (senders, _queues) = queues();
+    let served = served(senders);
     let dawdle = async {
         let mut stream = UnixStream::connect(&served.path).await.unwrap();
         stream.write_all(b"{\"schema\":1").await.unwrap();
@@ -167,9 +170,9 @@ async fn a_loop_that_hangs_and_a_client_that_dawdles_are_given_up() {
 
 #[tokio::test]
 async fn a_loop_that_ended_is_named_at_once() {
-    let (sender, requests) = mpsc::channel(1);
-    drop(requests);
-    let served = served(sender);
+    let (senders, queues) = queues();
+    drop(queues);
+    let served = served(senders);
     let answer = ask_for(&served.path, &Request::Status {}).await;
     assert_refused(&answer, RefusedCode::Failed, "the event loop does not answer");
     let text = served.metrics.render().unwrap();

@@ -1,7 +1,7 @@
 //! Asking the live program what it would do, without touching its state.
 //!
-//! `BPF_PROG_TEST_RUN` changes maps like a real packet would. So the same object is loaded once more with maps of its own, and
-//! everything the program can consult about one source is copied into them: policy, heartbeat, ban row, allow-list
+//! `BPF_PROG_TEST_RUN` changes maps like a real packet would. So the same object is loaded once more with small maps of
+//! its own, and everything the program can consult about one source is copied into them: policy, heartbeat, ban row, allow-list
 //! answer, own-address row, sketch cells. The copy has the live program's tag, so it is the same code.
 
 use std::net::IpAddr;
@@ -41,40 +41,75 @@ pub enum ProbeError {
     Uncounted,
 }
 
+/// Table sizes of a copy, which holds rows of one source. The program's code does not depend on them.
+pub const SIZES: Sizes = Sizes { bans: 1, allow: 1 };
+
+/// Where the copy is kept from one question to the next: verifying the program again would take a third of a second.
+#[derive(Default)]
+pub struct Probe(Option<Copy>);
+
+impl Probe {
+    /// A copy that holds everything that matters for packets from `address`, which counts as `key`, and nothing else.
+    ///
+    /// # Errors
+    /// [`ProbeError`]; the live shield is only read.
+    pub fn aim(
+        &mut self,
+        live: &Tables,
+        address: AddressBytes,
+        key: SourceKey,
+    ) -> Result<&mut Copy, ProbeError> {
+        // Taken out, so that a copy which could not be filled whole is not used again.
+        let mut copy = match self.0.take() {
+            Some(copy) if copy.tables.secret() == live.secret() => copy,
+            Some(_) | None => Copy::load(live.secret())?,
+        };
+        copy.fill(live, address, key)?;
+        Ok(self.0.insert(copy))
+    }
+}
+
 /// A private copy of the shield.
 pub struct Copy {
     ebpf: Ebpf,
     tables: Tables,
     totals: Vec<Total>,
+    /// What the packet before came to. Packets in a row mostly come to the same.
+    last: Option<(Verdict, Action)>,
+    /// Whose rows the tables hold.
+    filled: Option<(AddressBytes, SourceKey)>,
 }
 
 impl Copy {
-    /// Copies everything that matters for packets from `address`, which counts as `key`.
-    ///
-    /// # Errors
-    /// [`ProbeError`]; the live shield is only read.
-    pub fn of(
-        live: &Tables,
-        sizes: Sizes,
-        address: AddressBytes,
-        key: &SourceKey,
-    ) -> Result<Self, ProbeError> {
-        let mut ebpf = object::load(sizes, None)?;
-        let mut tables = Tables::take(&mut ebpf, live.secret())?;
+    fn load(secret: [u64; 2]) -> Result<Self, ProbeError> {
+        let mut ebpf = object::load(SIZES, None)?;
+        let tables = Tables::take(&mut ebpf, secret)?;
+        let totals = tables.totals()?;
+        Ok(Self { ebpf, tables, totals, last: None, filled: None })
+    }
+
+    /// Replaces what the tables hold by what `live` holds for packets from `address`.
+    fn fill(&mut self, live: &Tables, address: AddressBytes, key: SourceKey) -> Result<(), ProbeError> {
+        let tables = &mut self.tables;
+        if let Some((address, key)) = self.filled.replace((address, key)) {
+            tables.remove_ban(&key)?;
+            tables.remove_allow((128, address))?;
+            tables.remove_own(address)?;
+        }
         tables.beat(live.last_beat()?)?;
-        if let Some(ban) = live.ban(key)? {
-            tables.set_ban(key, &ban)?;
+        if let Some(ban) = live.ban(&key)? {
+            tables.set_ban(&key, &ban)?;
         }
         if let Some(entry) = live.allow_of(address)? {
             tables.set_allow((128, address), &entry)?;
         }
-        if live.own()?.contains(&address) {
+        if live.is_own(address)? {
             tables.add_own(address)?;
         }
-        tables.set_cells(key, &live.cells(key)?)?;
-        tables.swap_policy(&live.policy()?)?;
-        let totals = tables.totals()?;
-        Ok(Self { ebpf, tables, totals })
+        // Both cells of the source are written, so what other sources left in the sketch is never read.
+        tables.set_cells(&key, &live.cells(&key)?)?;
+        tables.swap_policy_at_rest(&live.policy()?)?;
+        Ok(())
     }
 
     /// Runs one frame through the copy and says what became of it.
@@ -85,19 +120,32 @@ impl Copy {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         object::program(&mut self.ebpf)?.test_run(options)?;
-        let after = self.tables.totals()?;
-        let before = std::mem::replace(&mut self.totals, after);
-        Verdict::ALL
-            .iter()
-            .flat_map(|verdict| Action::ALL.map(|action| (*verdict, action)))
-            .find(|(verdict, action)| {
-                let slot = tally_slot(*verdict, *action) as usize;
-                self.totals
-                    .get(slot)
-                    .zip(before.get(slot))
-                    .is_some_and(|(now, then)| now.packets > then.packets)
-            })
-            .ok_or(ProbeError::Uncounted)
+        if let Some(last) = self.last
+            && self.is_counted(last)?
+        {
+            return Ok(last);
+        }
+        for verdict in Verdict::ALL {
+            for action in Action::ALL {
+                if self.is_counted((*verdict, action))? {
+                    self.last = Some((*verdict, action));
+                    return Ok((*verdict, action));
+                }
+            }
+        }
+        Err(ProbeError::Uncounted)
+    }
+
+    /// Whether packets were counted so since the last look at it.
+    fn is_counted(&mut self, (verdict, action): (Verdict, Action)) -> Result<bool, ProbeError> {
+        let slot = tally_slot(verdict, action);
+        let now = self.tables.total(slot)?;
+        let Some(before) = self.totals.get_mut(slot as usize) else {
+            return Ok(false);
+        };
+        let is_counted = now.packets > before.packets;
+        *before = now;
+        Ok(is_counted)
     }
 }
 

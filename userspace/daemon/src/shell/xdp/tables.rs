@@ -156,12 +156,20 @@ impl Tables {
     /// # Errors
     /// [`TableError`]; the old policy is then still in force.
     pub fn swap_policy(&mut self, policy: &Policy) -> Result<(), TableError> {
+        self.swap_policy_at_rest(policy)?;
+        std::thread::sleep(GRACE);
+        Ok(())
+    }
+
+    /// [`Tables::swap_policy`] without the wait; for clones only, whose program runs when asked.
+    ///
+    /// # Errors
+    /// [`TableError`]; the old policy is then still in force.
+    pub fn swap_policy_at_rest(&mut self, policy: &Policy) -> Result<(), TableError> {
         let active = self.active.get(&0, 0).map_err(TableError::new("read", ACTIVE))?;
         let next = (active & 1) ^ 1;
         self.policies.set(next, policy, 0).map_err(TableError::new("write", POLICIES))?;
-        self.active.set(0, next, 0).map_err(TableError::new("write", ACTIVE))?;
-        std::thread::sleep(GRACE);
-        Ok(())
+        self.active.set(0, next, 0).map_err(TableError::new("write", ACTIVE))
     }
 
     /// Writes the daemon's sign of life, nanoseconds of `CLOCK_MONOTONIC`.
@@ -312,6 +320,15 @@ impl Tables {
         self.own.keys().collect::<Result<_, _>>().map_err(TableError::new("read", OWN))
     }
 
+    /// Whether the table of own addresses holds this one.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn is_own(&self, address: AddressBytes) -> Result<bool, TableError> {
+        let row = absent_is_none(self.own.get(&address, 0)).map_err(TableError::new("read", OWN))?;
+        Ok(row.is_some())
+    }
+
     /// Adds an own address. It counts from the next policy on, whose filter must cover it.
     ///
     /// # Errors
@@ -388,15 +405,19 @@ impl Tables {
     /// # Errors
     /// [`TableError`].
     pub fn totals(&self) -> Result<Vec<Total>, TableError> {
-        (0..TALLY_SLOTS as u32)
-            .map(|slot| {
-                let each = self.tallies.get(&slot, 0).map_err(TableError::new("read", TALLIES))?;
-                Ok(each.iter().fold(Total::default(), |sum, tally| Total {
-                    packets: sum.packets + tally.packets,
-                    bytes: sum.bytes + tally.bytes,
-                }))
-            })
-            .collect()
+        (0..TALLY_SLOTS as u32).map(|slot| self.total(slot)).collect()
+    }
+
+    /// One tally, summed over the CPUs.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn total(&self, slot: u32) -> Result<Total, TableError> {
+        let each = self.tallies.get(&slot, 0).map_err(TableError::new("read", TALLIES))?;
+        Ok(each.iter().fold(Total::default(), |sum, tally| Total {
+            packets: sum.packets + tally.packets,
+            bytes: sum.bytes + tally.bytes,
+        }))
     }
 
     /// Events lost because the ring buffer was full, summed over the CPUs.
