@@ -233,6 +233,7 @@ fn status_sources_and_doctor_tell_what_is() {
         "kernel",
         "capabilities",
         "bpffs",
+        "pins",
         "syncookies",
         "forwarding",
         "tor",
@@ -261,6 +262,7 @@ fn doctor_answers_without_a_daemon() {
     assert_eq!(level("kernel"), "ok");
     assert_eq!(level("capabilities"), "ok");
     assert_eq!(level("bpffs"), "ok");
+    assert_eq!(level("pins"), "ok");
     assert_eq!(level("tor"), "ok");
     // The lab's interface is not in this namespace.
     assert_eq!(level("interface.h0"), "failure");

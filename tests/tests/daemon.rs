@@ -8,10 +8,16 @@
     reason = "a helper that fails is a test that fails"
 )]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown, symlink},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use nix::sys::signal::Signal;
 use tunica_tests::{
+    armed::program,
     flood::{Flood, Pattern},
     frame::{TCP, tcp, v4},
     lab::{CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_INTERFACE, HOST_MAC, Lab},
@@ -169,6 +175,7 @@ fn another_program_on_the_hook_is_refused_by_name_and_left_alone() {
         let _ = fs::remove_dir_all("/sys/fs/bpf/xdp-filter");
     }
     assert!(names_the_other(&problem) && problem.contains("does not push it aside"), "{problem}");
+    assert!(problem.contains("remove the pin of its link") && !problem.contains("Tunica's own"), "{problem}");
     assert_eq!(ready.0, 503, "{ready:?}");
     assert!(names_the_other(&ready.1), "{ready:?}");
     assert_eq!(ran.code, Some(7), "{ran:?}");
@@ -177,6 +184,176 @@ fn another_program_on_the_hook_is_refused_by_name_and_left_alone() {
     lab.must(&["reload"]).unwrap();
     link_and_program(&lab);
     assert_eq!(lab.http("/ready").unwrap().0, 200);
+}
+
+/// Another program's map, pinned under the name of one of ours; gone with this value.
+struct Stranger(PathBuf);
+
+impl Stranger {
+    fn new(lab: &Lab) -> Self {
+        let directory = PathBuf::from(format!("{}-stranger", lab.pins().display()));
+        fs::create_dir(&directory).unwrap();
+        let stranger = Self(directory);
+        let pin = stranger.pin();
+        let make = ["map", "create", pin.to_str().unwrap(), "type", "array", "key", "4", "value", "4"];
+        lab.run_in_host("bpftool", &[&make[..], &["entries", "1", "name", "stranger"]].concat()).unwrap();
+        stranger
+    }
+
+    fn pin(&self) -> PathBuf {
+        self.0.join("BANS")
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Why a daemon with the lab's configuration does not start.
+fn refusal(lab: &Lab, file: &str) -> String {
+    let (daemon, file) = (program("tunicad").unwrap(), lab.path(file));
+    let arguments = ["20", daemon.to_str().unwrap(), "--config", file.to_str().unwrap()];
+    lab.run_in_host("timeout", &arguments).unwrap_err().to_string()
+}
+
+/// What any local user can do on a bpffs that is open to all.
+#[test]
+fn pins_that_others_can_reach_are_refused_and_what_they_lead_to_survives() {
+    let mut lab = Lab::new("pins").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    let stranger = Stranger::new(&lab);
+    let root = lab.pins().to_owned();
+    let old = root.join("v0123456789abcdef-1-1");
+
+    // A root that somebody else made, with a link to the stranger's pins.
+    fs::create_dir(&root).unwrap();
+    symlink(&stranger.0, &old).unwrap();
+    chown(&root, Some(65_534), Some(65_534)).unwrap();
+    let text = refusal(&lab, "tunica.toml");
+    assert!(text.contains("belongs to uid 65534") && text.contains("nothing was loaded"), "{text}");
+    chown(&root, Some(0), Some(0)).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o777)).unwrap();
+    let text = refusal(&lab, "tunica.toml");
+    assert!(text.contains("mode 0777"), "{text}");
+    assert!(stranger.pin().exists() && fs::read_dir(&root).unwrap().count() == 1);
+
+    // A root that is a link itself.
+    fs::remove_dir_all(&root).unwrap();
+    symlink(&stranger.0, &root).unwrap();
+    let text = refusal(&lab, "tunica.toml");
+    assert!(text.contains("is a symbolic link"), "{text}");
+    assert_eq!(fs::read_dir(&stranger.0).unwrap().count(), 1);
+
+    // In a root of our own a link is no directory of ours: not entered, and not swept.
+    fs::remove_file(&root).unwrap();
+    fs::create_dir(&root).unwrap();
+    symlink(&stranger.0, &old).unwrap();
+    lab.start().unwrap();
+    link_and_program(&lab);
+    assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(old.is_symlink() && stranger.pin().exists());
+    fs::remove_file(&old).unwrap();
+
+    // Nor is a link followed that stands where this version's directory belongs.
+    let ours = lab.pin_directory().unwrap();
+    lab.end(Signal::SIGTERM).unwrap();
+    fs::remove_dir_all(&ours).unwrap();
+    symlink(&stranger.0, &ours).unwrap();
+    let text = refusal(&lab, "tunica.toml");
+    assert!(text.contains("is a symbolic link"), "{text}");
+    assert!(stranger.pin().exists());
+
+    // A map with the right name and sizes but other flags is not ours either.
+    fs::remove_file(&ours).unwrap();
+    fs::create_dir(&ours).unwrap();
+    let pin = ours.join("HEARTBEAT");
+    let make = ["map", "create", pin.to_str().unwrap(), "type", "array", "key", "4", "value", "8"];
+    lab.run_in_host("bpftool", &[&make[..], &["entries", "1", "name", "x", "flags", "0x400"]].concat())
+        .unwrap();
+    let text = refusal(&lab, "tunica.toml");
+    assert!(text.contains("it has 1024 for its flags, ours has 0"), "{text}");
+    assert!(pin.exists());
+}
+
+#[test]
+fn a_second_daemon_may_not_share_the_pins() {
+    let mut lab = Lab::new("twice").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    let before = link_and_program(&lab);
+    let text = fs::read_to_string(lab.path("tunica.toml")).unwrap();
+    let text = text.replace("ledger.redb", "other/ledger.redb").replace("tunicad.sock", "other/tunicad.sock");
+    fs::write(lab.path("other.toml"), format!("{text}\n[http]\nenabled = false\n")).unwrap();
+    fs::create_dir(lab.path("other")).unwrap();
+    let text = refusal(&lab, "other.toml");
+    assert!(text.contains("another tunicad uses the pins"), "{text}");
+    assert_eq!(link_and_program(&lab), before);
+    // The claim outlives a change of sizes, and ends with the daemon.
+    lab.configure("mode = \"enforce\"\ntables = { bans = 2048 }", "").unwrap();
+    lab.must(&["reload"]).unwrap();
+    let text = refusal(&lab, "other.toml");
+    assert!(text.contains("another tunicad uses the pins"), "{text}");
+    lab.end(Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    link_and_program(&lab);
+}
+
+#[test]
+fn our_own_program_under_an_earlier_pin_path_is_recognised() {
+    let mut lab = Lab::new("moved").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    let (link, old) = (link_and_program(&lab).0, lab.pin_directory().unwrap().join("link-h0"));
+    lab.end(Signal::SIGTERM).unwrap();
+    let file = lab.path("tunica.toml");
+    let moved = format!("{}-moved", lab.pins().display());
+    let text = fs::read_to_string(&file).unwrap().replace(lab.pins().to_str().unwrap(), &moved);
+    fs::write(&file, text).unwrap();
+    lab.start().unwrap();
+    let problem = lab.json(&["status"]).unwrap()["interfaces"][0]["problem"].as_str().unwrap().to_owned();
+    fs::remove_file(&old).unwrap();
+    lab.must(&["reload"]).unwrap();
+    let new = link_and_program(&lab).0;
+    lab.end(Signal::SIGTERM).unwrap();
+    fs::remove_dir_all(&moved).unwrap();
+    assert!(problem.contains("it is Tunica's own"), "{problem}");
+    assert!(problem.contains(&format!("`rm {}`", old.display())), "{problem}");
+    assert_ne!(link, new);
+}
+
+/// A guard that was banned can never be connected to, because its answers are dropped.
+#[test]
+fn a_guard_that_tor_cannot_reach_yet_is_protected() {
+    let mut lab = Lab::new("guard").unwrap();
+    lab.configure("mode = \"enforce\"", "[tor]\nuser = \"nobody\"\nscan_every_seconds = 1").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "10.77.0.99", "--for", "1h"]).unwrap();
+    // The frames reach the client, which is not 10.77.0.99 and does not answer.
+    lab.run_in_host(
+        "ip",
+        &["neigh", "add", "10.77.0.99", "lladdr", "02:00:00:00:4d:02", "dev", HOST_INTERFACE],
+    )
+    .unwrap();
+    let connect = "exec 3<>/dev/tcp/10.77.0.99/9001";
+    let mut tor = lab
+        .host
+        .command(Path::new("setpriv"))
+        .args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "/bin/bash", "-c", connect])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    lab.wait_for("the guard to be protected", |lab| {
+        Ok(lab.metric("tunica_never_ban_tor_peers")? == Some(1.0))
+    })
+    .unwrap();
+    let bans = lab.json(&["ban", "list"]).unwrap();
+    let ran = lab.tunica(&["ban", "add", "10.77.0.99"]).unwrap();
+    tor.kill().unwrap();
+    tor.wait().unwrap();
+    assert!(!bans.to_string().contains("10.77.0.99"), "{bans:#}");
+    assert_eq!(ran.code, Some(3), "{ran:?}");
 }
 
 #[test]
