@@ -119,9 +119,11 @@ pub struct Program {
     pub object_sha256: String,
     /// The tag the kernel computed when this daemon loaded that object.
     pub expected_tag: String,
-    /// The tag of the program that is attached, where one is.
+    /// The tag of this daemon's program, where an interface runs that; absent where none does. A program is known by the
+    /// identity that the kernel gave it at loading, not by its tag: the tag of somebody else's program is not read.
     pub attached_tag: Option<String>,
-    /// Whether the two tags are equal and the object's checksum is the one recorded at build time.
+    /// Whether every interface runs the program that this daemon loaded, and the object it loaded it from has the checksum
+    /// recorded at build time.
     pub matches: bool,
     /// Directory of the pinned link and maps.
     pub pin_path: String,

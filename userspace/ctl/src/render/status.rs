@@ -68,11 +68,11 @@ fn headline(view: &Status) -> String {
     if !bare.is_empty() {
         line.push_str(&format!(", NOT ATTACHED AS CONFIGURED: {shortfalls}"));
     }
-    line.push_str(if view.program.matches {
-        ", program matches its checksum"
-    } else {
-        ", PROGRAM DIFFERS FROM ITS CHECKSUM"
-    });
+    if view.program.matches {
+        line.push_str(", runs the checked program");
+    } else if bare.is_empty() {
+        line.push_str(", RUNS ANOTHER PROGRAM THAN THE CHECKED ONE");
+    }
     if is_stale(&view.heartbeat) {
         line.push_str(", HEARTBEAT STALE");
     }
