@@ -338,7 +338,7 @@ fn install_line(programs: &[Program]) -> String {
 }
 
 fn mount_line() -> String {
-    format!("mount -t bpf bpf {BPFFS}")
+    format!("mount -t bpf -o mode=0700 bpf {BPFFS}")
 }
 
 fn install_packages(programs: &[Program]) -> Result<()> {
@@ -403,7 +403,10 @@ mod tests {
             Part::Packages(programs).command_for_root().as_deref(),
             Some("apt-get install --yes --no-install-recommends --no-upgrade iproute2 bpftool")
         );
-        assert_eq!(Part::Bpffs.command_for_root().as_deref(), Some("mount -t bpf bpf /sys/fs/bpf"));
+        assert_eq!(
+            Part::Bpffs.command_for_root().as_deref(),
+            Some("mount -t bpf -o mode=0700 bpf /sys/fs/bpf")
+        );
         assert_eq!(Part::BpfLinker.command_for_root(), None);
     }
 

@@ -246,7 +246,7 @@ fn check_pin_path(path: &Path, host: &Host) -> Finding {
             CHECK,
             Level::Failure,
             format!("{} lies on no bpf file system", path.display()),
-            "the shield could not outlive tunicad, so tunicad will not start; `mount -t bpf bpf /sys/fs/bpf`, or set \
+            "the shield could not outlive tunicad, so tunicad will not start; `mount -t bpf -o mode=0700 bpf /sys/fs/bpf`, or set \
              [shield] pin_path to where it is mounted",
         ),
     }
