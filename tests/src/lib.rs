@@ -6,6 +6,7 @@
 pub mod armed;
 pub mod client;
 pub mod counters;
+pub mod disk;
 pub mod flood;
 pub mod frame;
 pub mod lab;

@@ -11,8 +11,9 @@
 use std::fs;
 
 use tunica_tests::{
+    disk::SmallDisk,
     frame::{TCP, tcp, v4},
-    lab::{HOST, Lab},
+    lab::{HOST, HOST_INTERFACE, Lab},
 };
 
 fn syn_from(source: [u8; 4]) -> Vec<u8> {
@@ -149,6 +150,173 @@ fn a_reload_is_all_or_nothing() {
     lab.wait_for("the reload by signal", |lab| Ok(lab.json(&["status"])?["mode"] == "observe")).unwrap();
 }
 
+/// Like [`Lab::configure`], with the ledger on the lab's own disk, which must be mounted.
+fn configure_on_disk(lab: &Lab, shield: &str) {
+    lab.configure(shield, "").unwrap();
+    let path = lab.path("tunica.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("/ledger.redb", "/disk/ledger.redb")).unwrap();
+}
+
+/// Fills the disk, and the room that the ledger has left inside its file, with bans in 192.0.2.0/24. A ledger that
+/// failed is closed until the next change, so the disk can then be made read-only and every change fails.
+fn break_ledger(lab: &Lab, disk: &SmallDisk) {
+    disk.fill().unwrap();
+    let reason = "x".repeat(180);
+    let is_refused = |host: u32| {
+        let source = format!("192.0.2.{host}");
+        let ran = lab.tunica(&["ban", "add", &source, "--for", "1h", "--reason", &reason]).unwrap();
+        ran.code == Some(1) && ran.err.contains("the change was not made: cannot write the ledger")
+    };
+    assert!((1..=250).any(is_refused), "the ledger fitted on a full disk");
+    disk.set_read_only(true).unwrap();
+}
+
+fn mend_ledger(disk: &SmallDisk) {
+    disk.set_read_only(false).unwrap();
+    disk.free().unwrap();
+}
+
+#[test]
+fn a_reload_that_the_ledger_cannot_keep_changes_nothing() {
+    let mut lab = Lab::new("reload-full").unwrap();
+    let disk = SmallDisk::mount(&lab.path("disk")).unwrap();
+    configure_on_disk(&lab, "mode = \"observe\"");
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    let pins = lab.pin_directory().unwrap();
+    break_ledger(&lab, &disk);
+    let warning = |lab: &Lab| lab.json(&["status"]).unwrap()["warnings"].to_string();
+    assert!(warning(&lab).contains("cannot write the ledger"), "{}", warning(&lab));
+
+    // Lifting the ban is part of the reload, and cannot be made durable.
+    configure_on_disk(&lab, "mode = \"enforce\"\nallow = [\"203.0.113.0/24\"]\ntables = { bans = 2048 }");
+    for _ in 0..2 {
+        let ran = lab.tunica(&["reload"]).unwrap();
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.err.contains("cannot write the ledger") && ran.err.contains("stays in force"), "{ran:?}");
+        for _ in 0..2 {
+            let status = lab.json(&["status"]).unwrap();
+            assert_eq!((&status["mode"], &status["generation"]), (&"observe".into(), &1.into()));
+        }
+        assert_eq!(lab.json(&["allow", "list"]).unwrap()["entries"].as_array().unwrap().len(), 0);
+        assert_eq!(lab.pin_directory().unwrap(), pins, "maps of the refused size were left behind");
+    }
+
+    mend_ledger(&disk);
+    lab.must(&["reload"]).unwrap();
+    assert_eq!(lab.json(&["status"]).unwrap()["mode"], "enforce");
+    assert!(!lab.must(&["ban", "list"]).unwrap().contains("203.0.113.5"));
+    assert_ne!(lab.pin_directory().unwrap(), pins);
+    // The warning goes with its cause.
+    assert!(!warning(&lab).contains("ledger"), "{}", warning(&lab));
+}
+
+#[test]
+fn a_bypass_needs_no_disk() {
+    let mut lab = Lab::new("bypass-full").unwrap();
+    let disk = SmallDisk::mount(&lab.path("disk")).unwrap();
+    configure_on_disk(&lab, "mode = \"enforce\"");
+    lab.count_in_stack("seen", "ip saddr 203.0.113.5").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    break_ledger(&lab, &disk);
+
+    let said = lab.must(&["bypass", "on", "--reason", "locked out"]).unwrap();
+    assert!(said.contains("is detached") && said.contains("would end the bypass"), "{said}");
+    lab.send(&syn_from([203, 0, 113, 5]), 3).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 3);
+    let ran = lab.tunica(&["status"]).unwrap();
+    assert_eq!(ran.code, Some(7), "{ran:?}");
+    assert!(ran.out.contains("BYPASSED"), "{ran:?}");
+    assert!(lab.log().contains("would end the bypass"), "{}", lab.log());
+    let said = lab.must(&["bypass", "off"]).unwrap();
+    assert!(said.contains("is attached again") && said.contains("bring the bypass back"), "{said}");
+    lab.send(&syn_from([203, 0, 113, 5]), 3).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 3);
+
+    lab.must(&["bypass", "on", "--reason", "locked out"]).unwrap();
+    mend_ledger(&disk);
+    // The next change that can be written makes the bypass durable with it.
+    lab.must(&["ban", "add", "203.0.113.6", "--for", "1h"]).unwrap();
+    lab.end(nix::sys::signal::Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    assert_eq!(lab.json(&["status"]).unwrap()["bypass"]["reason"], "locked out");
+}
+
+#[test]
+fn a_reload_adds_drops_and_renames_interfaces() {
+    let mut lab = Lab::new("interfaces").unwrap();
+    let on = |lab: &Lab, interfaces: &str, shield: &str| {
+        lab.configure(&format!("mode = \"enforce\"\n{shield}"), "").unwrap();
+        let path = lab.path("tunica.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace(&format!("\"{HOST_INTERFACE}\""), interfaces)).unwrap();
+    };
+    let pinned = |lab: &Lab, name: &str| lab.pin_directory().unwrap().join(format!("link-{name}")).exists();
+    let is_attached = |lab: &Lab, name: &str| {
+        let shown = lab.run_in_host("ip", &["-d", "link", "show", name]).unwrap();
+        shown.contains("prog/xdp")
+    };
+    let null = {
+        let mut ip = v4([203, 0, 113, 9], TCP);
+        ip.destination = HOST.octets();
+        ip.frame(&tcp(0, 5))
+    };
+    lab.run_in_host("ip", &["link", "add", "h1", "type", "veth", "peer", "name", "h2"]).unwrap();
+    lab.count_in_stack("null", "ip saddr 203.0.113.9").unwrap();
+    on(&lab, "\"h0\"", "");
+    lab.start().unwrap();
+
+    // A new interface that cannot be attached to refuses the whole.
+    let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/prebuilt/shield.o");
+    let pin = format!("{}-other", lab.pins().display());
+    lab.run_in_host("bpftool", &["prog", "load", object, &pin, "type", "xdp"]).unwrap();
+    let attached = lab.run_in_host("bpftool", &["net", "attach", "xdpdrv", "pinned", &pin, "dev", "h1"]);
+    fs::remove_file(&pin).unwrap();
+    attached.unwrap();
+    for (interfaces, part) in [("\"h9\"", "no interface h9"), ("\"h1\"", "attached to h1 already")] {
+        on(&lab, interfaces, "tables = { bans = 2048 }");
+        let ran = lab.tunica(&["reload"]).unwrap();
+        assert_eq!(ran.code, Some(78), "{ran:?}");
+        assert!(ran.err.contains(part) && ran.err.contains("stays in force"), "{ran:?}");
+        let status = lab.json(&["status"]).unwrap();
+        assert_eq!(
+            (&status["interfaces"][0]["name"], &status["interfaces"][0]["actual"]),
+            (&"h0".into(), &"native".into())
+        );
+        assert!(pinned(&lab, "h0") && is_attached(&lab, "h0"));
+    }
+    lab.send(&null, 3).unwrap();
+    assert_eq!(lab.in_stack("null").unwrap(), 0);
+    lab.run_in_host("bpftool", &["net", "detach", "xdpdrv", "dev", "h1"]).unwrap();
+
+    on(&lab, "\"h0\", \"h1\"", "");
+    assert_eq!(lab.json(&["reload"]).unwrap()["changes"][0], "the shield is on h1");
+    assert!(pinned(&lab, "h0") && pinned(&lab, "h1") && is_attached(&lab, "h1"));
+
+    on(&lab, "\"h1\"", "");
+    assert_eq!(lab.json(&["reload"]).unwrap()["changes"][0], "the shield is off h0");
+    assert!(!pinned(&lab, "h0") && !is_attached(&lab, "h0") && is_attached(&lab, "h1"));
+    lab.send(&null, 3).unwrap();
+    assert_eq!(lab.in_stack("null").unwrap(), 3);
+
+    // Another name, with tables of another size at the same time.
+    lab.run_in_host("ip", &["link", "set", "h1", "name", "h3"]).unwrap();
+    on(&lab, "\"h3\"", "tables = { bans = 2048 }");
+    let changes = lab.json(&["reload"]).unwrap()["changes"].to_string();
+    assert!(changes.contains("off h1") && changes.contains("on h3"), "{changes}");
+    assert!(!pinned(&lab, "h1") && pinned(&lab, "h3") && is_attached(&lab, "h3"));
+    assert_eq!(lab.json(&["explain", "192.0.2.7"]).unwrap()["in_truth"], serde_json::Value::Null);
+
+    // At a start an interface that is not there is no reason to leave the others bare, and `explain` says so.
+    lab.end(nix::sys::signal::Signal::SIGTERM).unwrap();
+    on(&lab, "\"h3\", \"h9\"", "");
+    lab.start().unwrap();
+    let explained = lab.json(&["explain", "192.0.2.7"]).unwrap()["in_truth"].to_string();
+    assert!(explained.contains("not attached on h9:"), "{explained}");
+}
+
 #[test]
 fn a_bypass_detaches_at_once_survives_a_restart_and_ends() {
     let mut lab = Lab::new("bypass").unwrap();
@@ -163,6 +331,8 @@ fn a_bypass_detaches_at_once_survives_a_restart_and_ends() {
     assert_eq!(ran.code, Some(7), "{ran:?}");
     assert!(ran.out.contains("BYPASSED") && ran.out.contains("a customer cannot connect"), "{ran:?}");
     assert_eq!(lab.http("/ready").unwrap().0, 503);
+    let explained = lab.must(&["explain", "203.0.113.5"]).unwrap();
+    assert!(explained.starts_with("in truth bypassed since "), "{explained}");
     lab.end(nix::sys::signal::Signal::SIGTERM).unwrap();
     lab.start().unwrap();
     assert_eq!(lab.json(&["status"]).unwrap()["interfaces"][0]["actual"], "none");

@@ -12,6 +12,7 @@ use std::{collections::BTreeSet, fs, net::TcpListener, path::Path, process::Stdi
 
 use nix::sys::signal::Signal;
 use tunica_tests::{
+    disk::SmallDisk,
     flood::{Flood, Pattern},
     frame::{TCP, tcp, v4},
     lab::{CLIENT, CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
@@ -58,16 +59,7 @@ impl Watch {
 #[test]
 fn every_metric_moves_by_its_cause() {
     let mut lab = Lab::new("metrics").unwrap();
-    // A disk of its own, so that it can be full.
-    let disk = lab.path("disk");
-    fs::create_dir(&disk).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
-        .arg(&disk)
-        .status()
-        .unwrap();
-    assert!(mounted.success());
-    let _unmount = Unmount(disk.clone());
+    let disk = SmallDisk::mount(&lab.path("disk")).unwrap();
     let shield = |mode: &str| format!("mode = \"{mode}\"\nevents = {{ per_second = 10000 }}");
     let configure = |lab: &Lab, mode: &str| {
         lab.configure(&shield(mode), "[tor]\nuser = \"nobody\"\nscan_every_seconds = 1").unwrap();
@@ -202,7 +194,7 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.must(&["reload"]).unwrap();
 
     // A full disk: nothing is banned, nothing else breaks, and it heals.
-    fs::write(disk.join("filler"), vec![0; 8 << 20]).unwrap_err();
+    disk.fill().unwrap();
     let mut refused = 0;
     for host in 1..=200 {
         let ran = watch
@@ -220,7 +212,7 @@ fn every_metric_moves_by_its_cause() {
     }
     assert_eq!(refused, 1, "the ledger fitted on a full disk");
     watch.exceeds("tunica_ledger_failures_total", 0.0);
-    fs::remove_file(disk.join("filler")).unwrap();
+    disk.free().unwrap();
     watch.lab.must(&["ban", "add", "192.0.2.250", "--for", "1h"]).unwrap();
 
     // A frozen map cannot be written.
@@ -230,19 +222,11 @@ fn every_metric_moves_by_its_cause() {
 
     watch.lab.end(Signal::SIGTERM).unwrap();
     fs::remove_dir_all(watch.lab.pins()).unwrap();
-    fs::write(disk.join("ledger.redb"), b"not a ledger").unwrap();
+    fs::write(watch.lab.path("disk/ledger.redb"), b"not a ledger").unwrap();
     watch.lab.start().unwrap();
     watch.becomes("tunica_ledger_damaged", 1.0);
 
     let missing: Vec<&str> =
         METRICS.iter().map(|metric| metric.name).filter(|name| !watch.seen.contains(name)).collect();
     assert!(missing.is_empty(), "no cause was tried for {missing:?}");
-}
-
-struct Unmount(std::path::PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
 }
