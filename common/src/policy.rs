@@ -68,8 +68,12 @@ shared_struct! {
         pub syn_tolerance_ticks: u32,
         /// 1 while the ban table holds anything; 0 spares the look-up.
         pub bans_present: u32,
+        /// 1 while the allow list holds anything; 0 spares the look-up.
+        pub allow_present: u32,
+        /// Always 0.
+        pub reserved: u32,
     }
-    size = 80
+    size = 88
 }
 
 /// The bit that `address` has in [`Policy::own_filter`].

@@ -36,14 +36,21 @@ pub fn judge(frame: &Frame<'_>) -> u32 {
     }
     let packet = packet::read(frame);
     match objection(policy, &packet) {
-        Some(verdict) => refuse(frame, policy, &packet, verdict),
+        Some(objection) => refuse(frame, policy, &packet, &objection),
         None => pass(frame, packet.kind, packet.bytes),
     }
 }
 
+/// What speaks against a packet.
+struct Objection {
+    verdict: Verdict,
+    /// The time by which the rule decided; `None` if it needed none. Reading the clock is a good part of a drop's cost.
+    now: Option<u64>,
+}
+
 /// The first rule that speaks against the packet.
 #[inline(always)]
-fn objection(policy: &Policy, packet: &Packet) -> Option<Verdict> {
+fn objection(policy: &Policy, packet: &Packet) -> Option<Objection> {
     let is_exempt =
         matches!(packet.kind, Verdict::Arp | Verdict::NeighbourDiscovery | Verdict::PathMtu | Verdict::Dhcp);
     if is_exempt {
@@ -51,22 +58,30 @@ fn objection(policy: &Policy, packet: &Packet) -> Option<Verdict> {
     }
     let faults = (packet.faults | address_faults(policy, packet)) & policy.sanity_mask;
     if faults != 0 {
-        return Some(lowest(faults));
+        return Some(Objection { verdict: lowest(faults), now: None });
     }
     if packet.is_ip {
         let key = source_key(packet);
         let is_syn = packet.tcp_flags & (FLAG_SYN | FLAG_ACK) == FLAG_SYN && policy.syn_cost_ticks != 0;
         if is_syn || policy.bans_present != 0 {
             let hash = keyed_hash(&key, policy.secret);
-            if policy.bans_present != 0 && is_banned(policy, &key, hash) {
-                return Some(Verdict::Banned);
+            if policy.bans_present != 0
+                && let Some(now) = banned_at(policy, &key, hash)
+            {
+                return Some(Objection { verdict: Verdict::Banned, now: Some(now) });
             }
-            if is_syn && !limit::syn_conforms(hash, policy, tables::now()) {
-                return Some(Verdict::SynRate);
+            if is_syn {
+                let now = tables::now();
+                if !limit::syn_conforms(hash, policy, now) {
+                    return Some(Objection { verdict: Verdict::SynRate, now: Some(now) });
+                }
             }
         }
     }
-    (policy.uninspected_drop_mask & packet.kind.bit() != 0).then_some(packet.kind)
+    if policy.uninspected_drop_mask & packet.kind.bit() != 0 {
+        return Some(Objection { verdict: packet.kind, now: None });
+    }
+    None
 }
 
 /// Faults that stand in the addresses. The filter spares most packets the look-up of own addresses.
@@ -85,18 +100,17 @@ fn address_faults(policy: &Policy, packet: &Packet) -> u64 {
     faults
 }
 
+/// The time now, if the source is banned at it.
 #[inline(always)]
-fn is_banned(policy: &Policy, key: &SourceKey, hash: u64) -> bool {
+fn banned_at(policy: &Policy, key: &SourceKey, hash: u64) -> Option<u64> {
     let (word, bit) = ban_filter_position(hash);
     if !tables::may_be_banned(word, bit) {
-        return false;
+        return None;
     }
-    let Some(ban) = tables::ban(key) else {
-        return false;
-    };
+    let ban = tables::ban(key)?;
     let now = tables::now();
     let lapses = ban.flags & BAN_DYNAMIC != 0 && tables::is_stale(policy, now);
-    now < ban.expires_ns && !lapses
+    (now < ban.expires_ns && !lapses).then_some(now)
 }
 
 #[inline(always)]
@@ -160,14 +174,18 @@ fn length(frame: &Frame<'_>, bytes: u64) -> u64 {
 /// Drops the packet, or counts that it would have been dropped, and now and then tells the daemon; unless the daemon
 /// is silent and the policy waives the rule, or the allow list names the source.
 #[inline(always)]
-fn refuse(frame: &Frame<'_>, policy: &Policy, packet: &Packet, verdict: Verdict) -> u32 {
-    let now = tables::now();
+fn refuse(frame: &Frame<'_>, policy: &Policy, packet: &Packet, objection: &Objection) -> u32 {
+    let verdict = objection.verdict;
+    let now = match objection.now {
+        Some(now) => now,
+        None => tables::now(),
+    };
     let by_source = matches!(verdict, Verdict::Banned | Verdict::SynRate);
     let is_waived = policy.on_stale == STALE_PASS || (policy.on_stale == STALE_SANITY_ONLY && by_source);
     if is_waived && tables::is_stale(policy, now) {
         return pass(frame, packet.kind, packet.bytes);
     }
-    if by_source && tables::is_allowed(address(packet.source)) {
+    if by_source && policy.allow_present != 0 && tables::is_allowed(address(packet.source)) {
         return pass(frame, Verdict::Allowed, packet.bytes);
     }
     let action = if policy.mode == MODE_ENFORCE { Action::Drop } else { Action::WouldDrop };

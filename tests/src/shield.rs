@@ -114,6 +114,8 @@ impl Shield {
             syn_cost_ticks: world.syn.map_or(0, |limit| limit.cost_ticks),
             syn_tolerance_ticks: world.syn.map_or(0, |limit| limit.tolerance_ticks),
             bans_present: u32::from(!world.bans.is_empty()),
+            allow_present: u32::from(!world.allow.is_empty()),
+            reserved: 0,
         }
     }
 

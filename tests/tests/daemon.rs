@@ -356,36 +356,36 @@ fn a_guard_that_tor_cannot_reach_yet_is_protected() {
     assert_eq!(ran.code, Some(3), "{ran:?}");
 }
 
+/// CAP_NET_ADMIN is 12, CAP_PERFMON 38, CAP_BPF 39: the unit grants all three, and the first and last suffice.
 #[test]
-fn two_capabilities_suffice() {
+fn the_unit_s_capabilities_suffice_and_so_do_two_of_them() {
     let mut lab = Lab::new("caps").unwrap();
     lab.configure("mode = \"enforce\"", "[tor]\nuser = \"nobody\"").unwrap();
     lab.count_in_stack("null", "ip saddr 203.0.113.9").unwrap();
-    // CAP_NET_ADMIN is 12, CAP_BPF 39: exactly what the unit grants.
-    let wrapper = [
-        "setpriv",
-        "--bounding-set=-all,+net_admin,+cap_39",
-        "--inh-caps=-all,+net_admin,+cap_39",
-        "--no-new-privs",
-    ];
-    lab.start_through(&wrapper).unwrap();
-    let status = fs::read_to_string(format!("/proc/{}/status", lab.pid().unwrap())).unwrap();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
-    assert_eq!(u64::from_str_radix(effective, 16).unwrap(), 1 << 12 | 1 << 39);
-    link_and_program(&lab);
-    lab.send(&null_segment(), 10).unwrap();
-    assert_eq!(lab.in_stack("null").unwrap(), 0);
-    lab.must(&["explain", "203.0.113.9"]).unwrap();
-    lab.must(&["ban", "add", "203.0.113.9"]).unwrap();
-    let doctor = lab.json(&["doctor"]).unwrap();
-    let findings = doctor["findings"].as_array().unwrap();
-    let capabilities = findings.iter().find(|finding| finding["check"] == "capabilities").unwrap();
-    assert_eq!(capabilities["level"], "ok", "{doctor:#}");
-    // A restart finds the pins and takes them over with the same two.
-    lab.end(Signal::SIGTERM).unwrap();
-    lab.start_through(&wrapper).unwrap();
-    link_and_program(&lab);
-    assert_eq!(lab.in_stack("null").unwrap(), 0);
+    let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/tunicad.service")).unwrap();
+    assert!(unit.contains("\nCapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN CAP_PERFMON\n"));
+    for (granted, mask, level) in [
+        ("-all,+net_admin,+cap_38,+cap_39", 1u64 << 12 | 1 << 38 | 1 << 39, "ok"),
+        ("-all,+net_admin,+cap_39", 1 << 12 | 1 << 39, "warning"),
+        // A restart finds the pins and takes them over with the same.
+        ("-all,+net_admin,+cap_38,+cap_39", 1 << 12 | 1 << 38 | 1 << 39, "ok"),
+    ] {
+        let (bounding, inherited) = (format!("--bounding-set={granted}"), format!("--inh-caps={granted}"));
+        lab.start_through(&["setpriv", &bounding, &inherited, "--no-new-privs"]).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", lab.pid().unwrap())).unwrap();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+        assert_eq!(u64::from_str_radix(effective, 16).unwrap(), mask);
+        link_and_program(&lab);
+        lab.send(&null_segment(), 10).unwrap();
+        assert_eq!(lab.in_stack("null").unwrap(), 0);
+        lab.must(&["explain", "203.0.113.9"]).unwrap();
+        lab.must(&["ban", "add", "203.0.113.9"]).unwrap();
+        let doctor = lab.json(&["doctor"]).unwrap();
+        let findings = doctor["findings"].as_array().unwrap();
+        let capabilities = findings.iter().find(|finding| finding["check"] == "capabilities").unwrap();
+        assert_eq!(capabilities["level"], level, "{doctor:#}");
+        lab.end(Signal::SIGTERM).unwrap();
+    }
 }
 
 #[test]

@@ -100,8 +100,8 @@ fn the_unit_says_what_was_decided() -> Result<()> {
                 "NoNewPrivileges=yes",
                 "ProtectSystem=strict",
                 "PrivateTmp=yes",
-                "CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN",
-                "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN",
+                "CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
+                "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
             ][..],
         ),
     ] {

@@ -47,7 +47,9 @@ impl Desired {
     /// The policy that goes with these tables; `generation` and `secret` come from the daemon, see
     /// [`limits::policy`].
     pub fn policy(&self, settings: &Settings, generation: u32, secret: [u64; 2]) -> Policy {
-        limits::policy(settings, generation, secret, self.tables.own_filter(), !self.tables.bans.is_empty())
+        let tables = &self.tables;
+        let (bans, allow) = (!tables.bans.is_empty(), !tables.allow.is_empty());
+        limits::policy(settings, generation, secret, tables.own_filter(), bans, allow)
     }
 }
 

@@ -122,14 +122,15 @@ impl OnStale {
 
 /// The policy as the kernel reads it.
 ///
-/// `generation` counts applied policies and `secret` is drawn anew at each load, both by the daemon; `own_filter` and
-/// `bans_present` follow from the tables, see [`crate::desired::Desired::policy`].
+/// `generation` counts applied policies and `secret` is drawn anew at each load, both by the daemon; `own_filter`,
+/// `bans_present` and `allow_present` follow from the tables, see [`crate::desired::Desired::policy`].
 pub fn policy(
     settings: &Settings,
     generation: u32,
     secret: [u64; 2],
     own_filter: u64,
     bans_present: bool,
+    allow_present: bool,
 ) -> Policy {
     Policy {
         secret,
@@ -144,6 +145,8 @@ pub fn policy(
         syn_cost_ticks: settings.syn.map_or(0, |limit| limit.cost_ticks),
         syn_tolerance_ticks: settings.syn.map_or(0, |limit| limit.tolerance_ticks),
         bans_present: u32::from(bans_present),
+        allow_present: u32::from(allow_present),
+        reserved: 0,
     }
 }
 
@@ -237,12 +240,13 @@ pub(crate) mod tests {
 
     #[test]
     fn the_policy_says_what_was_set() {
-        let with = policy(&settings(), 7, [1, 2], 5, true);
-        assert_eq!((with.generation, with.secret, with.own_filter, with.bans_present), (7, [1, 2], 5, 1));
+        let with = policy(&settings(), 7, [1, 2], 5, true, false);
+        assert_eq!((with.generation, with.secret, with.own_filter), (7, [1, 2], 5));
+        assert_eq!((with.bans_present, with.allow_present), (1, 0));
         assert_eq!((with.mode, with.on_stale), (MODE_ENFORCE, STALE_KEEP_LIMITS));
         assert_eq!((with.stale_after_ns, with.event_interval_ns), (30_000_000_000, 10_000_000));
         assert_eq!((with.syn_cost_ticks, with.syn_tolerance_ticks), (1_526, 19 * 1_526));
-        let without = policy(&Settings { syn: None, ..settings() }, 8, [1, 2], 0, false);
-        assert_eq!((without.syn_cost_ticks, without.bans_present), (0, 0));
+        let without = policy(&Settings { syn: None, ..settings() }, 8, [1, 2], 0, false, true);
+        assert_eq!((without.syn_cost_ticks, without.bans_present, without.allow_present), (0, 0, 1));
     }
 }

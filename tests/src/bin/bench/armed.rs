@@ -121,6 +121,8 @@ impl Armed {
             syn_cost_ticks: limit.cost_ticks,
             syn_tolerance_ticks: limit.tolerance_ticks,
             bans_present,
+            allow_present: 0,
+            reserved: 0,
         })?;
         let mut armed = Self { ebpf, tables, events };
         armed.tend()?;

@@ -318,6 +318,11 @@ impl Shield {
     ) -> Result<Repairs, SyncError> {
         let mut repairs = Repairs::default();
         let mut failures = Vec::new();
+        if !desired.tables.allow.is_empty()
+            && let Err(error) = self.read_allow_list()
+        {
+            failures.push(error);
+        }
         for edit in edits {
             let done = match *edit {
                 Edit::RemoveOwn(address) => self.tables.remove_own(address),
@@ -346,6 +351,15 @@ impl Shield {
         }
     }
 
+    /// Makes the program look at the allow list from now on, before the first ban is written that an entry of it excuses.
+    fn read_allow_list(&mut self) -> Result<(), TableError> {
+        let current = self.tables.policy()?;
+        if current.allow_present != 0 {
+            return Ok(());
+        }
+        self.tables.swap_policy(&Policy { allow_present: 1, ..current })
+    }
+
     /// Puts the policy in force that `desired` and `settings` ask for. Only a change of rules takes a new generation.
     fn write_policy(&mut self, desired: &Desired, settings: &Settings) -> Result<bool, TableError> {
         let current = self.tables.policy()?;
@@ -353,8 +367,12 @@ impl Shield {
         if next == current {
             return Ok(false);
         }
-        let same_rules =
-            Policy { own_filter: current.own_filter, bans_present: current.bans_present, ..next } == current;
+        let same_rules = Policy {
+            own_filter: current.own_filter,
+            bans_present: current.bans_present,
+            allow_present: current.allow_present,
+            ..next
+        } == current;
         if !same_rules {
             // 0 marks maps that were never used.
             next.generation = current.generation.wrapping_add(1).max(1);
