@@ -181,7 +181,11 @@ fn another_program_on_the_hook_is_refused_by_name_and_left_alone() {
     assert_eq!(ran.code, Some(7), "{ran:?}");
     assert!(link.contains("prog/xdp"), "xdp-filter was pushed aside: {link}");
     // Once the hook is free, a reload attaches.
-    lab.must(&["reload"]).unwrap();
+    lab.wait_for("the hook to be free", |lab| {
+        lab.must(&["reload"])?;
+        Ok(lab.json(&["status"])?["interfaces"][0]["actual"] == "native")
+    })
+    .unwrap();
     link_and_program(&lab);
     assert_eq!(lab.http("/ready").unwrap().0, 200);
 }
@@ -314,7 +318,12 @@ fn our_own_program_under_an_earlier_pin_path_is_recognised() {
     lab.start().unwrap();
     let problem = lab.json(&["status"]).unwrap()["interfaces"][0]["problem"].as_str().unwrap().to_owned();
     fs::remove_file(&old).unwrap();
-    lab.must(&["reload"]).unwrap();
+    // The kernel frees a link some time after its last pin is gone.
+    lab.wait_for("the hook to be free", |lab| {
+        lab.must(&["reload"])?;
+        Ok(lab.json(&["status"])?["interfaces"][0]["actual"] == "native")
+    })
+    .unwrap();
     let new = link_and_program(&lab).0;
     lab.end(Signal::SIGTERM).unwrap();
     fs::remove_dir_all(&moved).unwrap();
