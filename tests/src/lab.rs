@@ -224,6 +224,18 @@ impl Lab {
         self.finish(command.args(arguments))
     }
 
+    /// Runs `tunica` as root in an SSH session from `peer`, of which only the shell above knows, as under sudo.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn tunica_over_ssh(&self, peer: &str, arguments: &[&str]) -> Result<Ran> {
+        let mut command = Command::new("sh");
+        command.args(["-c", "env -u SSH_CONNECTION -u SSH_CLIENT \"$@\"; exit $?", "sh"]);
+        command.arg(program("tunica")?).args(arguments);
+        command.env("SSH_CONNECTION", format!("{peer} 50022 {HOST} 22"));
+        self.finish(&mut command)
+    }
+
     /// Runs `tunica` as user `nobody` with group `gid` alone.
     ///
     /// # Errors

@@ -1,0 +1,240 @@
+//! Who calls the control socket: a crowd that only reads beside root, and operators who would lock themselves out.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+};
+
+use tunica_tests::lab::Lab;
+use tunicad::shell::xdp::{object, probe};
+
+/// Names the socket to a copy of this executable that runs as a guest.
+const SOCKET: &str = "TUNICA_TEST_GUEST_SOCKET";
+const EXPLAIN: &[u8] = b"{\"schema\":1,\"verb\":\"explain\",\"address\":\"203.0.113.6\",\"packets\":1000}\n";
+
+/// This executable, running one of its tests as user nobody of the control group.
+struct Guest {
+    child: Child,
+    copy: PathBuf,
+}
+
+impl Guest {
+    /// Starts `test` and waits until it says that it is ready.
+    fn start(lab: &Lab, test: &str) -> Self {
+        // The folders of the build and of the test are root's alone on some machines.
+        let copy = PathBuf::from(format!("/dev/shm/tunica-{test}-{}", std::process::id()));
+        fs::copy(env::current_exe().unwrap(), &copy).unwrap();
+        for path in [copy.clone(), lab.path("")] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let group = nix::unistd::Group::from_name("nogroup").unwrap().expect("the group nogroup");
+        let mut command = Command::new(&copy);
+        command.args(["--exact", "--nocapture", test]).env(SOCKET, lab.path("tunicad.sock")).current_dir("/");
+        command.uid(65_534).gid(group.gid.as_raw()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let mut guest = Self { child, copy };
+        guest.wait_for("ready");
+        guest
+    }
+
+    /// What follows `word` on the line that begins with it.
+    fn wait_for(&mut self, word: &str) -> String {
+        // Unbuffered, so that nothing of the next line is lost.
+        let out = self.child.stdout.as_mut().unwrap();
+        let mut line = String::new();
+        loop {
+            let mut byte = [0];
+            assert_eq!(out.read(&mut byte).unwrap(), 1, "the guest ended before it said {word}: {line}");
+            if byte != [b'\n'] {
+                line.push(byte[0].into());
+            } else if let Some((_, rest)) = line.split_once(word) {
+                return rest.trim().to_owned();
+            } else {
+                line.clear();
+            }
+        }
+    }
+
+    /// Ends the guest's standard input, for which it waits.
+    fn release(&mut self) {
+        drop(self.child.stdin.take());
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.copy);
+    }
+}
+
+fn wait_for_release() {
+    let mut rest = Vec::new();
+    std::io::stdin().read_to_end(&mut rest).unwrap();
+}
+
+/// One line of question, one of answer, on a new connection.
+fn ask(path: &PathBuf, line: &[u8]) -> String {
+    let mut stream = UnixStream::connect(path).unwrap();
+    // Whoever is refused unheard finds the other end closed.
+    let _ = stream.write_all(line);
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn root_acts_while_guests_flood() {
+    const CONNECTIONS: usize = 100;
+    if let Some(path) = env::var_os(SOCKET).map(PathBuf::from) {
+        let (answered, answers) = mpsc::channel();
+        for _ in 0..CONNECTIONS {
+            let (path, answered) = (path.clone(), answered.clone());
+            // They end with this process.
+            thread::spawn(move || {
+                loop {
+                    let answer = ask(&path, EXPLAIN);
+                    assert!(answer.contains("\"kind\":\"explanation\""), "{answer}");
+                    answered.send(()).unwrap();
+                }
+            });
+        }
+        for _ in 0..2 * CONNECTIONS {
+            answers.recv().unwrap();
+        }
+        println!("ready");
+        wait_for_release();
+        return;
+    }
+    let mut lab = Lab::new("flooded").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    let _guest = Guest::start(&lab, "root_acts_while_guests_flood");
+    let explained = || {
+        let series = "tunica_control_requests_total{result=\"ok\",verb=\"explain\"}";
+        lab.metric(series).unwrap().unwrap()
+    };
+    let socket = lab.path("tunicad.sock");
+    let mut fewest = f64::INFINITY;
+    for _ in 0..5 {
+        for request in [
+            &b"{\"schema\":1,\"verb\":\"bypass_on\",\"reason\":\"test\"}\n"[..],
+            b"{\"schema\":1,\"verb\":\"bypass_off\"}\n",
+        ] {
+            let before = explained();
+            let answer = ask(&socket, request);
+            assert!(answer.contains("\"kind\":\"done\""), "{answer}");
+            fewest = fewest.min(explained() - before);
+        }
+    }
+    // In one line with everybody else, root would wait for all of them each time.
+    assert!(fewest < CONNECTIONS as f64 / 2.0, "{fewest} explanations went before root's request");
+    assert!(lab.http("/health").is_ok());
+}
+
+#[test]
+fn root_is_heard_while_silent_guests_hold_every_place_of_theirs() {
+    /// All that may wait, and some more.
+    const CONNECTIONS: usize = 140;
+    if let Some(path) = env::var_os(SOCKET).map(PathBuf::from) {
+        let mut silent: Vec<UnixStream> =
+            (0..CONNECTIONS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        let mut last = String::new();
+        silent.pop().unwrap().read_to_string(&mut last).unwrap();
+        println!("ready {last}");
+        wait_for_release();
+        let is_open = |stream: &&UnixStream| {
+            let mut stream = *stream;
+            stream.set_nonblocking(true).unwrap();
+            stream.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        };
+        println!("open {}", silent.iter().filter(is_open).count());
+        return;
+    }
+    let mut lab = Lab::new("crowded").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    let mut guest = Guest::start(&lab, "root_is_heard_while_silent_guests_hold_every_place_of_theirs");
+    lab.must(&["bypass", "on", "--reason", "test"]).unwrap();
+    assert_eq!(lab.json(&["status"]).unwrap()["bypass"]["reason"], "test");
+    guest.release();
+    let open: usize = guest.wait_for("open").parse().unwrap();
+    assert!(open > 60, "only {open} guests were still waiting");
+}
+
+#[test]
+fn the_copy_is_the_same_program_and_keeps_nothing_of_earlier_questions() {
+    let mut lab = Lab::new("copy").unwrap();
+    lab.configure(
+        "mode = \"enforce\"\nallow = [\"198.51.100.0/28\"]\nsyn = { per_source_per_second = 1, burst = 3 }",
+        "",
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let mut copy = object::load(probe::SIZES, None).unwrap();
+    let tag = object::program(&mut copy).unwrap().info().unwrap().tag();
+    let status = lab.json(&["status"]).unwrap();
+    assert_eq!(status["program"]["attached_tag"], format!("{tag:016x}"));
+
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    let labels = |source: &str| -> Vec<String> {
+        let answer = lab.json(&["explain", source, "--packets", "4"]).unwrap();
+        let outcomes = answer["outcomes"].as_array().unwrap().iter();
+        outcomes.map(|run| format!("{} {}", run["count"], run["verdict"].as_str().unwrap())).collect()
+    };
+    let round = || {
+        assert_eq!(labels("203.0.113.5"), ["4 banned"]);
+        assert_eq!(labels("203.0.113.6"), ["3 pass", "1 syn_rate"]);
+        assert_eq!(labels("198.51.100.3"), ["3 pass", "1 allowed"]);
+        assert_eq!(labels("10.77.0.1"), ["4 own_source"]);
+        assert_eq!(labels("2001:db8::7"), ["3 pass", "1 syn_rate"]);
+    };
+    round();
+    round();
+    // The live state is asked anew each time.
+    lab.must(&["ban", "remove", "203.0.113.5"]).unwrap();
+    assert_eq!(labels("203.0.113.5"), ["3 pass", "1 syn_rate"]);
+    // Maps of another size have another secret, by which sources find their cells.
+    lab.configure(
+        "mode = \"enforce\"\ntables = { bans = 2048 }\nsyn = { per_source_per_second = 1, burst = 2 }",
+        "",
+    )
+    .unwrap();
+    lab.must(&["reload"]).unwrap();
+    assert_eq!(labels("198.51.100.3"), ["2 pass", "2 syn_rate"]);
+    assert_eq!(labels("203.0.113.5"), ["2 pass", "2 syn_rate"]);
+}
+
+#[test]
+fn a_ban_of_ones_own_ssh_session_is_refused_unless_meant() {
+    let mut lab = Lab::new("ssh").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    for (peer, source) in [("203.0.113.5", "203.0.113.5"), ("2001:db8::9", "2001:db8::/64")] {
+        let ran = lab.tunica_over_ssh(peer, &["ban", "add", source]).unwrap();
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        for part in ["where you are logged in from", "cut this session off", "--even-me"] {
+            assert!(ran.err.contains(part), "no {part}: {ran:?}");
+        }
+    }
+    assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().len(), 0);
+    let ran = lab.tunica_over_ssh("203.0.113.5", &["ban", "add", "203.0.113.6"]).unwrap();
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = lab.tunica_over_ssh("203.0.113.5", &["ban", "add", "203.0.113.5", "--even-me"]).unwrap();
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().len(), 2);
+}
