@@ -107,8 +107,8 @@ verdicts! {
     UnknownEthertype = 7, "unknown_ethertype", Uninspected, "the EtherType is neither IP nor ARP, so the shield does not look inside";
     /// More VLAN tags than [`crate::policy::MAX_VLAN_TAGS`].
     VlanDepth = 8, "vlan_depth", Uninspected, "the frame carries more VLAN tags than the shield looks behind";
-    /// More IPv6 extension headers than [`crate::policy::MAX_EXTENSION_HEADERS`].
-    ExtensionHeaders = 9, "extension_headers", Uninspected, "the packet carries more IPv6 extension headers than the shield looks behind";
+    /// More IPv6 extension headers than [`crate::policy::MAX_EXTENSION_HEADERS`], or a jumbogram (RFC 2675).
+    ExtensionHeaders = 9, "extension_headers", Uninspected, "the packet carries more IPv6 extension headers than the shield looks behind, or is a jumbogram";
     /// A fragment other than the first has no ports (RFC 791, RFC 8200 section 4.5).
     LaterFragment = 10, "later_fragment", Uninspected, "a later fragment carries no ports, so only its source can be judged";
 

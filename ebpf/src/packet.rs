@@ -33,9 +33,13 @@ const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
-/// IP in IP (RFC 2003), IPv6 in IP (RFC 4213), GRE (RFC 2784), ESP and AH (RFC 4303, RFC 4302), EtherIP (RFC 3378), L2TP
-/// (RFC 3931). In IPv6 the authentication header is an extension header, so it is never met as a protocol.
-const TUNNELS: [u8; 7] = [4, 41, 47, 50, 51, 97, 115];
+/// IP in IP (RFC 2003), IPv6 in IP (RFC 4213), GRE (RFC 2784), ESP and AH (RFC 4303, RFC 4302), a bit for each number.
+/// In IPv6 the authentication header is an extension header, so it is never met as a protocol.
+const TUNNELS_BELOW_64: u64 = 1 << 4 | 1 << 41 | 1 << 47 | 1 << 50 | 1 << 51;
+/// RFC 3378.
+const TUNNEL_ETHERIP: u8 = 97;
+/// RFC 3931.
+const TUNNEL_L2TP: u8 = 115;
 const EXTENSION_HOP_BY_HOP: u8 = 0;
 const EXTENSION_ROUTING: u8 = 43;
 const EXTENSION_FRAGMENT: u8 = 44;
@@ -260,8 +264,8 @@ fn is_vlan(ethertype: u16) -> bool {
 /// Where the transport header stands and how much of it there may be.
 struct Transport {
     offset: usize,
-    /// Bytes from `offset` to the end of the IP packet; `None` in a jumbogram (RFC 2675).
-    bytes: Option<usize>,
+    /// Bytes from `offset` to the end of the IP packet.
+    bytes: usize,
     is_first_fragment: bool,
     hop_limit: u8,
 }
@@ -292,7 +296,7 @@ fn read_ipv4(
     }
     let transport = Transport {
         offset: offset + header_bytes,
-        bytes: Some(total - header_bytes),
+        bytes: total - header_bytes,
         is_first_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
         hop_limit: header[8],
     };
@@ -301,8 +305,8 @@ fn read_ipv4(
 
 /// What the fixed IPv6 header tells.
 struct V6 {
-    /// Where the packet ends; `None` in a jumbogram.
-    end: Option<usize>,
+    /// Where the packet ends.
+    end: usize,
     hop_limit: u8,
 }
 
@@ -324,13 +328,13 @@ fn read_ipv6(frame: &Frame<'_>, packet: &mut Packet, offset: usize, header: &[u8
         return Err(Verdict::BadLength);
     }
     let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    // Length zero with a hop-by-hop header announces a jumbogram, whose length stands in that header.
+    // Length zero with a hop-by-hop header announces a jumbogram, whose length stands in that header (RFC 2675).
     if payload == 0 && header[6] == EXTENSION_HOP_BY_HOP {
-        return Ok(V6 { end: None, hop_limit: header[7] });
+        return Err(Verdict::ExtensionHeaders);
     }
     let end = offset + 40 + payload;
     check_total(frame, packet, end)?;
-    Ok(V6 { end: Some(end), hop_limit: header[7] })
+    Ok(V6 { end, hop_limit: header[7] })
 }
 
 #[inline(always)]
@@ -369,7 +373,7 @@ fn read_extensions(
             _ => break,
         };
         chain.at += length;
-        if start.end.is_some_and(|end| chain.at > end) {
+        if chain.at > start.end {
             return Err(Verdict::BadLength);
         }
     }
@@ -390,10 +394,7 @@ fn read_ipv6_transport(
     packet.protocol = chain.next;
     let transport = Transport {
         offset: chain.at,
-        bytes: match start.end {
-            Some(end) => Some(end - chain.at),
-            None => None,
-        },
+        bytes: start.end - chain.at,
         is_first_fragment: chain.is_first_fragment,
         hop_limit: start.hop_limit,
     };
@@ -439,10 +440,7 @@ fn read_transport(
     is_v4: bool,
 ) -> Result<(), Ended> {
     let short = if transport.is_first_fragment { Verdict::BadFragment } else { Verdict::BadLength };
-    let holds = |needed: usize| match transport.bytes {
-        Some(bytes) => bytes >= needed,
-        None => true,
-    };
+    let holds = |needed: usize| transport.bytes >= needed;
     match packet.protocol {
         PROTOCOL_TCP => {
             if !holds(20) {
@@ -469,9 +467,9 @@ fn read_transport(
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
             let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-            // A first fragment announces the whole datagram, of which it holds a part. A jumbogram announces 0.
+            // A first fragment announces the whole datagram, of which it holds a part.
             let overruns = !transport.is_first_fragment && !holds(length);
-            if transport.bytes.is_some() && (length < 8 || overruns) {
+            if length < 8 || overruns {
                 return Err(Verdict::BadLength);
             }
             let (low, high) = if is_v4 { (67, 68) } else { (546, 547) };
@@ -509,36 +507,50 @@ fn read_transport(
 
 #[inline(always)]
 fn is_tunnel(protocol: u8) -> bool {
-    let mut index = 0;
-    while index < TUNNELS.len() {
-        if TUNNELS[index] == protocol {
-            return true;
+    // Seven numbers in one comparison each would be seven forks; below 64 they are one bit of a word.
+    let below_64 = protocol < 64 && TUNNELS_BELOW_64 >> protocol & 1 != 0;
+    below_64 || protocol == TUNNEL_ETHERIP || protocol == TUNNEL_L2TP
+}
+
+/// For each flag rule, the 64 values of the six flags that break it, one bit for each value.
+///
+/// A rule is then a shift and a mask. Comparing flag by flag would fork the verifier at every comparison, and everything
+/// behind would be verified once for each combination.
+const FLAG_RULES: [(Verdict, u64); 5] = [
+    (Verdict::NullFlags, values(0x3f, 0)),
+    (
+        Verdict::Xmas,
+        values(FLAG_FIN | FLAG_PSH | FLAG_URG | FLAG_ACK, FLAG_FIN | FLAG_PSH | FLAG_URG)
+            | values(FLAG_FIN | FLAG_PSH | FLAG_URG | FLAG_SYN, FLAG_FIN | FLAG_PSH | FLAG_URG | FLAG_SYN),
+    ),
+    (Verdict::SynFin, values(FLAG_SYN | FLAG_FIN, FLAG_SYN | FLAG_FIN)),
+    (Verdict::SynRst, values(FLAG_SYN | FLAG_RST, FLAG_SYN | FLAG_RST)),
+    (Verdict::FinNoAck, values(FLAG_FIN | FLAG_ACK, FLAG_FIN)),
+];
+
+/// The values of the six flags that are `wanted` where `mask` looks.
+const fn values(mask: u8, wanted: u8) -> u64 {
+    let mut set = 0;
+    let mut flags = 0;
+    while flags < 64 {
+        if flags & mask == wanted {
+            set |= 1 << flags;
         }
-        index += 1;
+        flags += 1;
     }
-    false
+    set
 }
 
 /// Which rules the flags of a TCP segment break.
 #[inline(always)]
 fn flag_faults(flags: u8) -> u64 {
-    let has = |wanted: u8| flags & wanted == wanted;
-    let lacks_ack = flags & FLAG_ACK == 0;
+    let value = flags & 0x3f;
     let mut faults = 0;
-    if flags & (FLAG_FIN | FLAG_SYN | FLAG_RST | FLAG_PSH | FLAG_ACK | FLAG_URG) == 0 {
-        faults |= Verdict::NullFlags.bit();
-    }
-    if has(FLAG_FIN | FLAG_PSH | FLAG_URG) && (lacks_ack || has(FLAG_SYN)) {
-        faults |= Verdict::Xmas.bit();
-    }
-    if has(FLAG_SYN | FLAG_FIN) {
-        faults |= Verdict::SynFin.bit();
-    }
-    if has(FLAG_SYN | FLAG_RST) {
-        faults |= Verdict::SynRst.bit();
-    }
-    if has(FLAG_FIN) && lacks_ack {
-        faults |= Verdict::FinNoAck.bit();
+    let mut rule = 0;
+    while rule < FLAG_RULES.len() {
+        let (verdict, set) = FLAG_RULES[rule];
+        faults |= (set >> value & 1) << verdict.slot();
+        rule += 1;
     }
     faults
 }

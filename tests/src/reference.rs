@@ -225,7 +225,7 @@ fn read_v4(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), S
     }
     let part = Part {
         at: at + header_bytes,
-        bytes: Some(total - header_bytes),
+        bytes: total - header_bytes,
         is_first_of_several: fragment & 0x2000 != 0,
         hops: 0,
     };
@@ -242,8 +242,11 @@ fn read_v6(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), S
         return Err(Stop(Verdict::BadLength));
     }
     let payload = buffer.u16(at + 4)?;
-    let end = if payload == 0 && first_next == 0 { None } else { Some(at + 40 + payload) };
-    if end.is_some_and(|end| end > buffer.0.len()) {
+    if payload == 0 && first_next == 0 {
+        return Err(Stop(Verdict::ExtensionHeaders));
+    }
+    let end = at + 40 + payload;
+    if end > buffer.0.len() {
         return Err(Stop(Verdict::BadLength));
     }
     let (mut at, mut next, mut seen, mut is_first_of_several) = (at + 40, first_next, 0, false);
@@ -266,11 +269,11 @@ fn read_v6(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), S
             at += if next == 51 { (usize::from(length) + 2) * 4 } else { (usize::from(length) + 1) * 8 };
             next = following;
         }
-        if end.is_some_and(|end| at > end) {
+        if at > end {
             return Err(Stop(Verdict::BadLength));
         }
     }
-    let part = Part { at, bytes: end.map(|end| end - at), is_first_of_several, hops };
+    let part = Part { at, bytes: end - at, is_first_of_several, hops };
     read_transport(buffer, headers, next, ICMPV6, &part)
 }
 
@@ -281,8 +284,7 @@ fn later(protocol: u8, offset: u16) -> Verdict {
 /// The transport part of a packet.
 struct Part {
     at: usize,
-    /// `None` in a jumbogram.
-    bytes: Option<usize>,
+    bytes: usize,
     is_first_of_several: bool,
     hops: u8,
 }
@@ -295,10 +297,7 @@ fn read_transport(
     part: &Part,
 ) -> Result<(), Stop> {
     let too_short = || Stop(if part.is_first_of_several { Verdict::BadFragment } else { Verdict::BadLength });
-    let require = |needed: usize| match part.bytes {
-        Some(bytes) if bytes < needed => Err(too_short()),
-        _ => Ok(()),
-    };
+    let require = |needed: usize| if part.bytes < needed { Err(too_short()) } else { Ok(()) };
     if protocol == TCP {
         require(20)?;
         let [length, flags]: [u8; 2] = buffer.at(part.at + 12)?;
@@ -313,11 +312,9 @@ fn read_transport(
         require(8)?;
         let (source, destination, length) =
             (buffer.u16(part.at)?, buffer.u16(part.at + 2)?, buffer.u16(part.at + 4)?);
-        if let Some(bytes) = part.bytes {
-            let overruns = !part.is_first_of_several && length > bytes;
-            if length < 8 || overruns {
-                return Err(Stop(Verdict::BadLength));
-            }
+        let overruns = !part.is_first_of_several && length > part.bytes;
+        if length < 8 || overruns {
+            return Err(Stop(Verdict::BadLength));
         }
         let dhcp = if icmp == ICMP { [67, 68] } else { [546, 547] };
         if dhcp.contains(&source) && dhcp.contains(&destination) {
