@@ -14,7 +14,7 @@ use tunica_common::{
     gcra::{Limit, conforms, debt, ticks},
     verdict::{Action, Class, Verdict},
 };
-use tunica_core::id::PacketSource;
+use tunica_core::id::{PacketSource, Prefix};
 use tunica_tests::{
     reference::{self, Ban, Mode, OnStale, World},
     rows::{SOURCE_V4, SOURCE_V6, rows},
@@ -119,8 +119,21 @@ fn program_and_reference_agree_on_random_packets() {
     // A fresh seed for each run; the failing frame and policy are printed whole, so nothing needs to be replayed.
     let mut runner = TestRunner::default();
     let frames = mutated(seeds);
+    // The first policies are given, so that every run meets bans, limits and the allow list.
+    let given = [(true, false), (true, true), (false, false), (false, true)].map(|(ban, allow)| {
+        let mut world = World::enforcing();
+        if ban {
+            add_bans(&mut world, Ban { is_expired: false, is_dynamic: false });
+        }
+        if allow {
+            world.allow = allowed();
+        }
+        world.syn = Limit::new(1, 1);
+        world
+    });
+    let mut given = given.into_iter();
     for _ in 0..POLICIES {
-        let world = draw(&worlds(), &mut runner);
+        let world = given.next().unwrap_or_else(|| draw(&worlds(), &mut runner));
         shield.set(&world).unwrap();
         shield.settle().unwrap();
         for _ in 0..FRAMES_EACH {
@@ -172,6 +185,15 @@ fn expect(shield: &Shield, world: &World, frame: &[u8]) -> ((Verdict, Action), b
     (outcome, is_open)
 }
 
+fn add_bans(world: &mut World, ban: Ban) {
+    world.bans.insert(PacketSource::of(SOURCE_V4.into()), ban);
+    world.bans.insert(PacketSource::of(SOURCE_V6.into()), ban);
+}
+
+fn allowed() -> Vec<Prefix> {
+    ["198.51.100.0/28", "2001:db8:51:7::/65"].map(|prefix| prefix.parse().unwrap()).to_vec()
+}
+
 fn worlds() -> impl Strategy<Value = World> {
     let modes = prop::sample::select(vec![Mode::Enforce, Mode::Observe, Mode::Enforce, Mode::Off]);
     let stales = prop::sample::select(vec![OnStale::KeepLimits, OnStale::SanityOnly, OnStale::Pass]);
@@ -189,12 +211,10 @@ fn worlds() -> impl Strategy<Value = World> {
             world.sanity = sanity.into_iter().collect();
             world.drop_uninspected = uninspected.into_iter().collect();
             if ban {
-                let row = Ban { is_expired: false, is_dynamic: dynamic };
-                world.bans.insert(PacketSource::of(SOURCE_V4.into()), row);
-                world.bans.insert(PacketSource::of(SOURCE_V6.into()), row);
+                add_bans(&mut world, Ban { is_expired: false, is_dynamic: dynamic });
             }
             if allow {
-                world.allow = vec!["198.51.100.0/28".parse().unwrap(), "2001:db8:51:7::/65".parse().unwrap()];
+                world.allow = allowed();
             }
             if own {
                 world.own.insert([198, 51, 100, 6].into());
