@@ -367,7 +367,7 @@ impl Tables {
     }
 
     /// Share of the sketch's cells in which a SYN would be refused at `now_ns`, from 0 to 1, estimated from
-    /// [`SAMPLED_CELLS`] of them; 0 while the limit is off.
+    /// 512 of them; 0 while the limit is off.
     ///
     /// A source's cells are spread by a keyed hash, so cells at even distances are as good as cells at random.
     ///
