@@ -416,7 +416,13 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // Removing the pins detaches and frees everything the daemon made in the kernel.
-        let _ = fs::remove_dir_all(&self.pins);
+        // Removing the pins detaches and frees everything the daemon made in the kernel, also under names that a test derived
+        // from the lab's.
+        let (Some(folder), Some(name)) = (self.pins.parent(), self.pins.file_name()) else { return };
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(name.as_encoded_bytes()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
