@@ -135,12 +135,13 @@ fn every_metric_moves_by_its_cause() {
     // Tor's connections: a process of tor's user is connected to the client's host.
     watch.exceeds("tunica_never_ban_age_seconds", -0.5);
     let listener = watch.lab.client.run(|| Ok(TcpListener::bind((CLIENT, 9_001))?)).unwrap();
-    let script = "import socket,time; s=socket.create_connection(('10.77.0.2',9001)); time.sleep(600)";
+    // The shell hands its open connection on to the program that takes its place.
+    let script = "exec 3<>/dev/tcp/10.77.0.2/9001; exec sleep 600";
     let mut tor = watch
         .lab
         .host
         .command(Path::new("setpriv"))
-        .args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "/usr/bin/python3", "-c", script])
+        .args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "/bin/bash", "-c", script])
         .stdin(Stdio::null())
         .spawn()
         .unwrap();

@@ -49,7 +49,6 @@ pub(crate) const PROGRAMS: &[Program] = &[
     installed("ethtool", "ethtool", "offloads of virtual links in tests and demo"),
     installed("sysctl", "procps", "kernel settings inside the tests' namespaces"),
     installed("systemd-analyze", "systemd", "tests of the unit file"),
-    installed("python3", "python3", "a stand-in for tor's process in a test"),
     installed("setpriv", "util-linux", "tests that run the daemon with two capabilities"),
     unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
 ];
