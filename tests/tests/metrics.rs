@@ -220,6 +220,14 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.run_in_host("bpftool", &["map", "freeze", "pinned", map.to_str().unwrap()]).unwrap();
     watch.lab.tunica(&["ban", "add", "192.0.2.251", "--for", "1h"]).unwrap();
     watch.exceeds("tunica_reconcile_failures_total", 0.0);
+    let heartbeat = pins.join("HEARTBEAT");
+    watch.lab.run_in_host("bpftool", &["map", "freeze", "pinned", heartbeat.to_str().unwrap()]).unwrap();
+    watch
+        .lab
+        .wait_for("the warning of a heart that cannot beat", |lab| {
+            Ok(lab.json(&["status"])?["warnings"].to_string().contains("HEARTBEAT"))
+        })
+        .unwrap();
 
     watch.lab.end(Signal::SIGTERM).unwrap();
     fs::remove_dir_all(watch.lab.pins()).unwrap();

@@ -110,12 +110,13 @@ struct Troubles {
     ledger: Option<String>,
     tables: Option<String>,
     tor: Option<String>,
+    heartbeat: Option<String>,
     counters: Option<String>,
 }
 
 impl Troubles {
     fn list(&self) -> Vec<String> {
-        [&self.damaged, &self.ledger, &self.tables, &self.tor, &self.counters]
+        [&self.damaged, &self.ledger, &self.tables, &self.tor, &self.heartbeat, &self.counters]
             .into_iter()
             .flatten()
             .cloned()
@@ -201,11 +202,6 @@ impl App {
         &self.metrics
     }
 
-    /// When time alone makes something due.
-    pub fn next_deadline(&self) -> Option<Monotime> {
-        self.coordinator.next_deadline()
-    }
-
     fn now(&self) -> Now {
         let now = read_clocks(self.last.get(), crate::sys::monotonic_ns(), SystemTime::now());
         self.last.set(now);
@@ -221,8 +217,11 @@ impl App {
     }
 
     fn carry_out(&mut self, outcome: Outcome, reach: Reach, now: Now) -> Result<Option<Reply>, String> {
-        self.keep(&outcome.commands)
-            .map_err(|error| self.ledger_trouble(format!("the change was not made: {error}")))?;
+        if let Err(error) = self.keep(&outcome.commands) {
+            // What the event itself changed is in memory already, and the kernel must not lag behind that.
+            self.sync(reach);
+            return Err(self.ledger_trouble(format!("the change was not made: {error}")));
+        }
         self.take_in(outcome, reach, now)
     }
 
@@ -295,9 +294,8 @@ impl App {
     /// A sign of life for the kernel, and what time alone makes due. Called every second.
     pub fn tick(&mut self) {
         let now = self.now();
-        if let Err(error) = self.shield.tables_mut().beat(now.mono.0) {
-            self.troubles.counters = Some(error.to_string());
-        }
+        self.troubles.heartbeat =
+            self.shield.tables_mut().beat(now.mono.0).err().map(|error| error.to_string());
         self.read_totals();
         self.advance();
     }
@@ -549,6 +547,7 @@ impl App {
             let _ = fresh.tables_mut().beat(self.now().mono.0);
             let synced = fresh.sync(self.coordinator.desired(), self.coordinator.settings()).map(|_| ());
             std::mem::swap(&mut self.shield, fresh);
+            self.lost_before = self.shield.tables().lost_events().unwrap_or(0);
             self.note_sync(synced);
         } else {
             self.shield.set_plan(plan);
