@@ -77,6 +77,36 @@ pub const fn charged(debt: u32, now: u32, generation: u32, limit: Limit) -> u32 
     (tat << GENERATION_BITS) | (generation & ((1 << GENERATION_BITS) - 1))
 }
 
+/// Nanoseconds that one packet costs, and how far the clock may run ahead: a rate and a burst for counters of which there
+/// are few enough to spend 64 bits on each. A cost of 0 admits everything.
+pub type Pace = [u64; 2];
+
+/// The pace that admits `burst` packets at once and `packets` in `span_ns` nanoseconds in the long run.
+///
+/// Returns `None` where one of them is 0, the cost would be less than a nanosecond, or the tolerance exceeds a day.
+pub const fn pace(packets: u32, span_ns: u64, burst: u32) -> Option<Pace> {
+    if packets == 0 || burst == 0 || span_ns < packets as u64 {
+        return None;
+    }
+    let cost = span_ns / packets as u64;
+    match cost.checked_mul(burst as u64 - 1) {
+        Some(tolerance) if tolerance <= 86_400_000_000_000 => Some([cost, tolerance]),
+        _ => None,
+    }
+}
+
+/// The clock after one more packet at `now`, or `None` if the packet does not conform.
+///
+/// A clock further ahead than any conforming sequence can set it comes from an earlier, slower pace and counts as idle.
+#[inline(always)]
+pub const fn paced(tat: u64, now: u64, [cost, tolerance]: Pace) -> Option<u64> {
+    let ahead = tat.saturating_sub(now);
+    if ahead > tolerance + cost {
+        return Some(now + cost);
+    }
+    if ahead > tolerance { None } else { Some(now + ahead + cost) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +145,21 @@ mod tests {
             // A zero cell is of generation 0 here, so it counts as idle for generation 3.
             let admitted = (0..burst + 50).filter(|_| admit(&mut cell, start, limit)).count();
             prop_assert_eq!(admitted as u32, burst);
+        }
+
+        /// For all paces and arrival patterns, a burst is exact and the long-run rate holds.
+        #[test]
+        fn paces_hold(packets in 1u32..10_000, burst in 1u32..100, gaps in prop::collection::vec(0u64..40_000_000, 1..300)) {
+            let pace = pace(packets, 10_000_000_000, burst).unwrap();
+            let (start, mut tat) = (5_000_000_000, 0);
+            let at_once = (0..burst + 9).filter(|_| paced(tat, start, pace).inspect(|next| tat = *next).is_some()).count();
+            prop_assert_eq!(at_once as u32, burst);
+            let (mut now, mut admitted) = (start, u64::from(burst));
+            for gap in gaps {
+                now += gap;
+                admitted += u64::from(paced(tat, now, pace).inspect(|next| tat = *next).is_some());
+            }
+            prop_assert!(admitted <= u64::from(burst) + (now - start) / pace[0] + 1);
         }
 
         /// For all arrival patterns, no more than burst plus rate times time is admitted (3.5 % for rounding).

@@ -19,6 +19,8 @@ pub enum MapKind {
     LpmTrie,
     /// `BPF_MAP_TYPE_RINGBUF`.
     RingBuf,
+    /// `BPF_MAP_TYPE_PROG_ARRAY`.
+    ProgramArray,
 }
 
 /// One map: what the kernel program declares and what a pinned map must be before it is reused.
@@ -33,7 +35,7 @@ pub struct MapShape {
     /// Value size in bytes; 0 for a ring buffer.
     pub value_bytes: u32,
     /// Entries that the object declares; ring buffers: bytes. Configuration may ask for other sizes of
-    /// [`BANS`] and [`ALLOW`].
+    /// [`BANS`], [`BANNED_NETS`] and [`ALLOW`].
     pub entries: u32,
 }
 
@@ -60,8 +62,37 @@ pub const EVENTS: &str = "EVENTS";
 /// Events lost because [`EVENTS`] was full, on each CPU.
 pub const LOST_EVENTS: &str = "LOST_EVENTS";
 
+/// Banned ranges.
+pub const BANNED_NETS: &str = "BANNED_NETS";
+/// What operators said of ports, by [`policy::port_key`].
+pub const PORTS: &str = "PORTS";
+/// What the program remembers of each port, by port number.
+pub const PORT_STATE: &str = "PORT_STATE";
+/// What the program remembers of the host.
+pub const HOST_STATE: &str = "HOST_STATE";
+/// Clock of [`policy::Policy::segment_pace`], on each CPU.
+pub const SEGMENT_GATE: &str = "SEGMENT_GATE";
+/// The per-source sketch of segments without a socket, shaped as [`SYN_SKETCH`].
+pub const SEGMENT_SKETCH: &str = "SEGMENT_SKETCH";
+/// The per-source sketch of echo requests, shaped as [`SYN_SKETCH`].
+pub const ICMP_SKETCH: &str = "ICMP_SKETCH";
+/// IPv6 networks whose children exceed the SYN limit: [`policy::NET_CELLS`] of /56, then as many of /48.
+pub const NET_STATE: &str = "NET_STATE";
+/// The programs that the shield jumps to.
+pub const JUMPS: &str = "JUMPS";
+/// Room to rebuild a packet in, on each CPU.
+pub const SCRATCH: &str = "SCRATCH";
+/// Words of [`SCRATCH`].
+pub const SCRATCH_WORDS: usize = 32;
+
+/// An array of `entries` sketch cells.
+const fn sketch(name: &'static str) -> MapShape {
+    let entries = (policy::SKETCH_ROWS * policy::SKETCH_CELLS) as u32;
+    MapShape { name, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries }
+}
+
 /// Every map of the shield.
-pub const MAPS: [MapShape; 11] = [
+pub const MAPS: [MapShape; 21] = [
     MapShape { name: ACTIVE, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries: 1 },
     MapShape {
         name: POLICIES,
@@ -99,12 +130,58 @@ pub const MAPS: [MapShape; 11] = [
         value_bytes: 4,
         entries: policy::OWN_ADDRESSES as u32,
     },
+    sketch(SYN_SKETCH),
+    sketch(SEGMENT_SKETCH),
+    sketch(ICMP_SKETCH),
     MapShape {
-        name: SYN_SKETCH,
+        name: BANNED_NETS,
+        kind: MapKind::LpmTrie,
+        key_bytes: 4 + size_of::<keys::AddressBytes>() as u32,
+        value_bytes: size_of::<keys::BanEntry>() as u32,
+        entries: policy::DEFAULT_NETS as u32,
+    },
+    MapShape {
+        name: PORTS,
+        kind: MapKind::Hash,
+        key_bytes: 4,
+        value_bytes: size_of::<policy::PortRule>() as u32,
+        entries: policy::PORT_RULES as u32,
+    },
+    MapShape {
+        name: PORT_STATE,
         kind: MapKind::Array,
         key_bytes: 4,
+        value_bytes: size_of::<policy::PortState>() as u32,
+        entries: 65_536,
+    },
+    MapShape {
+        name: HOST_STATE,
+        kind: MapKind::Array,
+        key_bytes: 4,
+        value_bytes: size_of::<policy::HostState>() as u32,
+        entries: 1,
+    },
+    MapShape { name: SEGMENT_GATE, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 8, entries: 1 },
+    MapShape {
+        name: NET_STATE,
+        kind: MapKind::Array,
+        key_bytes: 4,
+        value_bytes: size_of::<policy::NetState>() as u32,
+        entries: 2 * policy::NET_CELLS as u32,
+    },
+    MapShape {
+        name: JUMPS,
+        kind: MapKind::ProgramArray,
+        key_bytes: 4,
         value_bytes: 4,
-        entries: (policy::SKETCH_ROWS * policy::SKETCH_CELLS) as u32,
+        entries: policy::JUMP_PROGRAMS as u32,
+    },
+    MapShape {
+        name: SCRATCH,
+        kind: MapKind::PerCpuArray,
+        key_bytes: 4,
+        value_bytes: 8 * SCRATCH_WORDS as u32,
+        entries: 1,
     },
     MapShape {
         name: TALLIES,
@@ -142,6 +219,10 @@ const fn layout_hash() -> u64 {
         keys::BanEntry::LAYOUT,
         keys::AllowEntry::LAYOUT,
         policy::Policy::LAYOUT,
+        policy::PortRule::LAYOUT,
+        policy::PortState::LAYOUT,
+        policy::HostState::LAYOUT,
+        policy::NetState::LAYOUT,
         event::Tally::LAYOUT,
         event::Event::LAYOUT,
     ];

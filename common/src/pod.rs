@@ -6,7 +6,7 @@
 use crate::{
     event::{Event, Tally},
     keys::{AllowEntry, BanEntry, SourceKey},
-    policy::Policy,
+    policy::{HostState, NetState, Policy, PortRule, PortState},
 };
 
 macro_rules! pod {
@@ -20,4 +20,4 @@ macro_rules! pod {
     )+ };
 }
 
-pod!(SourceKey, BanEntry, AllowEntry, Policy, Tally, Event);
+pod!(SourceKey, BanEntry, AllowEntry, Policy, PortRule, PortState, HostState, NetState, Tally, Event);

@@ -1,9 +1,6 @@
 //! The rules as the kernel program reads them.
 
-use crate::{
-    keys::{SourceKey, WIDTH_V4_HOST},
-    shared::shared_struct,
-};
+use crate::{keys::SourceKey, shared::shared_struct};
 
 /// How many VLAN tags the program looks behind (IEEE 802.1Q and 802.1ad).
 pub const MAX_VLAN_TAGS: usize = 2;
@@ -19,6 +16,10 @@ pub const SKETCH_CELL_BITS: u32 = 16;
 pub const DEFAULT_BANS: usize = 131_072;
 /// Rows of the allow list unless configured otherwise.
 pub const DEFAULT_ALLOW: usize = 16_384;
+/// Rows of the table of banned ranges unless configured otherwise.
+pub const DEFAULT_NETS: usize = 16_384;
+/// Rows of the table of ports.
+pub const PORT_RULES: usize = 1_024;
 /// How many own addresses the own-source rule can hold.
 pub const OWN_ADDRESSES: usize = 1_024;
 /// Words of 64 bits in the ban filter.
@@ -40,9 +41,27 @@ pub const STALE_SANITY_ONLY: u32 = 1;
 /// [`Policy::on_stale`]: nothing is dropped.
 pub const STALE_PASS: u32 = 2;
 
+/// [`Policy::cookies`]: no SYN is answered; a port over its budget leaves it to the kernel.
+pub const COOKIES_OFF: u32 = 0;
+/// [`Policy::cookies`]: cookies carry the segment size alone.
+pub const COOKIES_PLAIN: u32 = 1;
+/// [`Policy::cookies`]: where the peer sends timestamps, window scaling and SACK travel in them. The listener reads
+/// them only with `net.ipv4.tcp_timestamps = 2`, since otherwise it adds a secret offset to each peer's timestamps.
+pub const COOKIES_WITH_OPTIONS: u32 = 2;
+
+/// Index of a program in [`crate::layout::JUMPS`]: answers SYNs with cookies.
+pub const JUMP_COOKIE: u32 = 0;
+/// Index of a program in [`crate::layout::JUMPS`]: judges segments that are no SYN by their sockets.
+pub const JUMP_SEGMENT: u32 = 1;
+/// How many programs the shield jumps to.
+pub const JUMP_PROGRAMS: usize = 2;
+
 shared_struct! {
     /// Everything the program consults besides tables. The host writes the slot that is not in force, then flips
     /// [`crate::layout::ACTIVE`], so a packet sees one policy or the other, never a mixture.
+    ///
+    /// A pair named `…_pace` is a [`crate::gcra::Pace`]: nanoseconds a packet costs, and the tolerance; cost 0 switches
+    /// the limit off.
     pub struct Policy {
         /// Secret half of the sketch and filter hashes, drawn anew at each load.
         pub secret: [u64; 2],
@@ -56,6 +75,20 @@ shared_struct! {
         pub stale_after_ns: u64,
         /// Least nanoseconds between two events of one verdict on one CPU.
         pub event_interval_ns: u64,
+        /// SYNs to one port, beyond which the port answers with cookies.
+        pub budget_pace: [u64; 2],
+        /// How long a port goes on answering after its SYNs last exceeded half the budget, nanoseconds.
+        pub armed_hold_ns: u64,
+        /// SYNs that reach the listener of a port that answers with cookies.
+        pub trickle_pace: [u64; 2],
+        /// Segments that are no SYN, on one CPU, below which their sockets are not looked up.
+        pub segment_pace: [u64; 2],
+        /// Echo requests to the host.
+        pub icmp_host_pace: [u64; 2],
+        /// All other ICMP messages to the host but neighbour discovery.
+        pub icmp_ceiling_pace: [u64; 2],
+        /// Always 0, which the program's verifier cannot know: what it is added to, the verifier forgets.
+        pub zero: u64,
         /// Counts applied policies; its low bits tag the sketch's cells.
         pub generation: u32,
         /// One of the `MODE_…` numbers.
@@ -66,15 +99,123 @@ shared_struct! {
         pub syn_cost_ticks: u32,
         /// [`crate::gcra::Limit::tolerance_ticks`] of the SYN limit.
         pub syn_tolerance_ticks: u32,
+        /// As for SYNs, of segments without a socket; 0 switches the look-up off.
+        pub segment_cost_ticks: u32,
+        /// [`crate::gcra::Limit::tolerance_ticks`] of segments without a socket.
+        pub segment_tolerance_ticks: u32,
+        /// As for SYNs, of echo requests; 0 switches every ICMP limit off.
+        pub icmp_cost_ticks: u32,
+        /// [`crate::gcra::Limit::tolerance_ticks`] of echo requests.
+        pub icmp_tolerance_ticks: u32,
+        /// How many exceeding networks make the next larger one share a limit; 0 switches that off.
+        pub escalate_children: u32,
         /// 1 while the ban table holds anything; 0 spares the look-up.
         pub bans_present: u32,
+        /// 1 while the table of banned ranges holds anything; 0 spares the look-up.
+        pub nets_present: u32,
         /// 1 while the allow list holds anything; 0 spares the look-up.
         pub allow_present: u32,
+        /// 1 while the table of ports holds anything; 0 spares the look-up.
+        pub ports_present: u32,
+        /// 1 if only listed ports are open.
+        pub lockdown: u32,
+        /// One of the `COOKIES_…` numbers.
+        pub cookies: u32,
+        /// First port of `net.ipv4.ip_local_port_range`: a locked-down host accepts UDP from it on where a socket waits.
+        pub ephemeral_low: u32,
+        /// Segment size that cookies offer to IPv4 peers, bytes.
+        pub cookie_mss_v4: u32,
+        /// Segment size that cookies offer to IPv6 peers, bytes.
+        pub cookie_mss_v6: u32,
+        /// Window scale that the listeners use (RFC 7323), 0 to 14.
+        pub cookie_window_scale: u32,
+    }
+    size = 232
+}
+
+shared_struct! {
+    /// What an operator said of one port.
+    pub struct PortRule {
+        /// New connections, as a [`crate::gcra::Pace`]; cost 0: unlimited.
+        pub new_pace: [u64; 2],
+        /// UDP packets, as a [`crate::gcra::Pace`]; cost 0: unlimited.
+        pub udp_pace: [u64; 2],
+        /// [`PORT_OPEN`] and [`PORT_WITHOUT_COOKIES`].
+        pub flags: u32,
         /// Always 0.
         pub reserved: u32,
     }
-    size = 88
+    size = 40
 }
+
+/// [`PortRule::flags`]: open while the host is locked down.
+pub const PORT_OPEN: u32 = 1;
+/// [`PortRule::flags`]: never answered with cookies.
+pub const PORT_WITHOUT_COOKIES: u32 = 2;
+
+/// The key of a port in [`crate::layout::PORTS`].
+#[inline(always)]
+pub const fn port_key(protocol: u8, port: u16) -> u32 {
+    (protocol as u32) << 16 | port as u32
+}
+
+shared_struct! {
+    /// What the program remembers of one TCP or UDP port; all times in nanoseconds of `CLOCK_MONOTONIC`.
+    pub struct PortState {
+        /// The port answers with cookies until then.
+        pub armed_until_ns: u64,
+        /// Since when it does.
+        pub armed_since_ns: u64,
+        /// Clock of [`Policy::budget_pace`].
+        pub budget_tat: u64,
+        /// Clock of half the budget, which decides when the port is quiet again.
+        pub half_tat: u64,
+        /// Clock of [`Policy::trickle_pace`].
+        pub trickle_tat: u64,
+        /// Clock of [`PortRule::new_pace`].
+        pub new_tat: u64,
+        /// Clock of [`PortRule::udp_pace`].
+        pub udp_tat: u64,
+        /// Good cookies that came back.
+        pub cookies_returned: u64,
+    }
+    size = 64
+}
+
+shared_struct! {
+    /// What the program remembers of the host; all times in nanoseconds of `CLOCK_MONOTONIC`.
+    pub struct HostState {
+        /// Some port answers with cookies until then.
+        pub armed_until_ns: u64,
+        /// Clock of [`Policy::icmp_host_pace`].
+        pub icmp_host_tat: u64,
+        /// Clock of [`Policy::icmp_ceiling_pace`].
+        pub icmp_ceiling_tat: u64,
+        /// Always 0.
+        pub reserved: u64,
+    }
+    size = 32
+}
+
+shared_struct! {
+    /// An IPv6 network (/56 or /48) some of whose children exceed the SYN limit.
+    pub struct NetState {
+        /// The network's bits, the first byte lowest, children's bits zero; all zero: unused.
+        pub prefix: u64,
+        /// Until when the network shares one limit, nanoseconds of `CLOCK_MONOTONIC`; 0: it does not.
+        pub shared_until_ns: u64,
+        /// When the first of `children` was noted.
+        pub since_ns: u64,
+        /// A bit for each of the 256 children that exceeded its limit since then.
+        pub children: [u64; 4],
+    }
+    size = 56
+}
+
+/// How long children are gathered, and how long a network shares one limit after a child last exceeded it: 60 s.
+pub const NET_HOLD_NS: u64 = 60_000_000_000;
+/// Cells of the table of networks, for each of the two widths; a power of two.
+pub const NET_CELLS: usize = 8_192;
 
 /// The bit that `address` has in [`Policy::own_filter`].
 #[inline(always)]
@@ -89,7 +230,7 @@ pub const fn own_bit(high: u64, low: u64) -> u64 {
 #[inline(always)]
 pub const fn keyed_hash(key: &SourceKey, secret: [u64; 2]) -> u64 {
     let [first, second] = secret;
-    let family = if key.width == WIDTH_V4_HOST { first } else { first.rotate_left(32) };
+    let family = first.rotate_left(key.width);
     let mut word = (key.word() ^ family).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word ^= word >> 32;
     word = word.wrapping_add(second).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -101,6 +242,15 @@ pub const fn keyed_hash(key: &SourceKey, secret: [u64; 2]) -> u64 {
 pub const fn sketch_cells(hash: u64) -> [u32; SKETCH_ROWS] {
     let mask = SKETCH_CELLS as u64 - 1;
     [(hash & mask) as u32, (SKETCH_CELLS as u64 + (hash >> 16 & mask)) as u32]
+}
+
+/// The cell of a /56 or, with `wide`, of a /48 in the table of networks.
+#[inline(always)]
+pub const fn net_cell(prefix: u64, is_wide: bool, secret: [u64; 2]) -> u32 {
+    let [first, second] = secret;
+    let word = (prefix ^ second).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ first;
+    let cell = (word >> 40) & (NET_CELLS as u64 - 1);
+    if is_wide { (NET_CELLS as u64 + cell) as u32 } else { cell as u32 }
 }
 
 /// The word and the bit of `hash` in the ban filter. It uses hash bits that the sketch does not.

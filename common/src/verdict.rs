@@ -13,8 +13,16 @@ pub enum Class {
     Sanity,
     /// The source is in the ban table.
     Ban,
-    /// The source sent more than its share.
+    /// The source opened more connections than its share.
     Limit,
+    /// A port's own rule: closed, or over the port's rate.
+    Port,
+    /// The segment belongs to no connection.
+    NoSocket,
+    /// ICMP over its rate.
+    Icmp,
+    /// A SYN answered in the stack's place.
+    Cookie,
 }
 
 /// What was done with a packet.
@@ -27,11 +35,15 @@ pub enum Action {
     Drop = 1,
     /// Passed because the shield observes; `enforce` would have dropped it.
     WouldDrop = 2,
+    /// Answered with a SYN cookie, without the network stack.
+    Answer = 3,
+    /// Passed because the shield observes; `enforce` would have answered it.
+    WouldAnswer = 4,
 }
 
 impl Action {
     /// Every action, in slot order.
-    pub const ALL: [Self; 3] = [Self::Pass, Self::Drop, Self::WouldDrop];
+    pub const ALL: [Self; 5] = [Self::Pass, Self::Drop, Self::WouldDrop, Self::Answer, Self::WouldAnswer];
 
     /// The value of the `action` label.
     pub const fn label(self) -> &'static str {
@@ -39,6 +51,8 @@ impl Action {
             Self::Pass => "pass",
             Self::Drop => "drop",
             Self::WouldDrop => "would_drop",
+            Self::Answer => "answer",
+            Self::WouldAnswer => "would_answer",
         }
     }
 
@@ -48,6 +62,8 @@ impl Action {
             0 => Some(Self::Pass),
             1 => Some(Self::Drop),
             2 => Some(Self::WouldDrop),
+            3 => Some(Self::Answer),
+            4 => Some(Self::WouldAnswer),
             _ => None,
         }
     }
@@ -138,6 +154,35 @@ verdicts! {
     Banned = 21, "banned", Ban, "the source is banned";
     /// The source opened connections faster than the per-source SYN limit.
     SynRate = 22, "syn_rate", Limit, "the source opens connections faster than its limit";
+
+    /// A SYN that nothing speaks against. Its own word, so that new connections can be told from traffic.
+    Syn = 23, "syn", Pass, "nothing in the policy speaks against this new connection";
+    /// The port's SYN budget is exceeded, and this SYN goes to the listener so that it goes on accepting cookies.
+    SynTrickle = 24, "syn_trickle", Pass, "the port answers with cookies; a few SYNs a second still go to its listener, which accepts cookies only then";
+    /// The port's SYN budget is exceeded, and no cookie can be made for this SYN.
+    SynOverBudget = 25, "syn_over_budget", Pass, "the port's SYN budget is exceeded and the shield cannot answer this SYN, so the kernel's own defence does";
+    /// An ACK that returns a good SYN cookie to a listener.
+    CookieAck = 26, "cookie_ack", Pass, "the segment returns a good SYN cookie, which proves its source";
+    /// The source is in a banned range.
+    BannedNet = 27, "banned_net", Ban, "the source lies in a banned range";
+    /// Many neighbours exceed the SYN limit, so their whole network shares one.
+    SynRateNet = 28, "syn_rate_net", Limit, "many neighbours of the source open connections faster than their limit, so the larger network shares one limit and exceeds it";
+    /// `lockdown`: the port is not among the open ones.
+    PortClosed = 29, "port_closed", Port, "the port is not open and the host is locked down";
+    /// The port's limit of new connections is exceeded.
+    PortRate = 30, "port_rate", Port, "new connections to the port come faster than the port's limit";
+    /// The port's limit of UDP packets is exceeded.
+    UdpRate = 31, "udp_rate", Port, "UDP packets to the port come faster than the port's limit";
+    /// A TCP segment that belongs to no connection, from a source that sends many.
+    NoSocket = 32, "no_socket", NoSocket, "the segment belongs to no connection of this host, and its source sends many such";
+    /// Echo requests of the source exceed its limit.
+    IcmpRate = 33, "icmp_rate", Icmp, "the source sends echo requests faster than its limit";
+    /// Echo requests to the host exceed the host's limit.
+    IcmpHostRate = 34, "icmp_host_rate", Icmp, "echo requests reach the host faster than the host's limit";
+    /// Other ICMP messages exceed their ceiling, under which even path-MTU messages fall.
+    IcmpCeiling = 35, "icmp_ceiling", Icmp, "ICMP messages reach the host faster than the ceiling for all of them";
+    /// The SYN was answered with a cookie.
+    SynCookie = 36, "syn_cookie", Cookie, "the port's SYN budget is exceeded, so the SYN is answered with a cookie and costs the host no memory";
 }
 
 impl Verdict {
@@ -194,7 +239,17 @@ mod tests {
 
     #[test]
     fn every_verdict_is_in_exactly_one_mask() {
-        let classes = [Class::Pass, Class::Uninspected, Class::Sanity, Class::Ban, Class::Limit];
+        let classes = [
+            Class::Pass,
+            Class::Uninspected,
+            Class::Sanity,
+            Class::Ban,
+            Class::Limit,
+            Class::Port,
+            Class::NoSocket,
+            Class::Icmp,
+            Class::Cookie,
+        ];
         let all = classes.iter().fold(0u64, |seen, class| {
             assert_eq!(seen & Verdict::mask_of(*class), 0);
             seen | Verdict::mask_of(*class)

@@ -11,7 +11,9 @@
 
 mod limit;
 mod packet;
+mod segment;
 mod shield;
+mod syncookie;
 mod tables;
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
@@ -23,6 +25,18 @@ use crate::packet::Frame;
 #[xdp(frags)]
 pub fn shield(ctx: XdpContext) -> u32 {
     shield::judge(&Frame::of(&ctx))
+}
+
+/// Answers a SYN to a port that is over its budget; the shield jumps here.
+#[xdp(frags)]
+pub fn cookie(ctx: XdpContext) -> u32 {
+    syncookie::answer(&Frame::of(&ctx))
+}
+
+/// Judges a segment by its socket; the shield jumps here.
+#[xdp(frags)]
+pub fn segment(ctx: XdpContext) -> u32 {
+    segment::judge(&Frame::of(&ctx))
 }
 
 /// The kernel lets only GPL-compatible programs call some helpers.

@@ -12,7 +12,9 @@ use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::generated::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    helpers::generated::{
+        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    },
     programs::XdpContext,
 };
 use tunica_common::{
@@ -29,10 +31,10 @@ const ETHERTYPE_PPPOE_SESSION: u16 = 0x8864;
 const ETHERNET_BYTES: usize = 14;
 const VLAN_BYTES: usize = 4;
 
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
-const PROTOCOL_ICMPV6: u8 = 58;
+pub const PROTOCOL_ICMP: u8 = 1;
+pub const PROTOCOL_TCP: u8 = 6;
+pub const PROTOCOL_UDP: u8 = 17;
+pub const PROTOCOL_ICMPV6: u8 = 58;
 /// IP in IP (RFC 2003), IPv6 in IP (RFC 4213), GRE (RFC 2784), ESP and AH (RFC 4303, RFC 4302), a bit for each number.
 /// In IPv6 the authentication header is an extension header, so it is never met as a protocol.
 const TUNNELS_BELOW_64: u64 = 1 << 4 | 1 << 41 | 1 << 47 | 1 << 50 | 1 << 51;
@@ -78,8 +80,54 @@ pub struct Packet {
     pub tcp_flags: u8,
     pub source_port: u16,
     pub destination_port: u16,
+    /// Whether the ports and flags above were read.
+    pub has_ports: bool,
+    pub icmp: Icmp,
+    /// Where the transport header stands.
+    pub transport: usize,
     /// Link header and IP packet in bytes, without padding; 0 where the lengths were not read.
     pub bytes: u64,
+}
+
+impl Packet {
+    /// Makes the verifier forget what it knows of the packet, by adding a 0 whose value it does not know.
+    ///
+    /// The parser ends in many ways, and in each the verifier knows some fields exactly. It would walk all that follows
+    /// once for each of them; knowing nothing, it walks it once.
+    #[inline(always)]
+    pub fn forget(&mut self, zero: u64) {
+        let byte = zero as u8;
+        self.faults |= zero;
+        // SAFETY: the values stay as they are, because `zero` is 0: the host writes nothing else.
+        unsafe {
+            self.kind = core::mem::transmute::<u32, Verdict>(self.kind as u32 | zero as u32);
+            self.icmp = core::mem::transmute::<u8, Icmp>(self.icmp as u8 | byte);
+            self.is_ip = core::mem::transmute::<u8, bool>(u8::from(self.is_ip) | byte);
+            self.is_v4 = core::mem::transmute::<u8, bool>(u8::from(self.is_v4) | byte);
+            self.has_ports = core::mem::transmute::<u8, bool>(u8::from(self.has_ports) | byte);
+        }
+        let [source_high, source_low] = self.source;
+        let [destination_high, destination_low] = self.destination;
+        self.source = [source_high | zero, source_low | zero];
+        self.destination = [destination_high | zero, destination_low | zero];
+        self.protocol |= byte;
+        self.tcp_flags |= byte;
+        self.source_port |= zero as u16;
+        self.destination_port |= zero as u16;
+        self.transport |= zero as usize;
+        self.bytes |= zero;
+    }
+}
+
+/// What kind of ICMP or ICMPv6 message a packet is.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Icmp {
+    /// None, or neighbour discovery.
+    No,
+    EchoRequest,
+    /// Errors, replies and all the rest; path-MTU messages too.
+    Other,
 }
 
 /// The first buffer of a packet.
@@ -111,17 +159,47 @@ impl<'a> Frame<'a> {
         Self { ctx, start, end }
     }
 
+    /// `N` bytes at `offset`; `None` if the packet ends before.
+    #[inline(always)]
+    pub fn get<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the kernel writes all N bytes to memory that is as long, or returns an error.
+        unsafe { self.copy_to(offset, bytes.as_mut_ptr().cast(), N).then(|| bytes.assume_init()) }
+    }
+
+    /// Makes the packet `length` bytes long; false if the driver has no room.
+    #[inline(always)]
+    pub fn resize(&self, length: usize) -> bool {
+        let delta = length as i32 - self.whole_bytes() as i32;
+        // SAFETY: the context pointer is the one the kernel gave; no pointer into the packet is used afterwards.
+        delta == 0 || unsafe { bpf_xdp_adjust_tail(self.ctx.ctx, delta) == 0 }
+    }
+
+    /// Copies `length` bytes at `offset` to `to`, which must be as long; false if the packet ends before.
+    #[inline(always)]
+    pub fn copy_to(&self, offset: usize, to: *mut u8, length: usize) -> bool {
+        // SAFETY: callers have the room, which the verifier checks again.
+        unsafe { bpf_xdp_load_bytes(self.ctx.ctx, offset as u32, to.cast(), length as u32) == 0 }
+    }
+
+    /// Overwrites the packet's first `length` bytes; false if the packet is shorter.
+    #[inline(always)]
+    pub fn overwrite(&self, from: *mut u8, length: u32) -> bool {
+        // SAFETY: callers have as much, which the verifier checks again.
+        unsafe { bpf_xdp_store_bytes(self.ctx.ctx, 0, from.cast(), length) == 0 }
+    }
+
+    /// The context.
+    #[inline(always)]
+    pub fn xdp(&self) -> &XdpContext {
+        self.ctx
+    }
+
     /// Length of the whole packet, all buffers, in bytes.
     #[inline(always)]
     pub fn whole_bytes(&self) -> usize {
         // SAFETY: the context pointer is the one the kernel gave.
         unsafe { bpf_xdp_get_buff_len(self.ctx.as_ptr().cast()) as usize }
-    }
-
-    /// The context, for the debugging log.
-    #[cfg(feature = "log")]
-    pub fn context(&self) -> &XdpContext {
-        self.ctx
     }
 
     /// Index of the interface that the packet arrived on.
@@ -159,16 +237,7 @@ struct Copied<'a>(&'a Frame<'a>);
 impl Bytes for Copied<'_> {
     #[inline(always)]
     fn get<const N: usize>(&self, offset: usize) -> Result<[u8; N], Ended> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the kernel writes N bytes to memory that is as long, or returns an error.
-        let result = unsafe {
-            bpf_xdp_load_bytes(self.0.ctx.as_ptr().cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
-        };
-        if result != 0 {
-            return Err(Verdict::BadLength);
-        }
-        // SAFETY: the kernel wrote all of it.
-        Ok(unsafe { bytes.assume_init() })
+        self.0.get(offset).ok_or(Verdict::BadLength)
     }
 }
 
@@ -189,6 +258,9 @@ pub fn read(frame: &Frame<'_>) -> Packet {
         tcp_flags: 0,
         source_port: 0,
         destination_port: 0,
+        has_ports: false,
+        icmp: Icmp::No,
+        transport: 0,
         bytes: 0,
     };
     if let Err(ended) = read_link(frame, &mut packet) {
@@ -441,6 +513,7 @@ fn read_transport(
 ) -> Result<(), Ended> {
     let short = if transport.is_first_fragment { Verdict::BadFragment } else { Verdict::BadLength };
     let holds = |needed: usize| transport.bytes >= needed;
+    packet.transport = transport.offset;
     match packet.protocol {
         PROTOCOL_TCP => {
             if !holds(20) {
@@ -457,6 +530,10 @@ fn read_transport(
             if !holds(header_bytes) {
                 return Err(short);
             }
+            packet.has_ports = true;
+            if packet.tcp_flags & (FLAG_SYN | FLAG_ACK) == FLAG_SYN {
+                packet.kind = Verdict::Syn;
+            }
             packet.faults |= flag_faults(packet.tcp_flags);
         }
         PROTOCOL_UDP => {
@@ -472,6 +549,7 @@ fn read_transport(
             if length < 8 || overruns {
                 return Err(Verdict::BadLength);
             }
+            packet.has_ports = true;
             let (low, high) = if is_v4 { (67, 68) } else { (546, 547) };
             let is_dhcp = |port: u16| port == low || port == high;
             if is_dhcp(packet.source_port) && is_dhcp(packet.destination_port) {
@@ -482,16 +560,21 @@ fn read_transport(
             if !holds(8) {
                 return Err(short);
             }
-            // Destination unreachable, fragmentation needed.
-            if let [3, 4] = bytes.get(transport.offset)? {
-                packet.kind = Verdict::PathMtu;
+            packet.icmp = Icmp::Other;
+            match bytes.get(transport.offset)? {
+                // Destination unreachable, fragmentation needed.
+                [3, 4] => packet.kind = Verdict::PathMtu,
+                [8, _] => packet.icmp = Icmp::EchoRequest,
+                _ => {}
             }
         }
         PROTOCOL_ICMPV6 if !is_v4 => {
             if !holds(8) {
                 return Err(short);
             }
+            packet.icmp = Icmp::Other;
             match bytes.get(transport.offset)? {
+                [128, _] => packet.icmp = Icmp::EchoRequest,
                 // Packet too big.
                 [2, _] => packet.kind = Verdict::PathMtu,
                 // Router and neighbour messages are valid only if no router could have forwarded them.

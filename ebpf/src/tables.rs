@@ -4,17 +4,21 @@
 //! may be reused under a reader by the next insertion, so they are copied out at once.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
     helpers::generated::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use tunica_common::{
     event::{Event, RING_BYTES, TALLY_SLOTS, Tally},
     keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
+    layout::SCRATCH_WORDS,
     policy::{
-        BAN_FILTER_WORDS, DEFAULT_ALLOW, DEFAULT_BANS, OWN_ADDRESSES, Policy, SKETCH_CELLS, SKETCH_ROWS,
+        BAN_FILTER_WORDS, DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS, HostState, JUMP_PROGRAMS, NET_CELLS,
+        NetState, OWN_ADDRESSES, PORT_RULES, Policy, PortRule, PortState, SKETCH_CELLS, SKETCH_ROWS,
     },
 };
+
+use crate::packet::Frame;
 
 #[btf_map]
 static ACTIVE: Array<u32, 1> = Array::new();
@@ -32,6 +36,26 @@ static ALLOW: LpmTrie<AddressBytes, AllowEntry, DEFAULT_ALLOW> = LpmTrie::new();
 static OWN: HashMap<AddressBytes, u32, OWN_ADDRESSES> = HashMap::new();
 #[btf_map]
 static SYN_SKETCH: Array<u32, { SKETCH_ROWS * SKETCH_CELLS }> = Array::new();
+#[btf_map]
+static SEGMENT_SKETCH: Array<u32, { SKETCH_ROWS * SKETCH_CELLS }> = Array::new();
+#[btf_map]
+static ICMP_SKETCH: Array<u32, { SKETCH_ROWS * SKETCH_CELLS }> = Array::new();
+#[btf_map]
+static BANNED_NETS: LpmTrie<AddressBytes, BanEntry, DEFAULT_NETS> = LpmTrie::new();
+#[btf_map]
+static PORTS: HashMap<u32, PortRule, PORT_RULES> = HashMap::new();
+#[btf_map]
+static PORT_STATE: Array<PortState, 65_536> = Array::new();
+#[btf_map]
+static HOST_STATE: Array<HostState, 1> = Array::new();
+#[btf_map]
+static SEGMENT_GATE: PerCpuArray<u64, 1> = PerCpuArray::new();
+#[btf_map]
+static NET_STATE: Array<NetState, { 2 * NET_CELLS }> = Array::new();
+#[btf_map]
+static JUMPS: ProgramArray<JUMP_PROGRAMS> = ProgramArray::new();
+#[btf_map]
+static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS], 1> = PerCpuArray::new();
 #[btf_map]
 static TALLIES: PerCpuArray<Tally, TALLY_SLOTS> = PerCpuArray::new();
 // No value type: libbpf refuses a ring buffer that declares a value size.
@@ -92,11 +116,79 @@ pub fn is_own(address: &AddressBytes) -> bool {
     OWN.get_ptr(address).is_some()
 }
 
-/// A cell of the SYN sketch. Two CPUs may lose each other's update, which admits one packet too many.
+/// The ban of the longest banned range that covers `address`.
 #[inline(always)]
-pub fn cell(index: u32) -> Option<&'static mut u32> {
+pub fn net_ban(address: AddressBytes) -> Option<BanEntry> {
+    BANNED_NETS.get(&Key::new(128, address)).copied()
+}
+
+/// Which sketch a cell belongs to.
+#[derive(Clone, Copy)]
+pub enum Sketch {
+    Syn,
+    Segment,
+    Icmp,
+}
+
+/// A cell of a sketch. Two CPUs may lose each other's update, which admits one packet too many.
+#[inline(always)]
+pub fn cell(sketch: Sketch, index: u32) -> Option<&'static mut u32> {
+    let cell = match sketch {
+        Sketch::Syn => SYN_SKETCH.get_ptr_mut(index),
+        Sketch::Segment => SEGMENT_SKETCH.get_ptr_mut(index),
+        Sketch::Icmp => ICMP_SKETCH.get_ptr_mut(index),
+    };
     // SAFETY: the value is four aligned bytes of an array map; it is read once and written once per packet.
-    SYN_SKETCH.get_ptr_mut(index).map(|cell| unsafe { &mut *cell })
+    cell.map(|cell| unsafe { &mut *cell })
+}
+
+/// What an operator said of the port with this key.
+#[inline(always)]
+pub fn port_rule(key: u32) -> Option<PortRule> {
+    // SAFETY: copied before anything else can run; as for `ban`.
+    unsafe { PORTS.get(&key).copied() }
+}
+
+/// What is remembered of a port. CPUs may lose each other's updates, which admits a packet too many.
+#[inline(always)]
+pub fn port(port: u16) -> Option<&'static mut PortState> {
+    // SAFETY: aligned words of an array map, each read once and written once per packet.
+    PORT_STATE.get_ptr_mut(u32::from(port)).map(|state| unsafe { &mut *state })
+}
+
+/// What is remembered of the host.
+#[inline(always)]
+pub fn host() -> Option<&'static mut HostState> {
+    // SAFETY: as for `port`.
+    HOST_STATE.get_ptr_mut(0).map(|state| unsafe { &mut *state })
+}
+
+/// This CPU's clock of segments that are let through unjudged.
+#[inline(always)]
+pub fn segment_gate() -> Option<&'static mut u64> {
+    // SAFETY: as for `tally`.
+    SEGMENT_GATE.get_ptr_mut(0).map(|gate| unsafe { &mut *gate })
+}
+
+/// A cell of the table of networks.
+#[inline(always)]
+pub fn net(index: u32) -> Option<&'static mut NetState> {
+    // SAFETY: as for `port`.
+    NET_STATE.get_ptr_mut(index).map(|state| unsafe { &mut *state })
+}
+
+/// This CPU's room to rebuild a packet in.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut [u64; SCRATCH_WORDS]> {
+    // SAFETY: as for `tally`.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Goes on in another program. Returns only if that is not there.
+#[inline(always)]
+pub fn jump(frame: &Frame<'_>, program: u32) {
+    // SAFETY: nothing here has anything to clean up.
+    unsafe { JUMPS.tail_call(frame.xdp(), program) }
 }
 
 /// This CPU's tally in `slot`.

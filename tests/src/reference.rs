@@ -9,13 +9,16 @@ use std::{
 };
 
 use tunica_common::{
-    gcra::Limit,
+    gcra::{Limit, Pace},
     keys::SourceKey,
-    policy::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
+    policy::{COOKIES_OFF, MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
     verdict::{Action, Class, Verdict},
 };
-use tunica_core::id::{PacketSource, Prefix};
 pub use tunica_core::limits::{Mode, OnStale};
+use tunica_core::{
+    id::{PacketSource, Prefix},
+    limits::{IcmpLimits, Port, PortSettings, Transport},
+};
 
 use crate::frame::{ACK, FIN, ICMP, ICMPV6, IPV4, IPV6, PSH, RST, SERVICE_VLAN, SYN, TCP, UDP, URG, VLAN};
 
@@ -49,6 +52,51 @@ pub struct World {
     pub own: BTreeSet<IpAddr>,
     /// The per-source SYN limit.
     pub syn: Option<Limit>,
+    /// How many exceeding IPv6 networks make the next larger one share a limit; 0: never.
+    pub escalate: u32,
+    /// Banned ranges.
+    pub banned_nets: Vec<(Prefix, Ban)>,
+    /// Whether only open ports are open.
+    pub lockdown: bool,
+    /// What is said of ports.
+    pub ports: BTreeMap<Port, PortSettings>,
+    /// First port at which answers over UDP come back.
+    pub ephemeral_low: u16,
+    /// The SYN budget of each port.
+    pub budget: Option<Pace>,
+    /// TCP ports that are over their budget already.
+    pub armed: BTreeSet<u16>,
+    /// One of the `COOKIES_…` numbers.
+    pub cookies: u32,
+    /// SYNs that still reach the listener of an armed port.
+    pub trickle: Pace,
+    /// The limit of segments without a socket; every segment is judged.
+    pub segments: Option<Limit>,
+    /// ICMP.
+    pub icmp: Option<IcmpLimits>,
+}
+
+/// Something that is counted, and by what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// New connections of a source.
+    Syn(PacketSource),
+    /// SYNs to a port.
+    Budget(u16),
+    /// SYNs that reach the listener of an armed port.
+    Trickle(u16),
+    /// New connections to a port.
+    NewConnections(u16),
+    /// UDP packets to a port.
+    Udp(u16),
+    /// Segments without a socket, of a source.
+    Segments(PacketSource),
+    /// Echo requests of a source.
+    Echo(PacketSource),
+    /// Echo requests to the host.
+    EchoHost,
+    /// Other ICMP messages to the host.
+    IcmpCeiling,
 }
 
 impl World {
@@ -64,6 +112,17 @@ impl World {
             allow: Vec::new(),
             own: BTreeSet::new(),
             syn: Limit::new(1, 1_000),
+            escalate: 0,
+            banned_nets: Vec::new(),
+            lockdown: false,
+            ports: BTreeMap::new(),
+            ephemeral_low: 32_768,
+            budget: None,
+            armed: BTreeSet::new(),
+            cookies: COOKIES_OFF,
+            trickle: [u64::MAX / 4, 0],
+            segments: None,
+            icmp: None,
         }
     }
 }
@@ -75,6 +134,18 @@ struct Headers {
     faults: BTreeSet<Verdict>,
     kind: Option<Verdict>,
     flags: u8,
+    /// Protocol and destination port, where both were read.
+    port: Option<(Transport, u16)>,
+    /// Type of an ICMP message.
+    icmp: Option<Icmp>,
+    /// Whether cookies can be made for it: no tags, options, extension headers or fragments.
+    is_plain: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Icmp {
+    Echo,
+    Other,
 }
 
 /// The source that the frame counts for as a SYN, if it is one that the limit judges.
@@ -84,22 +155,63 @@ pub fn syn_source(frame: &[u8]) -> Option<PacketSource> {
     (headers.flags & (SYN | ACK) == SYN).then(|| counted(source))
 }
 
-/// What the shield does with `frame`.
+/// What the shield does with `frame`, where the host has no sockets.
 ///
-/// `syn_conforms` tells whether a SYN is inside its source's limit; it is asked only when that decides.
-pub fn judge(
-    world: &World,
-    frame: &[u8],
-    syn_conforms: impl FnOnce(PacketSource) -> bool,
-) -> (Verdict, Action) {
+/// `conforms` tells whether one more of something is inside its limit; it is asked only when that decides.
+pub fn judge(world: &World, frame: &[u8], mut conforms: impl FnMut(Counted) -> bool) -> (Verdict, Action) {
     if world.mode == Mode::Off {
         return (Verdict::Unarmed, Action::Pass);
     }
     let headers = read(frame);
     let kind = headers.kind.unwrap_or(Verdict::Pass);
-    let refused = if world.mode == Mode::Enforce { Action::Drop } else { Action::WouldDrop };
-    if matches!(kind, Verdict::Arp | Verdict::NeighbourDiscovery | Verdict::PathMtu | Verdict::Dhcp) {
-        return (kind, Action::Pass);
+    let decision = decide(world, frame, &headers, kind, &mut conforms);
+    let enforces = world.mode == Mode::Enforce;
+    match decision {
+        Decision::Pass(verdict) => (verdict, Action::Pass),
+        Decision::Answer if enforces => (Verdict::SynCookie, Action::Answer),
+        Decision::Answer => (Verdict::SynCookie, Action::WouldAnswer),
+        Decision::Refuse(verdict) => {
+            let is_stateless = matches!(verdict.class(), Class::Sanity | Class::Uninspected);
+            let is_waived = match world.on_stale {
+                OnStale::KeepLimits => false,
+                OnStale::SanityOnly => !is_stateless,
+                OnStale::Pass => true,
+            };
+            if world.is_stale && is_waived {
+                return (kind, Action::Pass);
+            }
+            let protects =
+                matches!(verdict.class(), Class::Ban | Class::Limit) || verdict == Verdict::IcmpRate;
+            if protects
+                && let Some((source, _)) = headers.addresses
+                && world.allow.iter().any(|prefix| prefix.contains(source))
+            {
+                return (Verdict::Allowed, Action::Pass);
+            }
+            (verdict, if enforces { Action::Drop } else { Action::WouldDrop })
+        }
+    }
+}
+
+enum Decision {
+    Pass(Verdict),
+    Refuse(Verdict),
+    Answer,
+}
+
+fn decide(
+    world: &World,
+    frame: &[u8],
+    headers: &Headers,
+    kind: Verdict,
+    conforms: &mut impl FnMut(Counted) -> bool,
+) -> Decision {
+    if matches!(kind, Verdict::Arp | Verdict::NeighbourDiscovery | Verdict::Dhcp) {
+        return Decision::Pass(kind);
+    }
+    if kind == Verdict::PathMtu {
+        let is_under = world.icmp.is_none() || conforms(Counted::IcmpCeiling);
+        return if is_under { Decision::Pass(kind) } else { Decision::Refuse(Verdict::IcmpCeiling) };
     }
     let mut faults = headers.faults.clone();
     if let Some((source, destination)) = headers.addresses {
@@ -110,36 +222,119 @@ pub fn judge(
             faults.insert(Verdict::OwnSource);
         }
     }
-    let waived_all = world.is_stale && world.on_stale == OnStale::Pass;
     if let Some(fault) = faults.intersection(&world.sanity).next() {
-        return if waived_all { (kind, Action::Pass) } else { (*fault, refused) };
+        return Decision::Refuse(*fault);
     }
-    if let Some((address, _)) = headers.addresses {
+    if let Some((address, destination)) = headers.addresses {
         let source = counted(address);
-        let is_banned = world
-            .bans
-            .get(&source)
-            .is_some_and(|ban| !ban.is_expired && (!ban.is_dynamic || !world.is_stale));
-        let is_syn = headers.flags & (SYN | ACK) == SYN && world.syn.is_some();
-        let objection = if is_banned {
-            Some(Verdict::Banned)
-        } else if is_syn && !syn_conforms(source) {
-            Some(Verdict::SynRate)
-        } else {
-            None
-        };
-        if let Some(verdict) = objection {
-            if waived_all || (world.is_stale && world.on_stale == OnStale::SanityOnly) {
-                return (kind, Action::Pass);
+        let holds = |ban: &Ban| !ban.is_expired && (!ban.is_dynamic || !world.is_stale);
+        if world.bans.get(&source).is_some_and(holds) {
+            return Decision::Refuse(Verdict::Banned);
+        }
+        let covering = world.banned_nets.iter().filter(|(prefix, _)| prefix.contains(address));
+        if covering.max_by_key(|(prefix, _)| prefix.length()).is_some_and(|(_, ban)| holds(ban)) {
+            return Decision::Refuse(Verdict::BannedNet);
+        }
+        let is_ours = world.own.contains(&destination);
+        match (headers.port, headers.icmp) {
+            (Some((Transport::Tcp, port)), _) if headers.flags & (SYN | ACK) == SYN => {
+                return syn(world, frame, headers, source, is_ours.then_some(port), conforms);
             }
-            let is_allowed = world.allow.iter().any(|prefix| prefix.contains(address));
-            return if is_allowed { (Verdict::Allowed, Action::Pass) } else { (verdict, refused) };
+            (Some((Transport::Tcp, _)), _) => {
+                let is_judged = world.segments.is_some() && is_ours;
+                if is_judged && !conforms(Counted::Segments(source)) {
+                    return Decision::Refuse(Verdict::NoSocket);
+                }
+                return Decision::Pass(kind);
+            }
+            (Some((Transport::Udp, port)), _) => {
+                let rule = rule(world, Transport::Udp, port);
+                let is_open = !world.lockdown || rule.is_some_and(|rule| rule.is_open);
+                if is_ours && !is_open {
+                    return Decision::Refuse(Verdict::PortClosed);
+                }
+                let is_limited = is_ours && rule.is_some_and(|rule| rule.pace.is_some());
+                if is_limited && !conforms(Counted::Udp(port)) {
+                    return Decision::Refuse(Verdict::UdpRate);
+                }
+                return Decision::Pass(kind);
+            }
+            (None, Some(Icmp::Echo)) if world.icmp.is_some() => {
+                if !conforms(Counted::Echo(source)) {
+                    return Decision::Refuse(Verdict::IcmpRate);
+                }
+                let is_under = conforms(Counted::EchoHost);
+                return if is_under { Decision::Pass(kind) } else { Decision::Refuse(Verdict::IcmpHostRate) };
+            }
+            (None, Some(Icmp::Other)) if world.icmp.is_some() => {
+                let is_under = conforms(Counted::IcmpCeiling);
+                return if is_under { Decision::Pass(kind) } else { Decision::Refuse(Verdict::IcmpCeiling) };
+            }
+            (None, Some(_)) => return Decision::Pass(kind),
+            (None, None) => {}
+        }
+        if world.lockdown && is_ours && kind == Verdict::Pass {
+            return Decision::Refuse(Verdict::PortClosed);
         }
     }
-    if world.drop_uninspected.contains(&kind) && !waived_all {
-        return (kind, refused);
+    if world.drop_uninspected.contains(&kind) { Decision::Refuse(kind) } else { Decision::Pass(kind) }
+}
+
+/// A SYN; `port` is `None` where it is not for this host.
+fn syn(
+    world: &World,
+    frame: &[u8],
+    headers: &Headers,
+    source: PacketSource,
+    port: Option<u16>,
+    conforms: &mut impl FnMut(Counted) -> bool,
+) -> Decision {
+    let rule = port.and_then(|port| rule(world, Transport::Tcp, port));
+    if world.lockdown && port.is_some() && !rule.is_some_and(|rule| rule.is_open) {
+        return Decision::Refuse(Verdict::PortClosed);
     }
-    (kind, Action::Pass)
+    let is_armed = world.budget.is_some() && port.is_some_and(|port| world.armed.contains(&port));
+    if let Some(port) = port
+        && is_armed
+        && world.cookies != COOKIES_OFF
+    {
+        return answer(world, frame, headers, port, conforms);
+    }
+    if world.syn.is_some() && !conforms(Counted::Syn(source)) {
+        return Decision::Refuse(Verdict::SynRate);
+    }
+    let Some(port) = port else { return Decision::Pass(Verdict::Syn) };
+    if rule.is_some_and(|rule| rule.pace.is_some()) && !conforms(Counted::NewConnections(port)) {
+        return Decision::Refuse(Verdict::PortRate);
+    }
+    if world.budget.is_none() || conforms(Counted::Budget(port)) {
+        return Decision::Pass(Verdict::Syn);
+    }
+    if world.cookies == COOKIES_OFF {
+        return Decision::Pass(Verdict::SynOverBudget);
+    }
+    answer(world, frame, headers, port, conforms)
+}
+
+fn answer(
+    world: &World,
+    frame: &[u8],
+    headers: &Headers,
+    port: u16,
+    conforms: &mut impl FnMut(Counted) -> bool,
+) -> Decision {
+    if world.is_stale && world.on_stale != OnStale::KeepLimits {
+        return Decision::Pass(Verdict::Syn);
+    }
+    if !headers.is_plain || frame.len() < 54 {
+        return Decision::Pass(Verdict::SynOverBudget);
+    }
+    if conforms(Counted::Trickle(port)) { Decision::Pass(Verdict::SynTrickle) } else { Decision::Answer }
+}
+
+fn rule(world: &World, transport: Transport, number: u16) -> Option<PortSettings> {
+    let number = std::num::NonZeroU16::new(number)?;
+    world.ports.get(&Port { transport, number }).copied()
 }
 
 /// The source an address counts for. Unlike [`PacketSource::of`], an IPv6 packet is never taken for an IPv4 one, whatever
@@ -195,8 +390,11 @@ fn read_link(buffer: Buffer<'_>, headers: &mut Headers) -> Result<(), Stop> {
                 at += 4;
             }
             VLAN | SERVICE_VLAN => return Err(Stop(Verdict::VlanDepth)),
-            IPV4 => return read_v4(buffer, headers, at + 2),
-            IPV6 => return read_v6(buffer, headers, at + 2),
+            IPV4 | IPV6 => {
+                headers.is_plain = tags == 0;
+                let read = if ethertype == IPV4 { read_v4 } else { read_v6 };
+                return read(buffer, headers, at + 2);
+            }
             0x0806 => return Err(Stop(Verdict::Arp)),
             0x8864 => return Err(Stop(Verdict::Tunnel)),
             _ => return Err(Stop(Verdict::UnknownEthertype)),
@@ -211,6 +409,7 @@ fn read_v4(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), S
     headers.addresses = Some((Ipv4Addr::from(source).into(), Ipv4Addr::from(destination).into()));
     let [version_and_length, _, _, _, _, _, fragment_high, fragment_low, _, protocol, ..] = header;
     let header_bytes = usize::from(version_and_length % 16) * 4;
+    headers.is_plain &= header_bytes == 20 && fragment_high & 0x3f == 0 && fragment_low == 0;
     let total = buffer.u16(at + 2)?;
     if version_and_length / 16 != 4
         || header_bytes < 20
@@ -250,6 +449,7 @@ fn read_v6(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), S
         return Err(Stop(Verdict::BadLength));
     }
     let (mut at, mut next, mut seen, mut is_first_of_several) = (at + 40, first_next, 0, false);
+    headers.is_plain &= next == TCP;
     while matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
         if seen == MAX_EXTENSION_HEADERS {
             return Err(Stop(Verdict::ExtensionHeaders));
@@ -307,6 +507,10 @@ fn read_transport(
             return Err(Stop(Verdict::BadLength));
         }
         require(header_bytes)?;
+        headers.port = Some((Transport::Tcp, u16::from_be_bytes(buffer.at(part.at + 2)?)));
+        if flags & (SYN | ACK) == SYN {
+            headers.kind = Some(Verdict::Syn);
+        }
         headers.faults.extend(flag_faults(flags));
     } else if protocol == UDP {
         require(8)?;
@@ -316,6 +520,7 @@ fn read_transport(
         if length < 8 || overruns {
             return Err(Stop(Verdict::BadLength));
         }
+        headers.port = Some((Transport::Udp, u16::from_be_bytes(buffer.at(part.at + 2)?)));
         let dhcp = if icmp == ICMP { [67, 68] } else { [546, 547] };
         if dhcp.contains(&source) && dhcp.contains(&destination) {
             headers.kind = Some(Verdict::Dhcp);
@@ -328,6 +533,8 @@ fn read_transport(
             (ICMPV6, [133..=137, 0]) if part.hops == 255 => Some(Verdict::NeighbourDiscovery),
             _ => None,
         };
+        let is_echo = matches!((icmp, message), (ICMP, [8, _]) | (ICMPV6, [128, _]));
+        headers.icmp = Some(if is_echo { Icmp::Echo } else { Icmp::Other });
     } else if [4, 41, 47, 50, 51, 97, 115].contains(&protocol) {
         headers.kind = Some(Verdict::Tunnel);
     }

@@ -2,13 +2,17 @@
 //!
 //! The kernel program and the host reference are both held against it. A new case is a new row and no code.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU16};
 
 use tunica_common::{
-    gcra::Limit,
+    gcra::{Limit, Pace},
+    policy::{COOKIES_OFF, COOKIES_PLAIN},
     verdict::{Action, Verdict},
 };
-use tunica_core::id::PacketSource;
+use tunica_core::{
+    id::PacketSource,
+    limits::{IcmpLimits, Port, PortSettings, Transport},
+};
 
 use crate::{
     frame::{
@@ -46,6 +50,7 @@ fn source_v6() -> IpAddr {
 }
 
 const PASS: (Verdict, Action) = (Verdict::Pass, Action::Pass);
+const NEW: (Verdict, Action) = (Verdict::Syn, Action::Pass);
 
 fn dropped(verdict: Verdict) -> (Verdict, Action) {
     (verdict, Action::Drop)
@@ -68,6 +73,24 @@ fn banned(ban: Ban) -> World {
     })
 }
 
+/// The destination of every frame is the host's own.
+fn ours(change: impl FnOnce(&mut World)) -> World {
+    with(|world| {
+        let destinations = [IpAddr::from([192, 0, 2, 1]), IpAddr::from(v6(SOURCE_V6, TCP).destination)];
+        world.own.extend(destinations);
+        change(world);
+    })
+}
+
+fn port(transport: Transport, number: u16) -> Port {
+    Port { transport, number: NonZeroU16::new(number).unwrap_or(NonZeroU16::MIN) }
+}
+
+/// Three at once, and one in ten minutes.
+const SLOW_3: Pace = [600_000_000_000, 1_200_000_000_000];
+/// A limit that nothing conforms to.
+const NEVER: Limit = Limit { cost_ticks: 1, tolerance_ticks: 0 };
+
 const STANDING: Ban = Ban { is_expired: false, is_dynamic: false };
 
 /// Every row.
@@ -82,6 +105,11 @@ pub fn rows() -> Vec<Row> {
     rows.addresses();
     rows.bans();
     rows.limit();
+    rows.ports();
+    rows.budget();
+    rows.segments();
+    rows.icmp_limits();
+    rows.banned_nets();
     rows.policies();
     rows.0
 }
@@ -488,7 +516,7 @@ impl Rows {
     fn flags(&mut self) {
         let world = World::enforcing();
         for (name, flags, expect) in [
-            ("SYN", SYN, PASS),
+            ("SYN", SYN, NEW),
             ("SYN ACK", SYN | ACK, PASS),
             ("ACK", ACK, PASS),
             ("RST", RST, PASS),
@@ -496,7 +524,7 @@ impl Rows {
             ("FIN ACK", FIN | ACK, PASS),
             ("FIN PSH URG ACK", FIN | PSH | URG | ACK, PASS),
             ("PSH alone", PSH, PASS),
-            ("SYN with ECN flags", SYN | 0xc0, PASS),
+            ("SYN with ECN flags", SYN | 0xc0, NEW),
             ("no flag", 0, dropped(Verdict::NullFlags)),
             ("ECN flags only", 0xc0, dropped(Verdict::NullFlags)),
             ("FIN PSH URG", FIN | PSH | URG, dropped(Verdict::Xmas)),
@@ -514,7 +542,7 @@ impl Rows {
             world.sanity.remove(&Verdict::SynFin);
             world.sanity.remove(&Verdict::FinNoAck);
         });
-        self.both("SYN FIN with both rules off", &lenient, TCP, &tcp(SYN | FIN, 5), PASS);
+        self.both("SYN FIN with both rules off", &lenient, TCP, &tcp(SYN | FIN, 5), NEW);
         let observing = with(|world| world.mode = Mode::Observe);
         self.both("no flag, observing", &observing, TCP, &tcp(0, 5), (Verdict::NullFlags, Action::WouldDrop));
     }
@@ -654,7 +682,7 @@ impl Rows {
                 expect,
             });
         };
-        repeat("last SYN of the burst", &limited, SYN, 2, PASS);
+        repeat("last SYN of the burst", &limited, SYN, 2, NEW);
         repeat("first SYN beyond the burst", &limited, SYN, 3, dropped(Verdict::SynRate));
         repeat("SYN with data flags beyond the burst", &limited, SYN | PSH, 3, dropped(Verdict::SynRate));
         repeat("ACKs are not counted", &limited, ACK, 50, PASS);
@@ -667,16 +695,358 @@ impl Rows {
         repeat("beyond the burst, observing", &observing, SYN, 3, (Verdict::SynRate, Action::WouldDrop));
         let mut off = limited.clone();
         off.syn = None;
-        repeat("SYN limit off", &off, SYN, 50, PASS);
+        repeat("SYN limit off", &off, SYN, 50, NEW);
         for (name, on_stale, expect) in [
             ("keep-limits", OnStale::KeepLimits, dropped(Verdict::SynRate)),
-            ("sanity-only", OnStale::SanityOnly, PASS),
-            ("pass", OnStale::Pass, PASS),
+            ("sanity-only", OnStale::SanityOnly, NEW),
+            ("pass", OnStale::Pass, NEW),
         ] {
             let mut world = limited.clone();
             (world.is_stale, world.on_stale) = (true, on_stale);
             repeat(&format!("beyond the burst, no heartbeat, {name}"), &world, SYN, 3, expect);
         }
+    }
+
+    /// `before` copies, then the one that counts, in both families.
+    fn after(
+        &mut self,
+        name: &str,
+        world: &World,
+        protocol: u8,
+        payload: &[u8],
+        before: u32,
+        expect: (Verdict, Action),
+    ) {
+        self.both(name, world, protocol, payload, expect);
+        self.0.iter_mut().rev().take(2).for_each(|row| row.before = before);
+    }
+
+    fn ports(&mut self) {
+        let (syn, answer) = (tcp(SYN, 5), udp(53, 40_000, 8, 0));
+        let locked = ours(|world| world.lockdown = true);
+        let open = |ports: &[(Transport, u16)]| {
+            ours(|world| {
+                world.lockdown = true;
+                let settings = PortSettings { is_open: true, pace: None };
+                world.ports =
+                    ports.iter().map(|(transport, number)| (port(*transport, *number), settings)).collect();
+            })
+        };
+        let closed = dropped(Verdict::PortClosed);
+        self.both("lockdown, SYN", &locked, TCP, &syn, closed);
+        self.both("lockdown, UDP", &locked, UDP, &udp(53, 4_000, 8, 0), closed);
+        self.both("lockdown, UDP to an ephemeral port without a socket", &locked, UDP, &answer, closed);
+        self.both("lockdown, another protocol", &locked, 132, &[0; 8], closed);
+        self.both("lockdown, segments of connections", &locked, TCP, &tcp(ACK, 5), PASS);
+        self.plain_in("lockdown, echo request, v4", &locked, v4(SOURCE_V4, ICMP).frame(&icmp(8, 0, 0)), PASS);
+        self.plain_in(
+            "lockdown, echo request, v6",
+            &locked,
+            v6(SOURCE_V6, ICMPV6).frame(&icmp(128, 0, 0)),
+            PASS,
+        );
+        self.both("lockdown, open TCP port", &open(&[(Transport::Tcp, 443)]), TCP, &syn, NEW);
+        self.both(
+            "lockdown, the number is open for UDP only",
+            &open(&[(Transport::Udp, 443)]),
+            TCP,
+            &syn,
+            closed,
+        );
+        self.both(
+            "lockdown, open UDP port",
+            &open(&[(Transport::Udp, 4_000)]),
+            UDP,
+            &udp(53, 4_000, 8, 0),
+            PASS,
+        );
+        let mut elsewhere = World::enforcing();
+        elsewhere.lockdown = true;
+        self.both("lockdown, forwarded", &elsewhere, TCP, &syn, NEW);
+        let mut allowed = locked.clone();
+        allowed.allow = parse(&["198.51.100.7/32", "2001:db8:51:7::/64"]);
+        self.both("lockdown, the allow list opens no port", &allowed, TCP, &syn, closed);
+        let mut observing = locked.clone();
+        observing.mode = Mode::Observe;
+        self.both("lockdown, observing", &observing, TCP, &syn, (Verdict::PortClosed, Action::WouldDrop));
+        for (name, on_stale, expect) in [
+            ("keep-limits", OnStale::KeepLimits, closed),
+            ("sanity-only", OnStale::SanityOnly, NEW),
+            ("pass", OnStale::Pass, NEW),
+        ] {
+            let mut world = locked.clone();
+            (world.is_stale, world.on_stale) = (true, on_stale);
+            self.both(&format!("lockdown, no heartbeat, {name}"), &world, TCP, &syn, expect);
+        }
+        let limited = |transport, number| {
+            ours(|world| {
+                let settings = PortSettings { is_open: false, pace: Some(SLOW_3) };
+                world.ports.insert(port(transport, number), settings);
+            })
+        };
+        let tcp_limited = limited(Transport::Tcp, 443);
+        self.after("last new connection of a port", &tcp_limited, TCP, &syn, 2, NEW);
+        self.after(
+            "first new connection beyond a port's limit",
+            &tcp_limited,
+            TCP,
+            &syn,
+            3,
+            dropped(Verdict::PortRate),
+        );
+        let mut allowed = tcp_limited.clone();
+        allowed.allow = parse(&["198.51.100.7/32", "2001:db8:51:7::/64"]);
+        self.after("a port's limit knows no allow list", &allowed, TCP, &syn, 3, dropped(Verdict::PortRate));
+        let udp_limited = limited(Transport::Udp, 4_000);
+        let datagram = udp(53, 4_000, 8, 0);
+        self.after("last UDP packet of a port", &udp_limited, UDP, &datagram, 2, PASS);
+        self.after(
+            "first UDP packet beyond a port's limit",
+            &udp_limited,
+            UDP,
+            &datagram,
+            3,
+            dropped(Verdict::UdpRate),
+        );
+        self.after("UDP to another port", &udp_limited, UDP, &udp(53, 4_001, 8, 0), 9, PASS);
+    }
+
+    fn budget(&mut self) {
+        let syn = tcp(SYN, 10);
+        let budget = |cookies| ours(|world| (world.budget, world.cookies) = (Some(SLOW_3), cookies));
+        let (without, with) = (budget(COOKIES_OFF), budget(COOKIES_PLAIN));
+        let cookie = (Verdict::SynCookie, Action::Answer);
+        self.after("last SYN of a port's budget", &with, TCP, &syn, 2, NEW);
+        self.after("first SYN beyond the budget trickles", &with, TCP, &syn, 3, passed(Verdict::SynTrickle));
+        self.after("second SYN beyond the budget is answered", &with, TCP, &syn, 4, cookie);
+        self.after(
+            "beyond the budget without cookies",
+            &without,
+            TCP,
+            &syn,
+            9,
+            passed(Verdict::SynOverBudget),
+        );
+        let mut source_limited = with.clone();
+        (source_limited.syn, source_limited.armed) = (Limit::new(1, 1), [443].into());
+        self.after("an armed port does not count SYNs by source", &source_limited, TCP, &syn, 1, cookie);
+        source_limited.cookies = COOKIES_OFF;
+        self.after(
+            "a port over its budget without cookies goes on counting by source",
+            &source_limited,
+            TCP,
+            &syn,
+            1,
+            dropped(Verdict::SynRate),
+        );
+        let mut allowed = with.clone();
+        allowed.allow = parse(&["198.51.100.7/32", "2001:db8:51:7::/64"]);
+        self.after("cookies know no allow list", &allowed, TCP, &syn, 4, cookie);
+        let mut observing = with.clone();
+        observing.mode = Mode::Observe;
+        self.after(
+            "beyond the budget, observing",
+            &observing,
+            TCP,
+            &syn,
+            4,
+            (Verdict::SynCookie, Action::WouldAnswer),
+        );
+        for (name, on_stale, expect) in [
+            ("keep-limits", OnStale::KeepLimits, cookie),
+            ("sanity-only", OnStale::SanityOnly, NEW),
+            ("pass", OnStale::Pass, NEW),
+        ] {
+            let mut world = with.clone();
+            (world.is_stale, world.on_stale) = (true, on_stale);
+            self.after(&format!("beyond the budget, no heartbeat, {name}"), &world, TCP, &syn, 4, expect);
+        }
+        let mut armed = with.clone();
+        armed.armed = [443].into();
+        self.after("a port that is armed already", &armed, TCP, &syn, 1, cookie);
+        self.after(
+            "SYN with data to an armed port",
+            &armed,
+            TCP,
+            &[syn.clone(), vec![7; 100]].concat(),
+            1,
+            cookie,
+        );
+        self.after("SYN without options to an armed port", &armed, TCP, &tcp(SYN, 5), 1, cookie);
+        let unanswered = passed(Verdict::SynOverBudget);
+        let mut odd = |name: &str, frame| {
+            self.0.push(Row {
+                name: name.to_owned(),
+                world: armed.clone(),
+                frame,
+                before: 1,
+                expect: unanswered,
+            });
+        };
+        odd("SYN with IPv4 options to an armed port", V4 { options: 4, ..v4(SOURCE_V4, TCP) }.frame(&syn));
+        odd("SYN behind a tag to an armed port", tagged(&[VLAN], IPV4, &v4(SOURCE_V4, TCP).packet(&syn)));
+        odd(
+            "SYN behind an extension header to an armed port",
+            v6(SOURCE_V6, 60).frame(&[extension(TCP, 0), syn.clone()].concat()),
+        );
+        let mut other = armed.clone();
+        other.armed = [80].into();
+        self.after("another port is armed", &other, TCP, &syn, 0, NEW);
+        let mut forwarded = armed.clone();
+        forwarded.own.clear();
+        self.after("forwarded SYNs have no budget", &forwarded, TCP, &syn, 9, NEW);
+        let mut unlimited = armed.clone();
+        unlimited.budget = None;
+        self.after("no budget, no cookies", &unlimited, TCP, &syn, 1, NEW);
+    }
+
+    fn segments(&mut self) {
+        let judged = ours(|world| world.segments = Limit::new(1, 3));
+        let refused = dropped(Verdict::NoSocket);
+        for (name, flags) in
+            [("ACK", ACK), ("SYN ACK", SYN | ACK), ("RST", RST), ("FIN ACK", FIN | ACK), ("data", PSH | ACK)]
+        {
+            let segment = tcp(flags, 5);
+            self.after(&format!("last {name} without a socket"), &judged, TCP, &segment, 2, PASS);
+            self.after(
+                &format!("{name} without a socket beyond the limit"),
+                &judged,
+                TCP,
+                &segment,
+                3,
+                refused,
+            );
+        }
+        let ack = tcp(ACK, 5);
+        let mut allowed = judged.clone();
+        allowed.allow = parse(&["198.51.100.7/32", "2001:db8:51:7::/64"]);
+        self.after("the no-socket limit knows no allow list", &allowed, TCP, &ack, 3, refused);
+        let mut observing = judged.clone();
+        observing.mode = Mode::Observe;
+        self.after("no socket, observing", &observing, TCP, &ack, 4, (Verdict::NoSocket, Action::WouldDrop));
+        let mut forwarded = judged.clone();
+        forwarded.own.clear();
+        self.after("forwarded segments are not judged by sockets", &forwarded, TCP, &ack, 9, PASS);
+        let mut stale = judged.clone();
+        (stale.is_stale, stale.on_stale) = (true, OnStale::SanityOnly);
+        self.after("no socket, no heartbeat, sanity-only", &stale, TCP, &ack, 4, PASS);
+        self.after("no-socket limit off", &ours(|_| {}), TCP, &ack, 50, PASS);
+    }
+
+    fn icmp_limits(&mut self) {
+        let limits = |per_source, host, ceiling| {
+            with(|world| {
+                world.icmp =
+                    Some(IcmpLimits { per_source: Limit::new(1, per_source).unwrap_or(NEVER), host, ceiling })
+            })
+        };
+        let by_source = limits(3, [1, 1_000_000_000_000], SLOW_3);
+        let by_host = limits(100, SLOW_3, SLOW_3);
+        let mut both = |name: &str, world: &World, of_v4: (u8, u8), of_v6: (u8, u8), before: u32, expect| {
+            for (family, frame) in [
+                ("v4", v4(SOURCE_V4, ICMP).frame(&icmp(of_v4.0, of_v4.1, 8))),
+                ("v6", v6(SOURCE_V6, ICMPV6).frame(&icmp(of_v6.0, of_v6.1, 8))),
+            ] {
+                self.0.push(Row {
+                    name: format!("{name}, {family}"),
+                    world: world.clone(),
+                    frame,
+                    before,
+                    expect,
+                });
+            }
+        };
+        let (echo, echo6, reply, reply6) = ((8, 0), (128, 0), (0, 0), (129, 0));
+        both("last echo request of a source", &by_source, echo, echo6, 2, PASS);
+        both(
+            "echo request beyond the source's limit",
+            &by_source,
+            echo,
+            echo6,
+            3,
+            dropped(Verdict::IcmpRate),
+        );
+        both("last echo request of the host", &by_host, echo, echo6, 2, PASS);
+        both(
+            "echo request beyond the host's limit",
+            &by_host,
+            echo,
+            echo6,
+            3,
+            dropped(Verdict::IcmpHostRate),
+        );
+        both("last echo reply under the ceiling", &by_source, reply, reply6, 2, PASS);
+        both("echo reply beyond the ceiling", &by_source, reply, reply6, 3, dropped(Verdict::IcmpCeiling));
+        both("path MTU under the ceiling", &by_source, (3, 4), (2, 0), 2, passed(Verdict::PathMtu));
+        both("path MTU beyond the ceiling", &by_source, (3, 4), (2, 0), 3, dropped(Verdict::IcmpCeiling));
+        let mut allowed = by_source.clone();
+        allowed.allow = parse(&["198.51.100.7/32", "2001:db8:51:7::/64"]);
+        both("allowed echo requests", &allowed, echo, echo6, 3, passed(Verdict::Allowed));
+        both("the ceiling knows no allow list", &allowed, reply, reply6, 3, dropped(Verdict::IcmpCeiling));
+        let neighbour = V6 { hops: 255, ..v6(SOURCE_V6, ICMPV6) }.frame(&icmp(135, 0, 16));
+        self.0.push(Row {
+            name: "neighbour discovery has no limit".to_owned(),
+            world: limits(1, SLOW_3, SLOW_3),
+            frame: neighbour,
+            before: 50,
+            expect: passed(Verdict::NeighbourDiscovery),
+        });
+    }
+
+    fn banned_nets(&mut self) {
+        let nets = |rows: &[(&str, Ban)]| {
+            with(|world| {
+                world.banned_nets = rows.iter().map(|(text, ban)| (parse(&[text])[0], *ban)).collect();
+            })
+        };
+        let ack = tcp(ACK, 5);
+        let ended = Ban { is_expired: true, is_dynamic: false };
+        let (wide, refused) =
+            (nets(&[("198.51.0.0/16", STANDING), ("2001:db8::/32", STANDING)]), dropped(Verdict::BannedNet));
+        self.both("banned range", &wide, TCP, &ack, refused);
+        self.both(
+            "beside a banned range",
+            &nets(&[("198.52.0.0/16", STANDING), ("2001:db9::/32", STANDING)]),
+            TCP,
+            &ack,
+            PASS,
+        );
+        self.both(
+            "banned range, ended",
+            &nets(&[("198.51.0.0/16", ended), ("2001:db8::/32", ended)]),
+            TCP,
+            &ack,
+            PASS,
+        );
+        self.both(
+            "the longest range decides",
+            &nets(&[
+                ("198.51.0.0/16", STANDING),
+                ("198.51.100.0/24", ended),
+                ("2001:db8::/32", STANDING),
+                ("2001:db8:51::/48", ended),
+            ]),
+            TCP,
+            &ack,
+            PASS,
+        );
+        let mut allowed = wide.clone();
+        allowed.allow = parse(&["198.51.100.7/32", "2001:db8:51:7::/64"]);
+        self.both("allowed in a banned range", &allowed, TCP, &ack, passed(Verdict::Allowed));
+        let mut observing = wide.clone();
+        observing.mode = Mode::Observe;
+        self.both("banned range, observing", &observing, TCP, &ack, (Verdict::BannedNet, Action::WouldDrop));
+        let neighbour = V6 { hops: 255, ..v6(SOURCE_V6, ICMPV6) }.frame(&icmp(135, 0, 16));
+        self.add(
+            "neighbour discovery from a banned range",
+            wide.clone(),
+            neighbour,
+            passed(Verdict::NeighbourDiscovery),
+        );
+    }
+
+    fn plain_in(&mut self, name: &str, world: &World, frame: Vec<u8>, expect: (Verdict, Action)) {
+        self.add(name, world.clone(), frame, expect);
     }
 
     fn policies(&mut self) {

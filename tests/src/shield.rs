@@ -1,17 +1,19 @@
 //! A shield loaded for a test: the real program in the real kernel, with maps of its own, attached to nothing.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf,
-    maps::{MapData, RingBuf},
+    maps::{MapData, PerCpuArray, PerCpuValues, RingBuf},
     programs::{TestRun, TestRunAttrs, TestRunOptions, TestRunResult},
 };
 use tunica_common::{
     event::{Event, tally_slot},
+    gcra::Limit,
     keys::{ALLOW_BY_OPERATOR, AddressBytes, AllowEntry, BAN_DYNAMIC, BanEntry},
-    policy::{DEFAULT_ALLOW, DEFAULT_BANS, Policy},
+    layout::SEGMENT_GATE,
+    policy::{DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS, HostState, Policy, PortState},
     verdict::{Action, Verdict},
 };
 use tunica_core::id::PacketSource;
@@ -22,8 +24,9 @@ use tunicad::{
     },
     sys::monotonic_ns,
 };
+use zerocopy::FromZeros;
 
-use crate::reference::World;
+use crate::reference::{Ban, World};
 
 /// The secret of test shields: fixed, so that a failure repeats.
 pub const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
@@ -36,6 +39,8 @@ pub struct Shield {
     events: RingBuf<MapData>,
     totals: Vec<Total>,
     generation: u32,
+    /// Ports whose state may not be zero.
+    touched: BTreeSet<u16>,
 }
 
 impl Shield {
@@ -44,7 +49,9 @@ impl Shield {
     /// # Errors
     /// If this is not root, or the kernel refuses.
     pub fn load() -> Result<Self> {
-        Self::load_sized(Sizes { bans: DEFAULT_BANS as u32, allow: DEFAULT_ALLOW as u32 })
+        let sizes =
+            Sizes { bans: DEFAULT_BANS as u32, nets: DEFAULT_NETS as u32, allow: DEFAULT_ALLOW as u32 };
+        Self::load_sized(sizes)
     }
 
     /// Loads the embedded object with tables of these sizes.
@@ -54,10 +61,15 @@ impl Shield {
     pub fn load_sized(sizes: Sizes) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "loading a BPF program needs root: run the tests as root");
         let mut ebpf = object::load(sizes, None)?;
+        let gate = ebpf.map_mut(SEGMENT_GATE).context("the object has no gate of segments")?;
+        let mut gate: PerCpuArray<_, u64> = PerCpuArray::try_from(gate)?;
+        // Used up for years on every CPU, so that every segment is judged.
+        let used_up = vec![monotonic_ns()? + u64::MAX / 8; aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        gate.set(0, PerCpuValues::try_from(used_up)?, 0)?;
         let mut tables = Tables::take(&mut ebpf, SECRET)?;
         let events = tables.take_events().context("events were taken already")?;
         let totals = tables.totals()?;
-        Ok(Self { ebpf, tables, events, totals, generation: 0 })
+        Ok(Self { ebpf, tables, events, totals, generation: 0, touched: BTreeSet::new() })
     }
 
     /// Makes the maps say what `world` says. Rows of earlier worlds go.
@@ -74,15 +86,43 @@ impl Shield {
         for address in self.tables.own()? {
             self.tables.remove_own(address)?;
         }
-        let now = monotonic_ns()?;
-        for (source, ban) in &world.bans {
-            let entry = BanEntry {
-                expires_ns: if ban.is_expired { 1 } else { now + 3_600_000_000_000 },
-                ban_id: 1,
-                flags: if ban.is_dynamic { BAN_DYNAMIC } else { 0 },
-            };
-            self.tables.set_ban(&source.key(), &entry)?;
+        for key in self.tables.nets()?.into_keys() {
+            self.tables.remove_net(key)?;
         }
+        for key in self.tables.ports()?.into_keys() {
+            self.tables.remove_port(key)?;
+        }
+        for port in std::mem::take(&mut self.touched) {
+            self.tables.set_port_state(port, &PortState::new_zeroed())?;
+        }
+        let now = monotonic_ns()?;
+        let entry = |ban: &Ban| BanEntry {
+            expires_ns: if ban.is_expired { 1 } else { now + 3_600_000_000_000 },
+            ban_id: 1,
+            flags: if ban.is_dynamic { BAN_DYNAMIC } else { 0 },
+        };
+        for (source, ban) in &world.bans {
+            self.tables.set_ban(&source.key(), &entry(ban))?;
+        }
+        for (prefix, ban) in &world.banned_nets {
+            self.tables.set_net(prefix.kernel_key(), &entry(ban))?;
+        }
+        for (port, settings) in &world.ports {
+            self.tables.set_port(port.key(), &settings.rule(port.transport))?;
+            self.touched.insert(port.number.get());
+        }
+        let armed_until_ns = now + 3_600_000_000_000;
+        for port in &world.armed {
+            let state = PortState { armed_until_ns, armed_since_ns: now, ..PortState::new_zeroed() };
+            self.tables.set_port_state(*port, &state)?;
+        }
+        // Whatever rows and random frames may have counted for.
+        self.touched.extend(world.armed.iter().copied().chain([443]));
+        let host = HostState {
+            armed_until_ns: if world.armed.is_empty() { 0 } else { armed_until_ns },
+            ..HostState::new_zeroed()
+        };
+        self.tables.set_host_state(&host)?;
         for prefix in &world.allow {
             let entry = AllowEntry { origin: ALLOW_BY_OPERATOR, allow_id: 1 };
             self.tables.set_allow(prefix.kernel_key(), &entry)?;
@@ -98,9 +138,9 @@ impl Shield {
 
     fn policy(&mut self, world: &World) -> Policy {
         self.generation += 1;
-        let mask = |verdicts: &std::collections::BTreeSet<Verdict>| {
-            verdicts.iter().fold(0, |mask, v| mask | v.bit())
-        };
+        let mask = |verdicts: &BTreeSet<Verdict>| verdicts.iter().fold(0, |mask, v| mask | v.bit());
+        let cost = |limit: Option<Limit>| limit.map_or(0, |limit| limit.cost_ticks);
+        let tolerance = |limit: Option<Limit>| limit.map_or(0, |limit| limit.tolerance_ticks);
         Policy {
             secret: SECRET,
             sanity_mask: mask(&world.sanity),
@@ -111,11 +151,30 @@ impl Shield {
             generation: self.generation,
             mode: world.mode.number(),
             on_stale: world.on_stale.number(),
-            syn_cost_ticks: world.syn.map_or(0, |limit| limit.cost_ticks),
-            syn_tolerance_ticks: world.syn.map_or(0, |limit| limit.tolerance_ticks),
+            syn_cost_ticks: cost(world.syn),
+            syn_tolerance_ticks: tolerance(world.syn),
+            escalate_children: world.escalate,
             bans_present: u32::from(!world.bans.is_empty()),
+            nets_present: u32::from(!world.banned_nets.is_empty()),
             allow_present: u32::from(!world.allow.is_empty()),
-            reserved: 0,
+            ports_present: u32::from(!world.ports.is_empty()),
+            lockdown: u32::from(world.lockdown),
+            cookies: world.cookies,
+            ephemeral_low: u32::from(world.ephemeral_low),
+            budget_pace: world.budget.unwrap_or_default(),
+            armed_hold_ns: 60_000_000_000,
+            trickle_pace: world.trickle,
+            segment_pace: [u64::MAX / 4, 0],
+            segment_cost_ticks: cost(world.segments),
+            segment_tolerance_ticks: tolerance(world.segments),
+            icmp_cost_ticks: cost(world.icmp.map(|icmp| icmp.per_source)),
+            icmp_tolerance_ticks: tolerance(world.icmp.map(|icmp| icmp.per_source)),
+            icmp_host_pace: world.icmp.map(|icmp| icmp.host).unwrap_or_default(),
+            icmp_ceiling_pace: world.icmp.map(|icmp| icmp.ceiling).unwrap_or_default(),
+            zero: 0,
+            cookie_mss_v4: 1_460,
+            cookie_mss_v6: 1_440,
+            cookie_window_scale: 7,
         }
     }
 

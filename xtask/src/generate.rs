@@ -75,9 +75,20 @@ fn verdicts() -> String {
          One word for each outcome of a packet.\n\
          It is the `verdict` label of metrics, the word that configuration files use, and what `tunica explain` \
          names.\n\
-         In `observe` mode what would be dropped passes, and its `action` label is `would_drop`.\n",
+         In `observe` mode what would be dropped passes, and its `action` label is `would_drop`; what would be answered \
+         passes as `would_answer`.\n",
     );
-    for class in [Class::Pass, Class::Uninspected, Class::Sanity, Class::Ban, Class::Limit] {
+    for class in [
+        Class::Pass,
+        Class::Uninspected,
+        Class::Sanity,
+        Class::Ban,
+        Class::Limit,
+        Class::Port,
+        Class::NoSocket,
+        Class::Icmp,
+        Class::Cookie,
+    ] {
         let (title, rule) = match class {
             Class::Pass => ("Passed", "Inspected, or exempt from inspection by design."),
             Class::Uninspected => (
@@ -91,6 +102,19 @@ fn verdicts() -> String {
             ),
             Class::Ban => ("Banned", "Dropped, unless the allow list names the source."),
             Class::Limit => ("Over its limit", "Dropped, unless the allow list names the source."),
+            Class::Port => ("Against a port's rule", "Dropped; the allow list does not matter."),
+            Class::NoSocket => (
+                "Of no connection",
+                "Dropped; the allow list does not matter, because segments of connections find their socket first.",
+            ),
+            Class::Icmp => (
+                "ICMP over its rate",
+                "Dropped; the allow list protects from `icmp_rate` alone, because the other two count the whole host.",
+            ),
+            Class::Cookie => (
+                "Answered",
+                "The `action` is `answer`: the peer gets a SYN-ACK whose number is a cookie, and the network stack sees nothing.",
+            ),
         };
         // Writing to a string cannot fail.
         let _ = write!(page, "\n## {title}\n\n{rule}\n\n| verdict | slot | meaning |\n|---|---|---|\n");

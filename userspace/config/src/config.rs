@@ -2,17 +2,27 @@
 //!
 //! Every struct is `#[non_exhaustive]`, so that only [`crate::read`] makes one.
 
-use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroU32},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use thiserror::Error;
 use tunica_common::{
-    gcra::Limit,
+    gcra::{self, Limit, Pace},
     verdict::{Class, Verdict},
 };
 use tunica_core::{
     ban_ladder::{Ladder, LadderError},
     id::Prefix,
-    limits::{self, Settings},
+    limits::{
+        self, CookieSettings, IcmpLimits, NoSocketLimits, Port, PortSettings, SECOND_NS, Settings, Transport,
+    },
 };
 
 /// A whole file, validated.
@@ -53,8 +63,20 @@ pub struct Shield {
     pub pin_path: PathBuf,
     /// `allow`: ranges free from bans and per-source limits, none inside another; empty by default.
     pub allow: Vec<Prefix>,
+    /// `lockdown`; `false` by default.
+    pub lockdown: bool,
     /// `[shield.syn]`.
     pub syn: Syn,
+    /// `[shield.port_syn]`.
+    pub port_syn: PortSyn,
+    /// `[shield.cookies]`.
+    pub cookies: Cookies,
+    /// `[shield.no_socket]`.
+    pub no_socket: NoSocket,
+    /// `[shield.icmp]`.
+    pub icmp: Icmp,
+    /// `[shield.ports]`.
+    pub ports: Ports,
     /// `[shield.sanity]`.
     pub sanity: Sanity,
     /// `[shield.uninspected]`.
@@ -79,6 +101,117 @@ pub struct Syn {
     pub burst: NonZeroU32,
     /// The two numbers above in the kernel's units.
     pub limit: Limit,
+    /// `escalate_after`: how many exceeding parts make an IPv6 network share a limit; 8 by default.
+    pub escalate_after: NonZeroU32,
+}
+
+/// `[shield.port_syn]`: SYNs to one port beyond which it answers with cookies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PortSyn {
+    /// `enabled`; `true` by default.
+    pub enabled: bool,
+    /// `per_second`: SYNs a second in the long run; 100 by default.
+    pub per_second: NonZeroU32,
+    /// `burst`: SYNs at once; 300 by default.
+    pub burst: NonZeroU32,
+    /// The two numbers above in the kernel's units.
+    pub pace: Pace,
+}
+
+/// `[shield.cookies]`: how ports over their budget answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cookies {
+    /// `enabled`; `true` by default.
+    pub enabled: bool,
+    /// `manage_syncookies`: whether the daemon switches the sysctl; `false` by default.
+    pub manage_syncookies: bool,
+    /// `trickle_per_second`: SYNs that still reach the listener; 2 by default.
+    pub trickle_per_second: NonZeroU32,
+    /// `hold_seconds`: how long a port goes on; 60 s by default.
+    pub hold: Duration,
+}
+
+/// `[shield.no_socket]`: segments that belong to no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NoSocket {
+    /// `enabled`; `true` by default.
+    pub enabled: bool,
+    /// `host_per_second`: segments that pass unjudged; 1 000 by default.
+    pub host_per_second: NonZeroU32,
+    /// `per_source_per_second`, and as many at once; 100 by default.
+    pub per_source_per_second: NonZeroU32,
+    /// The number above in the kernel's units.
+    pub limit: Limit,
+}
+
+/// `[shield.icmp]`: ICMP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Icmp {
+    /// `enabled`; `true` by default.
+    pub enabled: bool,
+    /// `per_source_per_second`: echo requests; 1 by default.
+    pub per_source_per_second: NonZeroU32,
+    /// `burst`: echo requests at once; 4 by default.
+    pub burst: NonZeroU32,
+    /// `host_per_second`: echo requests of all sources; 100 by default.
+    pub host_per_second: NonZeroU32,
+    /// `ceiling_per_second`: other messages; 1 000 by default.
+    pub ceiling_per_second: NonZeroU32,
+    /// The first two numbers in the kernel's units.
+    pub limit: Limit,
+}
+
+/// `[shield.ports]`: what is said of single ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ports {
+    /// `open`: ports that stay open under `lockdown`; none by default.
+    pub open: Vec<Port>,
+    /// `new_connections`: limits of TCP ports; none by default.
+    pub new_connections: Vec<PortLimit>,
+    /// `udp`: limits of UDP ports; none by default.
+    pub udp: Vec<PortLimit>,
+}
+
+/// How much of something a port takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PortLimit {
+    /// The port.
+    pub number: NonZeroU16,
+    /// How much, and as much at once.
+    pub count: NonZeroU32,
+    /// In how many seconds.
+    pub seconds: NonZeroU32,
+    /// The two numbers above in the kernel's units.
+    pub pace: Pace,
+}
+
+impl fmt::Display for PortLimit {
+    /// As in a configuration file: `443 20/10s`.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}/{}s", self.number, self.count, self.seconds)
+    }
+}
+
+impl Ports {
+    /// What is said of each port.
+    fn settings(&self) -> BTreeMap<Port, PortSettings> {
+        let mut ports: BTreeMap<Port, PortSettings> = BTreeMap::new();
+        for port in &self.open {
+            ports.entry(*port).or_default().is_open = true;
+        }
+        for (transport, limits) in [(Transport::Tcp, &self.new_connections), (Transport::Udp, &self.udp)] {
+            for limit in limits {
+                ports.entry(Port { transport, number: limit.number }).or_default().pace = Some(limit.pace);
+            }
+        }
+        ports
+    }
 }
 
 /// `[shield.sanity]`: drops of packets that no honest sender makes.
@@ -103,6 +236,8 @@ pub struct Uninspected {
 pub struct Tables {
     /// `bans`: rows of the ban table; 131 072 by default.
     pub bans: NonZeroU32,
+    /// `cidrs`: rows of the table of banned ranges; 16 384 by default.
+    pub cidrs: NonZeroU32,
     /// `allow`: rows of the allow list; 16 384 by default.
     pub allow: NonZeroU32,
 }
@@ -186,6 +321,11 @@ pub struct Log {
     pub format: LogFormat,
 }
 
+/// So many a second, and as many at once.
+fn each_second(count: NonZeroU32) -> Pace {
+    gcra::pace(count.get(), SECOND_NS, count.get()).unwrap_or_default()
+}
+
 impl Config {
     /// What the coordinator decides by.
     ///
@@ -210,6 +350,26 @@ impl Config {
             stale_after: shield.stale_after,
             event_interval: Duration::from_secs(1) / shield.events.per_second.get(),
             syn: shield.syn.enabled.then_some(shield.syn.limit),
+            escalate_after: shield.syn.escalate_after.get(),
+            port_syn: shield.port_syn.enabled.then_some(shield.port_syn.pace),
+            cookies: CookieSettings {
+                enabled: shield.cookies.enabled,
+                manage_syncookies: shield.cookies.manage_syncookies,
+                trickle: each_second(shield.cookies.trickle_per_second),
+                hold: shield.cookies.hold,
+            },
+            no_socket: shield.no_socket.enabled.then(|| NoSocketLimits {
+                host_per_second: shield.no_socket.host_per_second.get(),
+                per_source: shield.no_socket.limit,
+            }),
+            icmp: shield.icmp.enabled.then(|| IcmpLimits {
+                per_source: shield.icmp.limit,
+                host: each_second(shield.icmp.host_per_second),
+                ceiling: each_second(shield.icmp.ceiling_per_second),
+            }),
+            lockdown: shield.lockdown,
+            ports: shield.ports.settings(),
+            net_capacity: shield.tables.cidrs.get(),
             ladder: Ladder::new(self.bans.ladder.clone(), self.bans.forgive_after)?,
             config_allow: shield.allow.clone(),
             ban_capacity: shield.tables.bans.get(),
@@ -236,6 +396,15 @@ impl Config {
                 "shield.interfaces names lo, where every packet comes from this host itself: with mode = \"enforce\" \
                  the rule own_source would drop them all, tor's streams to your service included; remove \"lo\", or \
                  add \"own_source\" to off under [shield.sanity]"
+                    .to_owned(),
+            );
+        }
+        let has_open_tcp = self.shield.ports.open.iter().any(|port| port.transport == Transport::Tcp);
+        if self.shield.lockdown && !has_open_tcp {
+            warnings.push(
+                "shield.lockdown is on and no TCP port is open: with mode = \"enforce\" nobody can connect to this host, \
+                 you over SSH included; add open = [\"22/tcp\"] (or your SSH port) under [shield.ports], unless you have \
+                 another way in"
                     .to_owned(),
             );
         }

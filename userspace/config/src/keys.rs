@@ -7,8 +7,8 @@ use tunica_common::{gcra, verdict::Class};
 use crate::{
     config::{Attach, LogFormat, LogLevel, Mode, OnStale},
     rule::{
-        AbsolutePath, Account, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf, Rule, Switch,
-        VerdictOf,
+        AbsolutePath, Account, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf, PortName, PortRate,
+        Rule, Switch, VerdictOf,
     },
 };
 
@@ -72,6 +72,17 @@ impl<R: Rule> Key<R> {
 pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("shield", "The packet filter."),
     ("shield.syn", "How fast one source may open TCP connections."),
+    ("shield.port_syn", "How many TCP connections may be opened to one port before it answers with cookies."),
+    (
+        "shield.cookies",
+        "How a port over its SYN budget answers: with SYN cookies, which cost the host no memory.",
+    ),
+    (
+        "shield.no_socket",
+        "TCP segments that belong to no connection of this host: floods of ACK, SYN-ACK, RST and FIN.",
+    ),
+    ("shield.icmp", "Ping and other ICMP messages. Neighbour discovery is always free."),
+    ("shield.ports", "Rules for single ports of this host."),
     ("shield.sanity", "Drops of packets that no honest sender makes."),
     ("shield.uninspected", "Packets that the shield cannot look into."),
     ("shield.tables", "How much the kernel's tables hold."),
@@ -139,6 +150,10 @@ keys! {
             dotless: Some("the BPF file system refuses names with a dot, so nothing could be kept there"),
         },
         "Directory on a BPF file system for the link and the maps, so that they outlive the daemon.";
+    LOCKDOWN: Switch = "shield.lockdown",
+        Absent::Default("false"),
+        Switch,
+        "Whether everything is closed but what `shield.ports.open` names. Connections that this host opens, and their answers, stay; so do ARP, DHCP, neighbour discovery and limited ICMP. It is what a host wants that serves an onion service alone.";
 
     SYN_ENABLED: Switch = "shield.syn.enabled",
         Absent::Default("true"),
@@ -160,6 +175,131 @@ keys! {
             above: "one source could flood the host before its limit acts",
         },
         "How many connections an idle source may open at once. The burst must be paid off within 73 minutes at `per_source_per_second`, so the smallest rates go with smaller bursts only.";
+    SYN_ESCALATE: Number = "shield.syn.escalate_after",
+        Absent::Default("8"),
+        Number {
+            least: 2, most: 256, unit: "networks",
+            below: "one neighbour that floods would slow all others down",
+            above: "a /56 holds 256 networks of /64, so none would ever share a limit",
+        },
+        "How many /64 of one IPv6 /56 must exceed the limit until all of the /56 shares one; and so for the /56 of a /48. It ends 60 s after the last excess.";
+
+    PORT_SYN_ENABLED: Switch = "shield.port_syn.enabled",
+        Absent::Default("true"),
+        Switch,
+        "Whether ports have a budget. Without one no port answers with cookies.";
+    PORT_SYN_RATE: Number = "shield.port_syn.per_second",
+        Absent::Default("100"),
+        Number {
+            least: 1, most: 1_000_000, unit: "SYNs a second",
+            below: "every connection would be made through a cookie",
+            above: "no flood would ever be answered with cookies",
+        },
+        "How many SYNs a second one port takes in the long run. More drop nothing: the port answers with cookies until fewer than half come.";
+    PORT_SYN_BURST: Number = "shield.port_syn.burst",
+        Absent::Default("300"),
+        Number {
+            least: 1, most: 3_000_000, unit: "SYNs",
+            below: "every connection would be made through a cookie",
+            above: "no flood would ever be answered with cookies",
+        },
+        "How many SYNs an idle port takes at once. The burst must be paid off within a day at `per_second`.";
+
+    COOKIES_ENABLED: Switch = "shield.cookies.enabled",
+        Absent::Default("true"),
+        Switch,
+        "Whether ports over their budget answer with cookies. It needs Linux 6.0 and `net.ipv4.tcp_syncookies = 2`; where they cannot be had, the kernel's own defence answers.";
+    MANAGE_SYNCOOKIES: Switch = "shield.cookies.manage_syncookies",
+        Absent::Default("false"),
+        Switch,
+        "Whether the daemon switches `net.ipv4.tcp_syncookies` from 1 to 2 while a port is over its budget, and back afterwards.";
+    TRICKLE: Number = "shield.cookies.trickle_per_second",
+        Absent::Default("2"),
+        Number {
+            least: 1, most: 100, unit: "SYNs a second",
+            below: "the listener would refuse every cookie, because it accepts them only while SYNs reach it",
+            above: "the flood would reach the listener",
+        },
+        "How many SYNs still reach the listener of a port that answers with cookies.";
+    COOKIE_HOLD: Number = "shield.cookies.hold_seconds",
+        Absent::Default("60"),
+        Number {
+            least: 10, most: 3_600, unit: "seconds",
+            below: "a flood that comes in bursts would find the port unprepared each time",
+            above: "connections would go on without window scaling long after the flood",
+        },
+        "How long a port goes on answering after its SYNs last exceeded half the budget.";
+
+    NO_SOCKET_ENABLED: Switch = "shield.no_socket.enabled",
+        Absent::Default("true"),
+        Switch,
+        "Whether segments are judged by the sockets of this host.";
+    NO_SOCKET_HOST: Number = "shield.no_socket.host_per_second",
+        Absent::Default("1000"),
+        Number {
+            least: 1, most: 1_000_000, unit: "segments a second",
+            below: "every segment's socket would be looked up",
+            above: "no flood would be noticed",
+        },
+        "How many segments other than SYNs, connections' own among them, the host takes unjudged. Each CPU judges from its share on.";
+    NO_SOCKET_RATE: Number = "shield.no_socket.per_source_per_second",
+        Absent::Default("100"),
+        Number {
+            least: 1, most: 1_000, unit: "segments a second",
+            below: "the last segments of connections that just ended would be dropped",
+            above: "the kernel's clock is too coarse to measure such a rate, so the limit would not hold",
+        },
+        "How many segments without a connection one source may send once they are judged, and as many at once.";
+
+    ICMP_ENABLED: Switch = "shield.icmp.enabled",
+        Absent::Default("true"),
+        Switch,
+        "Whether ICMP is limited.";
+    ICMP_RATE: Number = "shield.icmp.per_source_per_second",
+        Absent::Default("1"),
+        Number {
+            least: 1, most: 1_000, unit: "echo requests a second",
+            below: "nobody could ping this host",
+            above: "the kernel's clock is too coarse to measure such a rate, so the limit would not hold",
+        },
+        "How many echo requests a second one source may send in the long run.";
+    ICMP_BURST: Number = "shield.icmp.burst",
+        Absent::Default("4"),
+        Number {
+            least: 1, most: 1_000, unit: "echo requests",
+            below: "nobody could ping this host",
+            above: "one source could flood the host before its limit acts",
+        },
+        "How many echo requests an idle source may send at once.";
+    ICMP_HOST: Number = "shield.icmp.host_per_second",
+        Absent::Default("100"),
+        Number {
+            least: 1, most: 1_000_000, unit: "echo requests a second",
+            below: "nobody could ping this host",
+            above: "no flood would be noticed",
+        },
+        "How many echo requests a second all sources together may send, and as many at once.";
+    ICMP_CEILING: Number = "shield.icmp.ceiling_per_second",
+        Absent::Default("1000"),
+        Number {
+            least: 1, most: 1_000_000, unit: "messages a second",
+            below: "path-MTU messages would be lost, and with them large segments",
+            above: "no flood would be noticed",
+        },
+        "How many other ICMP messages a second the host takes, path-MTU messages among them, and as many at once.";
+
+    PORTS_OPEN: List<PortName> = "shield.ports.open",
+        Absent::Default("[]"),
+        List { each: PortName, least: 0, most: Some(512), below: "" },
+        "The ports that stay open under `shield.lockdown`. Name your SSH port.";
+    PORTS_NEW: List<PortRate> = "shield.ports.new_connections",
+        Absent::Default("[]"),
+        List { each: PortRate { of: "new connections" }, least: 0, most: Some(256), below: "" },
+        "TCP ports whose new connections are limited, whoever makes them: an attacker can use the limit up. While the port answers with cookies, connections count once their cookie has come back.";
+    PORTS_UDP: List<PortRate> = "shield.ports.udp",
+        Absent::Default("[]"),
+        List { each: PortRate { of: "packets" }, least: 0, most: Some(256), below: "" },
+        "UDP ports whose packets are limited, whoever sends them: an attacker can use the limit up. Other ports are not limited.";
 
     SANITY_OFF: List<VerdictOf> = "shield.sanity.off",
         Absent::Default("[]"),
@@ -179,6 +319,14 @@ keys! {
             above: "the table would take more of the kernel's memory than a host can spare",
         },
         "Rows of the ban table. Each costs about 100 bytes of the kernel's memory whether it is used or not, and the daemon as much again for each ban.";
+    TABLE_CIDRS: Number = "shield.tables.cidrs",
+        Absent::Default("16384"),
+        Number {
+            least: 64, most: 1_048_576, unit: "ranges",
+            below: "the ranges of an ordinary block list would not fit",
+            above: "the table would take more of the kernel's memory than a host can spare",
+        },
+        "Rows of the table of banned ranges.";
     TABLE_ALLOW: Number = "shield.tables.allow",
         Absent::Default("16384"),
         Number {

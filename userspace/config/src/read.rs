@@ -13,12 +13,13 @@ use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
-use tunica_common::gcra::Limit;
+use tunica_common::gcra::{self, Limit};
+use tunica_core::limits::SECOND_NS;
 
 use crate::{
     config::{
-        Bans, Config, Control, DropLog, Events, Http, Ledger, Log, Sanity, Shield, Syn, Tables, Tor,
-        Uninspected,
+        Bans, Config, Control, Cookies, DropLog, Events, Http, Icmp, Ledger, Log, NoSocket, PortSyn, Ports,
+        Sanity, Shield, Syn, Tables, Tor, Uninspected,
     },
     keys::{self, Absent, Key, LONGEST_DEBT_MINUTES, REFERENCE, SECTIONS},
     nearest::nearest,
@@ -420,10 +421,17 @@ impl<'t> Reader<'t> {
         let on_stale = self.value(root, &keys::ON_STALE);
         let stale_after = self.value(root, &keys::STALE_AFTER);
         let pin_path = self.value(root, &keys::PIN_PATH);
+        let lockdown = self.value(root, &keys::LOCKDOWN);
         let syn = self.syn(root);
+        let port_syn = self.port_syn(root);
+        let cookies = self.cookies(root);
+        let no_socket = self.no_socket(root);
+        let icmp = self.icmp(root);
+        let ports = self.ports(root);
         let off = self.value(root, &keys::SANITY_OFF);
         let drop = self.value(root, &keys::UNINSPECTED_DROP);
         let table_bans = self.value(root, &keys::TABLE_BANS);
+        let table_cidrs = self.value(root, &keys::TABLE_CIDRS);
         let table_allow = self.value(root, &keys::TABLE_ALLOW);
         let per_second = self.value(root, &keys::EVENTS_PER_SECOND);
         let enable_logging = self.value(root, &keys::LOG_DROPS);
@@ -455,10 +463,16 @@ impl<'t> Reader<'t> {
             stale_after: seconds(stale_after?.value),
             pin_path: pin_path?.value,
             allow: allow?.value,
+            lockdown: lockdown?.value,
             syn: syn?,
+            port_syn: port_syn?,
+            cookies: cookies?,
+            no_socket: no_socket?,
+            icmp: icmp?,
+            ports: ports?,
             sanity: Sanity { off: off?.value },
             uninspected: Uninspected { drop: drop?.value },
-            tables: Tables { bans: table_bans?.value, allow: table_allow?.value },
+            tables: Tables { bans: table_bans?.value, cidrs: table_cidrs?.value, allow: table_allow?.value },
             events: Events { per_second: per_second?.value },
             log: DropLog { enable_logging: enable_logging?.value, lines_per_minute: lines_per_minute?.value },
         })
@@ -468,6 +482,7 @@ impl<'t> Reader<'t> {
         let enabled = self.value(root, &keys::SYN_ENABLED);
         let rate = self.value(root, &keys::SYN_RATE);
         let burst = self.value(root, &keys::SYN_BURST);
+        let escalate_after = self.value(root, &keys::SYN_ESCALATE);
         let (rate, burst) = (rate?, burst?);
         let (per_second, at_once) = (rate.value.get(), burst.value.get());
         let Some(limit) = Limit::new(per_second, at_once) else {
@@ -490,7 +505,85 @@ impl<'t> Reader<'t> {
             );
             return None;
         };
-        Some(Syn { enabled: enabled?.value, per_source_per_second: rate.value, burst: burst.value, limit })
+        Some(Syn {
+            enabled: enabled?.value,
+            per_source_per_second: rate.value,
+            burst: burst.value,
+            limit,
+            escalate_after: escalate_after?.value,
+        })
+    }
+
+    fn port_syn(&mut self, root: &DeTable<'_>) -> Option<PortSyn> {
+        let enabled = self.value(root, &keys::PORT_SYN_ENABLED);
+        let rate = self.value(root, &keys::PORT_SYN_RATE);
+        let burst = self.value(root, &keys::PORT_SYN_BURST);
+        let (rate, burst) = (rate?, burst?);
+        let (per_second, at_once) = (rate.value.get(), burst.value.get());
+        let Some(pace) = gcra::pace(per_second, SECOND_NS, at_once) else {
+            let largest = u64::from(per_second) * 86_400;
+            self.report_together(
+                &keys::PORT_SYN_BURST,
+                &burst,
+                &keys::PORT_SYN_RATE,
+                &rate,
+                format!(
+                    "at {per_second} a second a port needs more than a day to pay off a burst of {at_once}"
+                ),
+                format!("give burst = {largest} or less, or a higher per_second"),
+            );
+            return None;
+        };
+        Some(PortSyn { enabled: enabled?.value, per_second: rate.value, burst: burst.value, pace })
+    }
+
+    fn cookies(&mut self, root: &DeTable<'_>) -> Option<Cookies> {
+        let enabled = self.value(root, &keys::COOKIES_ENABLED);
+        let manage_syncookies = self.value(root, &keys::MANAGE_SYNCOOKIES);
+        let trickle = self.value(root, &keys::TRICKLE);
+        let hold = self.value(root, &keys::COOKIE_HOLD);
+        Some(Cookies {
+            enabled: enabled?.value,
+            manage_syncookies: manage_syncookies?.value,
+            trickle_per_second: trickle?.value,
+            hold: seconds(hold?.value),
+        })
+    }
+
+    fn no_socket(&mut self, root: &DeTable<'_>) -> Option<NoSocket> {
+        let enabled = self.value(root, &keys::NO_SOCKET_ENABLED);
+        let host = self.value(root, &keys::NO_SOCKET_HOST);
+        let rate = self.value(root, &keys::NO_SOCKET_RATE)?.value;
+        Some(NoSocket {
+            enabled: enabled?.value,
+            host_per_second: host?.value,
+            per_source_per_second: rate,
+            limit: Limit::new(rate.get(), rate.get())?,
+        })
+    }
+
+    fn icmp(&mut self, root: &DeTable<'_>) -> Option<Icmp> {
+        let enabled = self.value(root, &keys::ICMP_ENABLED);
+        let rate = self.value(root, &keys::ICMP_RATE);
+        let burst = self.value(root, &keys::ICMP_BURST);
+        let host = self.value(root, &keys::ICMP_HOST);
+        let ceiling = self.value(root, &keys::ICMP_CEILING);
+        let (rate, burst) = (rate?.value, burst?.value);
+        Some(Icmp {
+            enabled: enabled?.value,
+            per_source_per_second: rate,
+            burst,
+            host_per_second: host?.value,
+            ceiling_per_second: ceiling?.value,
+            limit: Limit::new(rate.get(), burst.get())?,
+        })
+    }
+
+    fn ports(&mut self, root: &DeTable<'_>) -> Option<Ports> {
+        let open = self.value(root, &keys::PORTS_OPEN);
+        let new_connections = self.value(root, &keys::PORTS_NEW);
+        let udp = self.value(root, &keys::PORTS_UDP);
+        Some(Ports { open: open?.value, new_connections: new_connections?.value, udp: udp?.value })
     }
 
     fn tor(&mut self, root: &DeTable<'_>) -> Option<Tor> {

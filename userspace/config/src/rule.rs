@@ -1,15 +1,31 @@
 //! What a value may be. Each rule judges values, and says in words what it allows.
 
-use std::{fmt, marker::PhantomData, net::SocketAddr, num::NonZeroU32, ops::Range, path::PathBuf};
+use std::{
+    fmt,
+    marker::PhantomData,
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroU32},
+    ops::Range,
+    path::PathBuf,
+};
 
 use toml::{
     Spanned,
     de::{DeInteger, DeValue},
 };
-use tunica_common::verdict::{Class, Verdict};
-use tunica_core::id::{ParseIdError, Prefix};
+use tunica_common::{
+    gcra,
+    verdict::{Class, Verdict},
+};
+use tunica_core::{
+    id::{ParseIdError, Prefix},
+    limits::{self, Port, Transport},
+};
 
-use crate::{config::Choice, nearest::nearest};
+use crate::{
+    config::{Choice, PortLimit},
+    nearest::nearest,
+};
 
 /// Why a value is refused.
 #[derive(Debug)]
@@ -111,6 +127,15 @@ pub(crate) struct Cidr;
 
 /// The label of a verdict of this class.
 pub(crate) struct VerdictOf(pub(crate) Class);
+
+/// A port with its protocol.
+pub(crate) struct PortName;
+
+/// A port and how much of something it takes in how long.
+pub(crate) struct PortRate {
+    /// What is counted.
+    pub(crate) of: &'static str,
+}
 
 /// A list of `least` to `most` entries.
 pub(crate) struct List<E> {
@@ -510,6 +535,94 @@ impl Element for Cidr {
     }
 }
 
+impl Rule for PortName {
+    type Value = Port;
+
+    fn kind(&self) -> String {
+        "string".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        "a port from 1 to 65535 and its protocol, such as \"22/tcp\" or \"51820/udp\"".to_owned()
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Port, Vec<Fault>> {
+        let Some(text) = value.get_ref().as_str() else {
+            return Err(Fault::wrong_type(value, &self.allowed()));
+        };
+        let parsed = text.split_once('/').and_then(|(number, protocol)| {
+            let transport = match protocol {
+                "tcp" => Transport::Tcp,
+                "udp" => Transport::Udp,
+                _ => return None,
+            };
+            Some(Port { transport, number: whole(number)?.try_into().ok()? })
+        });
+        parsed.ok_or_else(|| {
+            let consequence = "this names no port of a protocol, so nothing would be opened";
+            Fault::at(value, consequence, format!("give {}", self.allowed()))
+        })
+    }
+}
+
+impl Element for PortName {
+    const RELATION: &'static str = "different";
+
+    fn unrelated(&self, entries: &[Entry<Port>]) -> Vec<Unrelated> {
+        repeated(entries, "naming a port twice changes nothing")
+    }
+}
+
+/// A whole number without sign.
+fn whole(text: &str) -> Option<NonZeroU32> {
+    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain.then(|| text.parse().ok()).flatten()
+}
+
+impl Rule for PortRate {
+    type Value = PortLimit;
+
+    fn kind(&self) -> String {
+        "string".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        format!(
+            "a port from 1 to 65535, a space, how many {} it takes, a slash and in how many seconds (at most 86400), such as \
+             \"443 20/10s\"; as many are taken at once",
+            self.of
+        )
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Self::Value, Vec<Fault>> {
+        let Some(text) = value.get_ref().as_str() else {
+            return Err(Fault::wrong_type(value, &self.allowed()));
+        };
+        let parsed = text.split_once(' ').and_then(|(port, rate)| {
+            let (count, span) = rate.split_once('/')?;
+            let (count, seconds) = (whole(count)?, whole(span.strip_suffix('s')?)?);
+            let pace = gcra::pace(count.get(), u64::from(seconds.get()) * limits::SECOND_NS, count.get());
+            let is_short = seconds.get() <= 86_400;
+            let number = whole(port)?.try_into().ok()?;
+            Some(PortLimit { number, count, seconds, pace: pace.filter(|_| is_short)? })
+        });
+        parsed.ok_or_else(|| {
+            let consequence = "this is no port with a rate, so nothing would be limited";
+            Fault::at(value, consequence, format!("give {}", self.allowed()))
+        })
+    }
+}
+
+impl Element for PortRate {
+    const RELATION: &'static str = "different";
+
+    fn unrelated(&self, entries: &[Entry<Self::Value>]) -> Vec<Unrelated> {
+        let ports: Vec<Entry<NonZeroU16>> =
+            entries.iter().map(|entry| Entry { number: entry.number, value: entry.value.number }).collect();
+        repeated(&ports, "a port has one limit, so one of the two would do nothing")
+    }
+}
+
 impl VerdictOf {
     fn labels(&self) -> impl Iterator<Item = &'static str> {
         Verdict::ALL.iter().filter(|verdict| verdict.class() == self.0).map(|verdict| verdict.label())
@@ -548,7 +661,11 @@ impl Rule for VerdictOf {
             }
             Class::Sanity => "this verdict is of a sanity rule, so the entry would do nothing",
             Class::Ban => "this verdict is of a ban, so the entry would do nothing",
-            Class::Limit => "this verdict is of a limit, so the entry would do nothing",
+            Class::Limit | Class::NoSocket | Class::Icmp => {
+                "this verdict is of a limit, so the entry would do nothing"
+            }
+            Class::Port => "this verdict is of a port's rule, so the entry would do nothing",
+            Class::Cookie => "this verdict is of packets that are answered, so the entry would do nothing",
         };
         let fix = format!("give {}", self.allowed());
         Err(Fault::at(value, consequence, fix))

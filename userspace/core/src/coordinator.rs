@@ -20,13 +20,14 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use tunica_common::verdict::Action;
 
 use crate::{
+    armed::{ArmedPort, ArmedPorts},
     ban_ladder::{Ladder, Memory},
     defence::{Defence, DefenceState, Defences, Totals},
     desired::{self, Desired},
     evidence::Forgeable,
     id::{PacketSource, Prefix},
     ledger::{self, AllowFact, BanFact, Command, Ledger, Rejection},
-    limits::Settings,
+    limits::{CookieState, HostFacts, Settings},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
     sources::TopSources,
@@ -43,6 +44,7 @@ pub struct Coordinator {
     never_ban: NeverBan,
     sources: TopSources,
     defences: Defences,
+    armed: ArmedPorts,
     drop_log: DropLog,
     refused_bans: u64,
 }
@@ -83,6 +85,10 @@ pub enum Event {
     TorPeers(Vec<IpAddr>),
     /// The host's own addresses were read: all there are now.
     OwnAddresses(Vec<IpAddr>),
+    /// The host was asked about itself.
+    Host(HostFacts),
+    /// The kernel was asked for the ports over their budget: all there are now.
+    ArmedPorts(Vec<ArmedPort>),
     /// A new configuration was read, found good, and its tables exist.
     Reloaded(Box<Settings>),
 }
@@ -198,6 +204,7 @@ impl Coordinator {
             never_ban: NeverBan::new(settings.tor_keep),
             sources: TopSources::new(now.wall),
             defences: Defences::new(&settings, ledger.bypass.is_some(), now.wall),
+            armed: ArmedPorts::default(),
             drop_log: DropLog::default(),
             refused_bans: 0,
             settings,
@@ -247,6 +254,18 @@ impl Coordinator {
                 self.refresh(now);
                 self.advance(now)
             }
+            Event::Host(facts) => {
+                let before = self.cookies();
+                self.in_force.desired.host = facts;
+                let after = self.cookies();
+                let notices =
+                    if before == after { Vec::new() } else { vec![Notice::Cookies { state: after }] };
+                Outcome { notices, commands: self.syncookies_command(), ..Outcome::default() }
+            }
+            Event::ArmedPorts(ports) => {
+                let notices = self.armed.saw(&ports);
+                Outcome { notices, commands: self.syncookies_command(), ..Outcome::default() }
+            }
             Event::Reloaded(settings) => self.plan_reload(settings),
         }
     }
@@ -269,13 +288,14 @@ impl Coordinator {
             self.in_force.follow(command, &self.settings.ladder, now);
             notices.extend(notice);
         }
-        let touches_bans_only = |command: &Command| match command {
+        let needs_no_refresh = |command: &Command| match command {
             Command::SetBan { .. } | Command::LiftBan { .. } => true,
             Command::SetMemory { .. } | Command::ForgetMemory { .. } => true,
             Command::SetAllow { .. } | Command::LiftAllow { .. } => false,
             Command::SetBypass { .. } | Command::ClearBypass => false,
+            Command::SetSyncookies { .. } | Command::ClearSyncookies => true,
         };
-        if !commands.iter().all(touches_bans_only) {
+        if !commands.iter().all(needs_no_refresh) {
             self.refresh(now);
         }
         result.map(|()| notices)
@@ -333,8 +353,28 @@ impl Coordinator {
     }
 
     /// Every defence and its state.
-    pub fn defences(&self) -> [(Defence, DefenceState); 4] {
+    pub fn defences(&self) -> [(Defence, DefenceState); Defence::ALL.len()] {
         self.defences.states()
+    }
+
+    /// Whether ports over their budget can answer with cookies.
+    pub fn cookies(&self) -> CookieState {
+        CookieState::of(&self.settings, &self.in_force.desired.host)
+    }
+
+    /// The ports over their budget, by number.
+    pub fn armed_ports(&self) -> impl Iterator<Item = &ArmedPort> {
+        self.armed.iter()
+    }
+
+    /// What `net.ipv4.tcp_syncookies` is to be set to; `None`: it is left alone.
+    pub fn syncookies_wanted(&self) -> Option<u32> {
+        self.armed.syncookies_wanted(&self.settings, &self.in_force.desired.host, &self.ledger)
+    }
+
+    fn syncookies_command(&self) -> Vec<Command> {
+        let host = &self.in_force.desired.host;
+        self.armed.syncookies_command(&self.settings, host, &self.ledger).into_iter().collect()
     }
 
     /// What the host told about itself and tor.
@@ -362,7 +402,7 @@ impl Coordinator {
         let is_drop = match sample.action {
             Action::Drop => true,
             // Observing, nothing is dropped, and a line that says so would be false.
-            Action::WouldDrop | Action::Pass => false,
+            Action::WouldDrop | Action::Pass | Action::Answer | Action::WouldAnswer => false,
         };
         let is_said = is_drop && self.drop_log.admits(self.settings.log_lines_per_minute, now.mono);
         let (source, verdict, port) = (sample.source, sample.verdict, sample.destination_port);
@@ -401,6 +441,12 @@ impl Coordinator {
         let is_bypassed = self.ledger.bypass.is_some();
         let desired = &mut self.in_force.desired;
         desired.attached = !is_bypassed;
+        desired.tables.ports = self
+            .settings
+            .ports
+            .iter()
+            .map(|(port, settings)| (port.key(), settings.rule(port.transport)))
+            .collect();
         desired.tables.own = desired::own_table(self.never_ban.own().iter());
         desired.tables.allow = desired::allow_table(
             &self.settings.config_allow,
@@ -445,6 +491,8 @@ impl Coordinator {
             Command::SetMemory { .. } | Command::ForgetMemory { .. } => None,
             Command::SetBypass { .. } => Some(Notice::BypassOn),
             Command::ClearBypass => Some(Notice::BypassOff),
+            Command::SetSyncookies { .. } => Some(Notice::Syncookies { is_switched: true }),
+            Command::ClearSyncookies => Some(Notice::Syncookies { is_switched: false }),
         }
     }
 }
@@ -476,6 +524,7 @@ impl InForce {
                 self.forgets.set(*source, None);
             }
             Command::SetBypass { .. } | Command::ClearBypass => {}
+            Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
         }
     }
 

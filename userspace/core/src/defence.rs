@@ -29,6 +29,14 @@ pub enum Defence {
     SynRate,
     /// Packets that cannot be looked into.
     Uninspected,
+    /// Ports that are closed, or over their own rate.
+    Ports,
+    /// Segments that belong to no connection.
+    NoSocket,
+    /// ICMP over its rate.
+    Icmp,
+    /// SYNs answered with cookies.
+    Cookies,
 }
 
 /// Packets by verdict and action since the maps were made, summed over CPUs.
@@ -42,16 +50,16 @@ pub struct DefenceState {
     pub armed_since: Option<WallTime>,
     /// When it last spoke against a packet.
     pub last_trigger: Option<WallTime>,
-    /// Packets dropped since the maps were made.
+    /// Packets dropped, or answered in the stack's place, since the maps were made.
     pub dropped_packets: u64,
-    /// Packets that `enforce` would have dropped.
+    /// Packets with which `enforce` would have done so.
     pub would_drop_packets: u64,
 }
 
 /// Every defence.
 #[derive(Clone, Debug)]
 pub(crate) struct Defences {
-    rows: [(Defence, Row); 4],
+    rows: [(Defence, Row); Defence::ALL.len()],
     seen: Option<Totals>,
 }
 
@@ -64,7 +72,16 @@ struct Row {
 
 impl Defence {
     /// Every defence.
-    pub const ALL: [Self; 4] = [Self::Sanity, Self::Bans, Self::SynRate, Self::Uninspected];
+    pub const ALL: [Self; 8] = [
+        Self::Sanity,
+        Self::Bans,
+        Self::SynRate,
+        Self::Cookies,
+        Self::NoSocket,
+        Self::Icmp,
+        Self::Ports,
+        Self::Uninspected,
+    ];
 
     /// The stable word in `tunica status` and in metrics.
     pub const fn name(self) -> &'static str {
@@ -73,6 +90,10 @@ impl Defence {
             Self::Bans => "bans",
             Self::SynRate => "syn_rate",
             Self::Uninspected => "uninspected",
+            Self::Ports => "ports",
+            Self::NoSocket => "no_socket",
+            Self::Icmp => "icmp",
+            Self::Cookies => "cookies",
         }
     }
 
@@ -84,16 +105,24 @@ impl Defence {
             Class::Sanity => Some(Self::Sanity),
             Class::Ban => Some(Self::Bans),
             Class::Limit => Some(Self::SynRate),
+            Class::Port => Some(Self::Ports),
+            Class::NoSocket => Some(Self::NoSocket),
+            Class::Icmp => Some(Self::Icmp),
+            Class::Cookie => Some(Self::Cookies),
         }
     }
 
     /// Whether the settings give it anything to drop.
-    const fn is_armed(self, settings: &Settings) -> bool {
+    fn is_armed(self, settings: &Settings) -> bool {
         match self {
             Self::Sanity => settings.sanity_mask != 0,
             Self::Bans => true,
             Self::SynRate => settings.syn.is_some(),
             Self::Uninspected => settings.uninspected_drop_mask != 0,
+            Self::Ports => settings.lockdown || settings.ports.values().any(|port| port.pace.is_some()),
+            Self::NoSocket => settings.no_socket.is_some(),
+            Self::Icmp => settings.icmp.is_some(),
+            Self::Cookies => settings.port_syn.is_some() && settings.cookies.enabled,
         }
     }
 }
@@ -153,11 +182,15 @@ impl Defences {
                     Verdict::ALL.iter().filter(|verdict| Defence::of(verdict.class()) == Some(*defence));
                 own.map(|verdict| totals.get(*verdict, action)).sum::<u64>()
             };
-            row.state.dropped_packets = sum(&totals, Action::Drop);
-            row.state.would_drop_packets = sum(&totals, Action::WouldDrop);
+            let acted = |totals: &Totals| {
+                [
+                    sum(totals, Action::Drop) + sum(totals, Action::Answer),
+                    sum(totals, Action::WouldDrop) + sum(totals, Action::WouldAnswer),
+                ]
+            };
+            [row.state.dropped_packets, row.state.would_drop_packets] = acted(&totals);
             let has_risen = self.seen.as_ref().is_some_and(|seen| {
-                [Action::Drop, Action::WouldDrop].into_iter().any(|action| {
-                    let (before, after) = (sum(seen, action), sum(&totals, action));
+                acted(seen).into_iter().zip(acted(&totals)).any(|(before, after)| {
                     // Counters that fell began again at zero with new maps.
                     after > before || (after < before && after > 0)
                 })
@@ -195,7 +228,7 @@ impl Defences {
         self.rows.iter().filter_map(|(_, row)| row.speaking.map(|last| last.after(QUIET_AFTER))).min()
     }
 
-    pub(crate) fn states(&self) -> [(Defence, DefenceState); 4] {
+    pub(crate) fn states(&self) -> [(Defence, DefenceState); Defence::ALL.len()] {
         self.rows.map(|(defence, row)| (defence, row.state))
     }
 }
@@ -244,18 +277,62 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_an_act() {
+        let mut defences = Defences::new(&settings(), false, WallTime(0));
+        for (seconds, answers, expected) in
+            [(0, 5, vec![]), (1, 9, vec![Notice::DefenceTriggered { defence: Defence::Cookies }])]
+        {
+            let mut totals = Totals::default();
+            totals.set(Verdict::SynCookie, Action::Answer, answers);
+            totals.set(Verdict::CookieAck, Action::Pass, answers);
+            let now = Now { mono: Monotime(seconds * 1_000_000_000), wall: WallTime(seconds) };
+            assert_eq!(defences.count(totals, now), expected);
+        }
+        let cookies =
+            defences.states().into_iter().find(|(defence, _)| *defence == Defence::Cookies).unwrap().1;
+        assert_eq!((cookies.dropped_packets, cookies.would_drop_packets), (9, 0));
+    }
+
+    #[test]
     fn settings_arm_defences() {
         let mut defences = Defences::new(&settings(), false, WallTime(1));
-        let since =
-            |defences: &Defences| defences.states().map(|(_, state)| state.armed_since.map(|at| at.0));
-        assert_eq!(since(&defences), [Some(1), Some(1), Some(1), None]);
-        defences.arm(&Settings { uninspected_drop_mask: 128, syn: None, ..settings() }, false, WallTime(2));
-        assert_eq!(since(&defences), [Some(1), Some(1), None, Some(2)]);
+        let since = |defences: &Defences, wanted| {
+            defences
+                .states()
+                .into_iter()
+                .find(|(defence, _)| *defence == wanted)
+                .unwrap()
+                .1
+                .armed_since
+                .map(|at| at.0)
+        };
+        let quiet =
+            |defences: &Defences| Defence::ALL.iter().all(|defence| since(defences, *defence).is_none());
+        use Defence::{Bans, Cookies, Icmp, NoSocket, Ports, Sanity, SynRate, Uninspected};
+        for defence in [Sanity, Bans, SynRate, Cookies, NoSocket, Icmp] {
+            assert_eq!(since(&defences, defence), Some(1), "{defence:?}");
+        }
+        assert_eq!((since(&defences, Ports), since(&defences, Uninspected)), (None, None));
+        let other = Settings {
+            uninspected_drop_mask: 128,
+            syn: None,
+            icmp: None,
+            no_socket: None,
+            port_syn: None,
+            lockdown: true,
+            ..settings()
+        };
+        defences.arm(&other, false, WallTime(2));
+        for defence in [SynRate, Cookies, NoSocket, Icmp] {
+            assert_eq!(since(&defences, defence), None, "{defence:?}");
+        }
+        assert_eq!((since(&defences, Ports), since(&defences, Uninspected)), (Some(2), Some(2)));
+        assert_eq!(since(&defences, Sanity), Some(1));
         defences.arm(&settings(), true, WallTime(3));
-        assert_eq!(since(&defences), [None; 4]);
+        assert!(quiet(&defences));
         defences.arm(&Settings { mode: Mode::Observe, ..settings() }, false, WallTime(4));
-        assert_eq!(since(&defences), [Some(4), Some(4), Some(4), None]);
+        assert_eq!((since(&defences, Sanity), since(&defences, Cookies)), (Some(4), Some(4)));
         defences.arm(&Settings { mode: Mode::Off, ..settings() }, false, WallTime(5));
-        assert_eq!(since(&defences), [None; 4]);
+        assert!(quiet(&defences));
     }
 }

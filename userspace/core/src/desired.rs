@@ -10,13 +10,13 @@ use std::{
 
 use tunica_common::{
     keys::{ALLOW_BY_CONFIG, ALLOW_BY_OPERATOR, ALLOW_BY_TOR, AddressBytes, AllowEntry, BanEntry, SourceKey},
-    policy::{BAN_FILTER_WORDS, OWN_ADDRESSES, Policy, ban_filter_position, keyed_hash, own_bit},
+    policy::{BAN_FILTER_WORDS, OWN_ADDRESSES, Policy, PortRule, ban_filter_position, keyed_hash, own_bit},
 };
 
 use crate::{
     id::Prefix,
     ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin},
-    limits::{self, Settings},
+    limits::{self, HostFacts, Presence, Settings},
     time::{Monotime, Now, WallTime},
 };
 
@@ -25,6 +25,8 @@ use crate::{
 pub struct Desired {
     /// Whether the program should be attached: always, except while the operator bypasses it.
     pub attached: bool,
+    /// What the host says of itself, which the policy follows.
+    pub host: HostFacts,
     /// What the tables should hold.
     pub tables: Tables,
 }
@@ -34,6 +36,10 @@ pub struct Desired {
 pub struct Tables {
     /// Banned sources.
     pub bans: BTreeMap<SourceKey, BanEntry>,
+    /// Banned ranges.
+    pub nets: BTreeMap<AllowKey, BanEntry>,
+    /// What operators said of ports, by [`tunica_common::policy::port_key`].
+    pub ports: BTreeMap<u32, PortRule>,
     /// Ranges that no ban and no per-source limit touches.
     pub allow: BTreeMap<AllowKey, AllowEntry>,
     /// The host's own addresses.
@@ -48,8 +54,13 @@ impl Desired {
     /// [`limits::policy`].
     pub fn policy(&self, settings: &Settings, generation: u32, secret: [u64; 2]) -> Policy {
         let tables = &self.tables;
-        let (bans, allow) = (!tables.bans.is_empty(), !tables.allow.is_empty());
-        limits::policy(settings, generation, secret, tables.own_filter(), bans, allow)
+        let presence = Presence {
+            own_filter: tables.own_filter(),
+            bans: !tables.bans.is_empty(),
+            nets: !tables.nets.is_empty(),
+            allow: !tables.allow.is_empty(),
+        };
+        limits::policy(settings, &self.host, generation, secret, presence)
     }
 }
 
@@ -79,8 +90,9 @@ impl Tables {
 
 impl std::fmt::Debug for Tables {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (bans, allow, own) = (self.bans.len(), self.allow.len(), self.own.len());
-        write!(out, "Tables {{ bans: {bans}, allow: {allow}, own: {own} }}")
+        let Self { bans, nets, ports, allow, own } = self;
+        let [bans, nets, ports, allow, own] = [bans.len(), nets.len(), ports.len(), allow.len(), own.len()];
+        write!(out, "Tables {{ bans: {bans}, nets: {nets}, ports: {ports}, allow: {allow}, own: {own} }}")
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Ledger {
     pub memories: BTreeMap<PacketSource, Memory>,
     /// Set while the shield is bypassed.
     pub bypass: Option<BypassFact>,
+    /// What `net.ipv4.tcp_syncookies` was before the daemon set it to 2; set while it is to be put back.
+    pub syncookies_before: Option<u32>,
     /// The number that the next ban or allow entry gets; from 1, because 0 means "no ledger fact" in kernel tables.
     pub next_id: u32,
 }
@@ -136,6 +138,13 @@ pub enum Command {
     },
     /// End the bypass.
     ClearBypass,
+    /// Remember what `net.ipv4.tcp_syncookies` is, before it is set to 2.
+    SetSyncookies {
+        /// What it is.
+        before: u32,
+    },
+    /// Forget it, because it was put back.
+    ClearSyncookies,
 }
 
 /// Why a command does not apply. The ledger is as it was.
@@ -167,6 +176,9 @@ pub enum Rejection {
     /// No bypass is in force.
     #[error("the shield is not bypassed")]
     NotBypassed,
+    /// An earlier value of the sysctl is remembered, or none is.
+    #[error("what tcp_syncookies was is already remembered, or already forgotten")]
+    Syncookies,
 }
 
 /// Carries out `command`.
@@ -204,6 +216,15 @@ pub fn apply(ledger: &mut Ledger, command: &Command) -> Result<(), Rejection> {
         Command::ClearBypass => {
             ledger.bypass.take().ok_or(Rejection::NotBypassed)?;
         }
+        Command::SetSyncookies { before } => {
+            if ledger.syncookies_before.is_some() {
+                return Err(Rejection::Syncookies);
+            }
+            ledger.syncookies_before = Some(*before);
+        }
+        Command::ClearSyncookies => {
+            ledger.syncookies_before.take().ok_or(Rejection::Syncookies)?;
+        }
     }
     Ok(())
 }
@@ -224,6 +245,7 @@ impl Default for Ledger {
             allows: BTreeMap::new(),
             memories: BTreeMap::new(),
             bypass: None,
+            syncookies_before: None,
             next_id: 1,
         }
     }
@@ -297,6 +319,8 @@ mod tests {
             host.prop_map(|host| Command::ForgetMemory { source: source(host) }),
             Just(Command::SetBypass { fact: BypassFact { since: WallTime(7), reason: "test".into() } }),
             Just(Command::ClearBypass),
+            (0u32..3).prop_map(|before| Command::SetSyncookies { before }),
+            Just(Command::ClearSyncookies),
         ]
     }
 
@@ -318,6 +342,12 @@ mod tests {
             (vec![], Command::ForgetMemory { source: who }, Rejection::NoSuchMemory),
             (vec![bypass.clone()], bypass, Rejection::AlreadyBypassed),
             (vec![], Command::ClearBypass, Rejection::NotBypassed),
+            (
+                vec![Command::SetSyncookies { before: 1 }],
+                Command::SetSyncookies { before: 2 },
+                Rejection::Syncookies,
+            ),
+            (vec![], Command::ClearSyncookies, Rejection::Syncookies),
         ] {
             let mut ledger = Ledger::default();
             for command in before {

@@ -7,6 +7,7 @@
 //! [`coordinator::Coordinator`] is the only door; the other modules are what it decides with.
 #![forbid(unsafe_code)]
 
+pub mod armed;
 pub mod ban_ladder;
 pub mod coordinator;
 pub mod defence;

@@ -11,6 +11,7 @@ use tunica_common::verdict::Verdict;
 use crate::{
     defence::Defence,
     id::{PacketSource, Prefix},
+    limits::CookieState,
     never_ban::Protection,
     time::Monotime,
 };
@@ -86,6 +87,23 @@ pub enum Notice {
     BypassOn,
     /// The shield is to be attached again.
     BypassOff,
+    /// Whether ports over their budget can answer with cookies has changed.
+    Cookies {
+        /// How it is now.
+        state: CookieState,
+    },
+    /// A port went over its SYN budget, or fell below half of it again.
+    PortArmed {
+        /// Its number.
+        port: u16,
+        /// Whether it is over.
+        is_armed: bool,
+    },
+    /// `net.ipv4.tcp_syncookies` is switched to 2, or was put back.
+    Syncookies {
+        /// Whether it is switched.
+        is_switched: bool,
+    },
     /// One dropped packet among many.
     DropSample {
         /// Who the packet claimed to come from.
@@ -156,6 +174,12 @@ kinds! {
     AllowExpired, "allow_expired", Info, "An entry of the allow list ended by itself.";
     BypassOn, "bypass_on", Warn, "The shield inspects nothing until `tunica bypass off`.";
     BypassOff, "bypass_off", Warn, "The bypass ended; the shield is attached again.";
+    Cookies, "cookies", Warn,
+        "Whether ports over their SYN budget can answer with cookies has changed; `tunica status` says why not.";
+    PortArmed, "port_armed", Warn,
+        "A port went over its SYN budget, or fell below half of it again; while it is over, it answers with cookies where they can be had.";
+    Syncookies, "syncookies", Warn,
+        "The daemon switched `net.ipv4.tcp_syncookies` to 2 so that listeners accept cookies, or put it back; `shield.cookies.manage_syncookies` lets it.";
     DropSample, "drop_sample", Info,
         "One dropped packet among many; `shield.log.lines_per_minute` bounds these lines and `shield.log.enable_logging` ends them.";
     DefenceTriggered, "defence_triggered", Warn,
@@ -186,9 +210,13 @@ impl Notice {
             Self::AllowSet { prefix, .. }
             | Self::AllowLifted { prefix, .. }
             | Self::AllowExpired { prefix, .. } => Some(*prefix),
-            Self::BypassOn | Self::BypassOff | Self::DefenceTriggered { .. } | Self::DefenceQuiet { .. } => {
-                None
-            }
+            Self::BypassOn
+            | Self::BypassOff
+            | Self::Cookies { .. }
+            | Self::PortArmed { .. }
+            | Self::Syncookies { .. }
+            | Self::DefenceTriggered { .. }
+            | Self::DefenceQuiet { .. } => None,
         }
     }
 }
@@ -211,6 +239,20 @@ impl fmt::Display for Notice {
             Self::AllowExpired { id, .. } => write!(out, "allow entry {id} expired"),
             Self::BypassOn => out.write_str("the shield is bypassed: nothing is inspected"),
             Self::BypassOff => out.write_str("the bypass ended"),
+            Self::Cookies { state } => match state.advice() {
+                Some(advice) => out.write_str(&advice),
+                None => write!(out, "answers with cookies: {}", state.label()),
+            },
+            Self::PortArmed { port, is_armed: true } => write!(out, "port {port} is over its SYN budget"),
+            Self::PortArmed { port, is_armed: false } => {
+                write!(out, "port {port} is below half its SYN budget again")
+            }
+            Self::Syncookies { is_switched: true } => {
+                out.write_str("net.ipv4.tcp_syncookies is switched to 2 until no port is over its SYN budget")
+            }
+            Self::Syncookies { is_switched: false } => {
+                out.write_str("net.ipv4.tcp_syncookies is what it was before")
+            }
             Self::DropSample { verdict, port, .. } => {
                 write!(out, "SHIELD_DOS_DROP: verdict={} port={port}", verdict.label())
             }
@@ -273,6 +315,9 @@ mod tests {
             Notice::AllowExpired { prefix, id },
             Notice::BypassOn,
             Notice::BypassOff,
+            Notice::Cookies { state: CookieState::Refused },
+            Notice::PortArmed { port: 443, is_armed: true },
+            Notice::Syncookies { is_switched: true },
             Notice::DropSample { source, verdict: Verdict::SynRate, port: 443 },
             Notice::DefenceTriggered { defence: Defence::Sanity },
             Notice::DefenceQuiet { defence: Defence::Sanity },

@@ -7,7 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use tunica_common::keys::{AddressBytes, AllowEntry, BanEntry, SourceKey};
+use tunica_common::{
+    keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
+    policy::PortRule,
+};
 
 use crate::desired::{AllowKey, Tables};
 
@@ -22,6 +25,14 @@ pub enum Edit {
     RemoveBan(SourceKey),
     /// Write a row of the ban table.
     SetBan(SourceKey, BanEntry),
+    /// Remove a banned range.
+    RemoveNet(AllowKey),
+    /// Write a banned range.
+    SetNet(AllowKey, BanEntry),
+    /// Remove what was said of a port.
+    RemovePort(u32),
+    /// Write what was said of a port.
+    SetPort(u32, PortRule),
     /// Remove a row of the allow list.
     RemoveAllow(AllowKey),
     /// Add an own address.
@@ -35,6 +46,11 @@ pub fn diff(observed: &Tables, desired: &Tables) -> Vec<Edit> {
     edits.extend(missing(&observed.allow, &desired.allow).map(|(key, entry)| Edit::SetAllow(key, entry)));
     edits.extend(surplus(&observed.bans, &desired.bans).map(Edit::RemoveBan));
     edits.extend(missing(&observed.bans, &desired.bans).map(|(key, entry)| Edit::SetBan(key, entry)));
+    edits.extend(surplus(&observed.nets, &desired.nets).map(Edit::RemoveNet));
+    edits.extend(missing(&observed.nets, &desired.nets).map(|(key, entry)| Edit::SetNet(key, entry)));
+    // A port that opens is open before another one closes.
+    edits.extend(missing(&observed.ports, &desired.ports).map(|(key, rule)| Edit::SetPort(key, rule)));
+    edits.extend(surplus(&observed.ports, &desired.ports).map(Edit::RemovePort));
     edits.extend(surplus(&observed.allow, &desired.allow).map(Edit::RemoveAllow));
     edits.extend(desired.own.difference(&observed.own).map(|own| Edit::AddOwn(*own)));
     edits
@@ -88,6 +104,18 @@ impl Tables {
             Edit::SetBan(key, entry) => {
                 self.bans.insert(key, entry);
             }
+            Edit::RemoveNet(key) => {
+                self.nets.remove(&key);
+            }
+            Edit::SetNet(key, entry) => {
+                self.nets.insert(key, entry);
+            }
+            Edit::RemovePort(key) => {
+                self.ports.remove(&key);
+            }
+            Edit::SetPort(key, rule) => {
+                self.ports.insert(key, rule);
+            }
             Edit::RemoveAllow(key) => {
                 self.allow.remove(&key);
             }
@@ -105,6 +133,10 @@ impl std::fmt::Debug for Edit {
             Self::SetAllow(..) => "SetAllow(scrubbed)",
             Self::RemoveBan(_) => "RemoveBan(scrubbed)",
             Self::SetBan(..) => "SetBan(scrubbed)",
+            Self::RemoveNet(_) => "RemoveNet(scrubbed)",
+            Self::SetNet(..) => "SetNet(scrubbed)",
+            Self::RemovePort(key) => return write!(out, "RemovePort({key})"),
+            Self::SetPort(key, _) => return write!(out, "SetPort({key})"),
             Self::RemoveAllow(_) => "RemoveAllow(scrubbed)",
             Self::AddOwn(_) => "AddOwn(scrubbed)",
         })
@@ -144,13 +176,28 @@ mod tests {
             rows.into_iter().map(row).collect()
         });
         let own = prop::collection::btree_set(any::<[u8; 16]>(), 0..4);
-        (bans, allow, own).prop_map(|(bans, allow, own)| Tables { bans, allow, own })
+        let nets = prop::collection::vec((0..HOSTS, 29u8..=32, 1u64..3), 0..4).prop_map(move |rows| {
+            rows.into_iter().map(|(host, length, at)| (prefix(host, length).kernel_key(), ban(at))).collect()
+        });
+        let rule = |flags| PortRule { new_pace: [0; 2], udp_pace: [0; 2], flags, reserved: 0 };
+        let ports = prop::collection::btree_map(0u32..9, 0u32..2, 0..4)
+            .prop_map(move |rows| rows.into_iter().map(|(port, flags)| (port, rule(flags))).collect());
+        (bans, nets, ports, allow, own).prop_map(|(bans, nets, ports, allow, own)| Tables {
+            bans,
+            nets,
+            ports,
+            allow,
+            own,
+        })
     }
 
     fn is_dropped(tables: &Tables, host: u8) -> bool {
         let is_allowed =
             (29..=32).any(|length| tables.allow.contains_key(&prefix(host, length).kernel_key()));
-        tables.bans.contains_key(&PacketSource::of(address(host)).key()) && !is_allowed
+        let is_net_banned =
+            (29..=32).any(|length| tables.nets.contains_key(&prefix(host, length).kernel_key()));
+        let is_banned = tables.bans.contains_key(&PacketSource::of(address(host)).key());
+        (is_banned || is_net_banned) && !is_allowed
     }
 
     proptest! {
@@ -173,6 +220,7 @@ mod tests {
             let keys: Vec<SourceKey> = hosts.into_iter().map(|host| PacketSource::of(address(host)).key()).collect();
             let about = |edit: &Edit| match edit {
                 Edit::SetBan(key, _) | Edit::RemoveBan(key) => keys.contains(key),
+                Edit::SetNet(..) | Edit::RemoveNet(_) | Edit::SetPort(..) | Edit::RemovePort(_) => false,
                 Edit::SetAllow(..) | Edit::RemoveAllow(_) | Edit::AddOwn(_) | Edit::RemoveOwn(_) => false,
             };
             let long: Vec<Edit> = diff(&observed, &desired).into_iter().filter(about).collect();

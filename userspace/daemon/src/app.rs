@@ -27,6 +27,7 @@ use tunica_core::{
     evidence::Forgeable,
     id::PacketSource,
     ledger::Command,
+    limits::HostFacts,
     time::{Monotime, Now, WallTime},
 };
 
@@ -37,7 +38,7 @@ use crate::{
     settings,
     shell::{
         host, tor_peers,
-        xdp::{Shield, probe::Probe},
+        xdp::{Shield, armed::Armed, probe::Probe},
     },
     telemetry::{self, Telemetry},
     views,
@@ -61,6 +62,8 @@ pub struct App {
     last: Cell<Now>,
     /// What is wrong outside of the configuration: one sentence each.
     troubles: Troubles,
+    /// Ports that went over their budget.
+    armed: Armed,
     /// Events that were lost before this daemon started to read them.
     lost_before: u64,
 }
@@ -77,7 +80,9 @@ impl Reach {
     /// What the coordinator may have changed by itself, without a command.
     fn of(event: &Event) -> Self {
         match event {
-            Event::Samples(_) | Event::Totals(_) => Self::Nothing,
+            Event::Samples(_) | Event::Totals(_) | Event::ArmedPorts(_) => Self::Nothing,
+            // The policy follows the host; comparing it alone is cheap.
+            Event::Host(_) => Self::Bans(Vec::new()),
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
             Event::BypassOn { .. } | Event::BypassOff => Self::Nothing,
             Event::TorPeers(_) | Event::OwnAddresses(_) | Event::Reloaded(_) => Self::Everything,
@@ -86,6 +91,7 @@ impl Reach {
 
     /// This, and what the commands changed.
     fn with(self, commands: &[Command]) -> Self {
+        let is_policy = self != Self::Nothing;
         let mut sources = match self {
             Self::Everything => return Self::Everything,
             Self::Nothing => Vec::new(),
@@ -97,9 +103,10 @@ impl Reach {
                 Command::SetMemory { .. } | Command::ForgetMemory { .. } => {}
                 Command::SetAllow { .. } | Command::LiftAllow { .. } => return Self::Everything,
                 Command::SetBypass { .. } | Command::ClearBypass => return Self::Everything,
+                Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
             }
         }
-        if sources.is_empty() { Self::Nothing } else { Self::Bans(sources) }
+        if sources.is_empty() && !is_policy { Self::Nothing } else { Self::Bans(sources) }
     }
 }
 
@@ -112,15 +119,21 @@ struct Troubles {
     tor: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
+    sysctl: Option<String>,
 }
 
 impl Troubles {
     fn list(&self) -> Vec<String> {
-        [&self.damaged, &self.ledger, &self.tables, &self.tor, &self.heartbeat, &self.counters]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect()
+        let all = [
+            &self.damaged,
+            &self.ledger,
+            &self.tables,
+            &self.tor,
+            &self.heartbeat,
+            &self.counters,
+            &self.sysctl,
+        ];
+        all.into_iter().flatten().cloned().collect()
     }
 }
 
@@ -169,9 +182,11 @@ impl App {
             started: now.wall,
             last: Cell::new(now),
             troubles,
+            armed: Armed::default(),
             lost_before,
         };
         app.read_totals();
+        app.read_host();
         app.read_own_addresses();
         app.read_tor_peers();
         app.sync(Reach::Everything);
@@ -291,12 +306,47 @@ impl App {
         }
     }
 
+    /// Reads what the host says of itself, which ports are over their budget, and does what follows for the one sysctl that
+    /// the daemon may change.
+    fn read_host(&mut self) {
+        let facts = host::facts(&self.config.shield.interfaces, self.shield.has_cookies());
+        if facts != self.coordinator.desired().host {
+            let _ = self.step(Event::Host(facts));
+        }
+        let now = self.now();
+        match self.armed.read(self.shield.tables(), now.mono) {
+            Ok(ports) => {
+                if !ports.is_empty() || self.coordinator.armed_ports().next().is_some() {
+                    let _ = self.step(Event::ArmedPorts(ports));
+                }
+            }
+            Err(error) => self.troubles.counters = Some(error.to_string()),
+        }
+        let Some(wanted) = self.coordinator.syncookies_wanted() else {
+            self.troubles.sysctl = None;
+            return;
+        };
+        if facts.tcp_syncookies != Some(wanted) {
+            match host::set_syncookies(wanted) {
+                Ok(()) => self.read_host_again(facts, wanted),
+                Err(error) => self.troubles.sysctl = Some(error.to_string()),
+            }
+        }
+    }
+
+    /// What was just changed counts at once.
+    fn read_host_again(&mut self, facts: HostFacts, syncookies: u32) {
+        self.troubles.sysctl = None;
+        let _ = self.step(Event::Host(HostFacts { tcp_syncookies: Some(syncookies), ..facts }));
+    }
+
     /// A sign of life for the kernel, and what time alone makes due. Called every second.
     pub fn tick(&mut self) {
         let now = self.now();
         self.troubles.heartbeat =
             self.shield.tables_mut().beat(now.mono.0).err().map(|error| error.to_string());
         self.read_totals();
+        self.read_host();
         self.advance();
     }
 
@@ -392,6 +442,7 @@ impl App {
     /// Takes sampled events from the kernel.
     pub fn sampled(&mut self, events: &[kernel::Event]) {
         self.metrics.count_events(events.len() as u64);
+        self.armed.note(events);
         let samples = events.iter().filter_map(sample).collect();
         let _ = self.step(Event::Samples(samples));
     }
@@ -485,6 +536,7 @@ impl App {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.config.warnings();
         warnings.extend(self.troubles.list());
+        warnings.extend(self.coordinator.cookies().advice());
         warnings
     }
 
@@ -547,6 +599,7 @@ impl App {
             let _ = fresh.tables_mut().beat(self.now().mono.0);
             let synced = fresh.sync(self.coordinator.desired(), self.coordinator.settings()).map(|_| ());
             std::mem::swap(&mut self.shield, fresh);
+            self.armed = Armed::default();
             self.lost_before = self.shield.tables().lost_events().unwrap_or(0);
             self.note_sync(synced);
         } else {

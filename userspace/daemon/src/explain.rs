@@ -19,7 +19,7 @@ use tunica_core::{
 use crate::{
     shell::xdp::{
         Shield,
-        probe::{self, Probe, ProbeError},
+        probe::{self, About, Probe, ProbeError},
     },
     views,
 };
@@ -46,7 +46,7 @@ pub fn explain(
     let policy = shield.tables().policy()?;
     let cells = shield.tables().cells(&key)?;
     let (_, address_bytes) = Prefix::host(address).kernel_key();
-    let copy = probe.aim(shield.tables(), address_bytes, key)?;
+    let copy = probe.aim(shield.tables(), About { address: address_bytes, key, port })?;
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut verdicts = Vec::new();
     for number in 0..packets {
@@ -109,6 +109,25 @@ fn undo(verdicts: &[(Verdict, Action)], source: PacketSource, allow: Option<(Pre
                 advice.push(format!("exempt the source from limits: `tunica allow add {}`", source.prefix()));
                 advice.push(
                     "or raise shield.syn.per_source_per_second or burst, then `tunica reload`".to_owned(),
+                );
+            }
+            (Class::Port, Verdict::PortClosed) => {
+                advice.push("open the port: name it in shield.ports.open, then `tunica reload`".to_owned());
+            }
+            (Class::Port, _) => {
+                advice.push("raise the port's limit under [shield.ports], then `tunica reload`".to_owned());
+            }
+            (Class::NoSocket, _) => {
+                advice.push("raise the limits under [shield.no_socket], then `tunica reload`".to_owned());
+            }
+            (Class::Icmp, _) => {
+                advice.push("raise the limits under [shield.icmp], then `tunica reload`".to_owned());
+            }
+            (Class::Cookie, _) => {
+                advice.push(
+                    "nothing is lost: a peer that answers connects; or raise the budget under [shield.port_syn], then \
+                     `tunica reload`"
+                        .to_owned(),
                 );
             }
             (Class::Sanity, verdict) => {

@@ -259,8 +259,8 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
             to.insert(key, fact.clone());
         }
     }
-    let (bypass, next_id) = (ledger.bypass.clone(), ledger.next_id);
-    let mut part = Ledger { bypass, next_id, ..Ledger::default() };
+    let (bypass, syncookies_before) = (ledger.bypass.clone(), ledger.syncookies_before);
+    let mut part = Ledger { bypass, syncookies_before, next_id: ledger.next_id, ..Ledger::default() };
     for command in commands {
         match command {
             Command::SetBan { source, .. } | Command::LiftBan { source } => {
@@ -273,6 +273,7 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
                 copy(*source, &ledger.memories, &mut part.memories);
             }
             Command::SetBypass { .. } | Command::ClearBypass => {}
+            Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
         }
     }
     part

@@ -14,7 +14,11 @@ pub fn plan(config: &Config) -> Plan {
             Attach::NativeOrGeneric => Wanted::NativeOrGeneric,
         },
         root: shield.pin_path.clone(),
-        sizes: Sizes { bans: shield.tables.bans.get(), allow: shield.tables.allow.get() },
+        sizes: Sizes {
+            bans: shield.tables.bans.get(),
+            nets: shield.tables.cidrs.get(),
+            allow: shield.tables.allow.get(),
+        },
     }
 }
 

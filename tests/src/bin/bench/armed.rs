@@ -24,6 +24,7 @@ use tunicad::{
     shell::xdp::{object, tables::Tables},
     sys::{monotonic_ns, random_words},
 };
+use zerocopy::FromZeros;
 
 /// The daemon's unit file, which says what the program is loaded with.
 const UNIT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/tunicad.service"));
@@ -121,8 +122,7 @@ impl Armed {
             syn_cost_ticks: limit.cost_ticks,
             syn_tolerance_ticks: limit.tolerance_ticks,
             bans_present,
-            allow_present: 0,
-            reserved: 0,
+            ..Policy::new_zeroed()
         })?;
         let mut armed = Self { ebpf, tables, events };
         armed.tend()?;

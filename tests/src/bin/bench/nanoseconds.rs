@@ -289,8 +289,9 @@ fn candidates(
     for ((filling, rights), shield) in shields {
         for walk in Walk::ALL.into_iter().filter(|walk| walk.tables() == *filling) {
             let returned = match walk.outcome().1 {
-                Action::Pass | Action::WouldDrop => XDP_PASS,
+                Action::Pass | Action::WouldDrop | Action::WouldAnswer => XDP_PASS,
                 Action::Drop => XDP_DROP,
+                Action::Answer => 3,
             };
             let program = shield.program()?;
             let candidate = match walk.sources() {

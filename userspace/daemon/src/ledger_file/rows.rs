@@ -25,6 +25,7 @@ const SINGLES: Rows = TableDefinition::new("singles");
 const KEY_SCHEMA: &str = "schema";
 const KEY_BYPASS: &str = "bypass";
 const KEY_NEXT_ID: &str = "next_id";
+const KEY_SYNCOOKIES: &str = "syncookies_before";
 
 /// Why a database is not read.
 #[derive(Debug)]
@@ -100,6 +101,7 @@ pub(super) fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError
         allows: load_table(&transaction.open_table(ALLOWS)?, ALLOWS)?,
         memories: load_table(&transaction.open_table(MEMORIES)?, MEMORIES)?,
         bypass: get(&singles, SINGLES, KEY_BYPASS)?,
+        syncookies_before: get(&singles, SINGLES, KEY_SYNCOOKIES)?,
         next_id: get(&singles, SINGLES, KEY_NEXT_ID)?
             .ok_or_else(|| LoadError::Damaged("no row `next_id` in table `singles`".to_owned()))?,
     })
@@ -111,18 +113,17 @@ pub(super) fn write_difference(
     before: &Ledger,
     after: &Ledger,
 ) -> Result<(), redb::Error> {
-    let Ledger { bans, allows, memories, bypass, next_id } = after;
+    let Ledger { bans, allows, memories, bypass, syncookies_before, next_id } = after;
     let transaction = begin(database)?;
     write_table(&transaction, BANS, &before.bans, bans)?;
     write_table(&transaction, ALLOWS, &before.allows, allows)?;
     write_table(&transaction, MEMORIES, &before.memories, memories)?;
-    if before.next_id != *next_id || before.bypass != *bypass {
+    let singles = |ledger: &Ledger| (ledger.next_id, ledger.bypass.clone(), ledger.syncookies_before);
+    if singles(before) != singles(after) {
         let mut table = transaction.open_table(SINGLES)?;
         put(&mut table, KEY_NEXT_ID, next_id)?;
-        match bypass {
-            Some(fact) => put(&mut table, KEY_BYPASS, fact)?,
-            None => drop(table.remove(KEY_BYPASS.as_bytes())?),
-        }
+        put_or_remove(&mut table, KEY_BYPASS, bypass.as_ref())?;
+        put_or_remove(&mut table, KEY_SYNCOOKIES, syncookies_before.as_ref())?;
     }
     transaction.commit()?;
     Ok(())
@@ -198,6 +199,18 @@ where
     }
     for (key, fact) in after.iter().filter(|(key, fact)| before.get(key) != Some(fact)) {
         put(&mut table, &key.to_string(), fact)?;
+    }
+    Ok(())
+}
+
+fn put_or_remove(
+    table: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
+    key: &str,
+    fact: Option<&impl Serialize>,
+) -> Result<(), redb::Error> {
+    match fact {
+        Some(fact) => put(table, key, fact)?,
+        None => drop(table.remove(key.as_bytes())?),
     }
     Ok(())
 }

@@ -271,6 +271,7 @@ fn small() -> Recorded {
         Command::ForgetMemory { source: source(1) },
         Command::LiftAllow { prefix: source(2).prefix() },
         Command::SetBypass { fact: bypass },
+        Command::SetSyncookies { before: 1 },
     ];
     record(&history, &last)
 }

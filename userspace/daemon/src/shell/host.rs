@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
+use thiserror::Error;
 use tunica_api::view::{Doctor, Finding, Level};
+use tunica_core::limits::HostFacts;
 
 use super::xdp::{
     hook::{self, Hook, Mode},
@@ -32,6 +34,61 @@ pub fn addresses() -> io::Result<BTreeSet<IpAddr>> {
 /// The system's.
 pub fn uid(name: &str) -> io::Result<Option<u32>> {
     Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw()))
+}
+
+/// Where the sysctl lies that the daemon may change.
+const SYNCOOKIES: &str = "/proc/sys/net/ipv4/tcp_syncookies";
+
+/// What the host says of itself that the policy follows. What cannot be read counts as on an ordinary host.
+pub fn facts(interfaces: &[String], has_cookie_program: bool) -> HostFacts {
+    let usual = HostFacts::default();
+    let number = |path: &str| read_trimmed(path).and_then(|text| text.parse::<u32>().ok());
+    let column = |path: &str, index: usize| {
+        read_trimmed(path).and_then(|text| text.split_whitespace().nth(index)?.parse::<u32>().ok())
+    };
+    // Linux, net/ipv4/tcp_output.c, tcp_select_initial_window: the larger of the two bounds the window.
+    let largest = [column("/proc/sys/net/ipv4/tcp_rmem", 2), number("/proc/sys/net/core/rmem_max")];
+    let window_scale = match largest.into_iter().flatten().max() {
+        Some(bytes) if bytes > 0 => bytes.ilog2().saturating_sub(15).min(14),
+        Some(_) | None => usual.window_scale,
+    };
+    HostFacts {
+        tcp_syncookies: number(SYNCOOKIES),
+        tcp_timestamps: number("/proc/sys/net/ipv4/tcp_timestamps"),
+        has_cookie_program,
+        cookies_fail: false,
+        mtu: interfaces
+            .iter()
+            .filter_map(|name| hook::read(name).ok().flatten())
+            .map(|hook| hook.mtu)
+            .min()
+            .unwrap_or(usual.mtu),
+        window_scale,
+        ephemeral_low: column("/proc/sys/net/ipv4/ip_local_port_range", 0)
+            .and_then(|low| u16::try_from(low).ok())
+            .unwrap_or(usual.ephemeral_low),
+        cpus: aya::util::nr_cpus().ok().and_then(|cpus| u32::try_from(cpus).ok()).unwrap_or(usual.cpus),
+    }
+}
+
+/// Sets `net.ipv4.tcp_syncookies`, which CAP_NET_ADMIN allows.
+///
+/// # Errors
+/// The system's, with what follows and how to mend it.
+pub fn set_syncookies(value: u32) -> Result<(), SysctlError> {
+    fs::write(SYNCOOKIES, value.to_string()).map_err(|source| SysctlError { value, source })
+}
+
+/// Why the sysctl was not set.
+#[derive(Debug, Error)]
+#[error(
+    "net.ipv4.tcp_syncookies cannot be set to {value}: {source}; without 2 no port answers with cookies, and once it is 2 it \
+     is to be put back; let tunicad write {SYNCOOKIES}, or set it by hand"
+)]
+pub struct SysctlError {
+    value: u32,
+    #[source]
+    source: io::Error,
 }
 
 /// Drivers whose native XDP the kernel's documentation or the driver's source states.

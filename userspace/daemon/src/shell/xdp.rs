@@ -3,6 +3,7 @@
 //! [`Shield`] makes the kernel hold what the coordinator wants: it writes the difference after each decision, and reads
 //! everything back when asked, so that a row somebody removed or a program somebody detached heals by itself.
 
+pub mod armed;
 pub mod attach;
 pub mod hook;
 pub mod object;
@@ -57,6 +58,10 @@ pub struct Plan {
 pub struct Repairs {
     /// Rows of the ban table.
     pub bans: u64,
+    /// Banned ranges.
+    pub nets: u64,
+    /// Rules of ports.
+    pub ports: u64,
     /// Rows of the allow list.
     pub allow: u64,
     /// Own addresses.
@@ -70,12 +75,14 @@ pub struct Repairs {
 impl Repairs {
     /// How many there were.
     pub const fn total(self) -> u64 {
-        self.bans + self.allow + self.own + self.policy + self.link
+        self.bans + self.nets + self.ports + self.allow + self.own + self.policy + self.link
     }
 
     const fn count(&mut self, edit: Edit) {
         match edit {
             Edit::SetBan(..) | Edit::RemoveBan(_) => self.bans += 1,
+            Edit::SetNet(..) | Edit::RemoveNet(_) => self.nets += 1,
+            Edit::SetPort(..) | Edit::RemovePort(_) => self.ports += 1,
             Edit::SetAllow(..) | Edit::RemoveAllow(_) => self.allow += 1,
             Edit::AddOwn(_) | Edit::RemoveOwn(_) => self.own += 1,
         }
@@ -136,6 +143,17 @@ pub struct InterfaceState {
     pub problem: Option<String>,
 }
 
+/// What the tables hold.
+fn read(tables: &Tables) -> Result<Rows, TableError> {
+    Ok(Rows {
+        bans: tables.bans()?,
+        nets: tables.nets()?,
+        ports: tables.ports()?,
+        allow: tables.allow()?,
+        own: tables.own()?,
+    })
+}
+
 /// The shield in the kernel.
 pub struct Shield {
     ebpf: Ebpf,
@@ -147,6 +165,7 @@ pub struct Shield {
     tag: u64,
     attachments: BTreeMap<String, Attachment>,
     problems: BTreeMap<String, String>,
+    has_cookies: bool,
     /// What this daemon last wrote; the kernel's own truth is read by [`Shield::audit`].
     written: Rows,
 }
@@ -181,7 +200,8 @@ impl Shield {
         // A pin of the program that went before; bpffs cannot replace one.
         let _ = std::fs::remove_file(&pin);
         program.pin(&pin).map_err(|source| OpenError::Pin { path: pin, source })?;
-        let written = Rows { bans: tables.bans()?, allow: tables.allow()?, own: tables.own()? };
+        let written = read(&tables)?;
+        let has_cookies = object::is_loaded(&mut ebpf, object::COOKIE);
         Ok(Self {
             ebpf,
             tables,
@@ -191,6 +211,7 @@ impl Shield {
             tag: info.tag(),
             attachments: BTreeMap::new(),
             problems: BTreeMap::new(),
+            has_cookies,
             plan,
             written,
         })
@@ -259,6 +280,11 @@ impl Shield {
         self.program_id
     }
 
+    /// Whether the kernel took the program that answers with cookies.
+    pub const fn has_cookies(&self) -> bool {
+        self.has_cookies
+    }
+
     /// Tag of the program this daemon loaded.
     pub const fn tag(&self) -> u64 {
         self.tag
@@ -299,11 +325,7 @@ impl Shield {
     /// [`SyncError`] after everything that could be repaired was.
     pub fn audit(&mut self, desired: &Desired, settings: &Settings) -> Result<Repairs, SyncError> {
         let one = |first| SyncError { failed: 1, edits: 1, first };
-        self.written = Rows {
-            bans: self.tables.bans().map_err(one)?,
-            allow: self.tables.allow().map_err(one)?,
-            own: self.tables.own().map_err(one)?,
-        };
+        self.written = read(&self.tables).map_err(one)?;
         let edits = reconcile::diff(&self.written, &desired.tables);
         let mut repairs = self.write(&edits, desired, settings)?;
         repairs.link = self.follow(desired.attached);
@@ -328,6 +350,10 @@ impl Shield {
                 Edit::RemoveOwn(address) => self.tables.remove_own(address),
                 Edit::SetAllow(key, entry) => self.tables.set_allow(key, &entry),
                 Edit::RemoveBan(key) => self.tables.remove_ban(&key),
+                Edit::RemoveNet(key) => self.tables.remove_net(key),
+                Edit::SetNet(key, entry) => self.tables.set_net(key, &entry),
+                Edit::RemovePort(key) => self.tables.remove_port(key),
+                Edit::SetPort(key, rule) => self.tables.set_port(key, &rule),
                 Edit::SetBan(key, entry) => self.tables.set_ban(&key, &entry),
                 Edit::RemoveAllow(key) => self.tables.remove_allow(key),
                 Edit::AddOwn(address) => self.tables.add_own(address),
@@ -370,6 +396,8 @@ impl Shield {
         let same_rules = Policy {
             own_filter: current.own_filter,
             bans_present: current.bans_present,
+            nets_present: current.nets_present,
+            cookies: current.cookies,
             allow_present: current.allow_present,
             ..next
         } == current;

@@ -7,12 +7,15 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{MapError, MapInfo, MapType},
+    maps::{MapError, MapInfo, MapType, ProgramArray},
     programs::{ProgramError, Xdp},
 };
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use tunica_common::layout::{ALLOW, BANS, LAYOUT_HASH, MAPS, MapKind, MapShape};
+use tunica_common::{
+    layout::{ALLOW, BANNED_NETS, BANS, JUMPS, LAYOUT_HASH, MAPS, MapKind, MapShape},
+    policy::{JUMP_COOKIE, JUMP_SEGMENT},
+};
 
 /// The object that `cargo xtask build-ebpf` wrote.
 pub static OBJECT: &[u8] =
@@ -26,12 +29,20 @@ const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// The program's name in the object.
 pub const PROGRAM: &str = "shield";
+/// Programs that the shield jumps to, by name and index. It does without those that the kernel refuses.
+const JUMP_TARGETS: [(&str, u32); 2] = [(COOKIE, JUMP_COOKIE), (SEGMENT, JUMP_SEGMENT)];
+/// Answers SYNs with cookies.
+pub const COOKIE: &str = "cookie";
+/// Judges segments by their sockets.
+pub const SEGMENT: &str = "segment";
 
 /// How many rows the tables have whose size the configuration sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Rows of the ban table.
     pub bans: u32,
+    /// Rows of the table of banned ranges.
+    pub nets: u32,
     /// Rows of the allow list.
     pub allow: u32,
 }
@@ -41,6 +52,7 @@ impl Sizes {
     pub fn entries(self, shape: &MapShape) -> u32 {
         match shape.name {
             BANS => self.bans,
+            BANNED_NETS => self.nets,
             ALLOW => self.allow,
             _ => shape.entries,
         }
@@ -48,7 +60,7 @@ impl Sizes {
 
     /// Name of the directory that holds maps of this layout and these sizes.
     pub fn directory(self) -> String {
-        format!("v{LAYOUT_HASH:016x}-{}-{}", self.bans, self.allow)
+        format!("v{LAYOUT_HASH:016x}-{}-{}-{}", self.bans, self.nets, self.allow)
     }
 }
 
@@ -135,7 +147,10 @@ pub fn load(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
         return Err(LoadError::Checksum { found, recorded: recorded_sha256().to_owned() });
     }
     let mut loader = EbpfLoader::new();
-    loader.map_max_entries(BANS, sizes.bans).map_max_entries(ALLOW, sizes.allow);
+    loader
+        .map_max_entries(BANS, sizes.bans)
+        .map_max_entries(BANNED_NETS, sizes.nets)
+        .map_max_entries(ALLOW, sizes.allow);
     if let Some(pins) = pins {
         for shape in &MAPS {
             let path = pins.join(shape.name);
@@ -148,7 +163,29 @@ pub fn load(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
     }
     let mut ebpf = loader.load(OBJECT).map_err(|source| LoadError::Object { source: Box::new(source) })?;
     program(&mut ebpf)?.load().map_err(|source| LoadError::Program { source: Box::new(source) })?;
+    for (name, index) in JUMP_TARGETS {
+        if let Err(error) = load_target(&mut ebpf, name, index) {
+            tracing::warn!(message_id = "program_refused", program = name, "{error}");
+        }
+    }
     Ok(ebpf)
+}
+
+/// Loads a program that the shield jumps to. The map of jumps then holds it, as long as somebody holds that.
+fn load_target(ebpf: &mut Ebpf, name: &'static str, index: u32) -> Result<(), LoadError> {
+    let program = named(ebpf, name)?;
+    program.load().map_err(|source| LoadError::Program { source: Box::new(source) })?;
+    let refused = |source| LoadError::Program { source: Box::new(source) };
+    let fd = program.fd().map_err(refused)?.try_clone().map_err(|source| refused(source.into()))?;
+    let map = ebpf.map_mut(JUMPS).ok_or(LoadError::Missing { what: "map", name: JUMPS })?;
+    ProgramArray::try_from(map)
+        .and_then(|mut jumps| jumps.set(index, &fd, 0))
+        .map_err(|source| LoadError::Map { name: JUMPS, source })
+}
+
+/// Whether the kernel took the program of this name.
+pub fn is_loaded(ebpf: &mut Ebpf, name: &'static str) -> bool {
+    named(ebpf, name).is_ok_and(|program| program.fd().is_ok())
 }
 
 /// The shield in a loaded object.
@@ -156,9 +193,13 @@ pub fn load(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
 /// # Errors
 /// [`LoadError::Missing`].
 pub fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
-    ebpf.program_mut(PROGRAM)
+    named(ebpf, PROGRAM)
+}
+
+fn named<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, LoadError> {
+    ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
-        .ok_or(LoadError::Missing { what: "XDP program", name: PROGRAM })
+        .ok_or(LoadError::Missing { what: "XDP program", name })
 }
 
 fn check_shape(shape: &MapShape, sizes: Sizes, path: &Path) -> Result<(), LoadError> {
@@ -170,6 +211,7 @@ fn check_shape(shape: &MapShape, sizes: Sizes, path: &Path) -> Result<(), LoadEr
         MapKind::PerCpuArray => MapType::PerCpuArray,
         MapKind::LpmTrie => MapType::LpmTrie,
         MapKind::RingBuf => MapType::RingBuf,
+        MapKind::ProgramArray => MapType::ProgramArray,
     };
     let kind = info.map_type().map_err(|source| LoadError::Map { name: shape.name, source })?;
     if kind != wanted {
@@ -193,6 +235,6 @@ const fn flags(kind: MapKind) -> u32 {
     match kind {
         // The kernel makes no other trie.
         MapKind::LpmTrie => BPF_F_NO_PREALLOC,
-        MapKind::Hash | MapKind::Array | MapKind::PerCpuArray | MapKind::RingBuf => 0,
+        MapKind::Hash | MapKind::Array | MapKind::PerCpuArray | MapKind::RingBuf | MapKind::ProgramArray => 0,
     }
 }

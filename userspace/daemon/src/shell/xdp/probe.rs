@@ -4,7 +4,7 @@
 //! its own, and everything the program can consult about one source is copied into them: policy, heartbeat, ban row, allow-list
 //! answer, own-address row, sketch cells. The copy has the live program's tag, so it is the same code.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::{
     Ebpf,
@@ -13,7 +13,8 @@ use aya::{
 use thiserror::Error;
 use tunica_common::{
     event::tally_slot,
-    keys::{AddressBytes, SourceKey},
+    keys::{AddressBytes, SourceKey, WIDTH_V6_NET},
+    policy::port_key,
     verdict::{Action, Verdict},
 };
 
@@ -42,29 +43,31 @@ pub enum ProbeError {
 }
 
 /// Table sizes of a copy, which holds rows of one source. The program's code does not depend on them.
-pub const SIZES: Sizes = Sizes { bans: 1, allow: 1 };
+pub const SIZES: Sizes = Sizes { bans: 1, nets: 1, allow: 1 };
+
+/// Where probes go: an address of TEST-NET-1 (RFC 5737).
+const DESTINATION_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Where probes go: an address of the documentation prefix (RFC 3849).
+const DESTINATION_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// TCP's number in the IP header.
+const TCP: u8 = 6;
 
 /// Where the copy is kept from one question to the next: verifying the program again would take a third of a second.
 #[derive(Default)]
 pub struct Probe(Option<Copy>);
 
 impl Probe {
-    /// A copy that holds everything that matters for packets from `address`, which counts as `key`, and nothing else.
+    /// A copy that holds everything that matters for these packets, and nothing else.
     ///
     /// # Errors
     /// [`ProbeError`]; the live shield is only read.
-    pub fn aim(
-        &mut self,
-        live: &Tables,
-        address: AddressBytes,
-        key: SourceKey,
-    ) -> Result<&mut Copy, ProbeError> {
+    pub fn aim(&mut self, live: &Tables, about: About) -> Result<&mut Copy, ProbeError> {
         // Taken out, so that a copy which could not be filled whole is not used again.
         let mut copy = match self.0.take() {
             Some(copy) if copy.tables.secret() == live.secret() => copy,
             Some(_) | None => Copy::load(live.secret())?,
         };
-        copy.fill(live, address, key)?;
+        copy.fill(live, about)?;
         Ok(self.0.insert(copy))
     }
 }
@@ -77,7 +80,18 @@ pub struct Copy {
     /// What the packet before came to. Packets in a row mostly come to the same.
     last: Option<(Verdict, Action)>,
     /// Whose rows the tables hold.
-    filled: Option<(AddressBytes, SourceKey)>,
+    filled: Option<About>,
+}
+
+/// Which packets are asked about.
+#[derive(Clone, Copy)]
+pub struct About {
+    /// Their source.
+    pub address: AddressBytes,
+    /// What the source counts by.
+    pub key: SourceKey,
+    /// Their TCP port, on an address of this host.
+    pub port: u16,
 }
 
 impl Copy {
@@ -88,17 +102,23 @@ impl Copy {
         Ok(Self { ebpf, tables, totals, last: None, filled: None })
     }
 
-    /// Replaces what the tables hold by what `live` holds for packets from `address`.
-    fn fill(&mut self, live: &Tables, address: AddressBytes, key: SourceKey) -> Result<(), ProbeError> {
+    /// Replaces what the tables hold by what `live` holds for these packets.
+    fn fill(&mut self, live: &Tables, about: About) -> Result<(), ProbeError> {
         let tables = &mut self.tables;
-        if let Some((address, key)) = self.filled.replace((address, key)) {
-            tables.remove_ban(&key)?;
-            tables.remove_allow((128, address))?;
-            tables.remove_own(address)?;
+        if let Some(before) = self.filled.replace(about) {
+            tables.remove_ban(&before.key)?;
+            tables.remove_net((128, before.address))?;
+            tables.remove_allow((128, before.address))?;
+            tables.remove_own(before.address)?;
+            tables.remove_port(port_key(TCP, before.port))?;
         }
+        let About { address, key, port } = about;
         tables.beat(live.last_beat()?)?;
         if let Some(ban) = live.ban(&key)? {
             tables.set_ban(&key, &ban)?;
+        }
+        if let Some(ban) = live.net_of(address)? {
+            tables.set_net((128, address), &ban)?;
         }
         if let Some(entry) = live.allow_of(address)? {
             tables.set_allow((128, address), &entry)?;
@@ -106,9 +126,27 @@ impl Copy {
         if live.is_own(address)? {
             tables.add_own(address)?;
         }
-        // Both cells of the source are written, so what other sources left in the sketch is never read.
-        tables.set_cells(&key, &live.cells(&key)?)?;
-        tables.swap_policy_at_rest(&live.policy()?)?;
+        // The probes go to these, which stand for the host's own.
+        for destination in [DESTINATION_V4.to_ipv6_mapped(), DESTINATION_V6] {
+            tables.add_own(destination.octets())?;
+        }
+        if let Some(rule) = live.ports()?.get(&port_key(TCP, port)) {
+            tables.set_port(port_key(TCP, port), rule)?;
+        }
+        tables.set_port_state(port, &live.port_state(port)?)?;
+        tables.set_host_state(&live.host_state()?)?;
+        if key.width == WIDTH_V6_NET {
+            for (width, state) in live.networks_of(key.word())? {
+                tables.set_network(width, &state)?;
+            }
+        }
+        // All cells of the source are written, so what other sources left in the sketch is never read.
+        for key in counted_keys(key) {
+            tables.set_cells(&key, &live.cells(&key)?)?;
+        }
+        let mut policy = live.policy()?;
+        policy.own_filter |= tables.own_filter();
+        tables.swap_policy_at_rest(&policy)?;
         Ok(())
     }
 
@@ -149,6 +187,16 @@ impl Copy {
     }
 }
 
+/// What packets of a source can be counted by: the source, and the larger networks that may share a limit.
+fn counted_keys(key: SourceKey) -> impl Iterator<Item = SourceKey> {
+    let [a, b, c, d, e, f, g, _] = key.prefix;
+    let larger = [
+        SourceKey { prefix: [a, b, c, d, e, f, g, 0], width: 56 },
+        SourceKey { prefix: [a, b, c, d, e, f, 0, 0], width: 48 },
+    ];
+    std::iter::once(key).chain(larger.into_iter().filter(move |_| key.width == WIDTH_V6_NET))
+}
+
 /// An Ethernet frame with a TCP SYN from `source` to port `port` of an address set aside for documentation (RFC 5737, RFC 3849).
 ///
 /// Checksums are left zero: the shield reads none.
@@ -158,12 +206,12 @@ pub fn syn(source: IpAddr, source_port: u16, port: u16) -> Vec<u8> {
         IpAddr::V4(source) => {
             frame.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
             frame.extend(source.octets());
-            frame.extend([192, 0, 2, 1]);
+            frame.extend(DESTINATION_V4.octets());
         }
         IpAddr::V6(source) => {
             frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
             frame.extend(source.octets());
-            frame.extend([0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            frame.extend(DESTINATION_V6.octets());
         }
     }
     frame.extend(source_port.to_be_bytes());

@@ -10,7 +10,9 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key,
+    },
 };
 use thiserror::Error;
 use tunica_common::{
@@ -18,11 +20,12 @@ use tunica_common::{
     gcra::{self, Limit},
     keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
     layout::{
-        ACTIVE, ALLOW, BAN_FILTER, BANS, EVENTS, HEARTBEAT, LOST_EVENTS, OWN, POLICIES, SYN_SKETCH, TALLIES,
+        ACTIVE, ALLOW, BAN_FILTER, BANNED_NETS, BANS, EVENTS, HEARTBEAT, HOST_STATE, JUMPS, LOST_EVENTS,
+        NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES,
     },
     policy::{
-        BAN_FILTER_WORDS, Policy, SKETCH_CELLS, SKETCH_ROWS, ban_filter_position, keyed_hash, own_bit,
-        sketch_cells,
+        BAN_FILTER_WORDS, HostState, NetState, Policy, PortRule, PortState, SKETCH_CELLS, SKETCH_ROWS,
+        ban_filter_position, keyed_hash, net_cell, own_bit, sketch_cells,
     },
 };
 
@@ -30,6 +33,11 @@ use super::object::LoadError;
 
 /// How long a program run may still hold the policy slot that went out of force. A run takes microseconds.
 const GRACE: Duration = Duration::from_millis(2);
+
+/// The bytes of a /56, the first byte lowest.
+const NARROW: u64 = 0x00ff_ffff_ffff_ffff;
+/// The bytes of a /48.
+const WIDE: u64 = 0x0000_ffff_ffff_ffff;
 
 /// Cells of the sketch that one estimate reads: its standard error is at most 2.2 %.
 const SAMPLED_CELLS: u32 = 512;
@@ -59,6 +67,13 @@ pub struct Tables {
     ban_filter: Array<MapData, u64>,
     allow: LpmTrie<MapData, AddressBytes, AllowEntry>,
     own: HashMap<MapData, AddressBytes, u32>,
+    nets: LpmTrie<MapData, AddressBytes, BanEntry>,
+    ports: HashMap<MapData, u32, PortRule>,
+    port_state: Array<MapData, PortState>,
+    host_state: Array<MapData, HostState>,
+    net_state: Array<MapData, NetState>,
+    /// Held, because the kernel empties a map of programs once nobody holds it.
+    _jumps: ProgramArray<MapData>,
     sketch: Array<MapData, u32>,
     tallies: PerCpuArray<MapData, Tally>,
     lost: PerCpuArray<MapData, u64>,
@@ -105,6 +120,12 @@ impl Tables {
             ban_filter: typed!(BAN_FILTER),
             allow: typed!(ALLOW),
             own: typed!(OWN),
+            nets: typed!(BANNED_NETS),
+            ports: typed!(PORTS),
+            port_state: typed!(PORT_STATE),
+            host_state: typed!(HOST_STATE),
+            net_state: typed!(NET_STATE),
+            _jumps: typed!(JUMPS),
             sketch: typed!(SYN_SKETCH),
             tallies: typed!(TALLIES),
             lost: typed!(LOST_EVENTS),
@@ -310,6 +331,131 @@ impl Tables {
         absent_is_none(self.allow.remove(&Key::new(length, address)))
             .map(|_| ())
             .map_err(TableError::new("write", ALLOW))
+    }
+
+    /// Every banned range, by prefix length (IPv4 counted from 96) and address.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn nets(&self) -> Result<BTreeMap<(u32, AddressBytes), BanEntry>, TableError> {
+        self.nets
+            .iter()
+            .map(|row| row.map(|(key, entry)| ((key.prefix_len(), key.data()), entry)))
+            .collect::<Result<_, _>>()
+            .map_err(TableError::new("read", BANNED_NETS))
+    }
+
+    /// The ban of the longest banned range that covers `address`.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn net_of(&self, address: AddressBytes) -> Result<Option<BanEntry>, TableError> {
+        absent_is_none(self.nets.get(&Key::new(128, address), 0))
+            .map_err(TableError::new("read", BANNED_NETS))
+    }
+
+    /// Adds or replaces a banned range.
+    ///
+    /// # Errors
+    /// [`TableError`], for one if the table is full.
+    pub fn set_net(
+        &mut self,
+        (length, address): (u32, AddressBytes),
+        entry: &BanEntry,
+    ) -> Result<(), TableError> {
+        self.nets.insert(&Key::new(length, address), entry, 0).map_err(TableError::new("write", BANNED_NETS))
+    }
+
+    /// Removes a banned range; it is no error if there was none.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn remove_net(&mut self, (length, address): (u32, AddressBytes)) -> Result<(), TableError> {
+        absent_is_none(self.nets.remove(&Key::new(length, address)))
+            .map(|_| ())
+            .map_err(TableError::new("write", BANNED_NETS))
+    }
+
+    /// What was said of ports.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn ports(&self) -> Result<BTreeMap<u32, PortRule>, TableError> {
+        self.ports.iter().collect::<Result<_, _>>().map_err(TableError::new("read", PORTS))
+    }
+
+    /// Adds or replaces what is said of a port.
+    ///
+    /// # Errors
+    /// [`TableError`], for one if the table is full.
+    pub fn set_port(&mut self, key: u32, rule: &PortRule) -> Result<(), TableError> {
+        self.ports.insert(key, rule, 0).map_err(TableError::new("write", PORTS))
+    }
+
+    /// Removes what is said of a port; it is no error if there was nothing.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn remove_port(&mut self, key: u32) -> Result<(), TableError> {
+        absent_is_none(self.ports.remove(&key)).map(|_| ()).map_err(TableError::new("write", PORTS))
+    }
+
+    /// What the program remembers of a port.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn port_state(&self, port: u16) -> Result<PortState, TableError> {
+        self.port_state.get(&u32::from(port), 0).map_err(TableError::new("read", PORT_STATE))
+    }
+
+    /// Writes what the program remembers of a port; for clones only.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn set_port_state(&mut self, port: u16, state: &PortState) -> Result<(), TableError> {
+        self.port_state.set(u32::from(port), state, 0).map_err(TableError::new("write", PORT_STATE))
+    }
+
+    /// What the program remembers of the host.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn host_state(&self) -> Result<HostState, TableError> {
+        self.host_state.get(&0, 0).map_err(TableError::new("read", HOST_STATE))
+    }
+
+    /// Writes what the program remembers of the host; for clones only.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn set_host_state(&mut self, state: &HostState) -> Result<(), TableError> {
+        self.host_state.set(0, state, 0).map_err(TableError::new("write", HOST_STATE))
+    }
+
+    /// What the program remembers of the /56 and the /48 around an IPv6 prefix of eight bytes, first byte lowest; each with
+    /// its width.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn networks_of(&self, word: u64) -> Result<[(u32, NetState); 2], TableError> {
+        let read = |prefix, width| {
+            let state = self.net_state.get(&net_cell(prefix, width == 48, self.secret), 0);
+            let state = state.map_err(TableError::new("read", NET_STATE))?;
+            // Another network may have the cell.
+            let is_this = state.prefix == prefix;
+            let none = NetState { prefix, shared_until_ns: 0, since_ns: 0, children: [0; 4] };
+            Ok((width, if is_this { state } else { none }))
+        };
+        Ok([read(word & NARROW, 56)?, read(word & WIDE, 48)?])
+    }
+
+    /// Writes what the program remembers of an IPv6 network; for clones only.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn set_network(&mut self, width: u32, state: &NetState) -> Result<(), TableError> {
+        let cell = net_cell(state.prefix, width == 48, self.secret);
+        self.net_state.set(cell, state, 0).map_err(TableError::new("write", NET_STATE))
     }
 
     /// The own addresses in the table.
