@@ -24,8 +24,7 @@ pub fn create(one: &str, other: &str) -> io::Result<()> {
     };
     let mut pair = named(one);
     let peer = InfoData::Veth(InfoVeth::Peer(named(other)));
-    pair.attributes
-        .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)]));
+    pair.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)]));
     request(RouteNetlinkMessage::NewLink(pair), NLM_F_CREATE | NLM_F_EXCL)?;
     // An end cannot be set up before it has its peer.
     for name in [one, other] {
@@ -51,9 +50,9 @@ fn request(question: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     socket.send(&bytes, 0)?;
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::Error(error) if error.code.is_none() => Ok(()),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
-        answer => Err(io::Error::other(format!("the kernel answered {answer:?}"))),
-    }
+    // The answer to a change is an error number, which is zero if it was made.
+    let NetlinkPayload::Error(error) = answer.payload else {
+        return Err(io::Error::other(format!("the kernel answered {:?}", answer.payload)));
+    };
+    if error.code.is_none() { Ok(()) } else { Err(error.to_io()) }
 }

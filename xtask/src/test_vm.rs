@@ -101,23 +101,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let emulator = Emulator::find(&folder)?;
     let guest = build_guest(&root, &folder)?;
-    let mut lines = Vec::new();
     let mut failed = Vec::new();
     for line in &arguments.kernels {
-        let seen = try_kernel(*line, &folder, &emulator, &guest);
-        let text = match &seen {
-            Ok(seen) => seen.clone(),
-            Err(error) => format!("FAILED: {error:#}"),
-        };
-        println!("{:<6} {text}", line.label());
-        lines.push((line.label(), text));
-        if seen.is_err() {
-            failed.push(line.label());
+        match try_kernel(*line, &folder, &emulator, &guest) {
+            Ok(seen) => println!("{:<6} {seen}", line.label()),
+            Err(error) => {
+                println!("{:<6} FAILED: {error:#}", line.label());
+                failed.push(line.label());
+            }
         }
-    }
-    println!("\nThe shield in Debian's kernels:");
-    for (label, text) in &lines {
-        println!("  {label:<6} {text}");
     }
     if !failed.is_empty() {
         bail!("failed with these kernels: {}", failed.join(", "));

@@ -23,6 +23,7 @@ use nix::{
     net::if_::if_nametoindex,
     sys::{
         reboot::{RebootMode, reboot},
+        resource::{RLIM_INFINITY, Resource, setrlimit},
         termios::tcdrain,
         utsname::uname,
     },
@@ -127,6 +128,9 @@ fn machine() -> Result<()> {
     }
     veth::create(SHIELDED, OUTSIDE).context("making a veth pair")?;
     let socket = packet_socket(if_nametoindex(OUTSIDE)?).context("opening a packet socket")?;
+    // Linux before 5.11 counts maps as locked memory. How much of that a process may have is a setting, and not what is
+    // asked here.
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).context("lifting RLIMIT_MEMLOCK")?;
     // The socket goes with the process as its standard input: to open one takes a capability that the unit lacks.
     let mut command = Command::new("/init");
     bound_capabilities(command.arg("shield").stdin(socket), CAPABILITIES);

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_does_not_end_is_ended() {
-        let error = run("sleep 600", Duration::from_millis(100)).unwrap_err().to_string();
+        let error = run("exec sleep 600", Duration::from_millis(100)).unwrap_err().to_string();
         assert!(error.contains("was ended"), "{error}");
     }
 

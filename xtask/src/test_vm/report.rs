@@ -116,7 +116,7 @@ mod tests {
         tunica-vm: rows 200 of 200\r\ntunica-vm: attached native\r\ntunica-vm: counted syn_fin drop 32 of 32\r\n\
         tunica-vm: counted arp pass 32 of 32\r\ntunica-vm: end \r\n";
     const REFUSED: &str = "tunica-vm: release 5.10.0-46-cloud-amd64\r\ntunica-vm: capabilities 000000c000001000\r\n\
-        tunica-vm: refused the shield needs Linux 6.1 or later; Invalid argument\r\ntunica-vm: end \r\n";
+        tunica-vm: refused the kernel refused the program; the shield needs Linux 6.1 or later; it said no\r\ntunica-vm: end \r\n";
 
     #[test]
     fn a_console_as_it_should_be_has_no_problem() {
