@@ -18,3 +18,4 @@ pub mod shield;
 pub mod stage;
 pub mod sys;
 pub mod traces;
+pub mod veth;

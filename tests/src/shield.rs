@@ -26,7 +26,17 @@ use tunicad::{
 };
 use zerocopy::FromZeros;
 
-use crate::reference::{Ban, World};
+use crate::{
+    reference::{Ban, World},
+    rows::Row,
+};
+
+/// What the program returns for a packet that is dropped (`XDP_DROP`, include/uapi/linux/bpf.h).
+const XDP_DROP: u32 = 1;
+/// What it returns for one that is passed (`XDP_PASS`).
+const XDP_PASS: u32 = 2;
+/// What it returns for one that is answered (`XDP_TX`).
+const XDP_TX: u32 = 3;
 
 /// The secret of test shields: fixed, so that a failure repeats.
 pub const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
@@ -146,7 +156,8 @@ impl Shield {
             sanity_mask: mask(&world.sanity),
             uninspected_drop_mask: mask(&world.drop_uninspected),
             own_filter: self.tables.own_filter(),
-            stale_after_ns: 30_000_000_000,
+            // A machine that has just started has no beat of 30 s ago.
+            stale_after_ns: if world.is_stale { 1 } else { 30_000_000_000 },
             event_interval_ns: 0,
             generation: self.generation,
             mode: world.mode.number(),
@@ -207,6 +218,38 @@ impl Shield {
             anyhow::bail!("one packet moved {} tallies: {moved:?}", moved.len());
         };
         Ok((*verdict, *action, result.return_value))
+    }
+
+    /// Runs a row of the table and says how the outcome differs from what the row expects, if it does.
+    ///
+    /// # Errors
+    /// As [`Shield::set`] and [`Shield::run`].
+    pub fn fault(&mut self, row: &Row) -> Result<Option<String>> {
+        self.set(&row.world)?;
+        if row.before > 0 {
+            self.repeat(&row.frame, row.before)?;
+        }
+        self.settle()?;
+        let (verdict, action, returned) = self.run(&row.frame)?;
+        let expect_returned = match row.expect.1 {
+            Action::Drop => XDP_DROP,
+            Action::Answer => XDP_TX,
+            Action::Pass | Action::WouldDrop | Action::WouldAnswer => XDP_PASS,
+        };
+        let is_right = (verdict, action) == row.expect && returned == expect_returned;
+        Ok((!is_right).then(|| {
+            format!("{}: {verdict:?} {action:?} returned {returned}, not {:?}", row.name, row.expect)
+        }))
+    }
+
+    /// How many packets ended so.
+    ///
+    /// # Errors
+    /// If a map cannot be read, or lacks this tally.
+    pub fn packets(&self, verdict: Verdict, action: Action) -> Result<u64> {
+        let totals = self.tables.totals()?;
+        let total = totals.get(tally_slot(verdict, action) as usize).context("the tallies lack a verdict")?;
+        Ok(total.packets)
     }
 
     /// Runs one frame `times` times without looking at what it was counted as.

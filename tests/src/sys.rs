@@ -1,4 +1,5 @@
-//! System calls that no safe crate offers: packet sockets, batches of frames, a child that ends with its parent.
+//! System calls that no safe crate offers: packet sockets, batches of frames, a child that ends with its parent or has few
+//! capabilities.
 //!
 //! With [`bpf`], the only files of this package with `unsafe`.
 
@@ -99,6 +100,29 @@ pub fn end_with_parent(command: &mut Command) -> &mut Command {
     };
     // SAFETY: between fork and exec the closure makes two system calls, which are async-signal-safe; it allocates
     // nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) }
+}
+
+/// Leaves the child no capability but these, given by number (include/uapi/linux/capability.h), as
+/// `CapabilityBoundingSet=` and `NoNewPrivileges=` of a unit do: the others leave its bounding set, and with that what
+/// root gains by execve(2).
+pub fn bound_capabilities<'a>(command: &'a mut Command, wanted: &'static [u32]) -> &'a mut Command {
+    let prepare = move || {
+        // Capabilities are bits of a 64-bit mask.
+        for number in (0..64u32).filter(|number| !wanted.contains(number)) {
+            // SAFETY: this operation takes a number and no pointer.
+            let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) };
+            match check(result) {
+                // The first number that this kernel has no capability for.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+                result => result?,
+            }
+        }
+        prctl::set_no_new_privs()?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls, which are async-signal-safe; it allocates nothing and
+    // takes no lock.
     unsafe { command.pre_exec(prepare) }
 }
 

@@ -26,32 +26,12 @@ use tunica_tests::{
 };
 use tunicad::sys::monotonic_ns;
 
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
-
 #[test]
 fn the_program_does_what_the_rows_say() {
     let mut shield = Shield::load().unwrap();
     let mut faults = Vec::new();
     for row in rows() {
-        shield.set(&row.world).unwrap();
-        if row.before > 0 {
-            shield.repeat(&row.frame, row.before).unwrap();
-        }
-        shield.settle().unwrap();
-        let (verdict, action, returned) = shield.run(&row.frame).unwrap();
-        let expect_returned = match row.expect.1 {
-            Action::Drop => XDP_DROP,
-            Action::Answer => XDP_TX,
-            Action::Pass | Action::WouldDrop | Action::WouldAnswer => XDP_PASS,
-        };
-        if (verdict, action) != row.expect || returned != expect_returned {
-            faults.push(format!(
-                "{}: {verdict:?} {action:?} returned {returned}, not {:?}",
-                row.name, row.expect
-            ));
-        }
+        faults.extend(shield.fault(&row).unwrap());
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -19,6 +19,7 @@ mod generate;
 mod process;
 mod setup;
 mod test;
+mod test_vm;
 mod tidy;
 mod workspace;
 
@@ -40,6 +41,8 @@ enum Command {
     Tidy,
     /// Every check and every test; `--quick` for the fast ones.
     Test(test::Arguments),
+    /// Tries the shield in Debian's kernels, each booted in a virtual machine.
+    TestVm(test_vm::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -62,5 +65,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Test(arguments) => test::run(&arguments),
+        Command::TestVm(arguments) => test_vm::run(&arguments),
     }
 }

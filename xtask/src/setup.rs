@@ -17,7 +17,7 @@ use apt::PrivateApt;
 use packages::{Delivery, PROGRAMS, Program};
 use snapshot::Snapshot;
 
-mod apt;
+pub(crate) mod apt;
 pub(crate) mod packages;
 pub(crate) mod snapshot;
 
@@ -292,29 +292,16 @@ fn rust_source_by_rustup(root: &Path, version: &str) -> Result<()> {
 
 /// Takes Debian's package of exactly this release from an archive that the machine already uses.
 fn rust_source_from_debian(version: &str, sysroot: &Path) -> Result<()> {
-    let sources = apt::configured_sources(Path::new("/etc/apt"))?;
-    let stanzas = apt::stanzas_for(&sources, RUST_SUITE);
-    if stanzas.is_empty() {
-        bail!("this machine's apt names no archive");
-    }
-    let mut reasons = Vec::new();
-    for stanza in stanzas {
-        match rust_source_from(&stanza, version, sysroot) {
-            Ok(()) => return Ok(()),
-            Err(error) => reasons.push(format!("{error:#}")),
-        }
-    }
-    bail!("{}", reasons.join("; "))
+    apt::with_suite(RUST_SUITE, |apt| rust_source_from(apt, version, sysroot))
 }
 
-fn rust_source_from(stanza: &str, version: &str, sysroot: &Path) -> Result<()> {
-    let apt = PrivateApt::new(Some(stanza))?;
+fn rust_source_from(apt: &PrivateApt, version: &str, sysroot: &Path) -> Result<()> {
     let versions = apt.versions("rust-src")?;
     let Some(package) = apt::matching_version(&versions, version) else {
         bail!("{RUST_SUITE} has no rust-src {version}, only: {}", versions.join(", "));
     };
     println!("Downloading Debian's rust-src {package}");
-    let files = apt.unpack(&format!("rust-src={package}"))?;
+    let files = apt.unpack(&[format!("rust-src={package}")])?;
     let library = files.join(format!("usr/src/rustc-{version}/library"));
     let target = workspace::rust_src(sysroot);
     let folder = target.parent().context("the library's folder has no parent")?;
@@ -363,7 +350,7 @@ fn install_packages(programs: &[Program]) -> Result<()> {
 fn unpack_program(program: &Program, file: &str, folder: &Path) -> Result<()> {
     // With lists of its own: the machine's may be missing or old, and a user may not refresh them.
     let apt = PrivateApt::new(None)?;
-    let unpacked = apt.unpack(program.package)?.join(file);
+    let unpacked = apt.unpack(&[program.package.to_owned()])?.join(file);
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     fs::copy(&unpacked, folder.join(program.name))
         .with_context(|| format!("copying {file} of {} into {}", program.package, folder.display()))?;

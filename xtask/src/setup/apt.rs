@@ -115,10 +115,18 @@ pub(crate) fn configured_sources(folder: &Path) -> Result<Vec<Source>> {
 }
 
 /// One deb822 stanza for `suite` for each archive of `sources` that may carry it, without repetition.
+///
+/// Debian's security fixes are an archive of their own. A machine that names none is taken to find it beside its other
+/// archive, at the address with `-security` behind it, where Debian's mirrors have it.
 pub(crate) fn stanzas_for(sources: &[Source], suite: &str) -> Vec<String> {
+    let is_of_security = suite.ends_with("-security");
+    let ending = if is_of_security && !sources.iter().any(Source::is_security) { "-security" } else { "" };
     let mut stanzas = Vec::new();
-    for source in sources.iter().filter(|source| !source.is_security()) {
+    for source in
+        sources.iter().filter(|source| source.is_security() == (is_of_security && ending.is_empty()))
+    {
         for uri in &source.uris {
+            let uri = format!("{}{ending}", uri.trim_end_matches('/'));
             let mut stanza = format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n");
             if let Some(key) = &source.signed_by {
                 // Writing to a string cannot fail.
@@ -130,6 +138,31 @@ pub(crate) fn stanzas_for(sources: &[Source], suite: &str) -> Vec<String> {
         }
     }
     stanzas
+}
+
+/// Does `act` with the first archive of this machine that has `suite` and whatever `act` takes from it.
+///
+/// # Errors
+/// Names the suite and, for each archive, its address and what went wrong there.
+pub(crate) fn with_suite<T>(suite: &str, act: impl Fn(&PrivateApt) -> Result<T>) -> Result<T> {
+    let stanzas = stanzas_for(&configured_sources(Path::new("/etc/apt"))?, suite);
+    if stanzas.is_empty() {
+        bail!("this machine's apt names no archive that may have the suite {suite}");
+    }
+    let mut reasons = Vec::new();
+    for stanza in stanzas {
+        match PrivateApt::new(Some(&stanza)).and_then(|apt| act(&apt)) {
+            Ok(done) => return Ok(done),
+            Err(error) => {
+                let uri = stanza.lines().find_map(|line| line.strip_prefix("URIs: ")).unwrap_or_default();
+                reasons.push(format!("{uri}: {error:#}"));
+            }
+        }
+    }
+    bail!(
+        "no archive that this machine's apt names gives what is needed from the suite {suite}: {}",
+        reasons.join("; ")
+    )
 }
 
 /// The first of `versions` whose upstream part is exactly the release `pinned`.
@@ -177,11 +210,14 @@ impl PrivateApt {
         );
         if let Some(stanza) = stanza {
             fs::write(path.join("archive.sources"), stanza).context("writing a temporary source list")?;
+            // Another suite than the machine's: what is installed here is not part of it.
+            fs::write(path.join("status"), "").context("writing an empty list of packages")?;
             let _ = write!(
                 settings,
-                "Dir::Etc::SourceList \"{}\";\nDir::Etc::SourceParts \"{}\";\n",
+                "Dir::Etc::SourceList \"{}\";\nDir::Etc::SourceParts \"{}\";\nDir::State::Status \"{}\";\n",
                 at("archive.sources"),
                 at("parts"),
+                at("status"),
             );
         }
         fs::write(path.join("apt.conf"), settings).context("writing temporary settings for apt")?;
@@ -205,19 +241,52 @@ impl PrivateApt {
         Ok(parse_madison(&process::capture(self.command("apt-cache")?.args(["madison", package]))?))
     }
 
-    /// Downloads `package` (`name` or `name=version`) and unpacks it, running none of its scripts. The folder with
-    /// its files lives as long as `self`.
+    /// What the archive says of those of `packages` that it has, as deb822 paragraphs (`apt-cache show`).
     ///
     /// # Errors
-    /// When the package is unknown, its download fails or its checksum is wrong.
-    pub(crate) fn unpack(&self, package: &str) -> Result<PathBuf> {
+    /// When it has none of them.
+    pub(crate) fn describe(&self, packages: &[&str]) -> Result<String> {
+        process::capture(self.command("apt-cache")?.arg("show").args(packages))
+    }
+
+    /// Downloads `packages` (`name` or `name=version`) and unpacks them into one folder, running none of their scripts.
+    /// The folder lives as long as `self`.
+    ///
+    /// # Errors
+    /// When a package is unknown, its download fails or its checksum is wrong.
+    pub(crate) fn unpack(&self, packages: &[String]) -> Result<PathBuf> {
         let download = self.folder.path().join("download");
-        process::capture(self.command("apt-get")?.args(["-qq", "download", package]).current_dir(&download))?;
-        let mut entries = fs::read_dir(&download).context("listing downloads")?;
-        let Some(archive) = entries.next() else { bail!("apt-get download {package} brought no file") };
-        let archive = archive.context("listing downloads")?.path();
+        let mut apt = self.command("apt-get")?;
+        process::capture(apt.args(["-qq", "download"]).args(packages).current_dir(&download))?;
+        self.unpack_all(&download)
+    }
+
+    /// Downloads `package` with everything it needs that is not installed, and unpacks all of it into one folder, running
+    /// no scripts. The folder lives as long as `self`.
+    ///
+    /// # Errors
+    /// When a package is unknown, its download fails or its checksum is wrong.
+    pub(crate) fn unpack_with_dependencies(&self, package: &str) -> Result<PathBuf> {
+        let mut apt = self.command("apt-get")?;
+        apt.args(["-qq", "install", "--yes", "--download-only", "--no-install-recommends"]);
+        // Nothing is installed, so dpkg's lock, which only root may take, is not needed.
+        process::capture(apt.args(["--option", "Debug::NoLocking=true", package]))?;
+        self.unpack_all(&self.folder.path().join("cache/archives"))
+    }
+
+    fn unpack_all(&self, folder: &Path) -> Result<PathBuf> {
         let files = self.folder.path().join("files");
-        process::capture(process::command("dpkg-deb")?.arg("-x").arg(&archive).arg(&files))?;
+        let mut found = false;
+        for entry in fs::read_dir(folder).context("listing downloads")? {
+            let archive = entry.context("listing downloads")?.path();
+            if archive.extension().is_some_and(|extension| extension == "deb") {
+                process::capture(process::command("dpkg-deb")?.arg("-x").arg(&archive).arg(&files))?;
+                found = true;
+            }
+        }
+        if !found {
+            bail!("apt-get downloaded no package");
+        }
         Ok(files)
     }
 }
@@ -305,6 +374,23 @@ mod tests {
             stanzas_for(&sources, "trixie-backports"),
             ["Types: deb\nURIs: http://m.example/debian\nSuites: trixie-backports\nComponents: main\n\
               Signed-By: /k.gpg\n"]
+        );
+    }
+
+    #[test]
+    fn a_security_suite_is_asked_of_security_archives() {
+        let other = source("http://m.example/debian/", &["bookworm"], Some("/k.gpg"));
+        let security = source("http://s.example/security", &["bookworm-security"], None);
+        let stanza = |uri: &str, key: &str| {
+            [format!("Types: deb\nURIs: {uri}\nSuites: bullseye-security\nComponents: main\n{key}")]
+        };
+        assert_eq!(
+            stanzas_for(&[other.clone(), security], "bullseye-security"),
+            stanza("http://s.example/security", "")
+        );
+        assert_eq!(
+            stanzas_for(&[other], "bullseye-security"),
+            stanza("http://m.example/debian-security", "Signed-By: /k.gpg\n")
         );
     }
 

@@ -49,6 +49,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     installed("ethtool", "ethtool", "offloads of virtual links in tests and demo"),
     installed("sysctl", "procps", "kernel settings inside the tests' namespaces"),
     installed("systemd-analyze", "systemd", "tests of the unit file"),
+    installed("xz", "xz-utils", "kernel modules of the virtual machines"),
     installed("setpriv", "util-linux", "tests that run the daemon with two capabilities"),
     unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
 ];

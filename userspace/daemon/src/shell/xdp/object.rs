@@ -94,18 +94,18 @@ pub enum LoadError {
         #[source]
         source: MapError,
     },
-    /// The kernel refused the object.
+    /// The kernel refused the object. What is needed comes first: what the kernel says may be long.
     #[error(
-        "the kernel refused the object: {source}; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`)"
+        "the kernel refused the object; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`); the kernel said: {source}"
     )]
     Object {
         /// What aya or the kernel said.
         #[source]
         source: Box<EbpfError>,
     },
-    /// The verifier refused the program.
+    /// The verifier refused the program. Here too what is needed comes first.
     #[error(
-        "the kernel refused the program: {source}; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`)"
+        "the kernel refused the program; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`); the kernel said: {source}"
     )]
     Program {
         /// What the kernel said.
