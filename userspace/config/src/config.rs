@@ -4,6 +4,7 @@
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
 
+use crate::changes::Values;
 use thiserror::Error;
 use tunica_common::{
     gcra::Limit,
@@ -33,6 +34,8 @@ pub struct Config {
     pub ledger: Ledger,
     /// `[log]`: the daemon's own log.
     pub log: Log,
+    /// The same once more by the keys' names, for [`crate::changes`].
+    pub(crate) values: Values,
 }
 
 /// `[shield]`: the packet filter.

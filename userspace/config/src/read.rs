@@ -16,6 +16,7 @@ use toml::{
 use tunica_common::gcra::Limit;
 
 use crate::{
+    changes::Values,
     config::{
         Bans, Config, Control, DropLog, Events, Http, Ledger, Log, Sanity, Shield, Syn, Tables, Tor,
         Uninspected,
@@ -121,6 +122,8 @@ struct Reader<'t> {
     lines: Vec<usize>,
     /// Whether part of the text is no TOML, so that a key that seems absent may stand there.
     is_partial: bool,
+    /// The good values, by key, defaults included.
+    values: Values,
     problems: Vec<Problem>,
 }
 
@@ -141,6 +144,7 @@ impl<'t> Reader<'t> {
             origin,
             lines: std::iter::once(0).chain(starts).collect(),
             is_partial: false,
+            values: Values::new(),
             problems: Vec::new(),
         }
     }
@@ -345,7 +349,10 @@ impl<'t> Reader<'t> {
 
     fn judge<R: Rule>(&mut self, key: &Key<R>, value: &Spanned<DeValue<'_>>) -> Option<R::Value> {
         match key.rule.check(value) {
-            Ok(read) => Some(read),
+            Ok(read) => {
+                self.values.insert(key.name, key.rule.write(&read));
+                Some(read)
+            }
             Err(faults) => {
                 for fault in faults {
                     let name = match fault.entry {
@@ -409,6 +416,7 @@ impl<'t> Reader<'t> {
             control: Control { socket: socket?.value, group: group?.value },
             ledger: Ledger { path: path?.value },
             log: Log { level: level?.value, format: format?.value },
+            values: std::mem::take(&mut self.values),
         })
     }
 

@@ -33,3 +33,11 @@ pub fn fixed_keys_changed(old: &Config, new: &Config) -> Vec<&'static str> {
     .filter_map(|(key, changed)| changed.then_some(key))
     .collect()
 }
+
+/// Why `fixed`, which [`fixed_keys_changed`] gave, stands in the way of a reload; `None` if it is empty.
+pub fn restart_needed(fixed: &[&str]) -> Option<String> {
+    (!fixed.is_empty()).then(|| {
+        let keys = fixed.join(", ");
+        format!("{keys} can only change at a start; restart tunicad, or change the file back")
+    })
+}
