@@ -34,7 +34,7 @@ pub struct Config {
     pub ledger: Ledger,
     /// `[log]`: the daemon's own log.
     pub log: Log,
-    /// The same once more by the keys' names, for [`crate::changes`].
+    /// The same once more by the keys' names, for [`crate::changes()`].
     pub(crate) values: Values,
 }
 
