@@ -154,7 +154,7 @@ const HELP: &str = "
  up down, Page   scroll the panel
  s               bans: newest first, or those first that end next
 
- The line at the top is part of the panels, too: zoomed it is `tunica status`.
+ The lines at the top are a panel, too: zoomed they are `tunica status`.
  PACKETS/S  over the last interval; – where it cannot be told, because the
             counters began anew, nobody answered, or it is the first reading
  TREND      the intervals before, each row by its own highest; . is none
