@@ -8,7 +8,12 @@
     reason = "a helper that fails is a test that fails"
 )]
 
-use std::fs;
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
 
 use tunica_tests::{
     disk::SmallDisk,
@@ -347,9 +352,15 @@ fn the_group_may_read_and_only_root_may_change() {
     let mut lab = Lab::new("group").unwrap();
     lab.configure("mode = \"observe\"", "").unwrap();
     lab.start().unwrap();
-    for verb in
-        [&["status"][..], &["ban", "list"], &["allow", "list"], &["sources"], &["explain", "192.0.2.7"]]
-    {
+    for verb in [
+        &["status"][..],
+        &["top", "--once", "--interval", "0.2"],
+        &["diff"],
+        &["ban", "list"],
+        &["allow", "list"],
+        &["sources"],
+        &["explain", "192.0.2.7"],
+    ] {
         let ran = lab.tunica_as(nogroup(), verb).unwrap();
         assert_eq!(ran.code, Some(0), "{verb:?}: {ran:?}");
     }
@@ -438,4 +449,144 @@ fn doctor_answers_without_a_daemon() {
     assert_eq!(level("interface.h0"), "failure");
     let ran = lab.tunica(&["--config", file.to_str().unwrap(), "doctor"]).unwrap();
     assert_eq!(ran.code, Some(7), "{ran:?}");
+}
+
+#[test]
+fn a_frame_of_top_shows_counts_that_move() {
+    let mut lab = Lab::new("top").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "203.0.113.77", "--for", "1h", "--reason", "scan"]).unwrap();
+    let row = |report: &serde_json::Value| {
+        let rows = report["rows"].as_array().unwrap();
+        rows.iter().find(|row| row["verdict"] == "syn_rate" && row["action"] == "drop").unwrap().clone()
+    };
+    let syn = syn_from([203, 0, 113, 5]);
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (frame, report) = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                lab.send(&syn, 20).unwrap();
+                sent.fetch_add(20, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let frame = lab.must(&["top", "--once"]);
+        let report = lab.json(&["top", "--once", "--interval", "0.5"]);
+        stop.store(true, Ordering::Relaxed);
+        (frame.unwrap(), report.unwrap())
+    });
+
+    assert!(frame.lines().all(|line| line.chars().count() <= 80) && frame.lines().count() <= 24, "{frame}");
+    let line = frame.lines().find(|line| line.starts_with("syn_rate ")).expect(&frame);
+    let mut words = line.split_whitespace().skip(1);
+    assert_eq!(words.next(), Some("drop"), "{frame}");
+    assert!(words.next().unwrap().parse::<f64>().unwrap() > 0.0, "{frame}");
+    for part in
+        ["enforcing", "h0 native", "DEFENCE", "armed", "203.0.113.5", "203.0.113.77", "1 warning: tor.user"]
+    {
+        assert!(frame.contains(part), "no {part}:\n{frame}");
+    }
+    let moving = row(&report);
+    assert_eq!(
+        (&report["schema"], &report["kind"], &report["mode"]),
+        (&1.into(), &"top".into(), &"enforce".into())
+    );
+    assert!(moving["packets_per_second"].as_f64().unwrap() > 0.0, "{moving}");
+    assert!(moving["packets"].as_u64().unwrap() <= sent.load(Ordering::Relaxed), "{moving}");
+
+    // Without traffic the counts stand still.
+    let still = row(&lab.json(&["top", "--once", "--interval", "0.5"]).unwrap());
+    assert_eq!(still["packets_per_second"], 0.0);
+    let passed = lab.json(&["top", "--once", "--interval", "0.2"]).unwrap();
+    assert_eq!(row(&passed)["packets"], still["packets"]);
+    assert!(still["packets"].as_u64().unwrap() <= sent.load(Ordering::Relaxed));
+
+    // Tables of another size in between: no rate at all, rather than a wrong one.
+    let asked = |lab: &Lab| {
+        let series = "tunica_control_requests_total{result=\"ok\",verb=\"counters\"}";
+        lab.metric(series).unwrap().unwrap_or(0.0)
+    };
+    let before = asked(&lab);
+    let renewed = thread::scope(|scope| {
+        let shown = scope.spawn(|| lab.json(&["top", "--once", "--interval", "8"]));
+        while asked(&lab) == before {
+            thread::sleep(Duration::from_millis(20));
+        }
+        lab.configure("mode = \"enforce\"\ntables = { bans = 2048 }", "").unwrap();
+        lab.must(&["reload"]).unwrap();
+        shown.join().unwrap().unwrap()
+    });
+    for row in renewed["rows"].as_array().unwrap() {
+        assert_eq!(row["packets_per_second"], serde_json::Value::Null, "{row}");
+    }
+}
+
+#[test]
+fn diff_says_what_a_reload_would_change_and_changes_nothing() {
+    let mut lab = Lab::new("diff").unwrap();
+    lab.configure("mode = \"observe\"\nallow = [\"198.51.100.0/24\"]", "").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    lab.must(&["ban", "add", "203.0.112.5", "--for", "1h"]).unwrap();
+    let said = lab.must(&["diff"]).unwrap();
+    assert!(said.contains("no key differs"), "{said}");
+    // Another way to write the same.
+    lab.configure("allow = [\"198.51.100.0/24\"]\nsyn = { burst = 0x14 }", "[http]\nenabled = true").unwrap();
+    assert_eq!(lab.json(&["diff"]).unwrap()["changes"].as_array().unwrap().len(), 0);
+
+    lab.configure("mode = \"enforce\"\nallow = [\"203.0.113.0/24\"]", "[tor]\nuser = \"nobody\"").unwrap();
+    let state = |lab: &Lab| {
+        let status = lab.json(&["status"]).unwrap();
+        let lists = [&["ban", "list"], &["allow", "list"]].map(|verb| lab.json(verb).unwrap());
+        (status["mode"].clone(), status["generation"].clone(), lists)
+    };
+    let before = state(&lab);
+    let ran = lab.tunica(&["diff"]).unwrap();
+    assert_eq!(ran.code, Some(8), "{ran:?}");
+    for part in [
+        "3 keys differ",
+        "shield.mode: \"observe\" -> \"enforce\"",
+        "- \"198.51.100.0/24\"",
+        "+ \"203.0.113.0/24\"",
+        "tor.user: not set -> \"nobody\"",
+        "1 ban would be lifted",
+        "`tunica reload` brings the file into force",
+    ] {
+        assert!(ran.out.contains(part), "no {part}: {ran:?}");
+    }
+    let diff = lab.json(&["diff"]).unwrap();
+    assert_eq!(diff["lifted"], serde_json::json!(["203.0.113.5"]));
+    assert_eq!(state(&lab), before);
+
+    // What only a start can change, and an interface that is not there.
+    lab.configure("", "[http]\nlisten = \"127.0.0.1:9188\"").unwrap();
+    let path = lab.path("tunica.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("[\"h0\"]", "[\"h0\", \"h9\"]")).unwrap();
+    let diff = lab.json(&["diff"]).unwrap();
+    let needs_restart: Vec<_> = diff["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| (change["key"].as_str().unwrap(), change["needs_restart"].as_bool().unwrap()))
+        .collect();
+    assert_eq!(needs_restart, [("shield.interfaces", false), ("shield.allow", false), ("http.listen", true)]);
+    let obstacles = diff["obstacles"].to_string();
+    assert!(obstacles.contains("http.listen") && obstacles.contains("no interface h9"), "{obstacles}");
+    // A reload says the same.
+    assert!(lab.tunica(&["reload"]).unwrap().err.contains("http.listen can only change at a start"));
+
+    lab.configure("mode = \"enforced\"", "").unwrap();
+    let ran = lab.tunica(&["diff"]).unwrap();
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+    assert!(ran.err.contains("shield.mode = \"enforced\""), "{ran:?}");
+    assert_eq!(state(&lab), before);
+
+    // What was foretold comes true, and then nothing differs.
+    lab.configure("mode = \"enforce\"\nallow = [\"203.0.113.0/24\"]", "[tor]\nuser = \"nobody\"").unwrap();
+    lab.must(&["reload"]).unwrap();
+    let list = lab.must(&["ban", "list"]).unwrap();
+    assert!(!list.contains("203.0.113.5") && list.contains("203.0.112.5"), "{list}");
+    assert_eq!(lab.tunica(&["diff"]).unwrap().code, Some(0));
 }

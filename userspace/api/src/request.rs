@@ -9,6 +9,10 @@ use tunica_core::id::{PacketSource, Prefix};
 pub enum Request {
     /// The state of every defence.
     Status {},
+    /// Every counter of packets, and when it was read.
+    Counters {},
+    /// What the configuration file would change if it were read again.
+    Diff {},
     /// Every ban in force.
     BanList {},
     /// Ban a source.
@@ -58,6 +62,8 @@ impl Request {
     pub const fn is_read_only(&self) -> bool {
         match self {
             Self::Status {}
+            | Self::Counters {}
+            | Self::Diff {}
             | Self::BanList {}
             | Self::AllowList {}
             | Self::Sources { .. }
@@ -77,6 +83,8 @@ impl Request {
     pub const fn verb(&self) -> &'static str {
         match self {
             Self::Status {} => "status",
+            Self::Counters {} => "counters",
+            Self::Diff {} => "diff",
             Self::BanList {} => "ban_list",
             Self::BanAdd(_) => "ban_add",
             Self::BanRemove { .. } => "ban_remove",

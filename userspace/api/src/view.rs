@@ -12,6 +12,10 @@ use tunica_core::{
 pub enum Answer {
     /// To `status`.
     Status(Box<Status>),
+    /// To `counters`.
+    Counters(Counters),
+    /// To `diff`.
+    Differences(Differences),
     /// To `ban list`.
     Bans(Bans),
     /// To `allow list`.
@@ -179,6 +183,66 @@ pub struct NeverBan {
     pub tor_last_read: Option<WallTime>,
     /// Bans refused because of the set since the daemon started.
     pub refused_bans: u64,
+}
+
+/// Every counter of packets at one moment.
+///
+/// Two readings give a rate only if `started` and `tables` are the same in both: else the counters began anew between.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// When the daemon started.
+    pub started: WallTime,
+    /// The daemon's wall clock at the reading.
+    pub now: WallTime,
+    /// The host's monotonic clock at the reading, in milliseconds: the time between two readings is their difference.
+    pub monotonic_milliseconds: u64,
+    /// Where the counters are pinned. Tables of another size are other counters, which begin at zero.
+    pub tables: String,
+    /// One row for each verdict and action.
+    pub rows: Vec<Counter>,
+}
+
+/// The packets of one outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    /// The verdict's word.
+    pub verdict: String,
+    /// `pass`, `drop` or `would_drop`.
+    pub action: String,
+    /// Packets since the tables were made.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// How the configuration file differs from what is in force. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Differences {
+    /// The file that was read.
+    pub file: String,
+    /// One row for each key whose value differs, in the order of the reference page.
+    pub changes: Vec<Change>,
+    /// Bans that a reload would lift because the new file protects their source.
+    pub lifted: Vec<PacketSource>,
+    /// Why `reload` would refuse the file although it is valid: one sentence each, empty if it would not.
+    pub obstacles: Vec<String>,
+}
+
+/// One key whose value differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The full name, such as `shield.syn.burst`.
+    pub key: String,
+    /// The value in force as TOML; absent where the key is not set.
+    pub old: Option<String>,
+    /// The value in the file, or its default, as TOML; absent where the key is not set.
+    pub new: Option<String>,
+    /// Of a list: entries that only the file has.
+    pub added: Vec<String>,
+    /// Of a list: entries that the file no longer has.
+    pub removed: Vec<String>,
+    /// Whether only a restart of the daemon can bring the value into force.
+    pub needs_restart: bool,
 }
 
 /// Bans in force.

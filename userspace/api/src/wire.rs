@@ -103,7 +103,12 @@ pub fn write_answer(answer: &Answer) -> Result<Vec<u8>, serde_json::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{BanAdd, Length};
+    use tunica_core::time::WallTime;
+
+    use crate::{
+        request::{BanAdd, Length},
+        view::{Change, Counter, Counters, Differences},
+    };
 
     #[test]
     fn requests_survive_the_wire() {
@@ -120,6 +125,67 @@ mod tests {
             "{\"schema\":1,\"verb\":\"ban_add\",\"source\":\"192.0.2.7\",\"length\":{\"seconds\":300},\"reason\":\"scan\",\"operator\":\"2001:db8::/64\",\"dry_run\":true}\n"
         );
         assert_eq!(read_request(&line).unwrap(), request);
+    }
+
+    #[test]
+    fn requests_without_fields_take_none() {
+        for (request, line) in [
+            (Request::Counters {}, "{\"schema\":1,\"verb\":\"counters\"}\n"),
+            (Request::Diff {}, "{\"schema\":1,\"verb\":\"diff\"}\n"),
+        ] {
+            assert_eq!(String::from_utf8(write_request(&request).unwrap()).unwrap(), line);
+            assert_eq!(read_request(line.as_bytes()).unwrap(), request);
+            assert!(line.contains(request.verb()));
+            assert!(request.is_read_only());
+            let more = line.replace('}', ",\"more\":1}");
+            assert!(read_request(more.as_bytes()).unwrap_err().to_string().contains("unknown field `more`"));
+        }
+    }
+
+    #[test]
+    fn counters_and_differences_survive_the_wire() {
+        let counters = Answer::Counters(Counters {
+            started: WallTime(1_000),
+            now: WallTime(1_060),
+            monotonic_milliseconds: 60_500,
+            tables: "/sys/fs/bpf/tunica/x".to_owned(),
+            rows: vec![Counter {
+                verdict: "syn_rate".to_owned(),
+                action: "drop".to_owned(),
+                packets: u64::MAX,
+                bytes: 60,
+            }],
+        });
+        let differences = Answer::Differences(Differences {
+            file: "/etc/tunica/tunica.toml".to_owned(),
+            changes: vec![Change {
+                key: "shield.mode".to_owned(),
+                old: Some("\"observe\"".to_owned()),
+                new: None,
+                added: Vec::new(),
+                removed: Vec::new(),
+                needs_restart: false,
+            }],
+            lifted: vec!["192.0.2.7".parse().unwrap()],
+            obstacles: Vec::new(),
+        });
+        for (answer, line) in [
+            (
+                counters,
+                "{\"schema\":1,\"kind\":\"counters\",\"started\":1000,\"now\":1060,\
+                 \"monotonic_milliseconds\":60500,\"tables\":\"/sys/fs/bpf/tunica/x\",\"rows\":[\
+                 {\"verdict\":\"syn_rate\",\"action\":\"drop\",\"packets\":18446744073709551615,\"bytes\":60}]}\n",
+            ),
+            (
+                differences,
+                "{\"schema\":1,\"kind\":\"differences\",\"file\":\"/etc/tunica/tunica.toml\",\"changes\":[\
+                 {\"key\":\"shield.mode\",\"old\":\"\\\"observe\\\"\",\"new\":null,\"added\":[],\"removed\":[],\
+                 \"needs_restart\":false}],\"lifted\":[\"192.0.2.7\"],\"obstacles\":[]}\n",
+            ),
+        ] {
+            assert_eq!(String::from_utf8(write_answer(&answer).unwrap()).unwrap(), line);
+            assert_eq!(read_answer(line.as_bytes()).unwrap(), answer);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use crate::changes::Values;
 use thiserror::Error;
 use tunica_common::{
     gcra::{self, Limit, Pace},
@@ -43,6 +44,8 @@ pub struct Config {
     pub ledger: Ledger,
     /// `[log]`: the daemon's own log.
     pub log: Log,
+    /// The same once more by the keys' names, for [`crate::changes()`].
+    pub(crate) values: Values,
 }
 
 /// `[shield]`: the packet filter.

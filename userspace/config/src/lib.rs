@@ -8,6 +8,7 @@
 //! whether an interface or user exists is for the daemon to find out.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod config;
 mod keys;
 mod nearest;
@@ -16,6 +17,7 @@ mod read;
 mod reference;
 mod rule;
 
+pub use changes::{Change, Written, changes};
 pub use config::{
     Attach, Bans, Config, Control, DropLog, Events, Http, Ledger, Log, LogFormat, LogLevel, Mode, OnStale,
     Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,

@@ -17,6 +17,7 @@ use tunica_common::gcra::{self, Limit};
 use tunica_core::limits::SECOND_NS;
 
 use crate::{
+    changes::Values,
     config::{
         Bans, Config, Control, Cookies, DropLog, Events, Http, Icmp, Ledger, Log, NoSocket, PortSyn, Ports,
         Sanity, Shield, Syn, Tables, Tor, Uninspected,
@@ -122,6 +123,8 @@ struct Reader<'t> {
     lines: Vec<usize>,
     /// Whether part of the text is no TOML, so that a key that seems absent may stand there.
     is_partial: bool,
+    /// The good values, by key, defaults included.
+    values: Values,
     problems: Vec<Problem>,
 }
 
@@ -142,6 +145,7 @@ impl<'t> Reader<'t> {
             origin,
             lines: std::iter::once(0).chain(starts).collect(),
             is_partial: false,
+            values: Values::new(),
             problems: Vec::new(),
         }
     }
@@ -346,7 +350,10 @@ impl<'t> Reader<'t> {
 
     fn judge<R: Rule>(&mut self, key: &Key<R>, value: &Spanned<DeValue<'_>>) -> Option<R::Value> {
         match key.rule.check(value) {
-            Ok(read) => Some(read),
+            Ok(read) => {
+                self.values.insert(key.name, key.rule.write(&read));
+                Some(read)
+            }
             Err(faults) => {
                 for fault in faults {
                     let name = match fault.entry {
@@ -410,6 +417,7 @@ impl<'t> Reader<'t> {
             control: Control { socket: socket?.value, group: group?.value },
             ledger: Ledger { path: path?.value },
             log: Log { level: level?.value, format: format?.value },
+            values: std::mem::take(&mut self.values),
         })
     }
 

@@ -23,6 +23,7 @@ use tunica_core::{
 };
 
 use crate::{
+    changes::Written,
     config::{Choice, PortLimit},
     nearest::nearest,
 };
@@ -53,6 +54,9 @@ pub(crate) trait Rule {
 
     /// Judges a value. A refused one has at least one fault.
     fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Self::Value, Vec<Fault>>;
+
+    /// A value as TOML, the same for all ways to write it.
+    fn write(&self, value: &Self::Value) -> Written;
 }
 
 /// A rule whose values can stand in a list.
@@ -186,6 +190,10 @@ impl Rule for Switch {
     fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<bool, Vec<Fault>> {
         value.get_ref().as_bool().ok_or_else(|| Fault::wrong_type(value, "true or false, without quotes"))
     }
+
+    fn write(&self, value: &bool) -> Written {
+        Written::One(value.to_string())
+    }
 }
 
 impl Rule for Number {
@@ -210,6 +218,10 @@ impl Rule for Number {
             .filter(|number| (self.least..=self.most).contains(number))
             .and_then(NonZeroU32::new)
             .ok_or_else(|| Fault::at(value, consequence, format!("give {}", self.range())))
+    }
+
+    fn write(&self, value: &NonZeroU32) -> Written {
+        Written::One(value.to_string())
     }
 }
 
@@ -271,6 +283,10 @@ impl<T: Choice + fmt::Debug> Rule for OneOf<T> {
             Fault::at(value, "this word is not known here, so what is wanted would be a guess", fix)
         })
     }
+
+    fn write(&self, value: &T) -> Written {
+        Written::text(value.label())
+    }
 }
 
 /// `"a", "b" or "c"`.
@@ -327,6 +343,11 @@ impl Rule for AbsolutePath {
         };
         Err(Fault::at(value, consequence, format!("give {}", self.allowed())))
     }
+
+    fn write(&self, value: &PathBuf) -> Written {
+        // It came from a text, so nothing is replaced.
+        Written::text(&value.to_string_lossy())
+    }
 }
 
 impl Rule for Account {
@@ -360,6 +381,10 @@ impl Rule for Account {
             return Ok(name.to_owned());
         };
         Err(Fault::at(value, consequence, format!("give {}", self.allowed())))
+    }
+
+    fn write(&self, value: &String) -> Written {
+        Written::text(value)
     }
 }
 
@@ -396,6 +421,10 @@ impl Rule for LoopbackAddress {
             format!("{fix}; for readers elsewhere put a proxy that asks for one before it"),
         ))
     }
+
+    fn write(&self, value: &SocketAddr) -> Written {
+        Written::text(&value.to_string())
+    }
 }
 
 impl Rule for InterfaceName {
@@ -431,6 +460,10 @@ impl Rule for InterfaceName {
             return Ok(name.to_owned());
         };
         Err(Fault::at(value, consequence, format!("give {}; `ip -brief link` lists them", self.allowed())))
+    }
+
+    fn write(&self, value: &String) -> Written {
+        Written::text(value)
     }
 }
 
@@ -506,6 +539,10 @@ impl Rule for Cidr {
         }
         Ok(prefix)
     }
+
+    fn write(&self, value: &Prefix) -> Written {
+        Written::text(&value.to_string())
+    }
 }
 
 impl Element for Cidr {
@@ -563,6 +600,10 @@ impl Rule for PortName {
             Fault::at(value, consequence, format!("give {}", self.allowed()))
         })
     }
+
+    fn write(&self, value: &Port) -> Written {
+        Written::text(&value.to_string())
+    }
 }
 
 impl Element for PortName {
@@ -610,6 +651,10 @@ impl Rule for PortRate {
             let consequence = "this is no port with a rate, so nothing would be limited";
             Fault::at(value, consequence, format!("give {}", self.allowed()))
         })
+    }
+
+    fn write(&self, value: &PortLimit) -> Written {
+        Written::text(&value.to_string())
     }
 }
 
@@ -670,6 +715,10 @@ impl Rule for VerdictOf {
         let fix = format!("give {}", self.allowed());
         Err(Fault::at(value, consequence, fix))
     }
+
+    fn write(&self, value: &Verdict) -> Written {
+        Written::text(value.label())
+    }
 }
 
 impl Element for VerdictOf {
@@ -725,5 +774,9 @@ impl<E: Element> Rule for List<E> {
         } else {
             Err(faults)
         }
+    }
+
+    fn write(&self, value: &Self::Value) -> Written {
+        Written::List(value.iter().map(|entry| self.each.write(entry).to_string()).collect())
     }
 }

@@ -24,12 +24,14 @@ pub(crate) enum Exit {
     Unreachable = 6,
     /// The answer shows that the host is not protected as configured.
     Attention = 7,
+    /// The configuration file differs from what is in force.
+    Differs = 8,
     /// The configuration has problems: `EX_CONFIG` of BSD's sysexits.h.
     BadConfig = 78,
 }
 
 impl Exit {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Done,
         Self::Failed,
         Self::Usage,
@@ -38,6 +40,7 @@ impl Exit {
         Self::Forbidden,
         Self::Unreachable,
         Self::Attention,
+        Self::Differs,
         Self::BadConfig,
     ];
 
@@ -51,7 +54,8 @@ impl Exit {
             Self::Forbidden => "not permitted",
             Self::Unreachable => "tunicad does not answer",
             Self::Attention => "status or doctor: the host is not protected as configured",
-            Self::BadConfig => "the configuration has problems (check, init, reload)",
+            Self::Differs => "diff: the file differs from what is in force",
+            Self::BadConfig => "the configuration has problems (check, diff, init, reload)",
         }
     }
 }
@@ -78,7 +82,10 @@ pub(crate) fn of(answer: &Answer) -> Exit {
         Answer::Doctor(doctor) if doctor.findings.iter().any(|finding| finding.level == Level::Failure) => {
             Exit::Attention
         }
+        Answer::Differences(view) if !view.changes.is_empty() => Exit::Differs,
         Answer::Status(_)
+        | Answer::Counters(_)
+        | Answer::Differences(_)
         | Answer::Doctor(_)
         | Answer::Bans(_)
         | Answer::Allows(_)

@@ -1,9 +1,10 @@
 //! Answers as text for people: pure functions of what was answered.
 
+mod differences;
 mod explanation;
 mod findings;
 mod lists;
-mod status;
+pub(crate) mod status;
 pub(crate) mod text;
 
 use tunica_api::view::{Answer, Done, Refused};
@@ -16,6 +17,8 @@ use text::wrap;
 pub(crate) fn answer(answer: &Answer) -> String {
     match answer {
         Answer::Status(view) => status::status(view),
+        Answer::Counters(view) => lists::counters(view),
+        Answer::Differences(view) => differences::differences(view),
         Answer::Bans(view) => lists::bans(view),
         Answer::Allows(view) => lists::allows(view),
         Answer::Done(view) => done(view),

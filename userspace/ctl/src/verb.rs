@@ -4,6 +4,7 @@ mod allow;
 mod ban;
 mod bypass;
 mod check;
+mod diff;
 mod doctor;
 mod explain;
 mod init;
@@ -12,6 +13,7 @@ mod policy;
 mod reload;
 mod sources;
 pub(crate) mod status;
+mod top;
 
 use clap::Subcommand;
 use tunica_api::{request::Request, view::Answer};
@@ -29,6 +31,8 @@ use crate::{
 pub(crate) enum Verb {
     /// Show whether the host is protected, and by what
     Status,
+    /// Watch verdicts, sources, bans and defences live
+    Top(top::Top),
     /// List, add or lift bans
     #[command(subcommand)]
     Ban(ban::Ban),
@@ -45,6 +49,8 @@ pub(crate) enum Verb {
     Init(init::Init),
     /// Print the policy in another program's words; needs no daemon
     Render(policy::Render),
+    /// Show what `reload` would change, and change nothing
+    Diff,
     /// Make tunicad read its configuration again; all or nothing
     Reload,
     /// Detach the shield for a while, or attach it again
@@ -62,6 +68,7 @@ impl Verb {
     pub(crate) fn run(self, global: &Global) -> Result<Exit, Failure> {
         match self {
             Self::Status => ask(global, &status::request()),
+            Self::Top(verb) => verb.run(global),
             Self::Ban(verb) => ask(global, &verb.request(&Host::at("/"))),
             Self::Allow(verb) => ask(global, &verb.request()),
             Self::Sources(verb) => ask(global, &verb.request()),
@@ -69,6 +76,7 @@ impl Verb {
             Self::Check(verb) => verb.run(global),
             Self::Init(verb) => verb.run(global),
             Self::Render(verb) => verb.run(global),
+            Self::Diff => ask(global, &diff::request()),
             Self::Reload => ask(global, &reload::request()),
             Self::Bypass(verb) => ask(global, &verb.request()),
             Self::Doctor => doctor::run(global),

@@ -451,6 +451,8 @@ impl App {
     pub fn answer(&mut self, request: Request) -> Answer {
         match request {
             Request::Status {} => self.status(),
+            Request::Counters {} => self.counters(),
+            Request::Diff {} => self.diff(),
             Request::BanList {} => Answer::Bans(views::bans(&self.coordinator)),
             Request::AllowList {} => Answer::Allows(views::allows(&self.coordinator)),
             Request::Sources { limit } => {
@@ -533,6 +535,43 @@ impl App {
         Answer::Status(Box::new(views::status(&self.coordinator, &self.shield, &around, self.now())))
     }
 
+    fn counters(&self) -> Answer {
+        match self.shield.tables().totals() {
+            Ok(totals) => {
+                Answer::Counters(views::counters(&totals, self.shield.directory(), self.started, self.now()))
+            }
+            Err(error) => views::refused(RefusedCode::Failed, error.to_string()),
+        }
+    }
+
+    /// Reads the configuration file and says what a reload would do with it.
+    fn diff(&mut self) -> Answer {
+        let read = tunica_config::read_file(&self.config_path).map_err(|error| error.to_string());
+        let found = read.and_then(|config| {
+            let settings = config.settings().map_err(|error| error.to_string())?;
+            Ok((config, settings))
+        });
+        let (config, settings) = match found {
+            Ok(found) => found,
+            Err(message) => return views::refused(RefusedCode::BadConfig, message),
+        };
+        let fixed = settings::fixed_keys_changed(&self.config, &config);
+        let mut obstacles: Vec<String> = settings::restart_needed(&fixed).into_iter().collect();
+        let come = only_in(&config.shield.interfaces, &self.shield.plan().interfaces);
+        obstacles.extend(come.iter().filter_map(|name| self.shield.admit(name).err()).map(|e| e.to_string()));
+        // An outcome that is neither kept nor taken in changes nothing.
+        let now = self.now();
+        let outcome = self.coordinator.handle(Event::Reloaded(Box::new(settings)), now);
+        let changes = tunica_config::changes(&self.config, &config);
+        Answer::Differences(views::differences(
+            &self.config_path,
+            changes,
+            &fixed,
+            &outcome.commands,
+            obstacles,
+        ))
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.config.warnings();
         warnings.extend(self.troubles.list());
@@ -567,11 +606,8 @@ impl App {
         let failed = |message: String| Refused { code: RefusedCode::Failed, message };
         let config = tunica_config::read_file(&self.config_path).map_err(|error| bad(error.to_string()))?;
         let fixed = settings::fixed_keys_changed(&self.config, &config);
-        if !fixed.is_empty() {
-            return Err(bad(format!(
-                "{} can only change at a start; restart tunicad, or change the file back",
-                fixed.join(", ")
-            )));
+        if let Some(message) = settings::restart_needed(&fixed) {
+            return Err(bad(message));
         }
         let settings = config.settings().map_err(|error| bad(error.to_string()))?;
         let plan = settings::plan(&config);

@@ -415,6 +415,8 @@ impl ControlRequests {
                 | Refusal::BadConfig => "refused",
             },
             Answer::Status(_)
+            | Answer::Counters(_)
+            | Answer::Differences(_)
             | Answer::Bans(_)
             | Answer::Allows(_)
             | Answer::Done(_)

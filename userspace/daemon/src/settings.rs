@@ -37,3 +37,42 @@ pub fn fixed_keys_changed(old: &Config, new: &Config) -> Vec<&'static str> {
     .filter_map(|(key, changed)| changed.then_some(key))
     .collect()
 }
+
+/// Why `fixed`, which [`fixed_keys_changed`] gave, stands in the way of a reload; `None` if it is empty.
+pub fn restart_needed(fixed: &[&str]) -> Option<String> {
+    (!fixed.is_empty()).then(|| {
+        let keys = fixed.join(", ");
+        format!("{keys} can only change at a start; restart tunicad, or change the file back")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_key_that_changed_is_named_and_is_among_the_differences() {
+        let read = |more: &str| {
+            tunica_config::read(&format!("shield.interfaces = [\"eth0\"]\n{more}"), "a test").unwrap()
+        };
+        let old = read("");
+        for (key, value) in [
+            ("http.enabled", "false"),
+            ("http.listen", "\"127.0.0.1:1\""),
+            ("control.socket", "\"/run/s\""),
+            ("control.group", "\"adm\""),
+            ("ledger.path", "\"/var/l\""),
+            ("log.format", "\"json\""),
+            ("shield.pin_path", "\"/sys/fs/bpf/other\""),
+        ] {
+            let new = read(&format!("{key} = {value}"));
+            let fixed = fixed_keys_changed(&old, &new);
+            assert_eq!(fixed, [key]);
+            let differing: Vec<_> =
+                tunica_config::changes(&old, &new).iter().map(|change| change.key).collect();
+            assert_eq!(differing, [key]);
+            assert!(restart_needed(&fixed).is_some_and(|message| message.starts_with(key)));
+        }
+        assert_eq!(restart_needed(&fixed_keys_changed(&old, &read("shield.mode = \"enforce\""))), None);
+    }
+}

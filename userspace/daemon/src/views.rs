@@ -1,20 +1,24 @@
 //! The daemon's state in the words of the API.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
-    Allow, Allows, Ban, Bans, Bypass, Defence, Done, Heartbeat, Interface, NeverBan, Program, Refused,
-    RefusedCode, Source, Sources, Status, Table,
+    Allow, Allows, Ban, Bans, Bypass, Change, Counter, Counters, Defence, Differences, Done, Heartbeat,
+    Interface, NeverBan, Program, Refused, RefusedCode, Source, Sources, Status, Table,
+};
+use tunica_common::{
+    event::tally_slot,
+    verdict::{Action, Verdict},
 };
 use tunica_config::Config;
 use tunica_core::{
     coordinator::{self, Coordinator, Reply},
     id::{PacketSource, Prefix},
-    ledger::{AllowFact, BanFact},
+    ledger::{AllowFact, BanFact, Command},
     time::{Monotime, Now, WallTime},
 };
 
-use crate::shell::xdp::{InterfaceState, Shield, attach::Wanted, hook::Mode, object};
+use crate::shell::xdp::{InterfaceState, Shield, attach::Wanted, hook::Mode, object, tables::Total};
 
 /// One ban.
 pub fn ban(source: PacketSource, fact: &BanFact) -> Ban {
@@ -81,6 +85,69 @@ pub fn allow_of(coordinator: &Coordinator, address: IpAddr) -> Option<Allow> {
         allows(coordinator).entries.into_iter().filter(|entry| entry.prefix.contains(address)).collect();
     entries.sort_by_key(|entry| entry.prefix.length());
     entries.pop()
+}
+
+/// Every counter; `totals` is in slot order, and `directory` is where the counters are pinned.
+pub fn counters(totals: &[Total], directory: &Path, started: WallTime, now: Now) -> Counters {
+    let row = |verdict: Verdict, action: Action| {
+        let slot = tally_slot(verdict, action) as usize;
+        let total = totals.get(slot).copied().unwrap_or_default();
+        Counter {
+            verdict: verdict.label().to_owned(),
+            action: action.label().to_owned(),
+            packets: total.packets,
+            bytes: total.bytes,
+        }
+    };
+    Counters {
+        started,
+        now: now.wall,
+        monotonic_milliseconds: now.mono.0 / 1_000_000,
+        tables: directory.display().to_string(),
+        rows: Verdict::ALL
+            .iter()
+            .flat_map(|verdict| Action::ALL.map(|action| row(*verdict, action)))
+            .collect(),
+    }
+}
+
+/// What a reload of `file` would do: keys that differ, those of them that are `fixed` until a restart, and the bans that
+/// `commands` lift.
+pub fn differences(
+    file: &Path,
+    changes: Vec<tunica_config::Change>,
+    fixed: &[&str],
+    commands: &[Command],
+    obstacles: Vec<String>,
+) -> Differences {
+    let lifted = commands.iter().filter_map(|command| match command {
+        Command::LiftBan { source } => Some(*source),
+        Command::SetBan { .. }
+        | Command::SetMemory { .. }
+        | Command::ForgetMemory { .. }
+        | Command::SetAllow { .. }
+        | Command::LiftAllow { .. }
+        | Command::SetBypass { .. }
+        | Command::ClearBypass
+        | Command::SetSyncookies { .. }
+        | Command::ClearSyncookies => None,
+    });
+    Differences {
+        file: file.display().to_string(),
+        changes: changes
+            .into_iter()
+            .map(|change| Change {
+                key: change.key.to_owned(),
+                added: change.added(),
+                removed: change.removed(),
+                old: change.old.map(|value| value.to_string()),
+                new: change.new.map(|value| value.to_string()),
+                needs_restart: fixed.contains(&change.key),
+            })
+            .collect(),
+        lifted: lifted.collect(),
+        obstacles,
+    }
 }
 
 /// Sources in sampled events, at most `limit` of them.

@@ -1,9 +1,28 @@
 //! `ban list`, `allow list`, `sources`.
 
-use tunica_api::view::{Allow, Allows, Ban, Bans, Source, Sources};
+use tunica_api::view::{Allow, Allows, Ban, Bans, Counter, Counters, Source, Sources};
 use tunica_core::time::WallTime;
 
 use super::text::{Align, count, duration, table, wrap};
+
+/// Counters that are not zero.
+pub(super) fn counters(view: &Counters) -> String {
+    let rows: Vec<_> = view.rows.iter().filter(|row| row.packets > 0).collect();
+    if rows.is_empty() {
+        return "No packet was counted.\n".to_owned();
+    }
+    let row =
+        |row: &&Counter| [row.verdict.clone(), row.action.clone(), count(row.packets), count(row.bytes)];
+    table(
+        [
+            ("VERDICT", Align::Left),
+            ("ACTION", Align::Left),
+            ("PACKETS", Align::Right),
+            ("BYTES", Align::Right),
+        ],
+        &rows.iter().map(row).collect::<Vec<_>>(),
+    )
+}
 
 /// Bans in force.
 pub(super) fn bans(view: &Bans) -> String {

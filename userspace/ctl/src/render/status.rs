@@ -6,7 +6,7 @@ use super::text::{Align, count, duration, table, wrap};
 use crate::verb::status::{is_attached_as_requested, is_stale};
 
 /// The state of every defence.
-pub(super) fn status(view: &Status) -> String {
+pub(crate) fn status(view: &Status) -> String {
     let mut out = wrap("", "  ", &headline(view));
 
     out.push('\n');
@@ -148,7 +148,7 @@ fn tables(rows: &[Table]) -> String {
 }
 
 /// In whole percent, rounded up, so that 0 % means empty and 100 % full only if the table is.
-fn fill(table: &Table) -> String {
+pub(crate) fn fill(table: &Table) -> String {
     let (used, capacity) = (u128::from(table.used), u128::from(table.capacity.max(1)));
     let percent = (used * 100).div_ceil(capacity);
     if percent == 100 && used < capacity { "99 %".to_owned() } else { format!("{percent} %") }

@@ -23,6 +23,8 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
             match reply.answer {
                 Answer::Doctor(_) => show(global, &reply),
                 Answer::Status(_)
+                | Answer::Counters(_)
+                | Answer::Differences(_)
                 | Answer::Bans(_)
                 | Answer::Allows(_)
                 | Answer::Done(_)

@@ -1,0 +1,8 @@
+//! `diff`.
+
+use tunica_api::request::Request;
+
+/// The request to send.
+pub(crate) fn request() -> Request {
+    Request::Diff {}
+}
