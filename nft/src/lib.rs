@@ -360,6 +360,7 @@ pub fn not_covered() -> impl Iterator<Item = Verdict> {
                 | Verdict::FinNoAck
                 | Verdict::OwnSource
         ),
-        Class::Ban | Class::Limit => false,
+        Class::Ban | Class::Limit => matches!(verdict, Verdict::BannedNet | Verdict::SynRateNet),
+        Class::Port | Class::NoSocket | Class::Icmp | Class::Cookie => true,
     })
 }

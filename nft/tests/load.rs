@@ -8,6 +8,7 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     process::{Command, Stdio},
     time::Duration,
@@ -19,7 +20,7 @@ use tunica_common::{
 };
 use tunica_core::{
     ban_ladder::Ladder,
-    limits::{Mode, OnStale, Settings},
+    limits::{CookieSettings, Mode, OnStale, Settings},
 };
 use tunica_nft::{Ban, SynLimit, not_covered, ruleset};
 
@@ -32,6 +33,19 @@ fn settings(mode: Mode) -> Settings {
         stale_after: Duration::from_secs(30),
         event_interval: Duration::from_millis(10),
         syn: Limit::new(10, 20),
+        escalate_after: 8,
+        port_syn: None,
+        cookies: CookieSettings {
+            enabled: false,
+            manage_syncookies: false,
+            trickle: [0; 2],
+            hold: Duration::from_secs(60),
+        },
+        no_socket: None,
+        icmp: None,
+        lockdown: false,
+        ports: BTreeMap::new(),
+        net_capacity: 64,
         ladder: Ladder::new(vec![Duration::from_secs(300)], Duration::from_secs(86_400)).unwrap(),
         config_allow: Vec::new(),
         ban_capacity: 4_096,

@@ -996,7 +996,10 @@ impl Rows {
     fn banned_nets(&mut self) {
         let nets = |rows: &[(&str, Ban)]| {
             with(|world| {
-                world.banned_nets = rows.iter().map(|(text, ban)| (parse(&[text])[0], *ban)).collect();
+                world.banned_nets = rows
+                    .iter()
+                    .flat_map(|(text, ban)| parse(&[text]).into_iter().map(|prefix| (prefix, *ban)))
+                    .collect();
             })
         };
         let ack = tcp(ACK, 5);
