@@ -121,10 +121,14 @@ fn decide(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet) -> Decision {
 /// itself later; else the source's limit, the port's own and the budget count it.
 #[inline(always)]
 fn syn(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet, key: &SourceKey, hash: u64) -> Decision {
-    let rule = rule(policy, packet);
+    // Plain values, because of an `Option` that is looked at again later the compiler keeps what was never written.
+    let (flags, new_pace) = match rule(policy, packet) {
+        Some(rule) => (rule.flags, rule.new_pace),
+        None => (0, [0, 0]),
+    };
     let budget = policy.budget_pace[0] != 0;
-    let is_ours = (policy.lockdown != 0 || budget || rule.is_some()) && is_for_us(policy, packet);
-    let flags = rule.as_ref().map_or(0, |rule| rule.flags);
+    let has_rule = new_pace[0] != 0 || flags != 0;
+    let is_ours = (policy.lockdown != 0 || budget || has_rule) && is_for_us(policy, packet);
     if policy.lockdown != 0 && is_ours && flags & PORT_OPEN == 0 {
         return Decision::Refuse(Objection { verdict: Verdict::PortClosed, now: None });
     }
@@ -146,9 +150,7 @@ fn syn(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet, key: &SourceKey,
     if !is_ours {
         return Decision::Pass;
     }
-    if let Some(rule) = rule
-        && !limit::admit(&mut port.new_tat, now, rule.new_pace)
-    {
+    if !limit::admit(&mut port.new_tat, now, new_pace) {
         return Decision::refuse(Verdict::PortRate, now);
     }
     if limit::admit(&mut port.budget_tat, now, policy.budget_pace) {
@@ -259,7 +261,7 @@ fn under(tat: &mut u64, pace: Pace, verdict: Verdict, now: u64) -> Decision {
 
 /// What an operator said of the packet's port.
 #[inline(always)]
-pub fn rule(policy: &Policy, packet: &Packet) -> Option<PortRule> {
+pub fn rule(policy: &Policy, packet: &Packet) -> Option<&'static PortRule> {
     if policy.ports_present == 0 {
         return None;
     }

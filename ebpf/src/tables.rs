@@ -144,9 +144,10 @@ pub fn cell(sketch: Sketch, index: u32) -> Option<&'static mut u32> {
 
 /// What an operator said of the port with this key.
 #[inline(always)]
-pub fn port_rule(key: u32) -> Option<PortRule> {
-    // SAFETY: copied before anything else can run; as for `ban`.
-    unsafe { PORTS.get(&key).copied() }
+pub fn port_rule(key: u32) -> Option<&'static PortRule> {
+    // SAFETY: a row reused while it is read belongs to another port, which at worst costs this packet's verdict. A copy
+    // would be carried along where there is none, and the verifier refuses to read what was never written.
+    unsafe { PORTS.get(&key) }
 }
 
 /// What is remembered of a port. CPUs may lose each other's updates, which admits a packet too many.

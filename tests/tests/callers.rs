@@ -198,16 +198,16 @@ fn the_copy_is_the_same_program_and_keeps_nothing_of_earlier_questions() {
     };
     let round = || {
         assert_eq!(labels("203.0.113.5"), ["4 banned"]);
-        assert_eq!(labels("203.0.113.6"), ["3 pass", "1 syn_rate"]);
-        assert_eq!(labels("198.51.100.3"), ["3 pass", "1 allowed"]);
+        assert_eq!(labels("203.0.113.6"), ["3 syn", "1 syn_rate"]);
+        assert_eq!(labels("198.51.100.3"), ["3 syn", "1 allowed"]);
         assert_eq!(labels("10.77.0.1"), ["4 own_source"]);
-        assert_eq!(labels("2001:db8::7"), ["3 pass", "1 syn_rate"]);
+        assert_eq!(labels("2001:db8::7"), ["3 syn", "1 syn_rate"]);
     };
     round();
     round();
     // The live state is asked anew each time.
     lab.must(&["ban", "remove", "203.0.113.5"]).unwrap();
-    assert_eq!(labels("203.0.113.5"), ["3 pass", "1 syn_rate"]);
+    assert_eq!(labels("203.0.113.5"), ["3 syn", "1 syn_rate"]);
     // Maps of another size have another secret, by which sources find their cells.
     lab.configure(
         "mode = \"enforce\"\ntables = { bans = 2048 }\nsyn = { per_source_per_second = 1, burst = 2 }",
@@ -215,8 +215,8 @@ fn the_copy_is_the_same_program_and_keeps_nothing_of_earlier_questions() {
     )
     .unwrap();
     lab.must(&["reload"]).unwrap();
-    assert_eq!(labels("198.51.100.3"), ["2 pass", "2 syn_rate"]);
-    assert_eq!(labels("203.0.113.5"), ["2 pass", "2 syn_rate"]);
+    assert_eq!(labels("198.51.100.3"), ["2 syn", "2 syn_rate"]);
+    assert_eq!(labels("203.0.113.5"), ["2 syn", "2 syn_rate"]);
 }
 
 #[test]

@@ -379,6 +379,7 @@ fn the_group_may_read_and_only_root_may_change() {
 fn status_sources_and_doctor_tell_what_is() {
     let mut lab = Lab::new("status").unwrap();
     lab.configure("mode = \"enforce\"", "[tor]\nuser = \"nobody\"").unwrap();
+    lab.host.write_sysctl("net.ipv4.tcp_syncookies", "2").unwrap();
     lab.start().unwrap();
     let quiet = lab.json(&["status"]).unwrap();
     assert_eq!(quiet["schema"], 1);
@@ -483,7 +484,7 @@ fn a_frame_of_top_shows_counts_that_move() {
     assert_eq!(words.next(), Some("drop"), "{frame}");
     assert!(words.next().unwrap().parse::<f64>().unwrap() > 0.0, "{frame}");
     for part in
-        ["enforcing", "h0 native", "DEFENCE", "armed", "203.0.113.5", "203.0.113.77", "1 warning: tor.user"]
+        ["enforcing", "h0 native", "DEFENCE", "armed", "203.0.113.5", "203.0.113.77", "2 warnings: tor.user"]
     {
         assert!(frame.contains(part), "no {part}:\n{frame}");
     }

@@ -134,6 +134,7 @@ messages! {
         "The shield could not be attached to an interface, which stays unprotected; it is tried again every 30 s.";
     "shield_detached", "warn", "The shield was detached from an interface, because of a bypass or because the configuration no longer names it.";
     "stale_pin_left", "warn", "A pin of an earlier daemon could not be removed; remove it by hand if `tunica doctor` names it.";
+    "program_refused", "warn", "The kernel took the shield but refused a program that it jumps to: `cookie` answers SYN floods, `segment` judges segments by their sockets. The shield does without it; the message names the kernel's reason.";
     "policy_in_force", "info", "The kernel judges by the policy that the configuration asks for.";
     "drift_repaired", "warn", "The kernel's state was not what it should be and was repaired; look who else changes it.";
     "reconcile_failed", "error", "The kernel's state could not be brought to what it should be; it is tried again every 30 s.";

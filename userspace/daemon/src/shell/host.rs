@@ -183,8 +183,7 @@ fn kernel() -> Finding {
 
 fn capabilities() -> Finding {
     // Numbers from include/uapi/linux/capability.h.
-    const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF")];
-    const PERFMON: u32 = 38;
+    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
     let effective = read_trimmed("/proc/self/status")
         .and_then(|status| {
             let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?.trim().to_owned();
@@ -201,16 +200,7 @@ fn capabilities() -> Finding {
             "without them nothing can be loaded or attached; run as root, or start tunicad by its systemd unit",
         );
     }
-    finding(
-        "capabilities",
-        ok_if(has(PERFMON), Level::Warning),
-        if has(PERFMON) {
-            "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are there"
-        } else {
-            "CAP_BPF and CAP_NET_ADMIN are there, CAP_PERFMON is not"
-        },
-        "the verifier fences the program against speculation, so that a packet costs several times as much; grant CAP_PERFMON as the unit does",
-    )
+    finding("capabilities", Level::Ok, "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are there", "")
 }
 
 fn bpffs(root: &Path) -> Finding {

@@ -96,7 +96,7 @@ pub enum LoadError {
     },
     /// The kernel refused the object. What is needed comes first: what the kernel says may be long.
     #[error(
-        "the kernel refused the object; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`); the kernel said: {source}"
+        "the kernel refused the object; the shield needs Linux 6.1 or later with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (see `tunica doctor`); the kernel said: {source}"
     )]
     Object {
         /// What aya or the kernel said.
@@ -105,7 +105,7 @@ pub enum LoadError {
     },
     /// The verifier refused the program. Here too what is needed comes first.
     #[error(
-        "the kernel refused the program; the shield needs Linux 6.1 or later with CAP_BPF and CAP_NET_ADMIN (see `tunica doctor`); the kernel said: {source}"
+        "the kernel refused the program; the shield needs Linux 6.1 or later with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (see `tunica doctor`); the kernel said: {source}"
     )]
     Program {
         /// What the kernel said.
