@@ -2,6 +2,7 @@
 //!
 //! `ledgers/NAME.redb` is the file as such a daemon left it, `ledgers/NAME.txt` the facts that were given to it. No
 //! change of the file's format may lose or alter one of them. A new version's ledger is two files and no code.
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use std::{fs, path::Path};
 
