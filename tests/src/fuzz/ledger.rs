@@ -46,8 +46,18 @@ l192.0.2.7 {"rung":1,"last_offence":10}
 snext_id 4
 sbypass {"since":10,"reason":"maintenance"}
 "#;
+    let refused = [
+        "b198.51.100.0/24 {}",
+        "b198.51.100.007 {}",
+        "b198.51.100.7 {\"id\":1}",
+        "a2001:db8::1/48 {}",
+        "mschema 2",
+        "snext_id -1",
+    ];
+    let refused = refused.map(|row| format!("r\n{row}\n").into_bytes());
     let mut commands = b"j".to_vec();
-    for command in commands_of_each_kind() {
+    // The second time every number is taken.
+    for command in commands_of_each_kind().into_iter().chain(commands_of_each_kind()) {
         commands.extend(serde_json::to_vec(&command).unwrap());
         commands.push(b'\n');
     }
@@ -56,7 +66,7 @@ sbypass {"since":10,"reason":"maintenance"}
         let bytes = (0..=255u8).map(|at| at.wrapping_mul(37).wrapping_add(seed));
         std::iter::once(kind).chain(bytes).collect()
     });
-    [rows.as_bytes().to_vec(), commands].into_iter().chain(drawn).collect()
+    [rows.as_bytes().to_vec(), commands].into_iter().chain(refused).chain(drawn).collect()
 }
 
 /// For all rows, loading ends with a ledger that is written and read back the same, or says why not without an address.
@@ -101,7 +111,7 @@ fn rows_are_read(bytes: &[u8]) {
     let database = empty(&FORGED);
     let mut transaction = database.begin_write().unwrap();
     transaction.set_durability(Durability::None).unwrap();
-    let mut addresses = Vec::new();
+    let mut secrets = Vec::new();
     for line in bytes.split(|byte| *byte == b'\n') {
         let mut row = line;
         let letter = super::take_byte(&mut row);
@@ -111,17 +121,20 @@ fn rows_are_read(bytes: &[u8]) {
             None => (row, [].as_slice()),
         };
         transaction.open_table(rows_of(table)).unwrap().insert(key, value).unwrap();
-        if let Ok(key) = str::from_utf8(key)
-            && key.contains(['.', ':'])
-        {
-            addresses.push(key);
-        }
+        // No reason has one of these characters by itself.
+        secrets.extend(
+            [key, value]
+                .map(String::from_utf8_lossy)
+                .into_iter()
+                .filter(|text| text.contains(['.', ':', '{'])),
+        );
     }
     transaction.commit().unwrap();
     match rows::load(database) {
         Ok(ledger) => is_kept(&Ledger::default(), &ledger, empty(&KEPT)),
         Err(LoadError::Damaged(reason)) => {
-            assert!(!addresses.iter().any(|address| reason.contains(address)), "{reason}");
+            let tells = secrets.iter().any(|secret| reason.contains(secret.as_ref()));
+            assert!(!tells, "{reason}");
         }
         Err(LoadError::NewerSchema(found)) => assert!(found > SCHEMA, "schema {found}"),
         Err(LoadError::Storage(error)) => panic!("memory cannot fail: {error}"),
