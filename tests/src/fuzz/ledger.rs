@@ -56,8 +56,17 @@ sbypass {"since":10,"reason":"maintenance"}
     ];
     let refused = refused.map(|row| format!("r\n{row}\n").into_bytes());
     let mut commands = b"j".to_vec();
-    // The second time every number is taken.
-    for command in commands_of_each_kind().into_iter().chain(commands_of_each_kind()) {
+    // The second time every number is taken, and last one number is asked for twice.
+    let mut all = [commands_of_each_kind(), commands_of_each_kind()].concat();
+    for mut command in commands_of_each_kind() {
+        if let Command::SetBan { fact: BanFact { id, .. }, .. }
+        | Command::SetAllow { fact: AllowFact { id, .. }, .. } = &mut command
+        {
+            *id = 9;
+            all.push(command);
+        }
+    }
+    for command in all {
         commands.extend(serde_json::to_vec(&command).unwrap());
         commands.push(b'\n');
     }
