@@ -118,6 +118,8 @@ fn requests() -> Vec<Request> {
     let reason = || "scan \"\u{1f9c5}\"\n".to_owned();
     vec![
         Request::Status {},
+        Request::Counters {},
+        Request::Diff {},
         Request::BanList {},
         Request::BanAdd(BanAdd {
             source,
@@ -168,6 +170,8 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
         }),
         Request::BypassOn { .. } => Request::BypassOn { reason: drawn.arbitrary()? },
         plain @ (Request::Status {}
+        | Request::Counters {}
+        | Request::Diff {}
         | Request::BanList {}
         | Request::AllowList {}
         | Request::Reload {}

@@ -45,6 +45,7 @@ a198.51.100.0/24 {"id":3,"since":10,"expires":null,"origin":"operator","reason":
 l192.0.2.7 {"rung":1,"last_offence":10}
 snext_id 4
 sbypass {"since":10,"reason":"maintenance"}
+ssyncookies_before 1
 "#;
     let refused = [
         "b198.51.100.0/24 {}",
@@ -248,6 +249,8 @@ fn command(
             Command::SetBypass { fact: BypassFact { since, reason: drawn.arbitrary()? } }
         }
         Command::ClearBypass => Command::ClearBypass,
+        Command::SetSyncookies { .. } => Command::SetSyncookies { before: drawn.arbitrary()? },
+        Command::ClearSyncookies => Command::ClearSyncookies,
     })
 }
 
@@ -269,5 +272,7 @@ fn commands_of_each_kind() -> Vec<Command> {
         Command::ForgetMemory { source },
         Command::SetBypass { fact: BypassFact { since, reason } },
         Command::ClearBypass,
+        Command::SetSyncookies { before: 1 },
+        Command::ClearSyncookies,
     ]
 }

@@ -22,6 +22,9 @@ fn facts(ledger: &Ledger) -> String {
     if let Some(bypass) = &ledger.bypass {
         lines.push(format!("bypassed since {}: {:?}", bypass.since, bypass.reason));
     }
+    if let Some(before) = ledger.syncookies_before {
+        lines.push(format!("tcp_syncookies was {before}"));
+    }
     for (source, ban) in &ledger.bans {
         lines.push(format!(
             "ban {} of {source} from {} until {}, rung {}, by {}: {:?}",
