@@ -422,6 +422,10 @@ fn read_extensions(
         let length = match chain.next {
             EXTENSION_FRAGMENT => {
                 let [following, _, high, low] = bytes.get(chain.at)?;
+                // Behind the packet's end stands padding, which must not pass for a later fragment.
+                if chain.at + 8 > start.end {
+                    return Err(Verdict::BadLength);
+                }
                 chain.next = following;
                 let fragment = u16::from_be_bytes([high, low]);
                 if fragment >> 3 != 0 {

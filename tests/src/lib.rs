@@ -9,6 +9,7 @@ pub mod counters;
 pub mod disk;
 pub mod flood;
 pub mod frame;
+pub mod fuzz;
 pub mod lab;
 pub mod netns;
 pub mod reference;

@@ -457,6 +457,9 @@ fn read_v6(buffer: Buffer<'_>, headers: &mut Headers, at: usize) -> Result<(), S
         seen += 1;
         if next == 44 {
             let [following, _, high, low]: [u8; 4] = buffer.at(at)?;
+            if at + 8 > end {
+                return Err(Stop(Verdict::BadLength));
+            }
             let word = u16::from_be_bytes([high, low]);
             if word / 8 != 0 {
                 return Err(Stop(later(following, word / 8)));

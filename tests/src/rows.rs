@@ -353,6 +353,8 @@ impl Rows {
             passed(Verdict::LaterFragment),
         );
         self.plain("fragment header cut, v6", ip.frame(&[TCP, 0]), dropped(Verdict::BadLength));
+        let padded = ethernet(IPV6, &join(ip.packet(&[]), &fragment(TCP, 185, false)));
+        self.plain("fragment header in the padding, v6", padded, dropped(Verdict::BadLength));
         self.plain(
             "first fragment behind a destination header, v6",
             v6(SOURCE_V6, 60)

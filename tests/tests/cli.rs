@@ -379,7 +379,7 @@ fn the_group_may_read_and_only_root_may_change() {
 fn status_sources_and_doctor_tell_what_is() {
     let mut lab = Lab::new("status").unwrap();
     lab.configure("mode = \"enforce\"", "[tor]\nuser = \"nobody\"").unwrap();
-    lab.host.write_sysctl("net.ipv4.tcp_syncookies", "2").unwrap();
+    lab.host.write_sysctl("net/ipv4/tcp_syncookies", "2").unwrap();
     lab.start().unwrap();
     let quiet = lab.json(&["status"]).unwrap();
     assert_eq!(quiet["schema"], 1);

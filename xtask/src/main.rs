@@ -15,6 +15,8 @@ use clap::Parser;
 mod bench;
 mod build_ebpf;
 mod demo;
+mod deny;
+mod fuzz;
 mod generate;
 mod process;
 mod setup;
@@ -35,6 +37,10 @@ enum Command {
     Bench(bench::Arguments),
     /// Plays the demo: a host under attack, with and without Tunica.
     Demo(demo::Arguments),
+    /// Checks licences and origins of all dependencies.
+    Deny(deny::Arguments),
+    /// Searches for bytes from outside that break a promise.
+    Fuzz(fuzz::Arguments),
     /// Writes the files that are generated from code.
     Generate(generate::Arguments),
     /// Cheap checks of the tree's structure, all problems at once.
@@ -62,6 +68,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Deny(arguments) => deny::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Test(arguments) => test::run(&arguments),

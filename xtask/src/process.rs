@@ -78,7 +78,15 @@ pub(crate) fn need(program: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`need`].
 pub(crate) fn command(program: &str) -> Result<Command> {
-    let mut command = Command::new(need(program)?);
+    command_at(&need(program)?)
+}
+
+/// A command for the program at this path, with every folder of [`search_path`] on its `PATH`.
+///
+/// # Errors
+/// When the folders to look in are unknown.
+pub(crate) fn command_at(program: &Path) -> Result<Command> {
+    let mut command = Command::new(program);
     let path: OsString = env::join_paths(search_path()?).context("a folder on PATH contains a colon")?;
     command.env("PATH", path);
     Ok(command)

@@ -91,6 +91,9 @@ fn full(root: &Path) -> Result<Vec<String>> {
     step("format of the kernel program", || {
         process::run(cargo(root)?.args(["fmt", "--check"]).current_dir(root.join("ebpf")))
     })?;
+    step("format of the fuzzing programs", || {
+        process::run(cargo(root)?.args(["fmt", "--check"]).current_dir(root.join("tests/fuzz")))
+    })?;
     step("tidy", tidy::run)?;
     step("generated files", || generate::run(&generate::Arguments { check: true }))?;
     step("clippy", || {

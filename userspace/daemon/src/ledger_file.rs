@@ -13,7 +13,7 @@
 
 #[cfg(test)]
 mod files;
-mod rows;
+pub mod rows;
 #[cfg(test)]
 mod torn;
 

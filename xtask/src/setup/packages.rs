@@ -51,6 +51,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     installed("systemd-analyze", "systemd", "tests of the unit file"),
     installed("xz", "xz-utils", "kernel modules of the virtual machines"),
     installed("setpriv", "util-linux", "tests that run the daemon with two capabilities"),
+    installed("g++", "g++", "the fuzzer's runtime, which is C++"),
     unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
 ];
 

@@ -101,12 +101,21 @@ const WALLS: &[Wall] = &[
         foreign: Foreign::Not(&[]),
     },
     Wall {
+        name: "tunica-fuzz",
+        folder: "tests/fuzz",
+        ours: &["tunica-tests"],
+        foreign: Foreign::Only(&["libfuzzer-sys"]),
+    },
+    Wall {
         name: "xtask",
         folder: "xtask",
         ours: &["tunica-api", "tunica-common", "tunica-config", "tunica-core", "tunica-nft", "tunica-tests"],
         foreign: Foreign::Not(&[]),
     },
 ];
+
+/// Crates that are workspaces of their own, so that they cannot inherit.
+const OWN_WORKSPACES: &[&str] = &["ebpf", "tests/fuzz"];
 
 /// Crates that may implement `aya::Pod` for the shared types, since they hand them to the kernel.
 const MAY_LOAD: &[&str] = &["tunicad", "tunica-tests", "xtask"];
@@ -125,7 +134,7 @@ pub(super) fn problems(root: &Path) -> Result<Vec<String>> {
     let workspace = read(root, "Cargo.toml")?;
     let members = list(workspace.table.get("workspace").and_then(|table| table.get("members")));
     let mut problems = Vec::new();
-    for folder in members.iter().map(String::as_str).chain(["ebpf"]) {
+    for folder in members.iter().map(String::as_str).chain(OWN_WORKSPACES.iter().copied()) {
         let path = PathBuf::from(folder).join("Cargo.toml");
         if !root.join(&path).is_file() {
             problems.push(format!("{}: missing, though the workspace needs it", path.display()));
@@ -157,7 +166,6 @@ fn of_manifest(manifest: &Manifest, folder: &str) -> Vec<String> {
     if wall.folder != folder {
         problems.push(format!("{path}: `{name}` belongs into {}", wall.folder));
     }
-    // `ebpf` is a workspace of its own and cannot inherit.
     let inherits = |field: &str| {
         package.and_then(|package| package.get(field)).and_then(|value| value.get("workspace")).is_some()
     };
@@ -166,7 +174,9 @@ fn of_manifest(manifest: &Manifest, folder: &str) -> Vec<String> {
         problems.push(format!("{path}: the licence is not `{LICENCE}`"));
     }
     let lints = manifest.table.get("lints");
-    if folder != "ebpf" && lints.and_then(|lints| lints.get("workspace")) != Some(&Value::Boolean(true)) {
+    if !OWN_WORKSPACES.contains(&folder)
+        && lints.and_then(|lints| lints.get("workspace")) != Some(&Value::Boolean(true))
+    {
         problems.push(format!("{path}: does not take the workspace's lints"));
     }
     for (key, kind, value) in dependencies(&manifest.table) {

@@ -29,7 +29,7 @@ const KEY_SYNCOOKIES: &str = "syncookies_before";
 
 /// Why a database is not read.
 #[derive(Debug)]
-pub(super) enum LoadError {
+pub enum LoadError {
     /// What it holds is no ledger; in a few words why.
     Damaged(String),
     /// It has a later schema.
@@ -63,7 +63,10 @@ fn is_damage(error: &redb::Error) -> bool {
 }
 
 /// Makes the tables of an empty ledger.
-pub(super) fn initialise(database: &Database) -> Result<(), redb::Error> {
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn initialise(database: &Database) -> Result<(), redb::Error> {
     let transaction = begin(database)?;
     put(&mut transaction.open_table(META)?, KEY_SCHEMA, &SCHEMA)?;
     put(&mut transaction.open_table(SINGLES)?, KEY_NEXT_ID, &Ledger::default().next_id)?;
@@ -92,7 +95,10 @@ pub(super) fn check_schema(database: &impl ReadableDatabase) -> Result<(), LoadE
 }
 
 /// Reads every fact.
-pub(super) fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
+///
+/// # Errors
+/// [`LoadError`]; what it says names no address.
+pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
     check_schema(database)?;
     let transaction = database.begin_read()?;
     let singles = transaction.open_table(SINGLES)?;
@@ -108,11 +114,10 @@ pub(super) fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError
 }
 
 /// Writes the rows in which `before` and `after` differ, durably and all or none.
-pub(super) fn write_difference(
-    database: &Database,
-    before: &Ledger,
-    after: &Ledger,
-) -> Result<(), redb::Error> {
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) -> Result<(), redb::Error> {
     let Ledger { bans, allows, memories, bypass, syncookies_before, next_id } = after;
     let transaction = begin(database)?;
     write_table(&transaction, BANS, &before.bans, bans)?;

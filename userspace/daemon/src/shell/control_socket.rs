@@ -22,7 +22,7 @@ use nix::{
 };
 use thiserror::Error;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot},
     time::{sleep, timeout},
@@ -348,8 +348,9 @@ fn may_change(peer: Option<u32>, own: u32) -> bool {
     peer.is_some_and(|peer| peer == 0 || peer == own)
 }
 
-/// Reads one line: `Err` says what is wrong with it, `None` that the client went away or was too slow to be told.
-async fn read_line(stream: &mut UnixStream) -> Option<Result<Vec<u8>, String>> {
+/// Reads one line, its newline included: `Err` says what is wrong with it, `None` that the client went away without a
+/// byte. At most [`MAX_REQUEST_BYTES`] are taken, within 5 seconds. Must be called on a tokio runtime with a clock.
+pub async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> Option<Result<Vec<u8>, String>> {
     let mut line = Vec::new();
     // One byte more than may be, to see that there is more.
     let mut limited = BufReader::new(stream).take(MAX_REQUEST_BYTES as u64 + 1);
