@@ -131,10 +131,7 @@ fn note_child(prefix: u64, child: u8, is_wide: bool, policy: &Policy, now: u64) 
         net.prefix = prefix;
         net.shared_until_ns = 0;
         net.since_ns = now;
-        for children in &mut net.children {
-            // SAFETY: a plain store; volatile, because the compiler would make a call of four of them.
-            unsafe { core::ptr::from_mut(children).write_volatile(0) };
-        }
+        tables::clear(&mut net.children);
     }
     let bit = 1u64 << (child & 63);
     let [first, second, third, fourth] = &mut net.children;

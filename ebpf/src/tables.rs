@@ -178,6 +178,15 @@ pub fn net(index: u32) -> Option<&'static mut NetState> {
     NET_STATE.get_ptr_mut(index).map(|state| unsafe { &mut *state })
 }
 
+/// Sets four words to 0.
+#[inline(always)]
+pub fn clear(words: &mut [u64; 4]) {
+    for word in words {
+        // SAFETY: a plain store; volatile, because the compiler would make a call of four of them.
+        unsafe { core::ptr::from_mut(word).write_volatile(0) };
+    }
+}
+
 /// This CPU's room to rebuild a packet in.
 #[inline(always)]
 pub fn scratch() -> Option<&'static mut [u64; SCRATCH_WORDS]> {

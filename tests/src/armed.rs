@@ -45,6 +45,8 @@ pub struct Setup<'a> {
     pub interfaces: &'a [&'a str],
     /// `shield.mode`.
     pub mode: &'a str,
+    /// Whole sections for the end of the configuration.
+    pub more: &'a str,
 }
 
 /// Packets by outcome.
@@ -73,12 +75,13 @@ impl<'a> Daemon<'a> {
         let quoted: Vec<String> = setup.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
         let text = format!(
             "[shield]\ninterfaces = [{}]\nmode = \"{}\"\npin_path = \"{}\"\n\n[ledger]\npath = \"{}\"\n\n\
-             [control]\nsocket = \"{}\"\ngroup = \"root\"\n\n[http]\nlisten = \"{HTTP}\"\n",
+             [control]\nsocket = \"{}\"\ngroup = \"root\"\n\n[http]\nlisten = \"{HTTP}\"\n\n{}\n",
             quoted.join(", "),
             setup.mode,
             setup.pins.display(),
             setup.folder.join("ledger.redb").display(),
             setup.folder.join("tunicad.sock").display(),
+            setup.more,
         );
         fs::write(&configuration, text).with_context(|| format!("writing {}", configuration.display()))?;
         let log = setup.folder.join("tunicad.log");

@@ -125,8 +125,10 @@ pub struct Visitors {
 pub struct Visits {
     /// From the first SYN to the end of the answer, in microseconds, rising: one entry for each success.
     pub latencies_microseconds: Vec<u32>,
-    /// Visits that got no answer in time.
+    /// Visits that got no answer in time, or were reset.
     pub failures: u64,
+    /// Those of them that were reset.
+    pub resets: u64,
 }
 
 impl Visits {
@@ -213,8 +215,9 @@ impl Visitors {
                     visits.latencies_microseconds.push(took);
                     counts.successes.fetch_add(1, Ordering::Relaxed);
                 }
-                Err(Failure::Service) => {
+                Err(failure @ (Failure::Service | Failure::Reset)) => {
                     visits.failures += 1;
+                    visits.resets += u64::from(matches!(failure, Failure::Reset));
                     counts.failures.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(Failure::Own(error)) => return Err(error).context("a visitor's own socket failed"),
@@ -243,6 +246,7 @@ impl Running {
             let visits = visits?;
             all.latencies_microseconds.extend(visits.latencies_microseconds);
             all.failures += visits.failures;
+            all.resets += visits.resets;
         }
         all.latencies_microseconds.sort_unstable();
         Ok(all)
@@ -262,6 +266,8 @@ impl Drop for Running {
 enum Failure {
     /// The service did not answer, not in time, or not rightly.
     Service,
+    /// The service, or its host, reset the connection.
+    Reset,
     /// The visitor could not even try.
     Own(nix::Error),
 }
@@ -274,9 +280,9 @@ fn visit(own: Ipv4Addr, service: SocketAddrV4, deadline: Instant) -> Result<(), 
     let wait = i64::try_from(time_left(deadline)?.as_micros()).unwrap_or(i64::MAX);
     let wait = TimeVal::new(wait / 1_000_000, wait % 1_000_000);
     setsockopt(&socket, sockopt::SendTimeout, &wait).map_err(Failure::Own)?;
-    connect(socket.as_raw_fd(), &SockaddrIn::from(service)).map_err(|_| Failure::Service)?;
+    connect(socket.as_raw_fd(), &SockaddrIn::from(service)).map_err(|error| failed(&error.into()))?;
     let mut stream = TcpStream::from(socket);
-    stream.write_all(REQUEST).map_err(|_| Failure::Service)?;
+    stream.write_all(REQUEST).map_err(|error| failed(&error))?;
     let mut answer = [0; 64];
     let mut length = 0;
     while let Some(rest) = answer.get_mut(length..) {
@@ -284,10 +290,19 @@ fn visit(own: Ipv4Addr, service: SocketAddrV4, deadline: Instant) -> Result<(), 
         match stream.read(rest) {
             Ok(0) => break,
             Ok(read) => length += read,
-            Err(_) => return Err(Failure::Service),
+            Err(error) => return Err(failed(&error)),
         }
     }
     if answer.get(..length) == Some(ANSWER) { Ok(()) } else { Err(Failure::Service) }
+}
+
+fn failed(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe => {
+            Failure::Reset
+        }
+        _ => Failure::Service,
+    }
 }
 
 /// A timeout of zero would mean none at all, so nothing left is a failure.
@@ -302,11 +317,11 @@ mod tests {
 
     #[test]
     fn percentiles_are_nearest_ranks() {
-        let visits = Visits { latencies_microseconds: (1..=200).collect(), failures: 50 };
+        let visits = Visits { latencies_microseconds: (1..=200).collect(), failures: 50, resets: 0 };
         assert_eq!(visits.percentile(50), Some(100));
         assert_eq!(visits.percentile(99), Some(198));
         assert_eq!(visits.success(), Some(0.8));
-        let one = Visits { latencies_microseconds: vec![7], failures: 0 };
+        let one = Visits { latencies_microseconds: vec![7], failures: 0, resets: 0 };
         assert_eq!((one.percentile(50), one.percentile(99)), (Some(7), Some(7)));
         assert_eq!(Visits::default().percentile(50), None);
         assert_eq!(Visits::default().success(), None);

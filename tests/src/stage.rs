@@ -8,15 +8,20 @@
 //! The service is at 10.77.0.1, an address of the host's loopback. The host's default route leads to the attackers, so
 //! answers to forged sources leave the host as they would towards the Internet, and end there: nobody forwards them.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::{AsFd, OwnedFd},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::net::if_::if_nametoindex;
 
 use crate::{
     client::Visitors,
     flood::{Flood, Pattern},
     netns::{End, Namespace, join, mac_text},
     report::Act,
+    sys::bpf,
 };
 
 /// The service that visitors want and attackers attack.
@@ -54,6 +59,8 @@ pub struct Stage {
     pub client: Namespace,
     /// Where the attackers are.
     pub attackers: Namespace,
+    /// Programs on the far ends. A veth drops what an XDP program sends back unless its peer has one, too.
+    _receivers: [OwnedFd; 2],
 }
 
 impl Stage {
@@ -62,19 +69,16 @@ impl Stage {
     /// # Errors
     /// Says which command failed.
     pub fn build(purpose: &str) -> Result<Self> {
-        let stage = Self {
-            host: Namespace::create(purpose, "host")?,
-            client: Namespace::create(purpose, "client")?,
-            attackers: Namespace::create(purpose, "attackers")?,
-        };
-        let Self { host, client, attackers } = &stage;
+        let host = Namespace::create(purpose, "host")?;
+        let client = Namespace::create(purpose, "client")?;
+        let attackers = Namespace::create(purpose, "attackers")?;
         join(
-            End { namespace: host, interface: CLIENT_SIDE, mac: [2, 0, 0, 0, 1, 1], address: "10.77.1.1/24" },
-            End { namespace: client, interface: FAR_END, mac: [2, 0, 0, 0, 1, 2], address: "10.77.1.2/24" },
+            End { namespace: &host, interface: CLIENT_SIDE, mac: [2, 0, 0, 0, 1, 1], address: "10.77.1.1/24" },
+            End { namespace: &client, interface: FAR_END, mac: [2, 0, 0, 0, 1, 2], address: "10.77.1.2/24" },
         )?;
         join(
-            End { namespace: host, interface: ATTACK_SIDE, mac: HOST_MAC, address: "10.77.2.1/24" },
-            End { namespace: attackers, interface: FAR_END, mac: ATTACKERS_MAC, address: "10.77.2.2/24" },
+            End { namespace: &host, interface: ATTACK_SIDE, mac: HOST_MAC, address: "10.77.2.1/24" },
+            End { namespace: &attackers, interface: FAR_END, mac: ATTACKERS_MAC, address: "10.77.2.2/24" },
         )?;
         host.ip(&["address", "add", &format!("{}/32", SERVICE.ip()), "dev", "lo"])?;
         for number in 0..u32::from(VISITORS.count) {
@@ -90,7 +94,8 @@ impl Stage {
         for scope in ["all", "default", ATTACK_SIDE, CLIENT_SIDE] {
             host.write_sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
         }
-        Ok(stage)
+        let receivers = [passing(&client)?, passing(&attackers)?];
+        Ok(Self { host, client, attackers, _receivers: receivers })
     }
 
     /// The attack of `act`, if it has one, with its rate in packets a second.
@@ -104,4 +109,15 @@ impl Stage {
         let victim = (*SERVICE.ip(), SERVICE.port());
         Some(Flood { pattern, rate, macs: (ATTACKERS_MAC, HOST_MAC), victim, seed: 0x7475_6e69_6361 })
     }
+}
+
+/// Attaches a program that passes everything to the far end in `namespace`.
+fn passing(namespace: &Namespace) -> Result<OwnedFd> {
+    // r0 = XDP_PASS; exit
+    const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+    namespace.run(|| {
+        let program = bpf::load_xdp(&PASS, true).context("loading a program that passes")?;
+        let interface = if_nametoindex(FAR_END).context("looking for the far end")?;
+        bpf::attach_xdp(program.as_fd(), interface).context("attaching a program that passes")
+    })
 }

@@ -180,6 +180,7 @@ fn play(arguments: &Arguments, traces: Traces) -> Result<()> {
                     pins: &pins,
                     interfaces: &[ATTACK_SIDE, CLIENT_SIDE],
                     mode,
+                    more: "",
                 };
                 Some(Daemon::start(setup, &INTERRUPTED)?)
             }
