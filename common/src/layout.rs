@@ -78,6 +78,8 @@ pub const SEGMENT_SKETCH: &str = "SEGMENT_SKETCH";
 pub const ICMP_SKETCH: &str = "ICMP_SKETCH";
 /// IPv6 networks whose children exceed the SYN limit: [`policy::NET_CELLS`] of /56, then as many of /48.
 pub const NET_STATE: &str = "NET_STATE";
+/// Connections whose cookie came back not long ago, so that each counts once.
+pub const RETURNED: &str = "RETURNED";
 /// The programs that the shield jumps to.
 pub const JUMPS: &str = "JUMPS";
 /// Room to rebuild a packet in, on each CPU.
@@ -92,7 +94,7 @@ const fn sketch(name: &'static str) -> MapShape {
 }
 
 /// Every map of the shield.
-pub const MAPS: [MapShape; 21] = [
+pub const MAPS: [MapShape; 22] = [
     MapShape { name: ACTIVE, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries: 1 },
     MapShape {
         name: POLICIES,
@@ -168,6 +170,13 @@ pub const MAPS: [MapShape; 21] = [
         key_bytes: 4,
         value_bytes: size_of::<policy::NetState>() as u32,
         entries: 2 * policy::NET_CELLS as u32,
+    },
+    MapShape {
+        name: RETURNED,
+        kind: MapKind::Array,
+        key_bytes: 4,
+        value_bytes: 8,
+        entries: policy::RETURNED_ROWS as u32,
     },
     MapShape {
         name: JUMPS,

@@ -20,6 +20,8 @@ pub const DEFAULT_ALLOW: usize = 16_384;
 pub const DEFAULT_NETS: usize = 16_384;
 /// Rows of the table of ports.
 pub const PORT_RULES: usize = 1_024;
+/// Rows that remember which connection last returned a cookie; a power of two.
+pub const RETURNED_ROWS: usize = 65_536;
 /// How many own addresses the own-source rule can hold.
 pub const OWN_ADDRESSES: usize = 1_024;
 /// Words of 64 bits in the ban filter.
@@ -49,7 +51,7 @@ pub const COOKIES_PLAIN: u32 = 1;
 /// them only with `net.ipv4.tcp_timestamps = 2`, since otherwise it adds a secret offset to each peer's timestamps.
 pub const COOKIES_WITH_OPTIONS: u32 = 2;
 
-/// Index of a program in [`crate::layout::JUMPS`]: answers SYNs with cookies.
+/// Index of a program in [`crate::layout::JUMPS`]: decides about SYNs to ports over their budget, and answers with cookies.
 pub const JUMP_COOKIE: u32 = 0;
 /// Index of a program in [`crate::layout::JUMPS`]: judges segments that are no SYN by their sockets.
 pub const JUMP_SEGMENT: u32 = 1;

@@ -181,8 +181,10 @@ verdicts! {
     IcmpHostRate = 34, "icmp_host_rate", Icmp, "echo requests reach the host faster than the host's limit";
     /// Other ICMP messages exceed their ceiling, under which even path-MTU messages fall.
     IcmpCeiling = 35, "icmp_ceiling", Icmp, "ICMP messages reach the host faster than the ceiling for all of them";
+    /// Nobody listens on the port, and its SYN budget is exceeded.
+    NoListener = 36, "no_listener", NoSocket, "nobody listens on the port, and SYNs reach it faster than its budget";
     /// The SYN was answered with a cookie.
-    SynCookie = 36, "syn_cookie", Cookie, "the port's SYN budget is exceeded, so the SYN is answered with a cookie and costs the host no memory";
+    SynCookie = 37, "syn_cookie", Cookie, "the port's SYN budget is exceeded, so the SYN is answered with a cookie and costs the host no memory";
 }
 
 impl Verdict {

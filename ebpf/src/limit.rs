@@ -79,7 +79,8 @@ fn new_connection_v6(policy: &Policy, word: u64, hash: u64, limit: Limit, now: u
     let (wide, narrow) = (word & 0x0000_ffff_ffff_ffff, word & 0x00ff_ffff_ffff_ffff);
     let (mut counted, mut level) = (hash, 0);
     if is_shared(wide, true, policy, now) {
-        (counted, level) = (keyed_hash(&SourceKey { prefix: wide.to_le_bytes(), width: 48 }, policy.secret), 2);
+        (counted, level) =
+            (keyed_hash(&SourceKey { prefix: wide.to_le_bytes(), width: 48 }, policy.secret), 2);
     } else if is_shared(narrow, false, policy, now) {
         (counted, level) =
             (keyed_hash(&SourceKey { prefix: narrow.to_le_bytes(), width: 56 }, policy.secret), 1);

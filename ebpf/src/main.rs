@@ -13,6 +13,7 @@ mod limit;
 mod packet;
 mod segment;
 mod shield;
+mod sockets;
 mod syncookie;
 mod tables;
 

@@ -136,10 +136,9 @@ fn syn(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet, key: &SourceKey,
         return Decision::Pass;
     }
     let now = tables::now();
-    let has_cookies = policy.cookies != COOKIES_OFF && flags & PORT_WITHOUT_COOKIES == 0;
     let Some(port) = tables::port(packet.destination_port) else { return Decision::Pass };
     let is_armed = is_ours && budget && port.armed_until_ns > now;
-    if is_armed && has_cookies {
+    if is_armed && has_cookies(policy, flags) {
         return Decision::Jump(JUMP_COOKIE);
     }
     if policy.syn_cost_ticks != 0
@@ -160,11 +159,15 @@ fn syn(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet, key: &SourceKey,
         // Tells the daemon which port it is.
         tables::send(&event(frame, policy, packet, Verdict::SynOverBudget, Action::Pass, now));
     }
-    if has_cookies {
-        return Decision::Jump(JUMP_COOKIE);
-    }
+    // If there is no such program, it is the kernel's own defence that answers.
     packet.kind = Verdict::SynOverBudget;
-    Decision::Pass
+    Decision::Jump(JUMP_COOKIE)
+}
+
+/// Whether the port may answer with cookies.
+#[inline(always)]
+pub const fn has_cookies(policy: &Policy, port_flags: u32) -> bool {
+    policy.cookies != COOKIES_OFF && port_flags & PORT_WITHOUT_COOKIES == 0
 }
 
 /// Makes a port answer with cookies from now on. Written at most once a second, because every CPU reads it. Returns whether
@@ -234,8 +237,7 @@ fn echo(policy: &Policy, hash: u64) -> Decision {
         return Decision::Pass;
     }
     let now = tables::now();
-    let limit =
-        Limit { cost_ticks: policy.icmp_cost_ticks, tolerance_ticks: policy.icmp_tolerance_ticks };
+    let limit = Limit { cost_ticks: policy.icmp_cost_ticks, tolerance_ticks: policy.icmp_tolerance_ticks };
     if !limit::conforms_in(Sketch::Icmp, limit, hash, policy, now) {
         return Decision::refuse(Verdict::IcmpRate, now);
     }
@@ -417,8 +419,8 @@ const STATELESS: u64 = Verdict::mask_of(Class::Sanity) | Verdict::mask_of(Class:
 /// Whether the daemon is silent and the policy waives this verdict then.
 #[inline(always)]
 pub fn is_waived(policy: &Policy, verdict: Verdict, now: u64) -> bool {
-    let may_be =
-        policy.on_stale == STALE_PASS || (policy.on_stale == STALE_SANITY_ONLY && STATELESS & verdict.bit() == 0);
+    let may_be = policy.on_stale == STALE_PASS
+        || (policy.on_stale == STALE_SANITY_ONLY && STATELESS & verdict.bit() == 0);
     may_be && tables::is_stale(policy, now)
 }
 

@@ -21,8 +21,10 @@ use tunica_common::{
 
 use crate::{
     limit,
-    packet::Frame,
-    shield, tables,
+    packet::{self, Frame, PROTOCOL_TCP},
+    shield::{self, Objection},
+    sockets::{self, Socket},
+    tables,
 };
 
 const ETHERNET_BYTES: usize = 14;
@@ -69,64 +71,89 @@ struct Offer {
 /// `TS_OPT_WSCALE_MASK` in net/ipv4/syncookies.c: the largest scale is 14.
 const NO_WINDOW_SCALE: u8 = 0xf;
 
-/// Answers the SYN, or lets it through where that is due.
+/// Decides about a SYN to a port that is over its budget.
+///
+/// A SYN that finds more than a listener belongs to the kernel: it may reopen a connection in `TIME_WAIT`, which knows
+/// nothing of cookies. Where nobody listens, an answer would be a lie, and the kernel's resets are work for nobody.
 #[inline(always)]
 pub fn answer(frame: &Frame<'_>) -> u32 {
     let Some(policy) = tables::policy() else { return xdp_action::XDP_PASS };
     let now = tables::now();
+    let mut packet = packet::read(frame);
+    packet.forget(policy.zero);
+    let Some(port) = tables::port(packet.destination_port) else { return xdp_action::XDP_PASS };
+    let [cost, tolerance] = policy.budget_pace;
+    // Keeps the port armed while more than half the budget comes in.
+    if !limit::admit(&mut port.half_tat, now, [2 * cost, 2 * tolerance]) {
+        let _ = shield::arm(policy, packet.destination_port, now);
+    }
+    match sockets::find(frame, &packet) {
+        Socket::Own => return shield::pass(frame, Verdict::Syn, packet.bytes),
+        Socket::None => {
+            let objection = Objection { verdict: Verdict::NoListener, now: Some(now) };
+            return shield::refuse(frame, policy, &packet, &objection);
+        }
+        Socket::Listener => {}
+    }
+    let flags = shield::rule(policy, &packet).map_or(0, |rule| rule.flags);
+    if !shield::has_cookies(policy, flags) {
+        return shield::pass(frame, Verdict::SynOverBudget, packet.bytes);
+    }
     if shield::is_waived(policy, Verdict::SynCookie, now) {
-        return shield::pass(frame, Verdict::Syn, 0);
+        return shield::pass(frame, Verdict::Syn, packet.bytes);
     }
     let Some(scratch) = tables::scratch() else { return xdp_action::XDP_PASS };
-    let Some(start) = frame.get::<3>(12) else { return shield::pass(frame, Verdict::SynOverBudget, 0) };
-    match start {
-        [0x08, 0x00, 0x45] => answer_v4(frame, policy, scratch, now),
-        [0x86, 0xdd, version] if version >> 4 == 6 => answer_v6(frame, policy, scratch, now),
-        _ => shield::pass(frame, Verdict::SynOverBudget, 0),
-    }
-}
-
-#[inline(always)]
-fn answer_v4(frame: &Frame<'_>, policy: &Policy, scratch: &mut [u64; SCRATCH_WORDS], now: u64) -> u32 {
+    let Some(start) = frame.get::<3>(12) else { return xdp_action::XDP_PASS };
     let room = Room(scratch.as_mut_ptr().cast());
-    let is_read = room.load(frame, ETHERNET_BYTES, AT_IP, IPV4_BYTES)
-        && room.load(frame, ETHERNET_BYTES + IPV4_BYTES, AT_TCP, TCP_BYTES);
-    // More fragments, or not the first.
-    let is_fragment = room.half(AT_IP + 6) & u16::to_be(0x3fff) != 0;
-    if !is_read || is_fragment || room.byte(AT_IP + 9) != 6 {
-        return shield::pass(frame, Verdict::SynOverBudget, 0);
+    let is_v4 = match start {
+        [0x08, 0x00, 0x45] => true,
+        [0x86, 0xdd, version] if version >> 4 == 6 => false,
+        _ => return shield::pass(frame, Verdict::SynOverBudget, packet.bytes),
+    };
+    if is_v4 {
+        let is_read = room.load(frame, ETHERNET_BYTES, AT_IP, IPV4_BYTES)
+            && room.load(frame, ETHERNET_BYTES + IPV4_BYTES, AT_TCP, TCP_BYTES);
+        // More fragments are to come.
+        let is_fragment = room.half(AT_IP + 6) & u16::to_be(0x3fff) != 0;
+        if !is_read || is_fragment {
+            return shield::pass(frame, Verdict::SynOverBudget, packet.bytes);
+        }
+        answer_ip::<true>(frame, policy, &room, port, packet.bytes, now)
+    } else {
+        let is_read = room.load(frame, ETHERNET_BYTES, AT_IP, IPV6_BYTES)
+            && room.load(frame, ETHERNET_BYTES + IPV6_BYTES, AT_TCP, TCP_BYTES);
+        // Extension headers stand in between.
+        if !is_read || room.byte(AT_IP + 6) != PROTOCOL_TCP {
+            return shield::pass(frame, Verdict::SynOverBudget, packet.bytes);
+        }
+        answer_ip::<false>(frame, policy, &room, port, packet.bytes, now)
     }
-    answer_ip::<true>(frame, policy, &room, now)
 }
 
 #[inline(always)]
-fn answer_v6(frame: &Frame<'_>, policy: &Policy, scratch: &mut [u64; SCRATCH_WORDS], now: u64) -> u32 {
-    let room = Room(scratch.as_mut_ptr().cast());
-    let is_read = room.load(frame, ETHERNET_BYTES, AT_IP, IPV6_BYTES)
-        && room.load(frame, ETHERNET_BYTES + IPV6_BYTES, AT_TCP, TCP_BYTES);
-    if !is_read || room.byte(AT_IP + 6) != 6 {
-        return shield::pass(frame, Verdict::SynOverBudget, 0);
-    }
-    answer_ip::<false>(frame, policy, &room, now)
-}
-
-#[inline(always)]
-fn answer_ip<const V4: bool>(frame: &Frame<'_>, policy: &Policy, room: &Room, now: u64) -> u32 {
+fn answer_ip<const V4: bool>(
+    frame: &Frame<'_>,
+    policy: &Policy,
+    room: &Room,
+    port: &mut PortState,
+    bytes: u64,
+    now: u64,
+) -> u32 {
     let ip_bytes = if V4 { IPV4_BYTES } else { IPV6_BYTES };
-    let number = u16::from_be(room.half(AT_TCP + 2));
-    let Some(port) = tables::port(number) else { return xdp_action::XDP_PASS };
-    if is_for_listener(policy, port, number, now) {
-        return shield::pass(frame, Verdict::SynTrickle, 0);
+    if policy.trickle_pace[0] != 0 && limit::admit(&mut port.trickle_tat, now, policy.trickle_pace) {
+        return shield::pass(frame, Verdict::SynTrickle, bytes);
     }
     let header_bytes = usize::from(room.byte(AT_TCP + 12) >> 4) << 2;
     let option_bytes = header_bytes.wrapping_sub(TCP_BYTES);
     if option_bytes > 40 {
-        return shield::pass(frame, Verdict::SynOverBudget, 0);
+        return shield::pass(frame, Verdict::SynOverBudget, bytes);
     }
-    if option_bytes > 0 && !room.load(frame, ETHERNET_BYTES + ip_bytes + TCP_BYTES, AT_TCP + TCP_BYTES, option_bytes) {
-        return shield::pass(frame, Verdict::SynOverBudget, 0);
+    if option_bytes > 0
+        && !room.load(frame, ETHERNET_BYTES + ip_bytes + TCP_BYTES, AT_TCP + TCP_BYTES, option_bytes)
+    {
+        return shield::pass(frame, Verdict::SynOverBudget, bytes);
     }
-    if !shield::answers(policy, Verdict::SynCookie, frame.whole_bytes() as u64) {
+    if !shield::answers(policy, Verdict::SynCookie, bytes) {
         return xdp_action::XDP_PASS;
     }
     // SAFETY: the headers lie in the scratch room at these offsets, which the verifier checks.
@@ -145,23 +172,14 @@ fn answer_ip<const V4: bool>(frame: &Frame<'_>, policy: &Policy, room: &Room, no
     offer.has_timestamp &= policy.cookies == COOKIES_WITH_OPTIONS;
     let Some(ethernet) = frame.get::<14>(0) else { return xdp_action::XDP_DROP };
     write_reply::<V4>(policy, room, made as u32, offer, now, &ethernet);
-    let length = (ETHERNET_BYTES + ip_bytes + TCP_BYTES
+    let length = (ETHERNET_BYTES
+        + ip_bytes
+        + TCP_BYTES
         + if offer.has_timestamp { OPTION_BYTES_LONG } else { OPTION_BYTES_SHORT }) as u32;
     if !frame.resize(length as usize) || !room.store(frame, length) {
         return xdp_action::XDP_DROP;
     }
     xdp_action::XDP_TX
-}
-
-/// Whether this SYN is one of the few that still reach the listener. Keeps the port armed while more than half the budget
-/// comes in.
-#[inline(always)]
-fn is_for_listener(policy: &Policy, port: &mut PortState, number: u16, now: u64) -> bool {
-    let [cost, tolerance] = policy.budget_pace;
-    if !limit::admit(&mut port.half_tat, now, [2 * cost, 2 * tolerance]) {
-        let _ = shield::arm(policy, number, now);
-    }
-    policy.trickle_pace[0] != 0 && limit::admit(&mut port.trickle_tat, now, policy.trickle_pace)
 }
 
 /// Reads the options that a cookie can carry (RFC 7323, RFC 2018).
@@ -240,7 +258,8 @@ fn write_reply<const V4: bool>(
     // The pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1): addresses below, protocol and length here.
     let mut sum = u64::from(u16::to_be(6)) + u64::from(tcp_bytes.to_be());
     if V4 {
-        let halves = [pair(0x45, 0), (tcp_bytes + IPV4_BYTES as u16).to_be(), 0, pair(0x40, 0), pair(64, 6), 0];
+        let halves =
+            [pair(0x45, 0), (tcp_bytes + IPV4_BYTES as u16).to_be(), 0, pair(0x40, 0), pair(64, 6), 0];
         let mut header_sum = 0u64;
         let mut index = 0;
         while index < halves.len() {
@@ -251,7 +270,8 @@ fn write_reply<const V4: bool>(
         let mut addresses = 0u64;
         index = 0;
         while index < 2 {
-            let (source, destination) = (room.half(AT_IP + 12 + 2 * index), room.half(AT_IP + 16 + 2 * index));
+            let (source, destination) =
+                (room.half(AT_IP + 12 + 2 * index), room.half(AT_IP + 16 + 2 * index));
             reply(ip + 12 + 2 * index, destination);
             reply(ip + 16 + 2 * index, source);
             addresses += u64::from(source) + u64::from(destination);

@@ -14,7 +14,8 @@ use tunica_common::{
     layout::SCRATCH_WORDS,
     policy::{
         BAN_FILTER_WORDS, DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS, HostState, JUMP_PROGRAMS, NET_CELLS,
-        NetState, OWN_ADDRESSES, PORT_RULES, Policy, PortRule, PortState, SKETCH_CELLS, SKETCH_ROWS,
+        NetState, OWN_ADDRESSES, PORT_RULES, Policy, PortRule, PortState, RETURNED_ROWS, SKETCH_CELLS,
+        SKETCH_ROWS,
     },
 };
 
@@ -56,6 +57,8 @@ static NET_STATE: Array<NetState, { 2 * NET_CELLS }> = Array::new();
 static JUMPS: ProgramArray<JUMP_PROGRAMS> = ProgramArray::new();
 #[btf_map]
 static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS], 1> = PerCpuArray::new();
+#[btf_map]
+static RETURNED: Array<u64, RETURNED_ROWS> = Array::new();
 #[btf_map]
 static TALLIES: PerCpuArray<Tally, TALLY_SLOTS> = PerCpuArray::new();
 // No value type: libbpf refuses a ring buffer that declares a value size.
@@ -162,6 +165,14 @@ pub fn port(port: u16) -> Option<&'static mut PortState> {
 pub fn host() -> Option<&'static mut HostState> {
     // SAFETY: as for `port`.
     HOST_STATE.get_ptr_mut(0).map(|state| unsafe { &mut *state })
+}
+
+/// The connection that last returned a cookie in the row of this mark.
+#[inline(always)]
+pub fn returned(mark: u64) -> Option<&'static mut u64> {
+    let row = (mark >> 40) as u32 & (RETURNED_ROWS as u32 - 1);
+    // SAFETY: as for `port`.
+    RETURNED.get_ptr_mut(row).map(|last| unsafe { &mut *last })
 }
 
 /// This CPU's clock of segments that are let through unjudged.

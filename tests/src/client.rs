@@ -297,12 +297,9 @@ fn visit(own: Ipv4Addr, service: SocketAddrV4, deadline: Instant) -> Result<(), 
 }
 
 fn failed(error: &io::Error) -> Failure {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe => {
-            Failure::Reset
-        }
-        _ => Failure::Service,
-    }
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset};
+    let is_reset = matches!(error.kind(), ConnectionReset | ConnectionRefused | BrokenPipe);
+    if is_reset { Failure::Reset } else { Failure::Service }
 }
 
 /// A timeout of zero would mean none at all, so nothing left is a failure.

@@ -66,6 +66,8 @@ pub struct World {
     pub budget: Option<Pace>,
     /// TCP ports that are over their budget already.
     pub armed: BTreeSet<u16>,
+    /// TCP ports of every own address at which somebody listens.
+    pub listening: BTreeSet<u16>,
     /// One of the `COOKIES_…` numbers.
     pub cookies: u32,
     /// SYNs that still reach the listener of an armed port.
@@ -119,6 +121,7 @@ impl World {
             ephemeral_low: 32_768,
             budget: None,
             armed: BTreeSet::new(),
+            listening: BTreeSet::new(),
             cookies: COOKIES_OFF,
             trickle: [u64::MAX / 4, 0],
             segments: None,
@@ -155,7 +158,7 @@ pub fn syn_source(frame: &[u8]) -> Option<PacketSource> {
     (headers.flags & (SYN | ACK) == SYN).then(|| counted(source))
 }
 
-/// What the shield does with `frame`, where the host has no sockets.
+/// What the shield does with `frame`, where the host has no sockets but listeners.
 ///
 /// `conforms` tells whether one more of something is inside its limit; it is asked only when that decides.
 pub fn judge(world: &World, frame: &[u8], mut conforms: impl FnMut(Counted) -> bool) -> (Verdict, Action) {
@@ -310,9 +313,6 @@ fn syn(
     if world.budget.is_none() || conforms(Counted::Budget(port)) {
         return Decision::Pass(Verdict::Syn);
     }
-    if world.cookies == COOKIES_OFF {
-        return Decision::Pass(Verdict::SynOverBudget);
-    }
     answer(world, frame, headers, port, conforms)
 }
 
@@ -323,6 +323,12 @@ fn answer(
     port: u16,
     conforms: &mut impl FnMut(Counted) -> bool,
 ) -> Decision {
+    if !world.listening.contains(&port) {
+        return Decision::Refuse(Verdict::NoListener);
+    }
+    if world.cookies == COOKIES_OFF {
+        return Decision::Pass(Verdict::SynOverBudget);
+    }
     if world.is_stale && world.on_stale != OnStale::KeepLimits {
         return Decision::Pass(Verdict::Syn);
     }

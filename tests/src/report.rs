@@ -464,7 +464,7 @@ mod tests {
         Row {
             act,
             baseline,
-            visits: Visits { latencies_microseconds: latencies, failures },
+            visits: Visits { latencies_microseconds: latencies, failures, resets: 0 },
             window: Duration::from_secs(6),
             arrived,
             softirq_ticks: ticks,

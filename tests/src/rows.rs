@@ -815,7 +815,11 @@ impl Rows {
 
     fn budget(&mut self) {
         let syn = tcp(SYN, 10);
-        let budget = |cookies| ours(|world| (world.budget, world.cookies) = (Some(SLOW_3), cookies));
+        let budget = |cookies| {
+            ours(|world| {
+                (world.budget, world.cookies, world.listening) = (Some(SLOW_3), cookies, [443].into());
+            })
+        };
         let (without, with) = (budget(COOKIES_OFF), budget(COOKIES_PLAIN));
         let cookie = (Verdict::SynCookie, Action::Answer);
         self.after("last SYN of a port's budget", &with, TCP, &syn, 2, NEW);
@@ -829,6 +833,19 @@ impl Rows {
             9,
             passed(Verdict::SynOverBudget),
         );
+        for (name, world) in [("with", &with), ("without", &without)] {
+            let mut deaf = world.clone();
+            deaf.listening.clear();
+            self.after(&format!("last SYN to a deaf port, {name} cookies"), &deaf, TCP, &syn, 2, NEW);
+            self.after(
+                &format!("SYN beyond a deaf port's budget, {name} cookies"),
+                &deaf,
+                TCP,
+                &syn,
+                3,
+                dropped(Verdict::NoListener),
+            );
+        }
         let mut source_limited = with.clone();
         (source_limited.syn, source_limited.armed) = (Limit::new(1, 1), [443].into());
         self.after("an armed port does not count SYNs by source", &source_limited, TCP, &syn, 1, cookie);

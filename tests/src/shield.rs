@@ -1,12 +1,23 @@
 //! A shield loaded for a test: the real program in the real kernel, with maps of its own, attached to nothing.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr, TcpListener},
+    os::fd::AsRawFd,
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf,
     maps::{MapData, PerCpuArray, PerCpuValues, RingBuf},
     programs::{TestRun, TestRunAttrs, TestRunOptions, TestRunResult},
+};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+        sockopt,
+    },
 };
 use tunica_common::{
     event::{Event, tally_slot},
@@ -51,6 +62,7 @@ pub struct Shield {
     generation: u32,
     /// Ports whose state may not be zero.
     touched: BTreeSet<u16>,
+    listeners: Vec<TcpListener>,
 }
 
 impl Shield {
@@ -70,6 +82,8 @@ impl Shield {
     /// If this is not root, or the kernel refuses.
     pub fn load_sized(sizes: Sizes) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "loading a BPF program needs root: run the tests as root");
+        // The program looks for sockets where the caller is. This thread stays there.
+        unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace for this thread")?;
         let mut ebpf = object::load(sizes, None)?;
         let gate = ebpf.map_mut(SEGMENT_GATE).context("the object has no gate of segments")?;
         let mut gate: PerCpuArray<_, u64> = PerCpuArray::try_from(gate)?;
@@ -79,7 +93,15 @@ impl Shield {
         let mut tables = Tables::take(&mut ebpf, SECRET)?;
         let events = tables.take_events().context("events were taken already")?;
         let totals = tables.totals()?;
-        Ok(Self { ebpf, tables, events, totals, generation: 0, touched: BTreeSet::new() })
+        Ok(Self {
+            ebpf,
+            tables,
+            events,
+            totals,
+            generation: 0,
+            touched: BTreeSet::new(),
+            listeners: Vec::new(),
+        })
     }
 
     /// Makes the maps say what `world` says. Rows of earlier worlds go.
@@ -128,6 +150,12 @@ impl Shield {
         }
         // Whatever rows and random frames may have counted for.
         self.touched.extend(world.armed.iter().copied().chain([443]));
+        self.listeners.clear();
+        for (address, port) in
+            world.own.iter().flat_map(|own| world.listening.iter().map(move |port| (own, port)))
+        {
+            self.listeners.push(listen_at(SocketAddr::new(*address, *port))?);
+        }
         let host = HostState {
             armed_until_ns: if world.armed.is_empty() { 0 } else { armed_until_ns },
             ..HostState::new_zeroed()
@@ -199,7 +227,21 @@ impl Shield {
     /// # Errors
     /// If the kernel refuses the run, or not exactly one tally moved by one.
     pub fn run(&mut self, frame: &[u8]) -> Result<(Verdict, Action, u32)> {
-        let result = self.repeat(frame, 1)?;
+        self.run_and_see(frame).map(|(verdict, action, returned, _)| (verdict, action, returned))
+    }
+
+    /// As [`Shield::run`], and the frame as the program left it.
+    ///
+    /// # Errors
+    /// As for [`Shield::run`].
+    pub fn run_and_see(&mut self, frame: &[u8]) -> Result<(Verdict, Action, u32, Vec<u8>)> {
+        let mut left = vec![0; frame.len() + 256];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut left);
+        options.repeat = 1;
+        let result = object::program(&mut self.ebpf)?.test_run(options)?;
+        left.truncate(result.data_size_out as usize);
         let after = self.tables.totals()?;
         let before = std::mem::replace(&mut self.totals, after);
         let mut moved = Vec::new();
@@ -217,7 +259,7 @@ impl Shield {
         let [(verdict, action)] = moved.as_slice() else {
             anyhow::bail!("one packet moved {} tallies: {moved:?}", moved.len());
         };
-        Ok((*verdict, *action, result.return_value))
+        Ok((*verdict, *action, result.return_value, left))
     }
 
     /// Runs a row of the table and says how the outcome differs from what the row expects, if it does.
@@ -310,6 +352,21 @@ impl Shield {
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
+}
+
+/// A listener at an address that no interface needs to have.
+///
+/// # Errors
+/// The system's.
+pub fn listen_at(address: SocketAddr) -> Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))
+        .with_context(|| format!("binding {address}"))?;
+    listen(&socket, Backlog::new(128)?)?;
+    Ok(TcpListener::from(socket))
 }
 
 /// An address as the maps key it.

@@ -73,7 +73,12 @@ impl Stage {
         let client = Namespace::create(purpose, "client")?;
         let attackers = Namespace::create(purpose, "attackers")?;
         join(
-            End { namespace: &host, interface: CLIENT_SIDE, mac: [2, 0, 0, 0, 1, 1], address: "10.77.1.1/24" },
+            End {
+                namespace: &host,
+                interface: CLIENT_SIDE,
+                mac: [2, 0, 0, 0, 1, 1],
+                address: "10.77.1.1/24",
+            },
             End { namespace: &client, interface: FAR_END, mac: [2, 0, 0, 0, 1, 2], address: "10.77.1.2/24" },
         )?;
         join(

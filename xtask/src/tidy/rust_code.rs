@@ -4,6 +4,8 @@
 const UNSAFE_FILES: &[&str] = &[
     "common/src/pod.rs",
     "ebpf/src/packet.rs",
+    "ebpf/src/sockets.rs",
+    "ebpf/src/syncookie.rs",
     "ebpf/src/tables.rs",
     "tests/src/sys.rs",
     "tests/src/sys/bpf.rs",
