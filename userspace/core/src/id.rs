@@ -478,9 +478,8 @@ mod tests {
     fn any_prefix() -> impl Strategy<Value = Prefix> {
         // Few addresses and long prefixes, so that ranges nest and share borders.
         let v4 = (0u8..32, 24u8..=32).prop_map(|(host, length)| (IpAddr::from([192, 0, 2, host]), length));
-        let v6 = (0u16..32, 120u8..=128).prop_map(|(host, length)| {
-            (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, host]), length)
-        });
+        let v6 = (0u16..32, 120u8..=128)
+            .prop_map(|(host, length)| (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, host]), length));
         let edge = (any::<bool>(), any::<u32>(), 0u8..=32).prop_map(|(is_v4, bits, length)| match is_v4 {
             true => (IpAddr::from(bits.to_be_bytes()), length),
             false => (IpAddr::from((u128::from(bits) << 96 | 1 << 120).to_be_bytes()), length),

@@ -264,7 +264,9 @@ fn operators_do_not_lock_themselves_out_unawares() {
         for dry_run in [true, false] {
             let (code, message) = refused(ask(source, Some(from), dry_run));
             assert_eq!(code, RefusedCode::Protected);
-            for part in ["it holds the place where you are logged in from; ", "cut this session off", "`--even-me`"] {
+            for part in
+                ["it holds the place where you are logged in from; ", "cut this session off", "`--even-me`"]
+            {
                 assert!(message.contains(part), "{message}");
             }
         }
