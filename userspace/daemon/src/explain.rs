@@ -49,7 +49,7 @@ pub fn explain(
     let packets = request.packets.unwrap_or(1).clamp(1, MOST_PACKETS);
     let policy = shield.tables().policy()?;
     let allow = views::allow_of(coordinator, address);
-    let network = network(&policy, source, shield.tables(), allow.is_some(), now)?;
+    let network = network(&policy, source, shield.tables(), allow.as_ref().map(|allow| allow.prefix), now)?;
     let cells = shield.tables().cells(&network.as_ref().map_or(key, |network| counted_by(network.prefix)))?;
     let over_budget = over_budget(&policy, port, coordinator, shield.tables(), now)?;
     let (_, address_bytes) = Prefix::host(address).kernel_key();
@@ -130,7 +130,7 @@ fn network(
     policy: &Policy,
     source: PacketSource,
     tables: &Tables,
-    is_allowed: bool,
+    allow: Option<Prefix>,
     now: Now,
 ) -> Result<Option<Network>, TableError> {
     let range = source.prefix();
@@ -152,10 +152,10 @@ fn network(
     let part_exceeded = word >> (child % 64) & 1 == 1;
     let until = wall(state.shared_until_ns, now);
     let length = part.length();
-    let whose = match (part_exceeded, is_allowed) {
-        (_, true) => format!("the allow list excuses {range}"),
-        (true, false) => format!("{part} is one of them"),
-        (false, false) => format!("{part} is none of them, and is limited with them"),
+    let whose = match (part_exceeded, allow) {
+        (_, Some(allowed)) => format!("the allow list excuses {allowed}"),
+        (true, None) => format!("{part} is one of them"),
+        (false, None) => format!("{part} is none of them, and is limited with them"),
     };
     let sentence = format!(
         "{prefix} shares one SYN limit until {until}, or longer while it exceeds that, because {exceeded} of its /{length} \
