@@ -320,7 +320,15 @@ impl Lab {
     /// # Errors
     /// If the socket refuses them.
     pub fn send(&self, frame: &[u8], times: usize) -> Result<()> {
-        const BYTES: usize = 60;
+        // Ethernet's shortest frame; what is longer is padded to the other length.
+        if frame.len() <= 60 {
+            self.send_padded::<60>(frame, times)
+        } else {
+            self.send_padded::<96>(frame, times)
+        }
+    }
+
+    fn send_padded<const BYTES: usize>(&self, frame: &[u8], times: usize) -> Result<()> {
         ensure!(frame.len() <= BYTES, "a test frame of {} bytes", frame.len());
         let mut bytes = [0; BYTES];
         for (to, from) in

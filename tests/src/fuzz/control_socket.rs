@@ -14,7 +14,7 @@ use tunica_api::{
     request::{AllowAdd, BanAdd, Explain, Length, Request},
     wire::{MAX_REQUEST_BYTES, read_answer, read_request, write_answer, write_request},
 };
-use tunica_core::id::{PacketSource, Prefix};
+use tunica_core::id::{BanTarget, PacketSource, Prefix};
 use tunicad::shell::control_socket::read_line;
 
 static RUNTIME: LazyLock<Runtime> =
@@ -122,13 +122,14 @@ fn requests() -> Vec<Request> {
         Request::Diff {},
         Request::BanList {},
         Request::BanAdd(BanAdd {
-            source,
+            source: source.into(),
             length: Length::Seconds(300),
             reason: reason(),
             operator: Some(PacketSource::of([198, 51, 100, 1].into())),
             dry_run: true,
         }),
-        Request::BanRemove { source, dry_run: false },
+        Request::BanRemove { source: source.into(), dry_run: false },
+        Request::BanRemove { source: BanTarget::Range(prefix), dry_run: true },
         Request::AllowList {},
         Request::AllowAdd(AllowAdd { prefix, length: Length::Forever, reason: reason(), dry_run: false }),
         Request::AllowRemove { prefix, dry_run: true },
@@ -144,14 +145,14 @@ fn requests() -> Vec<Request> {
 fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
     Ok(match drawn.choose_iter(requests())? {
         Request::BanAdd(_) => Request::BanAdd(BanAdd {
-            source: source(drawn)?,
+            source: target(drawn)?,
             length: length(drawn)?,
             reason: drawn.arbitrary()?,
             operator: if drawn.arbitrary()? { Some(source(drawn)?) } else { None },
             dry_run: drawn.arbitrary()?,
         }),
         Request::BanRemove { .. } => {
-            Request::BanRemove { source: source(drawn)?, dry_run: drawn.arbitrary()? }
+            Request::BanRemove { source: target(drawn)?, dry_run: drawn.arbitrary()? }
         }
         Request::AllowAdd(_) => Request::AllowAdd(AllowAdd {
             prefix: prefix(drawn)?,
@@ -197,6 +198,12 @@ pub(super) fn address(drawn: &mut Unstructured<'_>) -> Result<IpAddr> {
 /// Any source.
 pub(super) fn source(drawn: &mut Unstructured<'_>) -> Result<PacketSource> {
     Ok(PacketSource::of(address(drawn)?))
+}
+
+/// Any source, or any range that can be banned.
+fn target(drawn: &mut Unstructured<'_>) -> Result<BanTarget> {
+    let prefix = prefix(drawn)?;
+    Ok(prefix.to_string().parse().unwrap_or_else(|_| PacketSource::of(prefix.address()).into()))
 }
 
 /// Any range: an address, a source's, or the one that stands in the drawn text.

@@ -27,8 +27,8 @@ use super::control_socket::{prefix, source};
 const MOST_COMMANDS: usize = 64;
 
 /// The tables of the file, by the letter of a row.
-const TABLES: [(u8, &str); 5] =
-    [(b'm', "meta"), (b'b', "bans"), (b'a', "allows"), (b'l', "memories"), (b's', "singles")];
+const TABLES: [(u8, &str); 6] =
+    [(b'm', "meta"), (b'b', "bans"), (b'n', "nets"), (b'a', "allows"), (b'l', "memories"), (b's', "singles")];
 
 /// Where rows are forged.
 static FORGED: LazyLock<Database> = LazyLock::new(in_memory);
@@ -41,9 +41,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
 mschema 1
 b192.0.2.7 {"id":1,"since":10,"expires":310,"rung":1,"origin":"operator","reason":"scan"}
 b2001:db8::/64 {"id":2,"since":10,"expires":null,"rung":null,"origin":"operator","reason":""}
+n203.0.113.0/24 {"id":4,"since":10,"expires":310,"rung":null,"origin":"operator","reason":"rented"}
 a198.51.100.0/24 {"id":3,"since":10,"expires":null,"origin":"operator","reason":"office"}
 l192.0.2.7 {"rung":1,"last_offence":10}
-snext_id 4
+snext_id 5
 sbypass {"since":10,"reason":"maintenance"}
 ssyncookies_before 1
 "#;
@@ -51,6 +52,7 @@ ssyncookies_before 1
         "b198.51.100.0/24 {}",
         "b198.51.100.007 {}",
         "b198.51.100.7 {\"id\":1}",
+        "n203.0.113.7/24 {}",
         "a2001:db8::1/48 {}",
         "mschema 2",
         "snext_id -1",
@@ -61,6 +63,7 @@ ssyncookies_before 1
     let mut all = [commands_of_each_kind(), commands_of_each_kind()].concat();
     for mut command in commands_of_each_kind() {
         if let Command::SetBan { fact: BanFact { id, .. }, .. }
+        | Command::SetNetBan { fact: BanFact { id, .. }, .. }
         | Command::SetAllow { fact: AllowFact { id, .. }, .. } = &mut command
         {
             *id = 9;
@@ -189,7 +192,7 @@ fn is_consistent(before: &Ledger, after: &Ledger, outcome: std::result::Result<(
         assert_eq!(after, before, "a rejected command changed the ledger");
     }
     assert!(after.next_id >= before.next_id);
-    let bans = after.bans.values().map(|fact| fact.id);
+    let bans = after.all_bans().map(|(_, fact)| fact.id);
     let mut ids: Vec<u32> = bans.chain(after.allows.values().map(|fact| fact.id)).collect();
     ids.sort_unstable();
     assert!(ids.is_sorted_by(|lower, upper| lower < upper), "a number stands twice: {ids:?}");
@@ -236,6 +239,11 @@ fn command(
             }
         }
         Command::LiftBan { .. } => Command::LiftBan { source },
+        Command::SetNetBan { .. } => {
+            let (rung, origin, reason) = (None, BanOrigin::Operator, drawn.arbitrary()?);
+            Command::SetNetBan { prefix, fact: BanFact { id, since, expires, rung, origin, reason } }
+        }
+        Command::LiftNetBan { .. } => Command::LiftNetBan { prefix },
         Command::SetAllow { .. } => {
             let (origin, reason) = (AllowOrigin::Operator, drawn.arbitrary()?);
             Command::SetAllow { prefix, fact: AllowFact { id, since, expires, origin, reason } }
@@ -261,6 +269,7 @@ fn commands_of_each_kind() -> Vec<Command> {
     let (since, expires, reason) = (WallTime(10), Some(WallTime(310)), "scan".to_owned());
     let origin = BanOrigin::Operator;
     let ban = BanFact { id: 1, since, expires, rung: Some(1), origin, reason: reason.clone() };
+    let net_ban = BanFact { id: 3, rung: None, ..ban.clone() };
     let allow = AllowFact { id: 2, since, expires, origin: AllowOrigin::Operator, reason: reason.clone() };
     let memory = Memory { rung: 1, last_offence: since };
     vec![
@@ -268,6 +277,8 @@ fn commands_of_each_kind() -> Vec<Command> {
         Command::LiftBan { source },
         Command::SetAllow { prefix, fact: allow },
         Command::LiftAllow { prefix },
+        Command::SetNetBan { prefix, fact: net_ban },
+        Command::LiftNetBan { prefix },
         Command::SetMemory { source, memory },
         Command::ForgetMemory { source },
         Command::SetBypass { fact: BypassFact { since, reason } },

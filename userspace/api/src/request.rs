@@ -1,7 +1,7 @@
 //! Requests.
 
 use serde::{Deserialize, Serialize};
-use tunica_core::id::{PacketSource, Prefix};
+use tunica_core::id::{BanTarget, PacketSource, Prefix};
 
 /// Everything that can be asked of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,12 +15,12 @@ pub enum Request {
     Diff {},
     /// Every ban in force.
     BanList {},
-    /// Ban a source.
+    /// Ban a source or a range.
     BanAdd(BanAdd),
     /// Lift a ban.
     BanRemove {
-        /// Whose.
-        source: PacketSource,
+        /// Whose, exactly as it was added.
+        source: BanTarget,
         /// Say what would happen and change nothing.
         #[serde(default)]
         dry_run: bool,
@@ -105,7 +105,7 @@ impl Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Length {
-    /// The next rung of the ban ladder (bans only).
+    /// The next rung of the ban ladder (bans of single sources only).
     Ladder,
     /// This many seconds.
     Seconds(u64),
@@ -117,13 +117,13 @@ pub enum Length {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BanAdd {
-    /// Whom.
-    pub source: PacketSource,
-    /// How long.
+    /// Whom: a source, or a range.
+    pub source: BanTarget,
+    /// How long; [`Length::Ladder`] is refused for a range.
     pub length: Length,
     /// Why, in the operator's words: at most 200 characters, kept in the ledger.
     pub reason: String,
-    /// Where the caller is logged in from: a ban of this source is refused.
+    /// Where the caller is logged in from: a ban that hits it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<PacketSource>,
     /// Say what would happen and change nothing.

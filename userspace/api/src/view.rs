@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tunica_core::{
-    id::{PacketSource, Prefix},
+    id::{BanTarget, PacketSource, Prefix},
     time::WallTime,
 };
 
@@ -222,8 +222,8 @@ pub struct Differences {
     pub file: String,
     /// One row for each key whose value differs, in the order of the reference page.
     pub changes: Vec<Change>,
-    /// Bans that a reload would lift because the new file protects their source.
-    pub lifted: Vec<PacketSource>,
+    /// Bans that a reload would lift because the new file protects what they hit.
+    pub lifted: Vec<BanTarget>,
     /// Why `reload` would refuse the file although it is valid: one sentence each, empty if it would not.
     pub obstacles: Vec<String>,
 }
@@ -248,7 +248,7 @@ pub struct Change {
 /// Bans in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bans {
-    /// One row a ban, by source.
+    /// One row a ban: those of sources, then those of ranges.
     pub bans: Vec<Ban>,
 }
 
@@ -257,8 +257,8 @@ pub struct Bans {
 pub struct Ban {
     /// The ledger's number.
     pub id: u32,
-    /// Whom.
-    pub source: PacketSource,
+    /// Whom: a source, or a range.
+    pub source: BanTarget,
     /// Since when.
     pub since: WallTime,
     /// Until when; absent means until lifted.
@@ -334,7 +334,7 @@ pub struct Source {
     pub action: String,
     /// When the latest event was.
     pub last_seen: WallTime,
-    /// Whether the source is banned now.
+    /// Whether the source is banned now, by itself or within a range.
     pub banned: bool,
 }
 
@@ -356,11 +356,20 @@ pub struct Explanation {
     pub generation: u32,
     /// Mode in force.
     pub mode: String,
-    /// The ban that holds, if one does.
+    /// The ban of the source itself that holds, if one does.
     pub ban: Option<Ban>,
+    /// The bans of ranges around the source that hold, longest range first, as the kernel looks them up.
+    #[serde(default)]
+    pub range_bans: Vec<Ban>,
     /// The allow-list entry that holds, if one does.
     pub allow: Option<Allow>,
-    /// The source's cells in the SYN sketch before the probe.
+    /// The IPv6 network whose limit the source shares now, if it does.
+    #[serde(default)]
+    pub network: Option<Network>,
+    /// Set while the port asked about is over its SYN budget.
+    #[serde(default)]
+    pub over_budget: Option<OverBudget>,
+    /// The cells of the SYN sketch that the source's SYNs count in, before the probe: its own, or its network's.
     pub bucket: Bucket,
     /// One sentence for each thing that would change the outcome, each with its command.
     pub undo: Vec<String>,
@@ -379,7 +388,39 @@ pub struct Outcome {
     pub sentence: String,
 }
 
-/// The source's share of the SYN sketch.
+/// An IPv6 network that shares one SYN limit, because many of its parts exceeded theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The network: a /56 whose parts are /64, or a /48 whose parts are /56.
+    pub prefix: Prefix,
+    /// How many of its parts exceeded their limit.
+    pub exceeded: u32,
+    /// The part that the source lies in.
+    pub part: Prefix,
+    /// Whether that is one of those which exceeded theirs.
+    pub part_exceeded: bool,
+    /// Until when, and longer while the network exceeds its limit.
+    pub until: WallTime,
+    /// All that in words.
+    pub sentence: String,
+}
+
+/// A TCP port over its SYN budget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverBudget {
+    /// Its number.
+    pub port: u16,
+    /// Since when.
+    pub since: WallTime,
+    /// Until when, and longer while more SYNs come than half the budget.
+    pub until: WallTime,
+    /// Whether SYNs to it are answered with cookies now.
+    pub answers: bool,
+    /// All that in words.
+    pub sentence: String,
+}
+
+/// A share of the SYN sketch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {
     /// Cell of each row.

@@ -195,8 +195,8 @@ mod tests {
             ("{\"schema\":2,\"verb\":\"status\",\"more\":1}", "schema 2"),
             ("{\"schema\":1,\"verb\":\"reboot\"}", "unknown variant `reboot`"),
             (
-                "{\"schema\":1,\"verb\":\"ban_add\",\"source\":\"192.0.2.0/24\",\"length\":\"forever\",\"reason\":\"\"}",
-                "is a range",
+                "{\"schema\":1,\"verb\":\"ban_add\",\"source\":\"2001:db8::/80\",\"length\":\"forever\",\"reason\":\"\"}",
+                "did you mean 2001:db8::/64",
             ),
         ] {
             let message = read_request(line.as_bytes()).unwrap_err().to_string();

@@ -510,7 +510,9 @@ impl Rule for Cidr {
         };
         let prefix: Prefix = text.parse().map_err(|error| {
             let (consequence, fix) = match error {
-                ParseIdError::NotAnAddress(_) | ParseIdError::NotASource(_) => (
+                ParseIdError::NotAnAddress(_)
+                | ParseIdError::NotASource(_)
+                | ParseIdError::PartOfASource { .. } => (
                     "this is no address, so it would protect nobody".to_owned(),
                     format!("give {}", self.allowed()),
                 ),

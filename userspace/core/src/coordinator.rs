@@ -25,7 +25,7 @@ use crate::{
     defence::{Defence, DefenceState, Defences, Totals},
     desired::{self, Desired},
     evidence::Forgeable,
-    id::{PacketSource, Prefix},
+    id::{BanTarget, PacketSource, Prefix},
     ledger::{self, AllowFact, BanFact, Command, Ledger, Rejection},
     limits::{CookieState, HostFacts, Settings},
     never_ban::{self, NeverBan, Protection},
@@ -52,12 +52,12 @@ pub struct Coordinator {
 /// What happened outside.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// An operator wants a source banned.
+    /// An operator wants a source or a range banned.
     Ban(BanRequest),
     /// An operator wants a ban lifted.
     Unban {
         /// Whose.
-        source: PacketSource,
+        target: BanTarget,
         /// Only say what would change.
         dry_run: bool,
     },
@@ -97,8 +97,8 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BanRequest {
     /// Whom.
-    pub source: PacketSource,
-    /// How long.
+    pub target: BanTarget,
+    /// How long; [`Length::Ladder`] is refused for a range.
     pub length: Length,
     /// Why, in the operator's words: at most [`MOST_REASON_CHARACTERS`].
     pub reason: String,
@@ -139,6 +139,10 @@ pub const MOST_REASON_CHARACTERS: usize = 200;
 pub const SHORTEST: Duration = Duration::from_secs(1);
 /// Longest length of a ban or an allow entry that is not for ever: ten years of 365 days.
 pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Shortest prefix of a banned IPv4 range: the largest block that a registry gets (a 256th of all addresses).
+pub const WIDEST_V4: u8 = 8;
+/// Shortest prefix of a banned IPv6 range: among the largest blocks that one network was ever given.
+pub const WIDEST_V6: u8 = 19;
 
 /// What is to be done about an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -177,7 +181,7 @@ pub enum Reply {
 /// Stable words for refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedCode {
-    /// The source must not be banned.
+    /// The source or range must not be banned.
     Protected,
     /// Nothing there to remove.
     NotFound,
@@ -193,6 +197,9 @@ impl Coordinator {
         let mut in_force = InForce::default();
         for (source, fact) in &ledger.bans {
             in_force.set_ban(*source, fact, now);
+        }
+        for (prefix, fact) in &ledger.nets {
+            in_force.set_net(*prefix, fact, now);
         }
         for (prefix, fact) in &ledger.allows {
             in_force.set_allow(*prefix, fact, now);
@@ -225,11 +232,11 @@ impl Coordinator {
                     && let Some(protection) = refusal.protection()
                 {
                     self.refused_bans += 1;
-                    outcome.notices.push(Notice::BanRefusedProtected { source: request.source, protection });
+                    outcome.notices.push(Notice::BanRefusedProtected { target: request.target, protection });
                 }
                 outcome
             }
-            Event::Unban { source, dry_run } => operator::answer(&self.plan_unban(source, now), dry_run),
+            Event::Unban { target, dry_run } => operator::answer(&self.plan_unban(target, now), dry_run),
             Event::Allow(request) => operator::answer(&self.plan_allow(&request, now), request.dry_run),
             Event::Disallow { prefix, dry_run } => {
                 operator::answer(&self.plan_disallow(prefix, now), dry_run)
@@ -291,6 +298,7 @@ impl Coordinator {
         let needs_no_refresh = |command: &Command| match command {
             Command::SetBan { .. } | Command::LiftBan { .. } => true,
             Command::SetMemory { .. } | Command::ForgetMemory { .. } => true,
+            Command::SetNetBan { .. } | Command::LiftNetBan { .. } => false,
             Command::SetAllow { .. } | Command::LiftAllow { .. } => false,
             Command::SetBypass { .. } | Command::ClearBypass => false,
             Command::SetSyncookies { .. } | Command::ClearSyncookies => true,
@@ -307,28 +315,35 @@ impl Coordinator {
         if self.never_ban.age_out(now.mono) {
             self.refresh(now);
         }
-        let mut bans: Vec<PacketSource> = self.in_force.ban_ends.due(now.mono).collect();
+        let ended = self.in_force.ban_ends.due(now.mono).map(BanTarget::Source);
+        let mut bans: Vec<BanTarget> =
+            ended.chain(self.in_force.net_ends.due(now.mono).map(BanTarget::Range)).collect();
         bans.extend(self.protected_bans(&self.settings.config_allow));
-        bans.sort_unstable();
-        bans.dedup();
-        let mut commands: Vec<Command> = bans.into_iter().map(|source| Command::LiftBan { source }).collect();
+        let mut commands = lifts(bans);
         commands.extend(self.in_force.allow_ends.due(now.mono).map(|prefix| Command::LiftAllow { prefix }));
         commands.extend(self.in_force.forgets.due(now.mono).map(|source| Command::ForgetMemory { source }));
         Outcome { commands, notices: self.defences.advance(now.mono), ..Outcome::default() }
     }
 
-    /// Banned sources that must not be banned where the configuration allows `config_allow`.
-    fn protected_bans(&self, config_allow: &[Prefix]) -> Vec<PacketSource> {
-        never_ban::firm_ranges(&self.never_ban, config_allow)
-            .flat_map(|range| self.ledger.bans.range(range.sources()))
-            .map(|(source, _)| *source)
-            .collect()
+    /// Bans that hit what must not be banned where the configuration allows `config_allow`; some more than once.
+    fn protected_bans(&self, config_allow: &[Prefix]) -> Vec<BanTarget> {
+        let Ledger { bans, nets, .. } = &self.ledger;
+        let mut found = Vec::new();
+        for range in never_ban::firm_ranges(&self.never_ban, config_allow) {
+            found.extend(bans.range(range.sources()).map(|(source, _)| BanTarget::Source(*source)));
+            // Looks at every length of prefix, for each of tor's peers.
+            if !nets.is_empty() {
+                found.extend(range.overlapping(nets).map(BanTarget::Range));
+            }
+        }
+        found
     }
 
     /// When [`Self::advance`] is to be called next; in the past while commands of an earlier call are not committed.
     pub fn next_deadline(&self) -> Option<Monotime> {
         let deadlines = [
             self.in_force.ban_ends.first().map(|(at, _)| at),
+            self.in_force.net_ends.first().map(|(at, _)| at),
             self.in_force.allow_ends.first().map(|(at, _)| at),
             self.in_force.forgets.first().map(|(at, _)| at),
             self.never_ban.next_deadline(),
@@ -387,14 +402,14 @@ impl Coordinator {
         &self.sources
     }
 
-    /// How many bans were refused because the source is protected, since the daemon started.
+    /// How many bans were refused because they would have hit a protected address, since the daemon started.
     pub fn refused_bans(&self) -> u64 {
         self.refused_bans
     }
 
-    /// The rule that forbids to ban `source`, if one does.
-    pub fn protection(&self, source: PacketSource, now: Monotime) -> Option<Protection> {
-        self.never_ban.protects(source, now, &self.ledger.allows, &self.settings.config_allow)
+    /// The rule that forbids to ban `range`, if one does.
+    pub fn protection(&self, range: Prefix, now: Monotime) -> Option<Protection> {
+        self.never_ban.protects(range, now, &self.ledger.allows, &self.settings.config_allow)
     }
 
     fn sampled(&mut self, sample: &Forgeable, now: Now) -> Option<Notice> {
@@ -412,14 +427,12 @@ impl Coordinator {
     /// What the settings need in the ledger. Whatever else they make due comes with the next [`Self::advance`].
     fn plan_reload(&self, settings: Box<Settings>) -> Outcome {
         let mut changes = settings.changes_from(&self.settings);
-        let mut lifted = self.protected_bans(&settings.config_allow);
-        lifted.sort_unstable();
-        lifted.dedup();
-        if !lifted.is_empty() {
-            changes.push(format!("bans lifted because they must not be: {}", lifted.len()));
+        let commands = lifts(self.protected_bans(&settings.config_allow));
+        if !commands.is_empty() {
+            changes.push(format!("bans lifted because they must not be: {}", commands.len()));
         }
         Outcome {
-            commands: lifted.into_iter().map(|source| Command::LiftBan { source }).collect(),
+            commands,
             settings: Some(settings),
             notices: Vec::new(),
             reply: Some(Reply::Done { changes, undo: None, dry_run: false }),
@@ -436,7 +449,7 @@ impl Coordinator {
         self.refresh(now);
     }
 
-    /// Recomputes everything in force but the bans, which are too many.
+    /// Recomputes everything in force but the bans of sources, which are too many.
     fn refresh(&mut self, now: Now) {
         let is_bypassed = self.ledger.bypass.is_some();
         let desired = &mut self.in_force.desired;
@@ -447,6 +460,7 @@ impl Coordinator {
             .iter()
             .map(|(port, settings)| (port.key(), settings.rule(port.transport)))
             .collect();
+        desired.tables.nets = desired::net_table(&self.ledger.nets, &self.in_force.net_ends);
         desired.tables.own = desired::own_table(self.never_ban.own().iter());
         desired.tables.allow = desired::allow_table(
             &self.settings.config_allow,
@@ -460,21 +474,10 @@ impl Coordinator {
     /// What an operator should hear of `command` once it is applied; read from the state before.
     fn notice_of(&self, command: &Command, now: Now) -> Option<Notice> {
         match command {
-            Command::SetBan { source, fact } => {
-                let length = fact.expires.map(|expires| expires.since(fact.since));
-                Some(Notice::BanSet { source: *source, id: fact.id, length, rung: fact.rung })
-            }
-            Command::LiftBan { source } => {
-                let (source, id) = (*source, self.ledger.bans.get(source)?.id);
-                let is_over = self.in_force.ban_ends.get(source).is_some_and(|at| at <= now.mono);
-                let config = &self.settings.config_allow;
-                let protection = self.never_ban.protects(source, now.mono, &BTreeMap::new(), config);
-                Some(match protection {
-                    _ if is_over => Notice::BanExpired { source, id },
-                    Some(protection) => Notice::BanWithdrawn { source, id, protection },
-                    None => Notice::BanLifted { source, id },
-                })
-            }
+            Command::SetBan { source, fact } => Some(ban_set(BanTarget::Source(*source), fact)),
+            Command::SetNetBan { prefix, fact } => Some(ban_set(BanTarget::Range(*prefix), fact)),
+            Command::LiftBan { source } => self.ban_ended(BanTarget::Source(*source), now),
+            Command::LiftNetBan { prefix } => self.ban_ended(BanTarget::Range(*prefix), now),
             Command::SetAllow { prefix, fact } => {
                 let length = fact.expires.map(|expires| expires.since(fact.since));
                 Some(Notice::AllowSet { prefix: *prefix, id: fact.id, length })
@@ -495,6 +498,43 @@ impl Coordinator {
             Command::ClearSyncookies => Some(Notice::Syncookies { is_switched: false }),
         }
     }
+
+    /// Why a ban is lifted.
+    fn ban_ended(&self, target: BanTarget, now: Now) -> Option<Notice> {
+        let id = self.ledger.ban_of(target)?.id;
+        let ends = match target {
+            BanTarget::Source(source) => self.in_force.ban_ends.get(source),
+            BanTarget::Range(prefix) => self.in_force.net_ends.get(prefix),
+        };
+        let is_over = ends.is_some_and(|at| at <= now.mono);
+        let config = &self.settings.config_allow;
+        let protection = self.never_ban.protects(target.prefix(), now.mono, &BTreeMap::new(), config);
+        Some(match protection {
+            _ if is_over => Notice::BanExpired { target, id },
+            Some(protection) => Notice::BanWithdrawn { target, id, protection },
+            None => Notice::BanLifted { target, id },
+        })
+    }
+}
+
+fn ban_set(target: BanTarget, fact: &BanFact) -> Notice {
+    let length = fact.expires.map(|expires| expires.since(fact.since));
+    Notice::BanSet { target, id: fact.id, length, rung: fact.rung }
+}
+
+/// The command that lifts each of these bans, once.
+fn lifts(mut bans: Vec<BanTarget>) -> Vec<Command> {
+    bans.sort_unstable();
+    bans.dedup();
+    bans.into_iter().map(lift).collect()
+}
+
+/// The command that lifts a ban.
+const fn lift(target: BanTarget) -> Command {
+    match target {
+        BanTarget::Source(source) => Command::LiftBan { source },
+        BanTarget::Range(prefix) => Command::LiftNetBan { prefix },
+    }
 }
 
 /// What follows from the ledger: the desired state, and when each fact ends by the boot's clock.
@@ -502,6 +542,7 @@ impl Coordinator {
 struct InForce {
     desired: Desired,
     ban_ends: Timetable<PacketSource>,
+    net_ends: Timetable<Prefix>,
     allow_ends: Timetable<Prefix>,
     /// When each memory of the ladder says nothing any more.
     forgets: Timetable<PacketSource>,
@@ -514,6 +555,10 @@ impl InForce {
             Command::LiftBan { source } => {
                 self.ban_ends.set(*source, None);
                 self.desired.tables.bans.remove(&source.key());
+            }
+            Command::SetNetBan { prefix, fact } => self.set_net(*prefix, fact, now),
+            Command::LiftNetBan { prefix } => {
+                self.net_ends.set(*prefix, None);
             }
             Command::SetAllow { prefix, fact } => self.set_allow(*prefix, fact, now),
             Command::LiftAllow { prefix } => {
@@ -532,6 +577,11 @@ impl InForce {
         let ends = desired::ends_at(fact.since, fact.expires, now);
         self.ban_ends.set(source, ends);
         self.desired.tables.bans.insert(source.key(), desired::ban_entry(fact, ends));
+    }
+
+    /// The rows follow with the next refresh, because those of ranges inside depend on it too.
+    fn set_net(&mut self, prefix: Prefix, fact: &BanFact, now: Now) {
+        self.net_ends.set(prefix, desired::ends_at(fact.since, fact.expires, now));
     }
 
     fn set_allow(&mut self, prefix: Prefix, fact: &AllowFact, now: Now) {

@@ -18,6 +18,7 @@ use crate::{
     ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin},
     limits::{self, HostFacts, Presence, Settings},
     time::{Monotime, Now, WallTime},
+    timetable::Timetable,
 };
 
 /// The whole state that the kernel should be in.
@@ -99,6 +100,28 @@ impl std::fmt::Debug for Tables {
 /// The row of a ban that ends at `ends`.
 pub(crate) fn ban_entry(fact: &BanFact, ends: Option<Monotime>) -> BanEntry {
     BanEntry { expires_ns: ends.map_or(u64::MAX, |at| at.0), ban_id: fact.id, flags: ban_flags(fact.origin) }
+}
+
+/// The table of banned ranges. The kernel looks at the longest range around an address alone, so a row lasts as long as
+/// the last ban of the range itself and of the ranges around it: a short ban inside a long one ends nothing early, even
+/// if no daemon is there to remove its row.
+pub(crate) fn net_table(
+    nets: &BTreeMap<Prefix, BanFact>,
+    ends: &Timetable<Prefix>,
+) -> BTreeMap<AllowKey, BanEntry> {
+    let mut around: Vec<(Prefix, u64)> = Vec::new();
+    let mut table = BTreeMap::new();
+    // In the order of the map a range comes before those inside it.
+    for (prefix, fact) in nets {
+        while around.last().is_some_and(|(outer, _)| !outer.overlaps(*prefix)) {
+            around.pop();
+        }
+        let own = ban_entry(fact, ends.get(*prefix));
+        let expires_ns = around.last().map_or(own.expires_ns, |(_, outer)| own.expires_ns.max(*outer));
+        around.push((*prefix, expires_ns));
+        table.insert(prefix.kernel_key(), BanEntry { expires_ns, ..own });
+    }
+    table
 }
 
 /// [`BanEntry::flags`] of a ban of this origin. An operator's ban holds even while the daemon is silent, whether its

@@ -4,6 +4,7 @@
 //! it and a Tor circuit, because every client of an onion service arrives through the host's own guards.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
@@ -37,6 +38,18 @@ pub struct Prefix {
     length: u8,
 }
 
+/// What a ban can name: a source, or a range of more than one.
+///
+/// `Debug` is scrubbed like [`PacketSource`]'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum BanTarget {
+    /// One source.
+    Source(PacketSource),
+    /// An IPv4 range wider than a host, or an IPv6 range wider than a /64.
+    Range(Prefix),
+}
+
 /// Why a text is no source or no prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ParseIdError {
@@ -66,6 +79,14 @@ pub enum ParseIdError {
         "`{0}` is a range; only an IPv4 host, an IPv6 host (its /64 is meant) or an IPv6 /64 can be named here"
     )]
     NotASource(String),
+    /// Part of an IPv6 /64, but more than a host.
+    #[error("`{text}` is part of an IPv6 /64, which is counted and banned as a whole; did you mean {meant}?")]
+    PartOfASource {
+        /// What was given.
+        text: String,
+        /// The /64 around it.
+        meant: String,
+    },
 }
 
 impl PacketSource {
@@ -150,17 +171,35 @@ impl Prefix {
 
     /// The sources that share an address with the range, first to last. A range inside one /64 has that one source.
     pub fn sources(self) -> RangeInclusive<PacketSource> {
+        // Not `PacketSource::of`, which would take the mapped addresses at the border of a wide IPv6 range for IPv4.
+        let source = |address: IpAddr| match address {
+            IpAddr::V4(v4) => PacketSource(Inner::V4(v4.octets())),
+            IpAddr::V6(v6) => PacketSource(Inner::V6(((u128::from(v6) >> 64) as u64).to_be_bytes())),
+        };
+        source(self.address)..=source(self.last())
+    }
+
+    /// The ranges that hold this one, itself among them, longest first.
+    pub fn around(self) -> impl Iterator<Item = Self> {
+        (0..=self.length).rev().map(move |length| Self { address: mask(self.address, length), length })
+    }
+
+    /// The ranges among `known` that share an address with this one, in no order.
+    pub(crate) fn overlapping<V>(self, known: &BTreeMap<Self, V>) -> impl Iterator<Item = Self> {
+        let first = Self { address: self.address, length: self.length };
+        let last = Self { address: self.last(), length: u8::MAX };
+        let inside = known.range(first..=last).map(|(prefix, _)| *prefix);
+        inside.chain(self.around().skip(1).filter(|prefix| known.contains_key(prefix)))
+    }
+
+    fn last(self) -> IpAddr {
         let length = u32::from(self.length);
         match self.address {
             IpAddr::V4(first) => {
-                let last = u32::from(first) | u32::MAX.checked_shr(length).unwrap_or(0);
-                PacketSource(Inner::V4(first.octets()))..=PacketSource(Inner::V4(last.to_be_bytes()))
+                IpAddr::V4((u32::from(first) | u32::MAX.checked_shr(length).unwrap_or(0)).into())
             }
             IpAddr::V6(first) => {
-                let first = u128::from(first);
-                let last = first | u128::MAX.checked_shr(length).unwrap_or(0);
-                let source = |bits: u128| PacketSource(Inner::V6(((bits >> 64) as u64).to_be_bytes()));
-                source(first)..=source(last)
+                IpAddr::V6((u128::from(first) | u128::MAX.checked_shr(length).unwrap_or(0)).into())
             }
         }
     }
@@ -231,6 +270,41 @@ impl FromStr for PacketSource {
     }
 }
 
+impl BanTarget {
+    /// Every address that the ban hits.
+    pub fn prefix(self) -> Prefix {
+        match self {
+            Self::Source(source) => source.prefix(),
+            Self::Range(prefix) => prefix,
+        }
+    }
+}
+
+impl From<PacketSource> for BanTarget {
+    fn from(source: PacketSource) -> Self {
+        Self::Source(source)
+    }
+}
+
+impl FromStr for BanTarget {
+    type Err = ParseIdError;
+
+    /// An IPv6 host stands for its /64. Another part of a /64 is an error: whoever writes /120 means less than a /64.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let prefix: Prefix = text.parse()?;
+        match (prefix.address, prefix.length) {
+            (IpAddr::V4(_), 32) | (IpAddr::V6(_), 64 | 128) => {
+                Ok(Self::Source(PacketSource::of(prefix.address)))
+            }
+            (IpAddr::V6(_), 65..) => {
+                let meant = PacketSource::of(prefix.address).to_string();
+                Err(ParseIdError::PartOfASource { text: text.to_owned(), meant })
+            }
+            (IpAddr::V4(_) | IpAddr::V6(_), _) => Ok(Self::Range(prefix)),
+        }
+    }
+}
+
 impl fmt::Display for Prefix {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}/{}", self.address, self.length)
@@ -243,6 +317,15 @@ impl fmt::Display for PacketSource {
         match self.0 {
             Inner::V4(address) => Ipv4Addr::from(address).fmt(out),
             Inner::V6(_) => self.prefix().fmt(out),
+        }
+    }
+}
+
+impl fmt::Display for BanTarget {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(source) => source.fmt(out),
+            Self::Range(prefix) => prefix.fmt(out),
         }
     }
 }
@@ -271,6 +354,20 @@ impl From<PacketSource> for String {
 impl From<Prefix> for String {
     fn from(prefix: Prefix) -> Self {
         prefix.to_string()
+    }
+}
+
+impl From<BanTarget> for String {
+    fn from(target: BanTarget) -> Self {
+        target.to_string()
+    }
+}
+
+impl TryFrom<String> for BanTarget {
+    type Error = ParseIdError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 
@@ -325,6 +422,29 @@ mod tests {
     }
 
     #[test]
+    fn targets_are_sources_or_ranges() {
+        for (text, printed, is_range) in [
+            ("192.0.2.7", "192.0.2.7", false),
+            ("192.0.2.7/32", "192.0.2.7", false),
+            ("192.0.2.6/31", "192.0.2.6/31", true),
+            ("::ffff:192.0.2.0/120", "192.0.2.0/24", true),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64", false),
+            ("2001:db8:1:2::/64", "2001:db8:1:2::/64", false),
+            ("2001:db8:1:2::/63", "2001:db8:1:2::/63", true),
+        ] {
+            let target: BanTarget = text.parse().unwrap();
+            assert_eq!(
+                (target.to_string().as_str(), matches!(target, BanTarget::Range(_))),
+                (printed, is_range)
+            );
+            assert_eq!(printed.parse(), Ok(target));
+            assert!(!format!("{target:?}").contains(['1', '2']));
+        }
+        let message = "2001:db8:1:2:3::/80".parse::<BanTarget>().unwrap_err().to_string();
+        assert!(message.contains("did you mean 2001:db8:1:2::/64"), "{message}");
+    }
+
+    #[test]
     fn debug_shows_no_address() {
         let source: PacketSource = "192.0.2.7".parse().unwrap();
         assert!(!format!("{source:?} {:?}", source.prefix()).contains("192"));
@@ -355,7 +475,29 @@ mod tests {
         }
     }
 
+    fn any_prefix() -> impl Strategy<Value = Prefix> {
+        // Few addresses and long prefixes, so that ranges nest and share borders.
+        let v4 = (0u8..32, 24u8..=32).prop_map(|(host, length)| (IpAddr::from([192, 0, 2, host]), length));
+        let v6 = (0u16..32, 120u8..=128)
+            .prop_map(|(host, length)| (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, host]), length));
+        let edge = (any::<bool>(), any::<u32>(), 0u8..=32).prop_map(|(is_v4, bits, length)| match is_v4 {
+            true => (IpAddr::from(bits.to_be_bytes()), length),
+            false => (IpAddr::from((u128::from(bits) << 96 | 1 << 120).to_be_bytes()), length),
+        });
+        prop_oneof![v4, v6, edge]
+            .prop_map(|(address, length)| Prefix { address: mask(address, length), length })
+    }
+
     proptest! {
+        /// For all sets of ranges, the short way finds exactly those that overlap, each once.
+        #[test]
+        fn overlaps_are_found(known in prop::collection::btree_map(any_prefix(), Just(()), 0..20), range in any_prefix()) {
+            let mut found: Vec<Prefix> = range.overlapping(&known).collect();
+            found.sort_unstable();
+            let slowly: Vec<Prefix> = known.keys().copied().filter(|prefix| prefix.overlaps(range)).collect();
+            prop_assert_eq!(found, slowly);
+        }
+
         /// For all addresses and lengths, a prefix made by masking contains its address, and reads back from its text.
         #[test]
         fn masking_contains(bits: u128, length in 0u8..=128) {

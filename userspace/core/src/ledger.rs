@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::{
     ban_ladder::Memory,
     evidence::Proven,
-    id::{PacketSource, Prefix},
+    id::{BanTarget, PacketSource, Prefix},
     time::WallTime,
 };
 
@@ -22,6 +22,9 @@ use crate::{
 pub struct Ledger {
     /// Bans that were set and not yet lifted.
     pub bans: BTreeMap<PacketSource, BanFact>,
+    /// Bans of ranges that were set and not yet lifted; each range is wider than one source.
+    #[serde(default)]
+    pub nets: BTreeMap<Prefix, BanFact>,
     /// Entries of the allow list that operators made; the configuration file's are no facts.
     pub allows: BTreeMap<Prefix, AllowFact>,
     /// What the ban ladder remembers.
@@ -107,6 +110,18 @@ pub enum Command {
         /// Whose.
         source: PacketSource,
     },
+    /// Ban a range.
+    SetNetBan {
+        /// Which addresses.
+        prefix: Prefix,
+        /// The ban; its number must be unused, and it stands on no rung.
+        fact: BanFact,
+    },
+    /// End a ban of a range.
+    LiftNetBan {
+        /// Which, exactly as it was set.
+        prefix: Prefix,
+    },
     /// Put a range on the allow list.
     SetAllow {
         /// Which addresses.
@@ -161,7 +176,7 @@ pub enum Rejection {
     /// The last number was given out.
     #[error("the ledger has given out every number there is")]
     IdsExhausted,
-    /// The source is not banned.
+    /// The source or range is not banned.
     #[error("there is no such ban")]
     NoSuchBan,
     /// The allow list has no such entry.
@@ -193,6 +208,13 @@ pub fn apply(ledger: &mut Ledger, command: &Command) -> Result<(), Rejection> {
         }
         Command::LiftBan { source } => {
             ledger.bans.remove(source).ok_or(Rejection::NoSuchBan)?;
+        }
+        Command::SetNetBan { prefix, fact } => {
+            ledger.next_id = id_after(ledger.next_id, fact.id)?;
+            ledger.nets.insert(*prefix, fact.clone());
+        }
+        Command::LiftNetBan { prefix } => {
+            ledger.nets.remove(prefix).ok_or(Rejection::NoSuchBan)?;
         }
         Command::SetAllow { prefix, fact } => {
             ledger.next_id = id_after(ledger.next_id, fact.id)?;
@@ -237,11 +259,33 @@ fn id_after(next: u32, id: u32) -> Result<u32, Rejection> {
     id.checked_add(1).ok_or(Rejection::IdsExhausted)
 }
 
+impl Ledger {
+    /// Every ban, of sources and then of ranges.
+    pub fn all_bans(&self) -> impl Iterator<Item = (BanTarget, &BanFact)> {
+        let sources = self.bans.iter().map(|(source, fact)| (BanTarget::Source(*source), fact));
+        sources.chain(self.nets.iter().map(|(prefix, fact)| (BanTarget::Range(*prefix), fact)))
+    }
+
+    /// The ban of this target, exactly as it was set.
+    pub fn ban_of(&self, target: BanTarget) -> Option<&BanFact> {
+        match target {
+            BanTarget::Source(source) => self.bans.get(&source),
+            BanTarget::Range(prefix) => self.nets.get(&prefix),
+        }
+    }
+
+    /// The banned ranges that hold the whole of `range`, longest first as the kernel looks them up.
+    pub fn nets_around(&self, range: Prefix) -> impl Iterator<Item = (Prefix, &BanFact)> {
+        range.around().filter_map(|prefix| Some((prefix, self.nets.get(&prefix)?)))
+    }
+}
+
 impl Default for Ledger {
     /// A ledger without facts.
     fn default() -> Self {
         Self {
             bans: BTreeMap::new(),
+            nets: BTreeMap::new(),
             allows: BTreeMap::new(),
             memories: BTreeMap::new(),
             bypass: None,
@@ -301,9 +345,16 @@ mod tests {
         }
     }
 
+    fn net(host: u8) -> Prefix {
+        format!("203.0.{host}.0/24").parse().unwrap()
+    }
+
     fn command() -> impl Strategy<Value = Command> {
         let host = 0u8..4;
         prop_oneof![
+            (host.clone(), 0u32..40)
+                .prop_map(|(host, id)| Command::SetNetBan { prefix: net(host), fact: ban(id) }),
+            host.clone().prop_map(|host| Command::LiftNetBan { prefix: net(host) }),
             (host.clone(), 0u32..40)
                 .prop_map(|(host, id)| Command::SetBan { source: source(host), fact: ban(id) }),
             host.clone().prop_map(|host| Command::LiftBan { source: source(host) }),
@@ -338,6 +389,12 @@ mod tests {
             ),
             (vec![], Command::SetBan { source: who, fact: ban(u32::MAX) }, Rejection::IdsExhausted),
             (vec![], Command::LiftBan { source: who }, Rejection::NoSuchBan),
+            (vec![], Command::LiftNetBan { prefix: whom }, Rejection::NoSuchBan),
+            (
+                vec![Command::SetBan { source: who, fact: ban(4) }],
+                Command::SetNetBan { prefix: net(1), fact: ban(4) },
+                Rejection::IdTaken { id: 4, next: 5 },
+            ),
             (vec![], Command::LiftAllow { prefix: whom }, Rejection::NoSuchAllow),
             (vec![], Command::ForgetMemory { source: who }, Rejection::NoSuchMemory),
             (vec![bypass.clone()], bypass, Rejection::AlreadyBypassed),
@@ -368,7 +425,7 @@ mod tests {
                     Err(_) => prop_assert_eq!(&ledger, &before),
                     Ok(()) => prop_assert!(ledger.next_id >= before.next_id),
                 }
-                let mut ids: Vec<u32> = ledger.bans.values().map(|fact| fact.id).collect();
+                let mut ids: Vec<u32> = ledger.all_bans().map(|(_, fact)| fact.id).collect();
                 ids.extend(ledger.allows.values().map(|fact| fact.id));
                 ids.sort_unstable();
                 prop_assert!(ids.is_sorted_by(|lower, upper| lower < upper), "{:?}", ids);

@@ -1,7 +1,7 @@
 //! Who is never banned: the host itself, tor's own peers, the allow list, and ranges that are nobody's address.
 //!
 //! A guard banned at the network card takes the onion service offline for everyone, so a ban is refused if any
-//! protected address lies inside the source's range, which for IPv6 is a whole /64.
+//! protected address lies inside the range that it would hit, which for an IPv6 source is a whole /64.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    id::{PacketSource, Prefix},
+    id::Prefix,
     ledger::AllowFact,
     time::{Monotime, Now, WallTime},
     timetable::Timetable,
@@ -29,21 +29,21 @@ pub struct NeverBan {
     tor_last_read: Option<WallTime>,
 }
 
-/// Which rule protects a source.
+/// Which rule protects a range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
-    /// One of the host's own addresses lies in the source's range.
+    /// One of the host's own addresses lies in the range.
     OwnAddress,
-    /// The far end of one of tor's own connections lies in the source's range.
+    /// The far end of one of tor's own connections lies in the range.
     TorPeer,
-    /// The allow list covers the source or part of it.
+    /// The allow list covers the range or part of it.
     Allowed {
         /// The entry.
         prefix: Prefix,
         /// Who made it.
         by: AllowedBy,
     },
-    /// The source lies in a range that is never a stranger's.
+    /// The range holds addresses that are never a stranger's.
     SpecialRange(SpecialRange),
     /// Whoever asks for the ban is logged in from there.
     Operator,
@@ -161,26 +161,25 @@ impl NeverBan {
         self.tor_last_read
     }
 
-    /// The rule that forbids to ban `source`, if one does. `allows` are the operator's entries, `config` the file's.
+    /// The rule that forbids to ban `range`, if one does. `allows` are the operator's entries, `config` the file's.
     pub fn protects(
         &self,
-        source: PacketSource,
+        range: Prefix,
         now: Monotime,
         allows: &BTreeMap<Prefix, AllowFact>,
         config: &[Prefix],
     ) -> Option<Protection> {
-        let is_source = |address: &IpAddr| PacketSource::of(*address) == source;
         let is_kept = |peer: &IpAddr| self.peers.get(*peer).is_some_and(|seen| now < seen.after(self.keep));
-        if let Some(range) = special_range(source.prefix()) {
-            return Some(Protection::SpecialRange(range));
+        if let Some(special) = special_range(range) {
+            return Some(Protection::SpecialRange(special));
         }
-        if self.own.iter().any(is_source) {
+        if self.own.iter().any(|own| range.contains(*own)) {
             return Some(Protection::OwnAddress);
         }
-        if self.peers.keys().any(|peer| is_source(&peer) && is_kept(&peer)) {
+        if self.peers.keys().any(|peer| range.contains(peer) && is_kept(&peer)) {
             return Some(Protection::TorPeer);
         }
-        let covers = |prefix: &&Prefix| prefix.overlaps(source.prefix());
+        let covers = |prefix: &&Prefix| prefix.overlaps(range);
         let by_config = config.iter().find(covers).map(|prefix| (*prefix, AllowedBy::Config));
         let by_operator = || allows.keys().find(covers).map(|prefix| (*prefix, AllowedBy::Operator));
         by_config.or_else(by_operator).map(|(prefix, by)| Protection::Allowed { prefix, by })
@@ -205,7 +204,7 @@ impl Protection {
             Self::Allowed { prefix, by: AllowedBy::Operator } => {
                 format!("run `tunica allow remove {prefix}` first")
             }
-            Self::SpecialRange(_) => "name the address that the traffic really comes from".into(),
+            Self::SpecialRange(_) => "name the addresses that the traffic really comes from".into(),
             Self::Operator => {
                 "the ban would cut this session off and keep the next one out; log in from elsewhere, or add \
                  `--even-me` to ban it all the same"
@@ -225,11 +224,11 @@ impl fmt::Display for Protection {
             Self::Allowed { by: AllowedBy::Operator, .. } => {
                 "an operator's entry on the allow list covers it"
             }
-            Self::SpecialRange(SpecialRange::Loopback) => "it is a loopback address",
-            Self::SpecialRange(SpecialRange::Unspecified) => "it is the unspecified address",
-            Self::SpecialRange(SpecialRange::LinkLocal) => "it is a link-local address",
-            Self::SpecialRange(SpecialRange::Multicast) => "it is a multicast address",
-            Self::Operator => "it is where you are logged in from",
+            Self::SpecialRange(SpecialRange::Loopback) => "it holds a loopback address",
+            Self::SpecialRange(SpecialRange::Unspecified) => "it holds the unspecified address",
+            Self::SpecialRange(SpecialRange::LinkLocal) => "it holds a link-local address",
+            Self::SpecialRange(SpecialRange::Multicast) => "it holds a multicast address",
+            Self::Operator => "it holds the place where you are logged in from",
         })
     }
 }
@@ -245,7 +244,7 @@ impl fmt::Debug for NeverBan {
     }
 }
 
-/// Every source that is protected by more than an operator's entry, as ranges: bans inside them are withdrawn.
+/// Every address that is protected by more than an operator's entry, as ranges: bans inside them are withdrawn.
 pub(crate) fn firm_ranges<'a>(set: &'a NeverBan, config: &'a [Prefix]) -> impl Iterator<Item = Prefix> + 'a {
     let special = SPECIAL_RANGES.iter().map(|(range, _)| *range);
     let hosts = set.own.iter().copied().chain(set.peers()).map(Prefix::host);
@@ -257,7 +256,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ledger::AllowOrigin;
+    use crate::{
+        id::{BanTarget, PacketSource},
+        ledger::AllowOrigin,
+    };
 
     const KEEP: Duration = Duration::from_secs(100);
 
@@ -306,8 +308,17 @@ mod tests {
             ("febf::1", 10, Some(special(SpecialRange::LinkLocal))),
             ("239.1.1.1", 10, Some(special(SpecialRange::Multicast))),
             ("ff02::1", 10, Some(special(SpecialRange::Multicast))),
+            ("203.0.113.0/30", 10, Some(Protection::OwnAddress)),
+            ("203.0.113.2/31", 10, None),
+            ("2001:db8:1::/48", 10, Some(Protection::OwnAddress)),
+            ("192.0.0.0/16", 10, Some(Protection::TorPeer)),
+            ("192.0.0.0/16", 110, None),
+            ("198.51.96.0/20", 10, Some(operator)),
+            ("2001:db8:3::/60", 10, Some(config)),
+            ("169.0.0.0/8", 10, Some(special(SpecialRange::LinkLocal))),
         ] {
-            let protection = set().protects(source.parse().unwrap(), at(seconds).mono, &allows, &[home]);
+            let range = source.parse::<BanTarget>().unwrap().prefix();
+            let protection = set().protects(range, at(seconds).mono, &allows, &[home]);
             assert_eq!(protection, expected, "{source} at {seconds} s");
         }
     }
@@ -334,8 +345,8 @@ mod tests {
     }
 
     proptest! {
-        /// For all own addresses and peers, the source that counts their packets is protected, and so is every
-        /// source that shares an address with a configured range.
+        /// For all own addresses and peers, the source that counts their packets is protected with every range around it,
+        /// and so is every source that shares an address with a configured range.
         #[test]
         fn a_protected_address_protects_its_source(bits: u128, mapped: bool, length in 0u8..=128, other: u64) {
             let address = if mapped { IpAddr::from((bits as u32).to_be_bytes()) } else { IpAddr::from(bits.to_be_bytes()) };
@@ -343,9 +354,11 @@ mod tests {
             own.set_own(&[address]);
             let mut peer = NeverBan::new(KEEP);
             peer.saw_peers(&[address], at(1));
-            let source = PacketSource::of(address);
-            prop_assert!(own.protects(source, at(1).mono, &BTreeMap::new(), &[]).is_some());
-            prop_assert!(peer.protects(source, at(1).mono, &BTreeMap::new(), &[]).is_some());
+            // The source, and every range around it.
+            for range in PacketSource::of(address).prefix().around() {
+                prop_assert!(own.protects(range, at(1).mono, &BTreeMap::new(), &[]).is_some());
+                prop_assert!(peer.protects(range, at(1).mono, &BTreeMap::new(), &[]).is_some());
+            }
 
             let other = PacketSource::of(IpAddr::from((u128::from(other) << 64).to_be_bytes()));
             let range: Prefix = match format!("{}/{length}", IpAddr::from((bits & u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)).to_be_bytes())).parse() {
@@ -355,7 +368,7 @@ mod tests {
             let set = NeverBan::new(KEEP);
             let is_inside = range.sources().contains(&other);
             prop_assert_eq!(range.overlaps(other.prefix()), is_inside);
-            let found = set.protects(other, at(1).mono, &BTreeMap::new(), &[range]);
+            let found = set.protects(other.prefix(), at(1).mono, &BTreeMap::new(), &[range]);
             prop_assert!(found.is_some() || !is_inside);
         }
     }

@@ -10,7 +10,7 @@ use tunica_common::verdict::Verdict;
 
 use crate::{
     defence::Defence,
-    id::{PacketSource, Prefix},
+    id::{BanTarget, PacketSource, Prefix},
     limits::CookieState,
     never_ban::Protection,
     time::Monotime,
@@ -22,7 +22,7 @@ pub enum Notice {
     /// A ban came into force or was replaced.
     BanSet {
         /// Whose.
-        source: PacketSource,
+        target: BanTarget,
         /// The ledger's number.
         id: u32,
         /// How long; `None` means until lifted.
@@ -33,21 +33,21 @@ pub enum Notice {
     /// An operator lifted a ban.
     BanLifted {
         /// Whose.
-        source: PacketSource,
+        target: BanTarget,
         /// The ledger's number.
         id: u32,
     },
     /// A ban ended by itself.
     BanExpired {
         /// Whose.
-        source: PacketSource,
+        target: BanTarget,
         /// The ledger's number.
         id: u32,
     },
-    /// A ban was lifted because its source has become one that must not be banned.
+    /// A ban was lifted because it would now hit an address that must not be banned.
     BanWithdrawn {
         /// Whose.
-        source: PacketSource,
+        target: BanTarget,
         /// The ledger's number.
         id: u32,
         /// What protects it.
@@ -56,7 +56,7 @@ pub enum Notice {
     /// A ban was asked for and refused.
     BanRefusedProtected {
         /// Whose.
-        source: PacketSource,
+        target: BanTarget,
         /// What protects it.
         protection: Protection,
     },
@@ -166,7 +166,7 @@ kinds! {
     BanLifted, "ban_lifted", Info, "An operator lifted a ban.";
     BanExpired, "ban_expired", Info, "A ban ended by itself.";
     BanWithdrawn, "ban_withdrawn", Warn,
-        "A ban was lifted because its source is now one of this host's addresses, a peer of tor, or on the configuration's allow list.";
+        "A ban was lifted because it would now hit one of this host's addresses, a peer of tor, or the configuration's allow list.";
     BanRefusedProtected, "ban_refused_protected", Warn,
         "A ban was asked for and refused, because it would have hit a protected address.";
     AllowSet, "allow_set", Info, "An entry of the allow list came into force or was replaced; `tunica allow list` shows it.";
@@ -201,12 +201,12 @@ impl Notice {
     /// The addresses concerned, for the debug level alone.
     pub fn subject(&self) -> Option<Prefix> {
         match self {
-            Self::BanSet { source, .. }
-            | Self::BanLifted { source, .. }
-            | Self::BanExpired { source, .. }
-            | Self::BanWithdrawn { source, .. }
-            | Self::BanRefusedProtected { source, .. }
-            | Self::DropSample { source, .. } => Some(source.prefix()),
+            Self::BanSet { target, .. }
+            | Self::BanLifted { target, .. }
+            | Self::BanExpired { target, .. }
+            | Self::BanWithdrawn { target, .. }
+            | Self::BanRefusedProtected { target, .. } => Some(target.prefix()),
+            Self::DropSample { source, .. } => Some(source.prefix()),
             Self::AllowSet { prefix, .. }
             | Self::AllowLifted { prefix, .. }
             | Self::AllowExpired { prefix, .. } => Some(*prefix),
@@ -231,7 +231,7 @@ impl fmt::Display for Notice {
             Self::BanLifted { id, .. } => write!(out, "ban {id} lifted"),
             Self::BanExpired { id, .. } => write!(out, "ban {id} expired"),
             Self::BanWithdrawn { id, protection, .. } => {
-                write!(out, "ban {id} lifted, because its source must not be banned: {protection}")
+                write!(out, "ban {id} lifted, because what it hits must not be banned: {protection}")
             }
             Self::BanRefusedProtected { protection, .. } => write!(out, "ban refused: {protection}"),
             Self::AllowSet { id, length, .. } => write!(out, "allow entry {id} set {}", span(*length)),
@@ -301,15 +301,15 @@ mod tests {
 
     fn every_notice() -> Vec<Notice> {
         let source = PacketSource::of([198, 51, 100, 7].into());
-        let (prefix, id) = (source.prefix(), 7);
+        let (prefix, target, id) = (source.prefix(), BanTarget::Source(source), 7);
         let protection = Protection::Allowed { prefix, by: AllowedBy::Operator };
         let length = Some(Duration::from_secs(300));
         vec![
-            Notice::BanSet { source, id, length, rung: Some(1) },
-            Notice::BanLifted { source, id },
-            Notice::BanExpired { source, id },
-            Notice::BanWithdrawn { source, id, protection },
-            Notice::BanRefusedProtected { source, protection },
+            Notice::BanSet { target, id, length, rung: Some(1) },
+            Notice::BanLifted { target, id },
+            Notice::BanExpired { target, id },
+            Notice::BanWithdrawn { target, id, protection },
+            Notice::BanRefusedProtected { target, protection },
             Notice::AllowSet { prefix, id, length: None },
             Notice::AllowLifted { prefix, id },
             Notice::AllowExpired { prefix, id },
@@ -329,6 +329,8 @@ mod tests {
         let notices = every_notice();
         let names: BTreeSet<_> = notices.iter().map(Notice::name).collect();
         assert_eq!(names.len(), Notice::KINDS.len());
+        let range = BanTarget::Range("203.0.113.0/24".parse().unwrap());
+        assert_eq!(Notice::BanLifted { target: range, id: 1 }.subject(), Some(range.prefix()));
         for notice in notices {
             let shown = format!("{notice} {notice:?}");
             assert!(!shown.contains("198.51"), "{shown}");

@@ -101,6 +101,7 @@ impl Reach {
             match command {
                 Command::SetBan { source, .. } | Command::LiftBan { source } => sources.push(*source),
                 Command::SetMemory { .. } | Command::ForgetMemory { .. } => {}
+                Command::SetNetBan { .. } | Command::LiftNetBan { .. } => return Self::Everything,
                 Command::SetAllow { .. } | Command::LiftAllow { .. } => return Self::Everything,
                 Command::SetBypass { .. } | Command::ClearBypass => return Self::Everything,
                 Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
@@ -468,7 +469,7 @@ impl App {
             }
             Request::Doctor {} => Answer::Doctor(doctor(&self.config)),
             Request::BanAdd(ban) => self.ban(ban),
-            Request::BanRemove { source, dry_run } => self.decide(Event::Unban { source, dry_run }),
+            Request::BanRemove { source, dry_run } => self.decide(Event::Unban { target: source, dry_run }),
             Request::AllowAdd(allow) => {
                 let request = AllowRequest {
                     prefix: allow.prefix,
@@ -487,7 +488,7 @@ impl App {
 
     fn ban(&mut self, ban: request::BanAdd) -> Answer {
         let request = BanRequest {
-            source: ban.source,
+            target: ban.source,
             length: length(ban.length),
             reason: ban.reason,
             operator: ban.operator,
@@ -707,7 +708,7 @@ impl App {
         metrics.set_heartbeat_stale_after(self.coordinator.settings().stale_after);
         metrics.set_sketch_busy(self.shield.tables().sketch_busy(now.mono.0).unwrap_or(0.0));
         metrics.set_events_lost(self.shield.tables().lost_events().unwrap_or(0));
-        metrics.set_bans_active(self.coordinator.ledger().bans.values().map(|ban| ban.origin));
+        metrics.set_bans_active(self.coordinator.ledger().all_bans().map(|(_, ban)| ban.origin));
         let never_ban = self.coordinator.never_ban();
         let age = self.config.tor.user.as_ref().map(|_| {
             never_ban.tor_last_read().map_or(now.wall.since(self.started), |read| now.wall.since(read))

@@ -266,6 +266,9 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
             Command::SetBan { source, .. } | Command::LiftBan { source } => {
                 copy(*source, &ledger.bans, &mut part.bans);
             }
+            Command::SetNetBan { prefix, .. } | Command::LiftNetBan { prefix } => {
+                copy(*prefix, &ledger.nets, &mut part.nets);
+            }
             Command::SetAllow { prefix, .. } | Command::LiftAllow { prefix } => {
                 copy(*prefix, &ledger.allows, &mut part.allows);
             }

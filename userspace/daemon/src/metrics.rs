@@ -23,7 +23,7 @@ use tunica_core::{
 use crate::shell::xdp::Repairs;
 
 /// The tables whose fill is shown.
-pub const TABLES: [&str; 3] = ["bans", "allow", "own"];
+pub const TABLES: [&str; 4] = ["bans", "cidrs", "allow", "own"];
 /// What the audit repairs.
 const REPAIRED: [&str; 7] = ["bans", "cidrs", "ports", "allow", "own", "policy", "link"];
 const ORIGINS: [BanOrigin; 1] = [BanOrigin::Operator];
@@ -119,11 +119,11 @@ metrics! {
     events_lost: IntCounter, "tunica_events_lost_total", [],
         "Sampled packets that the kernel could not report because its buffer was full, since its maps were made.";
     bans_set: IntCounterVec, "tunica_bans_set_total", ["origin"],
-        "Bans that came into force or were replaced.";
+        "Bans that came into force or were replaced, of sources and of ranges.";
     bans_active: IntGaugeVec, "tunica_bans_active", ["origin"],
-        "Bans in force.";
+        "Bans in force, of sources and of ranges.";
     bans_refused: IntCounterVec, "tunica_bans_refused_total", ["reason"],
-        "Bans that were asked for and refused: the source is protected, the table is full, or the request is invalid.";
+        "Bans that were asked for and refused: they would have hit a protected address, the table is full, or the request is invalid.";
     tor_peers: IntGauge, "tunica_never_ban_tor_peers", [],
         "Far ends of tor's own connections that may not be banned.";
     never_ban_age: Gauge, "tunica_never_ban_age_seconds", [],
@@ -343,7 +343,7 @@ impl Metrics {
     pub fn count_commit(&self, commands: &[Command]) {
         self.families.ledger_commits.inc();
         for command in commands {
-            if let Command::SetBan { fact, .. } = command {
+            if let Command::SetBan { fact, .. } | Command::SetNetBan { fact, .. } = command {
                 self.families.bans_set.with_label_values(&[fact.origin.label()]).inc();
             }
         }
@@ -596,7 +596,11 @@ mod tests {
         let (since, origin, reason) = (WallTime(1), BanOrigin::Operator, String::new());
         let ban = Command::SetBan {
             source,
-            fact: BanFact { id: 1, since, expires: None, rung: None, origin, reason },
+            fact: BanFact { id: 1, since, expires: None, rung: None, origin, reason: reason.clone() },
+        };
+        let net_ban = Command::SetNetBan {
+            prefix: "203.0.113.0/24".parse().unwrap(),
+            fact: BanFact { id: 2, since, expires: None, rung: None, origin, reason },
         };
         let lift = Command::LiftBan { source };
         let reply = |code| Reply::Refused { code, message: String::new() };
@@ -608,6 +612,7 @@ mod tests {
             ("tunica_shield_policy_generation", 9.0, Box::new(|it| it.set_generation(9))),
             ("tunica_shield_bypassed", 1.0, Box::new(|it| it.set_bypassed(true))),
             ("tunica_table_used{table=\"bans\"}", 3.0, Box::new(|it| it.set_table("bans", 3, 8))),
+            ("tunica_table_used{table=\"cidrs\"}", 2.0, Box::new(|it| it.set_table("cidrs", 2, 8))),
             ("tunica_table_capacity{table=\"bans\"}", 8.0, Box::new(|it| it.set_table("bans", 3, 8))),
             (
                 "tunica_heartbeat_age_seconds",
@@ -621,8 +626,8 @@ mod tests {
             ),
             ("tunica_syn_sketch_busy_ratio", 0.25, Box::new(|it| it.set_sketch_busy(0.25))),
             ("tunica_events_received_total", 4.0, Box::new(|it| it.count_events(4))),
-            ("tunica_bans_set_total{origin=\"operator\"}", 1.0, {
-                let commands = [ban.clone(), lift.clone()];
+            ("tunica_bans_set_total{origin=\"operator\"}", 2.0, {
+                let commands = [ban.clone(), net_ban, lift.clone()];
                 Box::new(move |it| it.count_commit(&commands))
             }),
             (

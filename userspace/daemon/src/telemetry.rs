@@ -222,7 +222,7 @@ mod tests {
     }
 
     fn lifted() -> Notice {
-        Notice::BanLifted { source: PacketSource::of([198, 51, 100, 7].into()), id: 7 }
+        Notice::BanLifted { target: PacketSource::of([198, 51, 100, 7].into()).into(), id: 7 }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tunica_common::{
 use tunica_config::Config;
 use tunica_core::{
     coordinator::{self, Coordinator, Reply},
-    id::{PacketSource, Prefix},
+    id::{BanTarget, PacketSource, Prefix},
     ledger::{AllowFact, BanFact, Command},
     time::{Monotime, Now, WallTime},
 };
@@ -21,10 +21,10 @@ use tunica_core::{
 use crate::shell::xdp::{InterfaceState, Shield, attach::Wanted, hook::Mode, object, tables::Total};
 
 /// One ban.
-pub fn ban(source: PacketSource, fact: &BanFact) -> Ban {
+pub fn ban(target: BanTarget, fact: &BanFact) -> Ban {
     Ban {
         id: fact.id,
-        source,
+        source: target,
         since: fact.since,
         expires: fact.expires,
         rung: fact.rung,
@@ -35,7 +35,7 @@ pub fn ban(source: PacketSource, fact: &BanFact) -> Ban {
 
 /// Every ban.
 pub fn bans(coordinator: &Coordinator) -> Bans {
-    Bans { bans: coordinator.ledger().bans.iter().map(|(source, fact)| ban(*source, fact)).collect() }
+    Bans { bans: coordinator.ledger().all_bans().map(|(target, fact)| ban(target, fact)).collect() }
 }
 
 fn operator_allow(prefix: Prefix, fact: &AllowFact) -> Allow {
@@ -121,8 +121,10 @@ pub fn differences(
     obstacles: Vec<String>,
 ) -> Differences {
     let lifted = commands.iter().filter_map(|command| match command {
-        Command::LiftBan { source } => Some(*source),
+        Command::LiftBan { source } => Some(BanTarget::Source(*source)),
+        Command::LiftNetBan { prefix } => Some(BanTarget::Range(*prefix)),
         Command::SetBan { .. }
+        | Command::SetNetBan { .. }
         | Command::SetMemory { .. }
         | Command::ForgetMemory { .. }
         | Command::SetAllow { .. }
@@ -167,10 +169,15 @@ pub fn sources(coordinator: &Coordinator, lost_events: u64, limit: u32) -> Sourc
                 verdict: row.verdict.label().to_owned(),
                 action: row.action.label().to_owned(),
                 last_seen: row.last_seen,
-                banned: coordinator.ledger().bans.contains_key(&source),
+                banned: is_banned(coordinator, source),
             })
             .collect(),
     }
+}
+
+fn is_banned(coordinator: &Coordinator, source: PacketSource) -> bool {
+    let ledger = coordinator.ledger();
+    ledger.bans.contains_key(&source) || ledger.nets_around(source.prefix()).next().is_some()
 }
 
 /// The answer to a verb that changes something.
@@ -327,6 +334,7 @@ pub fn tables(coordinator: &Coordinator) -> Vec<Table> {
     let settings = coordinator.settings();
     [
         ("bans", count(rows.bans.len()), u64::from(settings.ban_capacity)),
+        ("cidrs", count(rows.nets.len()), u64::from(settings.net_capacity)),
         ("allow", count(rows.allow.len()), u64::from(settings.allow_capacity)),
         ("own", count(rows.own.len()), count(tunica_common::policy::OWN_ADDRESSES)),
     ]

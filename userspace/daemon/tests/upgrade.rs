@@ -25,9 +25,9 @@ fn facts(ledger: &Ledger) -> String {
     if let Some(before) = ledger.syncookies_before {
         lines.push(format!("tcp_syncookies was {before}"));
     }
-    for (source, ban) in &ledger.bans {
+    for (target, ban) in ledger.all_bans() {
         lines.push(format!(
-            "ban {} of {source} from {} until {}, rung {}, by {}: {:?}",
+            "ban {} of {target} from {} until {}, rung {}, by {}: {:?}",
             ban.id,
             ban.since,
             until(ban.expires),

@@ -6,13 +6,13 @@ use thiserror::Error;
 
 use super::{
     AllowRequest, BanRequest, Coordinator, LONGEST, Length, MOST_REASON_CHARACTERS, Outcome, RefusedCode,
-    Reply, SHORTEST,
+    Reply, SHORTEST, WIDEST_V4, WIDEST_V6, lift,
 };
 use crate::{
     evidence::Offence,
-    id::{PacketSource, Prefix},
+    id::{BanTarget, PacketSource, Prefix},
     ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact, Command},
-    limits::Mode,
+    limits::{Mode, Settings},
     never_ban::Protection,
     notice::span,
     time::{Now, WallTime},
@@ -29,9 +29,21 @@ pub(super) struct Plan {
 #[derive(Debug, Error)]
 pub(super) enum Refusal {
     #[error("{who} cannot be banned: {protection}; {}", .protection.advice())]
-    Protected { who: PacketSource, protection: Protection },
+    Protected { who: BanTarget, protection: Protection },
     #[error("{0} is not banned, so there is nothing to lift; `tunica ban list` shows every ban")]
-    NotBanned(PacketSource),
+    NotBanned(BanTarget),
+    #[error(
+        "{0} is a range, to which the ban ladder gives no length, so nothing was banned; add `--for 1h`, another span, or `--for forever`"
+    )]
+    RangeNeedsLength(Prefix),
+    #[error(
+        "{0} is more than a ban may hit, since it would shut out a good part of the internet; name ranges of at least /{WIDEST_V4} (IPv4) or /{WIDEST_V6} (IPv6)"
+    )]
+    TooWide(Prefix),
+    #[error(
+        "{0} holds all of IPv4 in mapped form, so banning it would shut out IPv4 too; name the ranges that the traffic really comes from"
+    )]
+    BanReachesIntoIpv4(Prefix),
     #[error(
         "no operator's entry on the allow list is {0}, so there is nothing to remove; `tunica allow list` shows every entry"
     )]
@@ -48,6 +60,10 @@ pub(super) enum Refusal {
         "the ban table is full with {0} bans, so another would not be in force; lift one or raise `shield.tables.bans`"
     )]
     BansFull(u32),
+    #[error(
+        "the table of banned ranges is full with {0}, so another would not be in force; lift one or raise `shield.tables.cidrs`"
+    )]
+    NetsFull(u32),
     #[error(
         "the allow list is full with {0} entries, so another would not be in force; remove one or raise `shield.tables.allow`"
     )]
@@ -89,17 +105,22 @@ impl Refusal {
             | Self::AllowedByConfig(_)
             | Self::AllowedByTor(_)
             | Self::NotBypassed => RefusedCode::NotFound,
-            Self::BansFull(_) | Self::AllowsFull(_) | Self::IdsExhausted => RefusedCode::Full,
+            Self::BansFull(_) | Self::NetsFull(_) | Self::AllowsFull(_) | Self::IdsExhausted => {
+                RefusedCode::Full
+            }
             Self::LongReason(_)
             | Self::ControlCharacter
             | Self::BadLength(_)
             | Self::NoLadderHere
+            | Self::RangeNeedsLength(_)
+            | Self::TooWide(_)
+            | Self::BanReachesIntoIpv4(_)
             | Self::ReachesIntoIpv4(_)
             | Self::AlreadyBypassed(_) => RefusedCode::Invalid,
         }
     }
 
-    /// What protects the source, if that is why.
+    /// What protects the source or range, if that is why.
     pub(super) const fn protection(&self) -> Option<Protection> {
         if let Self::Protected { protection, .. } = self { Some(*protection) } else { None }
     }
@@ -119,11 +140,14 @@ pub(super) fn answer(plan: &Result<Plan, Refusal>, dry_run: bool) -> Outcome {
 
 impl Coordinator {
     pub(super) fn plan_ban(&self, request: &BanRequest, now: Now) -> Result<Plan, Refusal> {
-        let source = request.source;
+        let target = request.target;
         check_reason(&request.reason)?;
+        if let BanTarget::Range(prefix) = target {
+            check_range(prefix)?;
+        }
         let mut commands = Vec::new();
-        let (length, rung, origin) = match request.length {
-            Length::Ladder => {
+        let (length, rung, origin) = match (request.length, target) {
+            (Length::Ladder, BanTarget::Source(source)) => {
                 let offence = Offence::by_operator(source, request.reason.clone());
                 let climb = self.settings.ladder.climb(
                     self.ledger.memories.get(&source).copied(),
@@ -134,22 +158,28 @@ impl Coordinator {
                 commands.push(Command::SetMemory { source, memory: climb.memory });
                 (Some(climb.length), Some(climb.memory.rung), BanOrigin::of(offence.proof()))
             }
-            Length::For(length) => (Some(check_length(length)?), None, BanOrigin::Operator),
-            Length::Forever => (None, None, BanOrigin::Operator),
+            (Length::Ladder, BanTarget::Range(prefix)) => return Err(Refusal::RangeNeedsLength(prefix)),
+            (Length::For(length), _) => (Some(check_length(length)?), None, BanOrigin::Operator),
+            (Length::Forever, _) => (None, None, BanOrigin::Operator),
         };
-        let operator = (request.operator == Some(source)).then_some(Protection::Operator);
-        if let Some(protection) = self.protection(source, now.mono).or(operator) {
-            return Err(Refusal::Protected { who: source, protection });
+        let is_operators = |from: PacketSource| from.prefix().overlaps(target.prefix());
+        let operator = request.operator.is_some_and(is_operators).then_some(Protection::Operator);
+        if let Some(protection) = self.protection(target.prefix(), now.mono).or(operator) {
+            return Err(Refusal::Protected { who: target, protection });
         }
-        let before = self.ledger.bans.get(&source);
-        if before.is_none() && is_full(self.ledger.bans.len(), self.settings.ban_capacity) {
-            return Err(Refusal::BansFull(self.settings.ban_capacity));
+        let before = self.ledger.ban_of(target);
+        if before.is_none() {
+            self.check_room(target)?;
         }
         let expires = length.map(|length| now.wall.after(length));
         let (id, since, reason) = (self.fresh_id()?, now.wall, request.reason.clone());
-        commands.push(Command::SetBan { source, fact: BanFact { id, since, expires, rung, origin, reason } });
+        let fact = BanFact { id, since, expires, rung, origin, reason };
+        commands.push(match target {
+            BanTarget::Source(source) => Command::SetBan { source, fact },
+            BanTarget::Range(prefix) => Command::SetNetBan { prefix, fact },
+        });
 
-        let mut changes = vec![format!("{source} is banned {}{}", span(length), until(expires))];
+        let mut changes = vec![format!("{target} is banned {}{}", span(length), until(expires))];
         if let Some(rung) = rung {
             changes
                 .push(format!("that is rung {rung} of the {} of the ban ladder", self.settings.ladder.top()));
@@ -159,22 +189,46 @@ impl Coordinator {
         }
         changes.extend(self.caveat());
         let undo = before.map_or_else(
-            || format!("tunica ban remove {source}"),
-            |before| undo_line("ban", source, before.expires, &before.reason, now.wall),
+            || format!("tunica ban remove {target}"),
+            |before| undo_line("ban", target, before.expires, &before.reason, now.wall),
         );
         Ok(Plan { commands, changes, undo: Some(undo) })
     }
 
-    pub(super) fn plan_unban(&self, source: PacketSource, now: Now) -> Result<Plan, Refusal> {
-        let fact = self.ledger.bans.get(&source).ok_or(Refusal::NotBanned(source))?;
-        let mut changes = vec![format!("ban {} of {source} is lifted", fact.id)];
-        let standing = |memory| self.settings.ladder.standing(memory, now.wall);
-        let rung = self.ledger.memories.get(&source).map_or(0, |memory| standing(*memory));
-        if rung > 0 {
-            changes.push(format!("the ban ladder still remembers the source on rung {rung}"));
+    /// Fails if the table has no row for another ban.
+    fn check_room(&self, target: BanTarget) -> Result<(), Refusal> {
+        let Settings { ban_capacity, net_capacity, .. } = self.settings;
+        match target {
+            BanTarget::Source(_) if is_full(self.ledger.bans.len(), ban_capacity) => {
+                Err(Refusal::BansFull(ban_capacity))
+            }
+            BanTarget::Range(_) if is_full(self.ledger.nets.len(), net_capacity) => {
+                Err(Refusal::NetsFull(net_capacity))
+            }
+            BanTarget::Source(_) | BanTarget::Range(_) => Ok(()),
         }
-        let undo = undo_line("ban", source, fact.expires, &fact.reason, now.wall);
-        Ok(Plan { commands: vec![Command::LiftBan { source }], changes, undo: Some(undo) })
+    }
+
+    pub(super) fn plan_unban(&self, target: BanTarget, now: Now) -> Result<Plan, Refusal> {
+        let fact = self.ledger.ban_of(target).ok_or(Refusal::NotBanned(target))?;
+        let mut changes = vec![format!("ban {} of {target} is lifted", fact.id)];
+        if let BanTarget::Source(source) = target {
+            let standing = |memory| self.settings.ladder.standing(memory, now.wall);
+            let rung = self.ledger.memories.get(&source).map_or(0, |memory| standing(*memory));
+            if rung > 0 {
+                changes.push(format!("the ban ladder still remembers the source on rung {rung}"));
+            }
+        }
+        let others = self.ledger.nets_around(target.prefix());
+        let others = others.filter(|(prefix, _)| BanTarget::Range(*prefix) != target);
+        changes.extend(others.map(|(prefix, other)| format!("ban {} of {prefix} still hits it", other.id)));
+        let undo = undo_line("ban", target, fact.expires, &fact.reason, now.wall);
+        Ok(Plan { commands: vec![lift(target)], changes, undo: Some(undo) })
+    }
+
+    /// How many bans hit some address of `prefix`.
+    fn bans_in(&self, prefix: Prefix) -> usize {
+        self.ledger.bans.range(prefix.sources()).count() + prefix.overlapping(&self.ledger.nets).count()
     }
 
     pub(super) fn plan_allow(&self, request: &AllowRequest, now: Now) -> Result<Plan, Refusal> {
@@ -206,7 +260,7 @@ impl Coordinator {
         if config.contains(&prefix) {
             changes.push("the configuration file allows the same range, and goes on doing so".into());
         }
-        let bans = self.ledger.bans.range(prefix.sources()).count();
+        let bans = self.bans_in(prefix);
         if bans > 0 {
             changes.push(format!("bans without effect there while the entry holds: {bans}"));
         }
@@ -227,7 +281,7 @@ impl Coordinator {
             });
         };
         let mut changes = vec![format!("entry {} for {prefix} is off the allow list", fact.id)];
-        let bans = self.ledger.bans.range(prefix.sources()).count();
+        let bans = self.bans_in(prefix);
         if bans > 0 {
             changes.push(format!("bans that take effect there again: {bans}"));
         }
@@ -292,6 +346,14 @@ fn check_reason(reason: &str) -> Result<(), Refusal> {
         return Err(Refusal::ControlCharacter);
     }
     Ok(())
+}
+
+fn check_range(prefix: Prefix) -> Result<(), Refusal> {
+    if prefix.reaches_into_ipv4() {
+        return Err(Refusal::BanReachesIntoIpv4(prefix));
+    }
+    let widest = if prefix.address().is_ipv4() { WIDEST_V4 } else { WIDEST_V6 };
+    if prefix.length() < widest { Err(Refusal::TooWide(prefix)) } else { Ok(()) }
 }
 
 fn check_length(length: Duration) -> Result<Duration, Refusal> {

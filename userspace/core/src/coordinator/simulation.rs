@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use tunica_common::{keys::BanEntry, verdict::Verdict};
+use tunica_common::verdict::Verdict;
 
 use super::*;
 use crate::{
-    desired::Tables,
+    desired::{AllowKey, Tables},
     limits::{Mode, tests::settings},
     reconcile::diff,
     time::WallTime,
@@ -83,8 +83,12 @@ impl World {
     }
 
     fn ban(&mut self, host: &str, length: Length) -> Option<Reply> {
-        let (source, reason) = (host.parse().unwrap(), "scan".into());
-        self.event(Event::Ban(BanRequest { source, length, reason, operator: None, dry_run: false }))
+        let (target, reason) = (host.parse().unwrap(), "scan".into());
+        self.event(Event::Ban(BanRequest { target, length, reason, operator: None, dry_run: false }))
+    }
+
+    fn unban(&mut self, target: &str) -> Option<Reply> {
+        self.event(Event::Unban { target: target.parse().unwrap(), dry_run: false })
     }
 
     fn allow(&mut self, prefix: &str, length: Length) -> Option<Reply> {
@@ -94,19 +98,26 @@ impl World {
 
     /// Whether the kernel drops packets of a source now.
     fn drops(&self, host: &str) -> bool {
-        let source: PacketSource = host.parse().unwrap();
-        let bits = u128::from_be_bytes(Prefix::host(source.prefix().address()).kernel_key().1);
-        let is_allowed = self.kernel.allow.keys().any(|(length, address)| {
-            let differs = bits ^ u128::from_be_bytes(*address);
-            differs.leading_zeros() >= *length
-        });
-        let is_banned = |ban: &BanEntry| self.now.mono.0 < ban.expires_ns;
-        !is_allowed && self.kernel.bans.get(&source.key()).is_some_and(is_banned)
+        drops(&self.kernel, self.now, host.parse().unwrap())
     }
 
     fn names(&mut self) -> Vec<&'static str> {
         self.heard.drain(..).map(|notice| notice.name()).collect()
     }
+}
+
+/// Whether the kernel with these tables drops packets of a source.
+fn drops(kernel: &Tables, now: Now, source: PacketSource) -> bool {
+    let bits = u128::from_be_bytes(Prefix::host(source.prefix().address()).kernel_key().1);
+    let holds = |(length, address): &AllowKey| {
+        let differs = bits ^ u128::from_be_bytes(*address);
+        differs.leading_zeros() >= *length
+    };
+    let is_allowed = kernel.allow.keys().any(holds);
+    // As the kernel does: of ranges the longest alone.
+    let net = kernel.nets.iter().filter(|(key, _)| holds(key)).max_by_key(|((length, _), _)| *length);
+    let bans = [kernel.bans.get(&source.key()), net.map(|(_, ban)| ban)];
+    !is_allowed && bans.into_iter().flatten().any(|ban| now.mono.0 < ban.expires_ns)
 }
 
 fn refused(reply: Option<Reply>) -> (RefusedCode, String) {
@@ -207,18 +218,24 @@ fn protected_sources_are_refused_counted_and_heard() {
         ("2001:db8::/64", "2001:db8::/64 cannot be banned: it holds the far end of one of tor's"),
         ("192.0.2.7", "take 192.0.2.0/24 out of `shield.allow` and run `tunica reload` first"),
         ("198.51.100.7", "run `tunica allow remove 198.51.100.0/24` first"),
-        ("127.0.0.1", "it is a loopback address"),
+        ("127.0.0.1", "it holds a loopback address"),
+        ("203.0.113.0/28", "203.0.113.0/28 cannot be banned: it holds one of this host's own addresses; "),
+        ("203.0.113.8/29", "203.0.113.8/29 cannot be banned: it holds the far end of one of tor's own"),
+        ("2001:db8::/47", "2001:db8::/47 cannot be banned: it holds the far end of one of tor's"),
+        ("192.0.2.128/25", "take 192.0.2.0/24 out of `shield.allow` and run `tunica reload` first"),
+        ("198.51.0.0/16", "run `tunica allow remove 198.51.100.0/24` first"),
+        ("127.0.0.0/9", "it holds a loopback address"),
     ] {
-        let (code, message) = refused(world.ban(source, Length::Ladder));
+        let (code, message) = refused(world.ban(source, Length::Forever));
         assert_eq!(code, RefusedCode::Protected);
         assert!(message.contains(sentence), "{message}");
         assert_eq!(world.names(), ["ban_refused_protected"]);
-        let (source, length) = (source.parse().unwrap(), Length::Ladder);
-        let question = BanRequest { source, length, reason: String::new(), operator: None, dry_run: true };
+        let (target, length) = (source.parse().unwrap(), Length::Forever);
+        let question = BanRequest { target, length, reason: String::new(), operator: None, dry_run: true };
         refused(world.event(Event::Ban(question)));
         assert!(world.names().is_empty());
     }
-    assert_eq!(world.coordinator.refused_bans(), 6);
+    assert_eq!(world.coordinator.refused_bans(), 12);
     assert_eq!(world.kernel.allow.len(), 4);
     world.pass(DAY);
     assert_eq!(world.kernel.allow.len(), 2);
@@ -230,7 +247,7 @@ fn operators_do_not_lock_themselves_out_unawares() {
     let mut world = World::new(settings());
     let mut ask = |source: &str, from: Option<&str>, dry_run| {
         world.event(Event::Ban(BanRequest {
-            source: source.parse().unwrap(),
+            target: source.parse().unwrap(),
             length: Length::Forever,
             reason: String::new(),
             operator: from.map(|from| from.parse().unwrap()),
@@ -241,18 +258,22 @@ fn operators_do_not_lock_themselves_out_unawares() {
         ("198.51.100.7", "198.51.100.7"),
         ("198.51.100.7", "::ffff:198.51.100.7"),
         ("2001:db8::/64", "2001:db8::9"),
+        ("198.51.100.0/29", "198.51.100.7"),
+        ("2001:db8::/60", "2001:db8::9"),
     ] {
         for dry_run in [true, false] {
             let (code, message) = refused(ask(source, Some(from), dry_run));
             assert_eq!(code, RefusedCode::Protected);
-            for part in ["it is where you are logged in from; ", "cut this session off", "`--even-me`"] {
+            for part in
+                ["it holds the place where you are logged in from; ", "cut this session off", "`--even-me`"]
+            {
                 assert!(message.contains(part), "{message}");
             }
         }
     }
     done(ask("198.51.100.8", Some("198.51.100.7"), false));
     done(ask("198.51.100.7", None, false));
-    assert_eq!(world.coordinator.refused_bans(), 3);
+    assert_eq!(world.coordinator.refused_bans(), 5);
     assert!(world.drops("198.51.100.7") && !world.drops("2001:db8::9"));
 }
 
@@ -260,16 +281,21 @@ fn operators_do_not_lock_themselves_out_unawares() {
 fn what_becomes_protected_is_unbanned() {
     let mut world = World::new(settings());
     let hosts = ["198.51.100.1", "198.51.100.2", "2001:db8:5::/64", "198.51.100.4"];
-    for host in hosts {
-        world.ban(host, Length::Forever);
+    let ranges = ["198.51.100.0/30", "198.51.100.2/31", "2001:db8:5::/48", "198.51.100.4/30"];
+    for target in hosts.into_iter().chain(ranges) {
+        done(world.ban(target, Length::Forever));
     }
     world.names();
     world.event(Event::OwnAddresses(vec!["198.51.100.1".parse().unwrap()]));
     world.event(Event::TorPeers(vec!["2001:db8:5::7".parse().unwrap()]));
     let config_allow = vec!["198.51.100.2".parse().unwrap()];
     let (changes, _) = done(world.event(Event::Reloaded(Box::new(Settings { config_allow, ..settings() }))));
-    assert_eq!(changes, ["allow list: 1 entries came, 0 went", "bans lifted because they must not be: 1"]);
-    assert_eq!(world.names(), ["ban_withdrawn"; 3]);
+    assert_eq!(changes, ["allow list: 1 entries came, 0 went", "bans lifted because they must not be: 2"]);
+    assert_eq!(world.names(), ["ban_withdrawn"; 6]);
+    assert_eq!(
+        ranges.map(|range| world.file.nets.contains_key(&range.parse().unwrap())),
+        [false, false, false, true]
+    );
     assert_eq!(
         hosts.map(|host| world.file.bans.contains_key(&host.parse().unwrap())),
         [false, false, false, true]
@@ -282,9 +308,14 @@ fn requests_that_make_no_sense_are_refused() {
         World::new(Settings { config_allow: vec!["192.0.2.0/24".parse().unwrap()], ..settings() });
     let peer = "203.0.113.9".parse().unwrap();
     world.event(Event::TorPeers(vec![peer]));
-    let source: PacketSource = "198.51.100.7".parse().unwrap();
+    let target: BanTarget = "198.51.100.7".parse().unwrap();
+    let range = |range: &str, length| {
+        let (target, reason) = (range.parse().unwrap(), String::new());
+        Event::Ban(BanRequest { target, length, reason, operator: None, dry_run: false })
+    };
+    let unban = |range: &str| Event::Unban { target: range.parse().unwrap(), dry_run: false };
     let ban = |length, reason: &str| {
-        Event::Ban(BanRequest { source, length, reason: reason.into(), operator: None, dry_run: false })
+        Event::Ban(BanRequest { target, length, reason: reason.into(), operator: None, dry_run: false })
     };
     let allow = |prefix: &str, length| {
         let (prefix, reason) = (prefix.parse().unwrap(), String::new());
@@ -299,7 +330,14 @@ fn requests_that_make_no_sense_are_refused() {
         (ban(Length::For(LONGEST + second), ""), RefusedCode::Invalid, "give 1 to 315360000 s"),
         (allow("198.51.100.7", Length::Ladder), RefusedCode::Invalid, "ladder"),
         (allow("::/0", Length::Forever), RefusedCode::Invalid, "name 2000::/3"),
-        (Event::Unban { source, dry_run: false }, RefusedCode::NotFound, "198.51.100.7 is not banned"),
+        (unban("198.51.100.7"), RefusedCode::NotFound, "198.51.100.7 is not banned"),
+        (unban("198.51.100.0/24"), RefusedCode::NotFound, "198.51.100.0/24 is not banned"),
+        (range("198.51.100.0/24", Length::Ladder), RefusedCode::Invalid, "add `--for 1h`, another span, or"),
+        (range("8.0.0.0/7", Length::Forever), RefusedCode::Invalid, "ranges of at least /8 (IPv4) or /19"),
+        (range("0.0.0.0/0", Length::Forever), RefusedCode::Invalid, "a good part of the internet"),
+        (range("2001::/18", Length::Forever), RefusedCode::Invalid, "a good part of the internet"),
+        (range("::/48", Length::Forever), RefusedCode::Invalid, "holds all of IPv4 in mapped form"),
+        (range("::/0", Length::Forever), RefusedCode::Invalid, "holds all of IPv4 in mapped form"),
         (disallow("198.51.100.7"), RefusedCode::NotFound, "no operator's entry"),
         (disallow("192.0.2.0/24"), RefusedCode::NotFound, "comes from the configuration file"),
         (disallow("203.0.113.9"), RefusedCode::NotFound, "tor's own connections"),
@@ -315,6 +353,48 @@ fn requests_that_make_no_sense_are_refused() {
     for length in [SHORTEST, LONGEST] {
         done(world.event(ban(Length::For(length), &"ä".repeat(200))));
     }
+    for widest in ["8.0.0.0/8", "2001::/19"] {
+        done(world.event(range(widest, Length::Forever)));
+    }
+}
+
+#[test]
+fn ranges_are_banned_expire_and_go() {
+    let mut world = World::new(settings());
+    let hour = Length::For(Duration::from_secs(3_600));
+    let end = world.now.wall.after(Duration::from_secs(3_600));
+    let (changes, undo) = done(world.ban("198.51.100.0/24", hour));
+    assert_eq!(changes, [format!("198.51.100.0/24 is banned for 3600 s, until {end}")]);
+    assert_eq!(undo.as_deref(), Some("tunica ban remove 198.51.100.0/24"));
+    done(world.ban("2001:db8:5::/48", Length::Forever));
+    assert!(world.drops("198.51.100.200") && !world.drops("198.51.101.1"));
+    assert!(world.drops("2001:db8:5:9::/64") && !world.drops("2001:db8:6::/64"));
+    assert!(world.file.bans.is_empty() && world.file.memories.is_empty());
+    // A short ban inside a long one ends nothing, whether or not a daemon is there to take it away.
+    done(world.ban("198.51.100.64/26", Length::For(Duration::from_secs(10))));
+    world.now.mono = world.now.mono.after(Duration::from_secs(11));
+    assert!(world.drops("198.51.100.65"));
+    world.now.wall = world.now.wall.after(Duration::from_secs(11));
+    world.advance();
+    assert!(world.drops("198.51.100.65") && world.file.nets.len() == 2);
+    // Nor does lifting it.
+    done(world.ban("198.51.100.64/26", Length::Forever));
+    let (changes, undo) = done(world.unban("198.51.100.64/26"));
+    assert_eq!(changes, ["ban 4 of 198.51.100.64/26 is lifted", "ban 1 of 198.51.100.0/24 still hits it"]);
+    assert_eq!(undo.as_deref(), Some("tunica ban add 198.51.100.64/26 --for forever --reason 'scan'"));
+    assert!(world.drops("198.51.100.65"));
+    // The allow list excuses a part.
+    let (changes, _) = done(world.allow("198.51.100.65", Length::Forever));
+    assert_eq!(changes[1], "bans without effect there while the entry holds: 1");
+    assert!(!world.drops("198.51.100.65") && world.drops("198.51.100.66"));
+    world.names();
+    world.restart();
+    world.pass(3_588);
+    assert!(world.drops("198.51.100.66"));
+    world.pass(1);
+    assert!(!world.drops("198.51.100.66") && world.drops("2001:db8:5::/64"));
+    assert_eq!(world.names(), ["ban_expired"]);
+    assert!(world.kernel.nets.len() == 1 && world.file.nets.len() == 1);
 }
 
 #[test]
@@ -327,6 +407,12 @@ fn full_tables_refuse() {
     assert_eq!((code, message.contains("raise `shield.tables.bans`")), (RefusedCode::Full, true));
     // Who is banned already needs no new row.
     done(world.ban("198.51.100.1", Length::Ladder));
+    for net in 1..=8 {
+        done(world.ban(&format!("192.0.{net}.0/24"), Length::Forever));
+    }
+    let (code, message) = refused(world.ban("192.0.9.0/24", Length::Forever));
+    assert_eq!((code, message.contains("raise `shield.tables.cidrs`")), (RefusedCode::Full, true));
+    done(world.ban("192.0.1.0/24", Length::For(Duration::from_secs(7))));
     // Memories outlive bans; the one that would be forgotten first makes room for another.
     world.pass(1_800);
     done(world.ban("198.51.100.9", Length::Ladder));
@@ -464,7 +550,7 @@ fn replies_say_what_changes_and_how_to_undo_it() {
     );
     assert_eq!(undo.as_deref(), Some("tunica allow add 198.51.100.0/24 --for forever --reason 'office'"));
     assert!(world.drops(host));
-    let (changes, undo) = done(world.event(Event::Unban { source: host.parse().unwrap(), dry_run: false }));
+    let (changes, undo) = done(world.unban(host));
     assert_eq!(
         changes,
         ["ban 2 of 198.51.100.7 is lifted", "the ban ladder still remembers the source on rung 1",]
@@ -527,6 +613,8 @@ fn a_command_that_does_not_apply_is_named_and_the_rest_left() {
 enum Move {
     Ban(u8, Length),
     Unban(u8),
+    BanNet(u8, Length),
+    UnbanNet(u8),
     Allow(u8, Length),
     Disallow(u8),
     Peers(Vec<u8>),
@@ -547,6 +635,8 @@ fn moves() -> impl Strategy<Value = Move> {
     prop_oneof![
         4 => (host.clone(), length.clone()).prop_map(|(host, length)| Move::Ban(host, length)),
         1 => host.clone().prop_map(Move::Unban),
+        3 => (0..NETS, length.clone()).prop_map(|(net, length)| Move::BanNet(net, length)),
+        1 => (0..NETS).prop_map(Move::UnbanNet),
         1 => (host.clone(), length).prop_map(|(host, length)| Move::Allow(host, length)),
         1 => host.prop_map(Move::Disallow),
         1 => some.clone().prop_map(Move::Peers),
@@ -555,6 +645,14 @@ fn moves() -> impl Strategy<Value = Move> {
         1 => (0u64..40_000 * DAY).prop_map(Move::StepWall),
         1 => Just(Move::Restart),
     ]
+}
+
+const NETS: u8 = 5;
+
+/// Ranges around the hosts, some inside others.
+fn net(number: u8) -> &'static str {
+    ["198.51.100.0/29", "198.51.100.0/30", "198.51.100.2/31", "198.51.100.4/31", "198.51.100.0/24"]
+        [usize::from(number)]
 }
 
 fn host(number: u8) -> String {
@@ -569,9 +667,9 @@ impl World {
     fn make(&mut self, step: Move) {
         match step {
             Move::Ban(number, length) => drop(self.ban(&host(number), length)),
-            Move::Unban(number) => {
-                drop(self.event(Event::Unban { source: host(number).parse().unwrap(), dry_run: false }));
-            }
+            Move::Unban(number) => drop(self.unban(&host(number))),
+            Move::BanNet(number, length) => drop(self.ban(net(number), length)),
+            Move::UnbanNet(number) => drop(self.unban(net(number))),
             Move::Allow(number, length) => drop(self.allow(&host(number), length)),
             Move::Disallow(number) => {
                 drop(self.event(Event::Disallow { prefix: host(number).parse().unwrap(), dry_run: false }));
@@ -586,8 +684,8 @@ impl World {
 }
 
 proptest! {
-    /// For all histories, the kernel holds exactly the ledger's bans, drops no protected source, and ends no ban
-    /// later than the length it was given after the last start.
+    /// For all histories, the kernel holds exactly the ledger's bans, drops no protected source, ends no ban later than
+    /// the length it was given after the last start, and drops a source as long as one of the bans that hit it holds.
     #[test]
     fn the_kernel_follows_the_ledger(history in prop::collection::vec(moves(), 1..40)) {
         let mut world = World::new(settings());
@@ -599,11 +697,16 @@ proptest! {
             let by_ledger: BTreeMap<_, _> = ledger.bans.iter().map(|(source, fact)| (source.key(), fact.id)).collect();
             let by_kernel: BTreeMap<_, _> = world.kernel.bans.iter().map(|(key, row)| (*key, row.ban_id)).collect();
             prop_assert_eq!(by_ledger, by_kernel);
+            let by_ledger: BTreeMap<_, _> = ledger.nets.iter().map(|(net, fact)| (net.kernel_key(), fact.id)).collect();
+            let by_kernel: BTreeMap<_, _> = world.kernel.nets.iter().map(|(key, row)| (*key, row.ban_id)).collect();
+            prop_assert_eq!(by_ledger, by_kernel);
             let own: Vec<IpAddr> = world.kernel.own.iter().map(|own| IpAddr::from(*own).to_canonical()).collect();
             prop_assert!(own.iter().eq(world.coordinator.never_ban().own()));
             let in_force = &world.coordinator.in_force;
             let ending = ledger.bans.iter().filter(|(_, fact)| fact.expires.is_some());
             prop_assert!(in_force.ban_ends.keys().eq(ending.map(|(source, _)| *source)));
+            let ending = ledger.nets.iter().filter(|(_, fact)| fact.expires.is_some());
+            prop_assert!(in_force.net_ends.keys().eq(ending.map(|(prefix, _)| *prefix)));
             let ending = ledger.allows.iter().filter(|(_, fact)| fact.expires.is_some());
             prop_assert!(in_force.allow_ends.keys().eq(ending.map(|(prefix, _)| *prefix)));
             prop_assert!(in_force.forgets.keys().eq(ledger.memories.keys().copied()));
@@ -626,23 +729,37 @@ proptest! {
             }
             for number in 1..7 {
                 let source: PacketSource = host(number).parse().unwrap();
-                let is_protected = world.coordinator.protection(source, world.now.mono).is_some();
+                let is_protected = world.coordinator.protection(source.prefix(), world.now.mono).is_some();
                 prop_assert!(!(is_protected && world.drops(&host(number))));
+            }
+            // No daemon takes rows away in between, and yet each host is dropped as long as one of its bans holds.
+            let (now, in_force) = (world.now, &world.coordinator.in_force);
+            for (number, seconds) in (1..7).flat_map(|number| [0, 7, 400, 2_000].map(|seconds| (number, seconds))) {
+                let source: PacketSource = host(number).parse().unwrap();
+                let later = now.mono.after(Duration::from_secs(seconds));
+                let holds = |ends: Option<Monotime>| ends.is_none_or(|ends| later < ends);
+                let nets = ledger.nets_around(source.prefix());
+                let mut is_due = nets.map(|(prefix, _)| prefix).any(|prefix| holds(in_force.net_ends.get(prefix)));
+                is_due |= ledger.bans.contains_key(&source) && holds(in_force.ban_ends.get(source));
+                let is_allowed = world.kernel.allow.keys().any(|key| *key == source.prefix().kernel_key());
+                let at = Now { mono: later, wall: now.wall };
+                prop_assert_eq!(drops(&world.kernel, at, source), is_due && !is_allowed);
             }
         }
     }
 
     /// For all histories, a dry run changes nothing and says what the real request then says.
     #[test]
-    fn dry_runs_are_true(history in prop::collection::vec(moves(), 0..20), number in 1u8..7, seconds in 0u64..20) {
+    fn dry_runs_are_true(history in prop::collection::vec(moves(), 0..20), number in 1u8..7, is_net: bool, seconds in 0u64..20) {
         let mut world = World::new(settings());
         for step in history {
             world.make(step);
         }
         let length = if seconds == 0 { Length::Ladder } else { Length::For(Duration::from_secs(seconds)) };
         let request = |dry_run| {
-            let source = host(number).parse().unwrap();
-            Event::Ban(BanRequest { source, length, reason: "why".into(), operator: None, dry_run })
+            let target = if is_net { net(number % NETS).into() } else { host(number) };
+            let target = target.parse().unwrap();
+            Event::Ban(BanRequest { target, length, reason: "why".into(), operator: None, dry_run })
         };
         let (before, refused_bans) = (world.file.clone(), world.coordinator.refused_bans());
         let asked = world.event(request(true));

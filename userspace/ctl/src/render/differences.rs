@@ -22,7 +22,7 @@ pub(super) fn differences(view: &Differences) -> String {
     }
     if !view.lifted.is_empty() {
         let bans = view.lifted.len();
-        let head = format!("The file protects banned sources; {} would be lifted:", plural(bans, "ban"));
+        let head = format!("The file protects what is banned; {} would be lifted:", plural(bans, "ban"));
         out.push_str(&wrap("", "  ", &head));
         for source in view.lifted.iter().take(NAMED) {
             out.push_str(&wrap("  ", "    ", &source.to_string()));

@@ -1,6 +1,6 @@
 //! `explain`.
 
-use tunica_api::view::Explanation;
+use tunica_api::view::{Ban, Explanation};
 
 use super::text::{count, duration, wrap};
 
@@ -15,7 +15,17 @@ pub(super) fn explanation(view: &Explanation) -> String {
         &format!("program {}, policy generation {}, mode {}", view.program_id, view.generation, view.mode),
     ));
     out.push_str(&wrap("ban      ", "         ", &ban(view)));
+    for ban in &view.range_bans {
+        let text = format!("{} by ban {} {}", ban.source, ban.id, holds(ban));
+        out.push_str(&wrap("range    ", "         ", &text));
+    }
     out.push_str(&wrap("allow    ", "         ", &allow(view)));
+    if let Some(network) = &view.network {
+        out.push_str(&wrap("network  ", "         ", &network.sentence));
+    }
+    if let Some(port) = &view.over_budget {
+        out.push_str(&wrap("budget   ", "         ", &port.sentence));
+    }
     for (row, (cell, debt)) in view.bucket.cells.iter().zip(&view.bucket.debt_milliseconds).enumerate() {
         out.push_str(&wrap(
             if row == 0 { "bucket   " } else { "         " },
@@ -53,7 +63,11 @@ pub(super) fn explanation(view: &Explanation) -> String {
 }
 
 fn ban(view: &Explanation) -> String {
-    let Some(ban) = &view.ban else { return "none".to_owned() };
+    view.ban.as_ref().map_or_else(|| "none".to_owned(), holds)
+}
+
+/// Since when, until when, by whom and why.
+fn holds(ban: &Ban) -> String {
     let mut text = format!("since {}", ban.since);
     match ban.expires {
         Some(expires) => {

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use tunica_api::request::{BanAdd, Length, Request};
-use tunica_core::id::PacketSource;
+use tunica_core::id::{BanTarget, PacketSource};
 
 use super::length::Span;
 use crate::host::Host;
@@ -12,17 +12,17 @@ use crate::host::Host;
 pub(crate) enum Ban {
     /// Show every ban in force
     List,
-    /// Ban a source
+    /// Ban a source or a range
     Add(Add),
     /// Lift a ban
     Remove(Remove),
 }
 
-/// Ban a source.
+/// Ban a source or a range.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// An IPv4 host, an IPv6 host (its /64 is meant) or an IPv6 /64
-    source: PacketSource,
+    /// A host (IPv6: its /64 is meant), or with --for a range: 192.0.2.0/24
+    source: BanTarget,
     /// 30s, 5m, 2h, 1d or forever [default: by the ban ladder]
     #[arg(long = "for", value_name = "SPAN")]
     span: Option<Span>,
@@ -32,7 +32,7 @@ pub(crate) struct Add {
     /// Say what would happen and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Ban the source even if this SSH session comes from there
+    /// Ban it even if this SSH session comes from there
     #[arg(long)]
     even_me: bool,
 }
@@ -40,8 +40,8 @@ pub(crate) struct Add {
 /// Lift a ban.
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
-    /// The source, as `tunica ban list` shows it
-    source: PacketSource,
+    /// The source or range, as `tunica ban list` shows it
+    source: BanTarget,
     /// Say what would happen and change nothing
     #[arg(long)]
     dry_run: bool,

@@ -23,10 +23,17 @@ fn source(number: u32) -> PacketSource {
     PacketSource::of((0xc633_6400 + number).to_be_bytes().into())
 }
 
-fn ban(number: u32, id: u32) -> Command {
+fn fact(id: u32) -> BanFact {
     let (since, reason) = (NOW, "scan".to_owned());
-    let fact = BanFact { id, since, expires: None, rung: None, origin: BanOrigin::Operator, reason };
-    Command::SetBan { source: source(number), fact }
+    BanFact { id, since, expires: None, rung: None, origin: BanOrigin::Operator, reason }
+}
+
+fn ban(number: u32, id: u32) -> Command {
+    Command::SetBan { source: source(number), fact: fact(id) }
+}
+
+fn net_ban(prefix: Prefix, id: u32) -> Command {
+    Command::SetNetBan { prefix, fact: fact(id) }
 }
 
 fn commit(opened: &mut Opened, commands: &[Command]) {
@@ -138,9 +145,35 @@ fn a_newer_schema_is_named_and_the_file_left_alone() {
 }
 
 #[test]
+fn a_file_made_before_ranges_could_be_banned_opens_and_takes_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ledger.redb");
+    let mut opened = reopened(&path);
+    commit(&mut opened, &[ban(1, 1)]);
+    drop(opened);
+    // Such a file has every table but this one.
+    let database = builder().open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let nets: redb::TableDefinition<'_, &[u8], &[u8]> = redb::TableDefinition::new("nets");
+    assert!(transaction.delete_table(nets).unwrap());
+    transaction.commit().unwrap();
+    drop(database);
+
+    let mut opened = reopened(&path);
+    assert!(opened.ledger.nets.is_empty());
+    assert_eq!(opened.ledger.bans.len(), 1);
+    let prefix = "203.0.113.0/24".parse().unwrap();
+    commit(&mut opened, &[net_ban(prefix, 2)]);
+    drop(opened);
+    let opened = reopened(&path);
+    assert_eq!(opened.ledger.nets.get(&prefix).map(|fact| fact.id), Some(2));
+    assert_eq!(opened.ledger.bans.len(), 1);
+}
+
+#[test]
 fn what_cannot_be_read_is_set_aside_and_never_lost() {
     type Damage = fn(&Path);
-    let damages: [(Damage, &str); 9] = [
+    let damages: [(Damage, &str); 10] = [
         (|path| fs::write(path, b"").unwrap(), "empty"),
         (|path| fs::write(path, b"[bans]\n").unwrap(), "magic number"),
         (|path| fs::write(path, [0; 8_192]).unwrap(), "magic number"),
@@ -148,6 +181,7 @@ fn what_cannot_be_read_is_set_aside_and_never_lost() {
         (|path| forge(path, "meta", "schema", "one"), "table `meta` is unreadable at byte 1"),
         (|path| forge(path, "bans", "198.51.100.0/24", "{}"), "a key in table `bans`"),
         (|path| forge(path, "bans", "198.51.100.007", "{}"), "a key in table `bans`"),
+        (|path| forge(path, "nets", "198.51.100.7/24", "{}"), "a key in table `nets`"),
         (|path| forge(path, "bans", "198.51.100.7", "{\"id\":1}"), "table `bans` is unreadable at byte 8"),
         (|path| forge(path, "singles", "next_id", "-1"), "table `singles` is unreadable"),
     ];
@@ -237,6 +271,8 @@ fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         (host.clone(), 1u32..60).prop_map(|(host, id)| ban(host, id)),
         host.clone().prop_map(|host| Command::LiftBan { source: source(host) }),
+        (host.clone(), 1u32..60).prop_map(move |(bits, id)| net_ban(prefix(bits), id)),
+        host.clone().prop_map(move |bits| Command::LiftNetBan { prefix: prefix(bits) }),
         (host.clone(), 1u32..60)
             .prop_map(move |(bits, id)| Command::SetAllow { prefix: prefix(bits), fact: allow(id) }),
         host.clone().prop_map(move |bits| Command::LiftAllow { prefix: prefix(bits) }),

@@ -18,6 +18,7 @@ type Rows = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 const META: Rows = TableDefinition::new("meta");
 const BANS: Rows = TableDefinition::new("bans");
+const NETS: Rows = TableDefinition::new("nets");
 const ALLOWS: Rows = TableDefinition::new("allows");
 const MEMORIES: Rows = TableDefinition::new("memories");
 const SINGLES: Rows = TableDefinition::new("singles");
@@ -70,7 +71,7 @@ pub fn initialise(database: &Database) -> Result<(), redb::Error> {
     let transaction = begin(database)?;
     put(&mut transaction.open_table(META)?, KEY_SCHEMA, &SCHEMA)?;
     put(&mut transaction.open_table(SINGLES)?, KEY_NEXT_ID, &Ledger::default().next_id)?;
-    for table in [BANS, ALLOWS, MEMORIES] {
+    for table in [BANS, NETS, ALLOWS, MEMORIES] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -102,8 +103,14 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
     check_schema(database)?;
     let transaction = database.begin_read()?;
     let singles = transaction.open_table(SINGLES)?;
+    let nets = match transaction.open_table(NETS) {
+        // Files made before ranges could be banned have no such table; the first commit makes it.
+        Err(TableError::TableDoesNotExist(_)) => BTreeMap::new(),
+        table => load_table(&table?, NETS)?,
+    };
     Ok(Ledger {
         bans: load_table(&transaction.open_table(BANS)?, BANS)?,
+        nets,
         allows: load_table(&transaction.open_table(ALLOWS)?, ALLOWS)?,
         memories: load_table(&transaction.open_table(MEMORIES)?, MEMORIES)?,
         bypass: get(&singles, SINGLES, KEY_BYPASS)?,
@@ -118,9 +125,10 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
 /// # Errors
 /// When the database cannot be written.
 pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) -> Result<(), redb::Error> {
-    let Ledger { bans, allows, memories, bypass, syncookies_before, next_id } = after;
+    let Ledger { bans, nets, allows, memories, bypass, syncookies_before, next_id } = after;
     let transaction = begin(database)?;
     write_table(&transaction, BANS, &before.bans, bans)?;
+    write_table(&transaction, NETS, &before.nets, nets)?;
     write_table(&transaction, ALLOWS, &before.allows, allows)?;
     write_table(&transaction, MEMORIES, &before.memories, memories)?;
     let singles = |ledger: &Ledger| (ledger.next_id, ledger.bypass.clone(), ledger.syncookies_before);

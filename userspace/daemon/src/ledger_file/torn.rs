@@ -13,7 +13,7 @@ use std::{
 use redb::{BackendError, StorageBackend};
 use tunica_core::{
     ban_ladder::Memory,
-    id::PacketSource,
+    id::{PacketSource, Prefix},
     ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact},
 };
 
@@ -133,6 +133,17 @@ fn set_ban(number: u32, id: u32) -> Command {
         source: source(number),
         fact: BanFact { id, since, expires, rung: Some(1), origin: BanOrigin::Operator, reason },
     }
+}
+
+fn net(number: u32) -> Prefix {
+    format!("203.0.{number}.0/24").parse().unwrap()
+}
+
+fn set_net_ban(number: u32, id: u32) -> Command {
+    let reason = format!("reason {id}");
+    let (since, origin) = (WallTime(1_000), BanOrigin::Operator);
+    let fact = BanFact { id, since, expires: None, rung: None, origin, reason };
+    Command::SetNetBan { prefix: net(number), fact }
 }
 
 fn set_allow(number: u32, id: u32) -> Command {
@@ -261,11 +272,14 @@ fn small() -> Recorded {
         vec![set_ban(1, 1), set_memory(1)],
         vec![set_allow(2, 2)],
         vec![set_ban(3, 3), set_memory(3)],
+        vec![set_net_ban(1, 4)],
         vec![Command::LiftBan { source: source(1) }],
     ];
     let bypass = BypassFact { since: WallTime(9), reason: "maintenance".to_owned() };
     let last = [
-        set_ban(4, 4),
+        set_ban(4, 5),
+        set_net_ban(2, 6),
+        Command::LiftNetBan { prefix: net(1) },
         set_memory(4),
         Command::LiftBan { source: source(3) },
         Command::ForgetMemory { source: source(1) },
