@@ -190,7 +190,11 @@ fn every_metric_moves_by_its_cause() {
     };
     let attack = forged.start(&watch.lab.client, CLIENT_INTERFACE).unwrap();
     watch.exceeds("tunica_syn_sketch_busy_ratio", 0.2);
+    watch.becomes("tunica_ports_over_budget", 1.0);
+    watch.becomes("tunica_cookies_state{state=\"sysctl\"}", 1.0);
     attack.stop().unwrap();
+    watch.lab.host.write_sysctl("net/ipv4/tcp_syncookies", "2").unwrap();
+    watch.becomes("tunica_cookies_state{state=\"ready\"}", 1.0);
     fs::write(&path, text).unwrap();
     watch.lab.must(&["reload"]).unwrap();
 

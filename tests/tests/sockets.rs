@@ -146,6 +146,7 @@ fn a_cookie_that_comes_back_proves_its_source() {
 
 #[test]
 fn returned_cookies_count_for_their_source_once_each() {
+    use Verdict::{CookieAck, SynRate};
     let mut shield = Shield::load().unwrap();
     for family in 0..2 {
         let world = World { syn: Limit::new(1, 3), ..armed(COOKIES_PLAIN) };
@@ -161,9 +162,9 @@ fn returned_cookies_count_for_their_source_once_each() {
             outcomes.push(shield.run(&both(7, &back)[family]).unwrap().0);
             // What follows before the listener has made a socket belongs to the same connection.
             let next = shield.run(&both(7, &data)[family]).unwrap().0;
-            assert!(next == Verdict::CookieAck || outcomes.len() > 3, "{next:?} after {outcomes:?}");
+            assert!(next == CookieAck || outcomes.len() > 3, "{next:?} after {outcomes:?}");
         }
-        use Verdict::{CookieAck, SynRate};
+
         assert_eq!(outcomes, [CookieAck, CookieAck, CookieAck, SynRate, SynRate]);
     }
 }

@@ -80,6 +80,9 @@ pub struct Status {
     pub program: Program,
     /// One row for each defence.
     pub defences: Vec<Defence>,
+    /// Whether ports over their SYN budget answer with cookies, and which are over it.
+    #[serde(default)]
+    pub cookies: Cookies,
     /// How full each table is.
     pub tables: Vec<Table>,
     /// The kernel's view of the daemon's heartbeat.
@@ -148,6 +151,29 @@ pub struct Defence {
     pub dropped_packets: u64,
     /// Packets that `enforce` would have dropped.
     pub would_drop_packets: u64,
+}
+
+/// How ports over their SYN budget answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cookies {
+    /// `ready`, `ready_with_options` (window scale and SACK survive), `waiting` (the daemon switches the sysctl once a port
+    /// needs it), `disabled`, `no_budget`, `no_program`, `sysctl` or `refused`.
+    pub state: String,
+    /// The ports over their budget now, by number.
+    pub ports: Vec<ArmedPort>,
+}
+
+/// A port over its SYN budget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArmedPort {
+    /// Its number.
+    pub port: u16,
+    /// For how many seconds it has been over.
+    pub seconds: u64,
+    /// In how many seconds it answers as usual again, unless more SYNs come.
+    pub seconds_left: u64,
+    /// Good cookies that came back to it since the kernel's tables were made.
+    pub cookies_returned: u64,
 }
 
 /// One table's fill.

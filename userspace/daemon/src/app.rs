@@ -707,6 +707,7 @@ impl App {
         metrics.set_heartbeat_age(now.mono.since(beat));
         metrics.set_heartbeat_stale_after(self.coordinator.settings().stale_after);
         metrics.set_sketch_busy(self.shield.tables().sketch_busy(now.mono.0).unwrap_or(0.0));
+        metrics.set_cookies(self.coordinator.cookies(), self.coordinator.armed_ports().count());
         metrics.set_events_lost(self.shield.tables().lost_events().unwrap_or(0));
         metrics.set_bans_active(self.coordinator.ledger().all_bans().map(|(_, ban)| ban.origin));
         let never_ban = self.coordinator.never_ban();

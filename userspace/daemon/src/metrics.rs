@@ -17,7 +17,7 @@ use tunica_common::verdict::{Action, Verdict};
 use tunica_core::{
     coordinator::{RefusedCode, Reply},
     ledger::{BanOrigin, Command},
-    limits::Mode,
+    limits::{CookieState, Mode},
 };
 
 use crate::shell::xdp::Repairs;
@@ -114,6 +114,10 @@ metrics! {
         "Seconds without a sign of life after which the kernel falls back as `shield.on_stale` says.";
     sketch_busy: Gauge, "tunica_syn_sketch_busy_ratio", [],
         "Share of the SYN sketch's cells that would refuse a SYN now, from 0 to 1, estimated from a sample. A newcomer is refused about as often as the square of it.";
+    cookies: IntGaugeVec, "tunica_cookies_state", ["state"],
+        "1 for how ports over their SYN budget answer now, 0 for the others; `tunica status` explains the words.";
+    over_budget: IntGauge, "tunica_ports_over_budget", [],
+        "Ports over their SYN budget.";
     events_received: IntCounter, "tunica_events_received_total", [],
         "Sampled packets that the kernel reported.";
     events_lost: IntCounter, "tunica_events_lost_total", [],
@@ -224,6 +228,9 @@ impl Metrics {
         for reason in BAN_REFUSALS {
             families.bans_refused.with_label_values(&[reason]);
         }
+        for state in CookieState::LABELS {
+            families.cookies.with_label_values(&[state]);
+        }
         for table in REPAIRED {
             families.edits.with_label_values(&[table]);
         }
@@ -298,6 +305,14 @@ impl Metrics {
     /// Shows which share of the SYN sketch would refuse a SYN, from 0 to 1.
     pub fn set_sketch_busy(&self, share: f64) {
         self.families.sketch_busy.set(share);
+    }
+
+    /// Shows how ports over their SYN budget answer, and how many there are.
+    pub fn set_cookies(&self, state: CookieState, over_budget: usize) {
+        for label in CookieState::LABELS {
+            self.families.cookies.with_label_values(&[label]).set(i64::from(label == state.label()));
+        }
+        self.families.over_budget.set(i64::try_from(over_budget).unwrap_or(i64::MAX));
     }
 
     /// Counts sampled packets that the kernel reported.
@@ -625,6 +640,12 @@ mod tests {
                 Box::new(|it| it.set_heartbeat_stale_after(Duration::from_secs(30))),
             ),
             ("tunica_syn_sketch_busy_ratio", 0.25, Box::new(|it| it.set_sketch_busy(0.25))),
+            (
+                "tunica_cookies_state{state=\"waiting\"}",
+                1.0,
+                Box::new(|it| it.set_cookies(CookieState::Waiting, 0)),
+            ),
+            ("tunica_ports_over_budget", 2.0, Box::new(|it| it.set_cookies(CookieState::Waiting, 2))),
             ("tunica_events_received_total", 4.0, Box::new(|it| it.count_events(4))),
             ("tunica_bans_set_total{origin=\"operator\"}", 2.0, {
                 let commands = [ban.clone(), net_ban, lift.clone()];

@@ -3,8 +3,8 @@
 use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
-    Allow, Allows, Ban, Bans, Bypass, Change, Counter, Counters, Defence, Differences, Done, Heartbeat,
-    Interface, NeverBan, Program, Refused, RefusedCode, Source, Sources, Status, Table,
+    Allow, Allows, ArmedPort, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence, Differences,
+    Done, Heartbeat, Interface, NeverBan, Program, Refused, RefusedCode, Source, Sources, Status, Table,
 };
 use tunica_common::{
     event::tally_slot,
@@ -283,6 +283,18 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
                 would_drop_packets: state.would_drop_packets,
             })
             .collect(),
+        cookies: Cookies {
+            state: coordinator.cookies().label().to_owned(),
+            ports: coordinator
+                .armed_ports()
+                .map(|armed| ArmedPort {
+                    port: armed.port,
+                    seconds: now.mono.since(armed.since).as_secs(),
+                    seconds_left: armed.until.since(now.mono).as_secs(),
+                    cookies_returned: armed.cookies_returned,
+                })
+                .collect(),
+        },
         tables: tables(coordinator),
         heartbeat: Heartbeat {
             age_seconds: now.mono.since(Monotime(beat)).as_secs_f64(),

@@ -1,6 +1,6 @@
 //! `status`: its first line answers whether the host is protected.
 
-use tunica_api::view::{Defence, Interface, Program, Status, Table};
+use tunica_api::view::{ArmedPort, Cookies, Defence, Interface, Program, Status, Table};
 
 use super::text::{Align, count, duration, table, wrap};
 use crate::verb::status::{is_attached_as_requested, is_stale};
@@ -27,6 +27,9 @@ pub(crate) fn status(view: &Status) -> String {
     out.push_str(&field("program", &program(&view.program)));
     out.push_str(&field("object", &view.program.object_sha256));
     out.push_str(&field("pinned at", &view.program.pin_path));
+    if !view.cookies.state.is_empty() {
+        out.push_str(&field("cookies", &cookies(&view.cookies)));
+    }
     out.push_str(&field("never ban", &never_ban(view)));
     for warning in &view.warnings {
         out.push_str(&field("warning", warning));
@@ -36,6 +39,32 @@ pub(crate) fn status(view: &Status) -> String {
 
 fn field(name: &str, text: &str) -> String {
     wrap(&format!("{name:<11}"), "           ", text)
+}
+
+/// How ports over their SYN budget answer, and which are over it.
+fn cookies(view: &Cookies) -> String {
+    let state = match view.state.as_str() {
+        "ready" => "ready; cookie connections go without window scaling and SACK",
+        "ready_with_options" => "ready",
+        "waiting" => {
+            "ready once tunicad has switched net.ipv4.tcp_syncookies to 2, which it does under attack"
+        }
+        "disabled" => "switched off by shield.cookies.enabled",
+        "no_budget" => "none, because ports have no SYN budget (shield.port_syn.enabled)",
+        "no_program" => "NONE: this kernel cannot run the cookie program",
+        "sysctl" => "NONE: net.ipv4.tcp_syncookies is not 2",
+        "refused" => "NONE: a listener refused a good cookie",
+        other => other,
+    };
+    if view.ports.is_empty() {
+        return state.to_owned();
+    }
+    let port = |port: &ArmedPort| {
+        let returned = port.cookies_returned;
+        format!("{} for {} ({returned} cookies came back)", port.port, duration(port.seconds))
+    };
+    let ports = view.ports.iter().map(port).collect::<Vec<_>>().join(", ");
+    format!("{state}; OVER THE SYN BUDGET: port {ports}")
 }
 
 /// Whether the host is protected.
