@@ -58,3 +58,23 @@ shared_struct! {
     }
     size = 48
 }
+
+/// Size of the ring buffer of proofs: 64 KiB hold 1 024.
+pub const PROOF_RING_BYTES: usize = 64 * 1024;
+
+shared_struct! {
+    /// A source completed a handshake beyond its pace. The kernel's word: nobody completes one with a forged address.
+    pub struct Proof {
+        /// When, nanoseconds of `CLOCK_MONOTONIC` (coarse).
+        pub time_ns: u64,
+        /// The peer of the connection.
+        pub source: AddressBytes,
+        /// How many handshakes of it were too many, this one among them.
+        pub violations: u64,
+        /// The port it connected to, host order.
+        pub port: u32,
+        /// Always 0.
+        pub reserved: u32,
+    }
+    size = 40
+}

@@ -21,6 +21,8 @@ pub enum MapKind {
     RingBuf,
     /// `BPF_MAP_TYPE_PROG_ARRAY`.
     ProgramArray,
+    /// `BPF_MAP_TYPE_LRU_HASH`.
+    LruHash,
 }
 
 /// One map: what the kernel program declares and what a pinned map must be before it is reused.
@@ -80,6 +82,12 @@ pub const ICMP_SKETCH: &str = "ICMP_SKETCH";
 pub const NET_STATE: &str = "NET_STATE";
 /// Connections whose cookie came back not long ago, so that each counts once.
 pub const RETURNED: &str = "RETURNED";
+/// Sources that completed a handshake.
+pub const VERIFIED: &str = "VERIFIED";
+/// Handshakes that were too many.
+pub const PROOFS: &str = "PROOFS";
+/// Proofs lost because [`PROOFS`] was full, on each CPU.
+pub const LOST_PROOFS: &str = "LOST_PROOFS";
 /// The programs that the shield jumps to.
 pub const JUMPS: &str = "JUMPS";
 /// Room to rebuild a packet in, on each CPU.
@@ -94,7 +102,7 @@ const fn sketch(name: &'static str) -> MapShape {
 }
 
 /// Every map of the shield.
-pub const MAPS: [MapShape; 22] = [
+pub const MAPS: [MapShape; 25] = [
     MapShape { name: ACTIVE, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries: 1 },
     MapShape {
         name: POLICIES,
@@ -179,6 +187,21 @@ pub const MAPS: [MapShape; 22] = [
         entries: policy::RETURNED_ROWS as u32,
     },
     MapShape {
+        name: VERIFIED,
+        kind: MapKind::LruHash,
+        key_bytes: size_of::<keys::SourceKey>() as u32,
+        value_bytes: size_of::<policy::Verified>() as u32,
+        entries: policy::VERIFIED_SOURCES as u32,
+    },
+    MapShape {
+        name: PROOFS,
+        kind: MapKind::RingBuf,
+        key_bytes: 0,
+        value_bytes: 0,
+        entries: event::PROOF_RING_BYTES as u32,
+    },
+    MapShape { name: LOST_PROOFS, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 8, entries: 1 },
+    MapShape {
         name: JUMPS,
         kind: MapKind::ProgramArray,
         key_bytes: 4,
@@ -232,6 +255,8 @@ const fn layout_hash() -> u64 {
         policy::PortState::LAYOUT,
         policy::HostState::LAYOUT,
         policy::NetState::LAYOUT,
+        policy::Verified::LAYOUT,
+        event::Proof::LAYOUT,
         event::Tally::LAYOUT,
         event::Event::LAYOUT,
     ];

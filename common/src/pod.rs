@@ -6,7 +6,7 @@
 use crate::{
     event::{Event, Tally},
     keys::{AllowEntry, BanEntry, SourceKey},
-    policy::{HostState, NetState, Policy, PortRule, PortState},
+    policy::{HostState, NetState, Policy, PortRule, PortState, Verified},
 };
 
 macro_rules! pod {
@@ -20,4 +20,6 @@ macro_rules! pod {
     )+ };
 }
 
-pod!(SourceKey, BanEntry, AllowEntry, Policy, PortRule, PortState, HostState, NetState, Tally, Event);
+pod!(
+    SourceKey, BanEntry, AllowEntry, Policy, PortRule, PortState, HostState, NetState, Verified, Tally, Event
+);

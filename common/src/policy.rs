@@ -89,6 +89,10 @@ shared_struct! {
         pub icmp_host_pace: [u64; 2],
         /// All other ICMP messages to the host but neighbour discovery.
         pub icmp_ceiling_pace: [u64; 2],
+        /// Completed handshakes of one source; each beyond it is a proven violation.
+        pub handshake_pace: [u64; 2],
+        /// Which network namespace's handshakes count (`SO_NETNS_COOKIE`, socket(7)).
+        pub netns_cookie: u64,
         /// Always 0, which the program's verifier cannot know: what it is added to, the verifier forgets.
         pub zero: u64,
         /// Counts applied policies; its low bits tag the sketch's cells.
@@ -132,7 +136,7 @@ shared_struct! {
         /// Window scale that the listeners use (RFC 7323), 0 to 14.
         pub cookie_window_scale: u32,
     }
-    size = 232
+    size = 256
 }
 
 shared_struct! {
@@ -198,6 +202,27 @@ shared_struct! {
     }
     size = 32
 }
+
+shared_struct! {
+    /// What is known of a source that completed a handshake, so that its address is its own. Times are nanoseconds of
+    /// `CLOCK_MONOTONIC`.
+    pub struct Verified {
+        /// Clock of [`Policy::handshake_pace`].
+        pub tat: u64,
+        /// When its first handshake completed, since the row was made.
+        pub since_ns: u64,
+        /// When its last one did.
+        pub last_ns: u64,
+        /// How many did.
+        pub handshakes: u64,
+        /// How many of them were too many.
+        pub violations: u64,
+    }
+    size = 40
+}
+
+/// Rows of the table of verified sources. The least recently used goes first, and only handshakes use one.
+pub const VERIFIED_SOURCES: usize = 65_536;
 
 shared_struct! {
     /// An IPv6 network (/56 or /48) some of whose children exceed the SYN limit.

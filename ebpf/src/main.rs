@@ -9,6 +9,7 @@
 // Two loads of `packet.rs` are written in assembly, which is unstable for this target.
 #![feature(asm_experimental_arch)]
 
+mod handshake;
 mod limit;
 mod packet;
 mod segment;
@@ -17,7 +18,10 @@ mod sockets;
 mod syncookie;
 mod tables;
 
-use aya_ebpf::{macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    macros::{sock_ops, xdp},
+    programs::{SockOpsContext, XdpContext},
+};
 
 use crate::packet::Frame;
 
@@ -38,6 +42,13 @@ pub fn cookie(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn segment(ctx: XdpContext) -> u32 {
     segment::judge(&Frame::of(&ctx))
+}
+
+/// Counts handshakes that completed; attached to the root of the control groups. It lets every socket be.
+#[sock_ops]
+pub fn handshake(ctx: SockOpsContext) -> u32 {
+    handshake::completed(&ctx);
+    1
 }
 
 /// The kernel lets only GPL-compatible programs call some helpers.

@@ -4,18 +4,18 @@
 //! may be reused under a reader by the next insertion, so they are copied out at once.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
     helpers::generated::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use tunica_common::{
-    event::{Event, RING_BYTES, TALLY_SLOTS, Tally},
+    event::{Event, PROOF_RING_BYTES, Proof, RING_BYTES, TALLY_SLOTS, Tally},
     keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
     layout::SCRATCH_WORDS,
     policy::{
         BAN_FILTER_WORDS, DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS, HostState, JUMP_PROGRAMS, NET_CELLS,
         NetState, OWN_ADDRESSES, PORT_RULES, Policy, PortRule, PortState, RETURNED_ROWS, SKETCH_CELLS,
-        SKETCH_ROWS,
+        SKETCH_ROWS, VERIFIED_SOURCES, Verified,
     },
 };
 
@@ -59,6 +59,12 @@ static JUMPS: ProgramArray<JUMP_PROGRAMS> = ProgramArray::new();
 static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS], 1> = PerCpuArray::new();
 #[btf_map]
 static RETURNED: Array<u64, RETURNED_ROWS> = Array::new();
+#[btf_map]
+static VERIFIED: LruHashMap<SourceKey, Verified, VERIFIED_SOURCES> = LruHashMap::new();
+#[btf_map]
+static PROOFS: RingBuf<(), PROOF_RING_BYTES> = RingBuf::new();
+#[btf_map]
+static LOST_PROOFS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 static TALLIES: PerCpuArray<Tally, TALLY_SLOTS> = PerCpuArray::new();
 // No value type: libbpf refuses a ring buffer that declares a value size.
@@ -226,6 +232,32 @@ pub fn send(event: &Event) {
         && let Some(lost) = LOST_EVENTS.get_ptr_mut(0)
     {
         // SAFETY: as for `tally`.
+        unsafe { *lost += 1 };
+    }
+}
+
+/// What is known of a source that completed a handshake before.
+#[inline(always)]
+pub fn verified(key: &SourceKey) -> Option<&'static mut Verified> {
+    // SAFETY: aligned words; a row reused while it is written belongs to a source that just completed a handshake, which
+    // then counts as one too many at worst.
+    VERIFIED.get_ptr_mut(key).map(|row| unsafe { &mut *row })
+}
+
+/// Begins to remember a source that completed a handshake.
+#[inline(always)]
+pub fn verify(key: &SourceKey, row: &Verified) {
+    // A full table makes room by itself; if memory is short, the next handshake tries again.
+    let _ = VERIFIED.insert(key, row, 0);
+}
+
+/// Hands a proof to the daemon, or counts it as lost.
+#[inline(always)]
+pub fn prove(proof: &Proof) {
+    if PROOFS.output_untyped::<Proof>(proof, 0).is_err()
+        && let Some(lost) = LOST_PROOFS.get_ptr_mut(0)
+    {
+        // SAFETY: as for `tally`; a socket's callback may be interrupted by another one, which loses a count at worst.
         unsafe { *lost += 1 };
     }
 }

@@ -210,6 +210,8 @@ impl Shield {
             icmp_tolerance_ticks: tolerance(world.icmp.map(|icmp| icmp.per_source)),
             icmp_host_pace: world.icmp.map(|icmp| icmp.host).unwrap_or_default(),
             icmp_ceiling_pace: world.icmp.map(|icmp| icmp.ceiling).unwrap_or_default(),
+            handshake_pace: [0; 2],
+            netns_cookie: 0,
             zero: 0,
             cookie_mss_v4: 1_460,
             cookie_mss_v6: 1_440,

@@ -420,7 +420,7 @@ fn bpftool_loads_the_object_and_dumps_maps_with_field_names() {
     assert!(dump("TALLIES").contains("\"packets\": "), "{}", dump("TALLIES"));
     let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/prebuilt/shield.o");
     let pin = lab.pins().join("by-bpftool");
-    lab.run_in_host("bpftool", &["prog", "loadall", object, pin.to_str().unwrap(), "type", "xdp"]).unwrap();
+    lab.run_in_host("bpftool", &["prog", "loadall", object, pin.to_str().unwrap()]).unwrap();
     let shield = pin.join("shield");
     let shown = lab.run_in_host("bpftool", &["prog", "show", "pinned", shield.to_str().unwrap()]).unwrap();
     fs::remove_dir_all(&pin).unwrap();

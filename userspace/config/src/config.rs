@@ -34,6 +34,8 @@ pub struct Config {
     pub shield: Shield,
     /// `[bans]`: how long bans last.
     pub bans: Bans,
+    /// `[evidence]`: what proves that a source is to blame.
+    pub evidence: Evidence,
     /// `[tor]`: whose connections may never be banned.
     pub tor: Tor,
     /// `[http]`: metrics and health.
@@ -274,6 +276,22 @@ pub struct Bans {
     pub forgive_after: Duration,
 }
 
+/// `[evidence]`: what proves that a source is to blame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Evidence {
+    /// `handshakes`: whether completed connections count; `true` by default.
+    pub handshakes: bool,
+    /// `connections_per_second`: what one source may complete in the long run; 5 by default.
+    pub connections_per_second: NonZeroU32,
+    /// `burst`: connections at once; 40 by default.
+    pub burst: NonZeroU32,
+    /// `ban_threshold`: violations that ban a source; 5 by default.
+    pub ban_threshold: NonZeroU32,
+    /// `window_seconds`: how long a violation counts; 60 s by default.
+    pub window: Duration,
+}
+
 /// `[tor]`: whose connections may never be banned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -370,6 +388,12 @@ impl Config {
                 host: each_second(shield.icmp.host_per_second),
                 ceiling: each_second(shield.icmp.ceiling_per_second),
             }),
+            handshakes: self.evidence.handshakes.then(|| {
+                let (rate, burst) = (self.evidence.connections_per_second, self.evidence.burst);
+                gcra::pace(rate.get(), SECOND_NS, burst.get()).unwrap_or_default()
+            }),
+            ban_threshold: self.evidence.ban_threshold.get(),
+            violation_window: self.evidence.window,
             lockdown: shield.lockdown,
             ports: shield.ports.settings(),
             net_capacity: shield.tables.cidrs.get(),

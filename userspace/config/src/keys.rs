@@ -89,6 +89,7 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("shield.events", "The sample of packets that the kernel reports to the daemon."),
     ("shield.log", "The drop log: lines that begin with `SHIELD_DOS_DROP:`."),
     ("bans", "How long bans last."),
+    ("evidence", "What proves that a source is to blame, so that it can be banned."),
     ("tor", "Whose connections may never be banned."),
     ("http", "Metrics and health over HTTP."),
     ("control", "The socket that `tunica` talks to."),
@@ -377,6 +378,44 @@ keys! {
             above: "by its end the address has long passed to someone else",
         },
         "After this long without offence a source climbs down one rung of the ladder, and so on.";
+
+    HANDSHAKES_ENABLED: Switch = "evidence.handshakes",
+        Absent::Default("true"),
+        Switch,
+        "Whether completed connections count: nobody completes one with a forged address. Needs a mounted control group hierarchy of version 2.";
+    HANDSHAKE_RATE: Number = "evidence.connections_per_second",
+        Absent::Default("5"),
+        Number {
+            least: 1, most: 1_000, unit: "connections a second",
+            below: "every visitor would be an offender",
+            above: "no source could connect so fast, so none would ever offend",
+        },
+        "How many connections a second one source may complete in the long run; each one beyond is a violation. Below `shield.syn.per_source_per_second`, which refuses what is faster before it completes.";
+    HANDSHAKE_BURST: Number = "evidence.burst",
+        Absent::Default("40"),
+        Number {
+            least: 1, most: 10_000, unit: "connections",
+            below: "every visitor would be an offender",
+            above: "no source could connect so fast, so none would ever offend",
+        },
+        "How many connections an idle source may complete at once.";
+
+    BAN_THRESHOLD: Number = "evidence.ban_threshold",
+        Absent::Default("5"),
+        Number {
+            least: 1, most: 1_000, unit: "violations",
+            below: "nobody would have to do anything to be banned",
+            above: "nobody would ever be banned",
+        },
+        "How many proven violations of one source within `window_seconds` ban it, by the ladder.";
+    VIOLATION_WINDOW: Number = "evidence.window_seconds",
+        Absent::Default("60"),
+        Number {
+            least: 10, most: 86_400, unit: "seconds",
+            below: "violations would be forgotten before they add up",
+            above: "a busy visitor would be banned for what it did yesterday",
+        },
+        "How long a violation counts.";
 
     TOR_USER: Account = "tor.user",
         Absent::Unset { example: r#""debian-tor""# },

@@ -19,8 +19,8 @@ use tunica_core::limits::SECOND_NS;
 use crate::{
     changes::Values,
     config::{
-        Bans, Config, Control, Cookies, DropLog, Events, Http, Icmp, Ledger, Log, NoSocket, PortSyn, Ports,
-        Sanity, Shield, Syn, Tables, Tor, Uninspected,
+        Bans, Config, Control, Cookies, DropLog, Events, Evidence, Http, Icmp, Ledger, Log, NoSocket,
+        PortSyn, Ports, Sanity, Shield, Syn, Tables, Tor, Uninspected,
     },
     keys::{self, Absent, Key, LONGEST_DEBT_MINUTES, REFERENCE, SECTIONS},
     nearest::nearest,
@@ -383,6 +383,11 @@ impl<'t> Reader<'t> {
         let shield = self.shield(root);
         let ladder = self.value(root, &keys::LADDER);
         let forgive_after = self.value(root, &keys::FORGIVE_AFTER);
+        let handshakes = self.value(root, &keys::HANDSHAKES_ENABLED);
+        let connections_per_second = self.value(root, &keys::HANDSHAKE_RATE);
+        let handshake_burst = self.value(root, &keys::HANDSHAKE_BURST);
+        let ban_threshold = self.value(root, &keys::BAN_THRESHOLD);
+        let violation_window = self.value(root, &keys::VIOLATION_WINDOW);
         let tor = self.tor(root);
         let http_enabled = self.value(root, &keys::HTTP_ENABLED);
         let listen = self.value(root, &keys::HTTP_LISTEN);
@@ -411,6 +416,13 @@ impl<'t> Reader<'t> {
             bans: Bans {
                 ladder: ladder?.value.into_iter().map(seconds).collect(),
                 forgive_after: seconds(forgive_after?.value),
+            },
+            evidence: Evidence {
+                handshakes: handshakes?.value,
+                connections_per_second: connections_per_second?.value,
+                burst: handshake_burst?.value,
+                ban_threshold: ban_threshold?.value,
+                window: seconds(violation_window?.value),
             },
             tor: tor?,
             http: Http { enabled: http_enabled?.value, listen: listen?.value },

@@ -33,7 +33,7 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
     fn labels(verdicts: &[Verdict]) -> Option<String> {
         list(verdicts.iter().map(|verdict| text(verdict.label())))
     }
-    let Config { shield, bans, tor, http, control, ledger, log, .. } = config;
+    let Config { shield, bans, evidence, tor, http, control, ledger, log, .. } = config;
     vec![
         ("shield.interfaces", list(shield.interfaces.iter().map(text))),
         ("shield.mode", text(shield.mode)),
@@ -75,6 +75,11 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("shield.log.lines_per_minute", plain(shield.log.lines_per_minute)),
         ("bans.ladder_seconds", list(bans.ladder.iter().map(|rung| plain(rung.as_secs())))),
         ("bans.forgive_after_seconds", plain(bans.forgive_after.as_secs())),
+        ("evidence.handshakes", plain(evidence.handshakes)),
+        ("evidence.connections_per_second", plain(evidence.connections_per_second)),
+        ("evidence.burst", plain(evidence.burst)),
+        ("evidence.ban_threshold", plain(evidence.ban_threshold)),
+        ("evidence.window_seconds", plain(evidence.window.as_secs())),
         ("tor.user", tor.user.as_ref().and_then(text)),
         ("tor.scan_every_seconds", plain(tor.scan_every.as_secs())),
         ("tor.keep_seconds", plain(tor.keep.as_secs())),

@@ -96,9 +96,9 @@ impl Ladder {
     pub fn climb(&self, memory: Option<Memory>, offence: &Offence, now: WallTime) -> Climb {
         let standing = memory.map_or(0, |memory| self.standing(memory, now));
         let rung = match (offence.proof(), standing) {
-            (Proven::Operator, 0) => 1,
-            (Proven::Operator, standing) if standing < self.top() => standing + 1,
-            (Proven::Operator, _) => self.top(),
+            (Proven::Operator | Proven::Handshakes, 0) => 1,
+            (Proven::Operator | Proven::Handshakes, standing) if standing < self.top() => standing + 1,
+            (Proven::Operator | Proven::Handshakes, _) => self.top(),
         };
         Climb { length: self.length(rung), memory: Memory { rung, last_offence: now } }
     }

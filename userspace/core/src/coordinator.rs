@@ -24,7 +24,7 @@ use crate::{
     ban_ladder::{Ladder, Memory},
     defence::{Defence, DefenceState, Defences, Totals},
     desired::{self, Desired},
-    evidence::Forgeable,
+    evidence::{Forgeable, Handshake, Offence},
     id::{BanTarget, PacketSource, Prefix},
     ledger::{self, AllowFact, BanFact, Command, Ledger, Rejection},
     limits::{CookieState, HostFacts, Settings},
@@ -33,6 +33,7 @@ use crate::{
     sources::TopSources,
     time::{Monotime, Now},
     timetable::Timetable,
+    violations::Violations,
 };
 
 /// Every decision of `tunicad`, in memory.
@@ -45,6 +46,7 @@ pub struct Coordinator {
     sources: TopSources,
     defences: Defences,
     armed: ArmedPorts,
+    violations: Violations,
     drop_log: DropLog,
     refused_bans: u64,
 }
@@ -79,6 +81,8 @@ pub enum Event {
     BypassOff,
     /// Sampled packets arrived.
     Samples(Vec<Forgeable>),
+    /// A source completed a handshake too many.
+    Handshake(Handshake),
     /// The kernel's counters were read. The first reading is the base line, so read once before attaching.
     Totals(Box<Totals>),
     /// The far ends of tor's established outbound connections were read: all there are now.
@@ -212,6 +216,7 @@ impl Coordinator {
             sources: TopSources::new(now.wall),
             defences: Defences::new(&settings, ledger.bypass.is_some(), now.wall),
             armed: ArmedPorts::default(),
+            violations: Violations::default(),
             drop_log: DropLog::default(),
             refused_bans: 0,
             settings,
@@ -247,6 +252,7 @@ impl Coordinator {
                 let notices = samples.iter().filter_map(|sample| self.sampled(sample, now)).collect();
                 Outcome { notices, ..Outcome::default() }
             }
+            Event::Handshake(handshake) => self.too_many_handshakes(handshake, now),
             Event::Totals(totals) => {
                 Outcome { notices: self.defences.count(*totals, now), ..Outcome::default() }
             }
@@ -410,6 +416,36 @@ impl Coordinator {
     /// The rule that forbids to ban `range`, if one does.
     pub fn protection(&self, range: Prefix, now: Monotime) -> Option<Protection> {
         self.never_ban.protects(range, now, &self.ledger.allows, &self.settings.config_allow)
+    }
+
+    /// Proof against a source; enough of it bans.
+    fn too_many_handshakes(&mut self, handshake: Handshake, now: Now) -> Outcome {
+        let (source, settings) = (handshake.source, &self.settings);
+        let threshold = settings.ban_threshold;
+        let count = self.violations.note(source, threshold, settings.violation_window, now.mono);
+        if count < threshold || self.ledger.bans.contains_key(&source) {
+            return Outcome::default();
+        }
+        let reason = format!("{count} connections too many, the last to port {}", handshake.port);
+        let outcome = self.ban_for(&Offence::by_handshakes(source, reason), now);
+        self.violations.forget(source);
+        outcome
+    }
+
+    /// The ban that a proven offence earns, by the ladder.
+    fn ban_for(&mut self, offence: &Offence, now: Now) -> Outcome {
+        match self.plan_offence(offence, now) {
+            Ok(commands) => Outcome { commands, ..Outcome::default() },
+            Err(refusal) => {
+                let mut outcome = Outcome::default();
+                if let Some(protection) = refusal.protection() {
+                    self.refused_bans += 1;
+                    let target = BanTarget::Source(offence.source());
+                    outcome.notices.push(Notice::BanRefusedProtected { target, protection });
+                }
+                outcome
+            }
+        }
     }
 
     fn sampled(&mut self, sample: &Forgeable, now: Now) -> Option<Notice> {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use tunica_common::{
-    keys::{ALLOW_BY_CONFIG, ALLOW_BY_OPERATOR, ALLOW_BY_TOR, AddressBytes, AllowEntry, BanEntry, SourceKey},
+    keys::{
+        ALLOW_BY_CONFIG, ALLOW_BY_OPERATOR, ALLOW_BY_TOR, AddressBytes, AllowEntry, BAN_DYNAMIC, BanEntry,
+        SourceKey,
+    },
     policy::{BAN_FILTER_WORDS, OWN_ADDRESSES, Policy, PortRule, ban_filter_position, keyed_hash, own_bit},
 };
 
@@ -125,11 +128,11 @@ pub(crate) fn net_table(
 }
 
 /// [`BanEntry::flags`] of a ban of this origin. An operator's ban holds even while the daemon is silent, whether its
-/// length was given by hand or by the ladder; a ban that rests on evidence alone would be
-/// [`tunica_common::keys::BAN_DYNAMIC`].
+/// length was given by hand or by the ladder; a ban that rests on evidence alone lapses.
 pub const fn ban_flags(origin: BanOrigin) -> u32 {
     match origin {
         BanOrigin::Operator => 0,
+        BanOrigin::Evidence => BAN_DYNAMIC,
     }
 }
 

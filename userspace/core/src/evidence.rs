@@ -22,11 +22,22 @@ pub struct Forgeable {
     pub destination_port: u16,
 }
 
+/// A handshake that a source completed although it had completed too many already: the kernel's own word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// The peer of the connection.
+    pub source: PacketSource,
+    /// The port it connected to.
+    pub port: u16,
+}
+
 /// Why a source is known to be to blame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proven {
     /// An operator named it, over a socket that only operators can write to.
     Operator,
+    /// The kernel saw it complete handshakes beyond its pace. Nobody completes one with a forged address.
+    Handshakes,
 }
 
 /// A proven offence: the only input of the ban ladder.
@@ -41,6 +52,11 @@ impl Offence {
     /// What an operator holds against `source`. The coordinator alone makes it, from an operator's request.
     pub(crate) const fn by_operator(source: PacketSource, reason: String) -> Self {
         Self { source, proof: Proven::Operator, reason }
+    }
+
+    /// What the kernel proved of `source`. The coordinator alone makes it, from completed handshakes.
+    pub(crate) const fn by_handshakes(source: PacketSource, reason: String) -> Self {
+        Self { source, proof: Proven::Handshakes, reason }
     }
 
     /// Who offended.
@@ -102,5 +118,39 @@ mod tests {
                 prop_assert_eq!(coordinator.ledger(), &Ledger::default());
             }
         }
+    }
+
+    #[test]
+    fn proof_bans_by_the_ladder_and_spares_the_protected() {
+        let mut now = Now { wall: WallTime(1_700_000_000), ..Now::default() };
+        let mut coordinator = Coordinator::new(settings(), Ledger::default(), now);
+        let [guilty, peer] = [7, 9].map(|host| PacketSource::of(IpAddr::from([198, 51, 100, host])));
+        coordinator.handle(Event::TorPeers(vec![IpAddr::from([198, 51, 100, 9])]), now);
+        let offend = |coordinator: &mut Coordinator, source, now| {
+            let outcome = coordinator.handle(Event::Handshake(Handshake { source, port: 443 }), now);
+            coordinator.commit(&outcome.commands, now).unwrap();
+            outcome
+        };
+        for round in 1..=2u32 {
+            for count in 1..=5 {
+                now.mono = now.mono.after(Duration::from_secs(1));
+                now.wall = now.wall.after(Duration::from_secs(1));
+                let outcome = offend(&mut coordinator, guilty, now);
+                assert_eq!(outcome.commands.is_empty(), count < 5, "violation {count} of round {round}");
+                assert!(offend(&mut coordinator, peer, now).commands.is_empty());
+            }
+            let fact = &coordinator.ledger().bans[&guilty];
+            assert_eq!((fact.rung, fact.origin), (Some(round), crate::ledger::BanOrigin::Evidence));
+            if round == 2 {
+                break;
+            }
+            // The ban runs out, the ladder remembers.
+            now.mono = now.mono.after(Duration::from_secs(4_000));
+            now.wall = now.wall.after(Duration::from_secs(4_000));
+            let over = coordinator.advance(now);
+            coordinator.commit(&over.commands, now).unwrap();
+        }
+        assert_eq!(coordinator.desired().tables.bans[&guilty.key()].flags, tunica_common::keys::BAN_DYNAMIC);
+        assert!(!coordinator.ledger().bans.contains_key(&peer) && coordinator.refused_bans() >= 2);
     }
 }

@@ -60,6 +60,8 @@ pub struct BanFact {
 pub enum BanOrigin {
     /// `tunica ban add`.
     Operator,
+    /// The kernel's word about completed handshakes.
+    Evidence,
 }
 
 /// An entry of the allow list.
@@ -300,13 +302,18 @@ impl BanOrigin {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Operator => "operator",
+            Self::Evidence => "evidence",
         }
     }
+
+    /// Every origin.
+    pub const ALL: [Self; 2] = [Self::Operator, Self::Evidence];
 
     /// The origin of a ban that rests on this proof.
     pub const fn of(proof: Proven) -> Self {
         match proof {
             Proven::Operator => Self::Operator,
+            Proven::Handshakes => Self::Evidence,
         }
     }
 }

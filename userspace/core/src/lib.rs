@@ -22,3 +22,4 @@ pub mod reconcile;
 pub mod sources;
 pub mod time;
 mod timetable;
+mod violations;

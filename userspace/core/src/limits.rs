@@ -39,6 +39,12 @@ pub struct Settings {
     pub no_socket: Option<NoSocketLimits>,
     /// ICMP; `None` where it is not limited.
     pub icmp: Option<IcmpLimits>,
+    /// Completed handshakes of one source, beyond which each is a proven violation; `None`: none is.
+    pub handshakes: Option<gcra::Pace>,
+    /// How many proven violations of one source in `violation_window` ban it.
+    pub ban_threshold: u32,
+    /// See `ban_threshold`.
+    pub violation_window: Duration,
     /// Whether only the open ports of `ports` are open.
     pub lockdown: bool,
     /// What was said of single ports.
@@ -138,6 +144,8 @@ pub struct HostFacts {
     pub ephemeral_low: u16,
     /// CPUs that may receive packets, at least 1.
     pub cpus: u32,
+    /// Which network namespace the host is, as the kernel numbers them; 0 where it does not say.
+    pub netns_cookie: u64,
 }
 
 impl Default for HostFacts {
@@ -152,6 +160,7 @@ impl Default for HostFacts {
             window_scale: 7,
             ephemeral_low: 32_768,
             cpus: 1,
+            netns_cookie: 0,
         }
     }
 }
@@ -426,6 +435,8 @@ pub fn policy(
         segment_pace: share.and_then(|share| gcra::pace(share, SECOND_NS, share)).unwrap_or_default(),
         icmp_host_pace: settings.icmp.map(|limits| limits.host).unwrap_or_default(),
         icmp_ceiling_pace: settings.icmp.map(|limits| limits.ceiling).unwrap_or_default(),
+        handshake_pace: settings.handshakes.unwrap_or_default(),
+        netns_cookie: host.netns_cookie,
         zero: 0,
         generation,
         mode: settings.mode.number(),
@@ -489,6 +500,16 @@ impl Settings {
             (self.port_syn != before.port_syn, "the SYN budget of ports changed".into()),
             (self.cookies != before.cookies, "answering with cookies changed".into()),
             (self.no_socket != before.no_socket, "the limit of segments without a connection changed".into()),
+            (
+                (self.ban_threshold, self.violation_window)
+                    != (before.ban_threshold, before.violation_window),
+                format!(
+                    "{} violations in {} s ban a source",
+                    self.ban_threshold,
+                    self.violation_window.as_secs()
+                ),
+            ),
+            (self.handshakes != before.handshakes, "what counts as too many connections changed".into()),
             (self.icmp != before.icmp, "the ICMP limits changed".into()),
             (
                 self.lockdown != before.lockdown,
@@ -555,6 +576,9 @@ pub(crate) mod tests {
                 host: gcra::pace(100, SECOND_NS, 100).unwrap(),
                 ceiling: gcra::pace(1_000, SECOND_NS, 1_000).unwrap(),
             }),
+            handshakes: gcra::pace(5, SECOND_NS, 40),
+            ban_threshold: 5,
+            violation_window: Duration::from_secs(60),
             lockdown: false,
             ports: BTreeMap::new(),
             net_capacity: 8,

@@ -24,7 +24,7 @@ use tunica_config::Config;
 use tunica_core::{
     coordinator::{AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply},
     defence::Totals,
-    evidence::Forgeable,
+    evidence::{Forgeable, Handshake},
     id::PacketSource,
     ledger::Command,
     limits::HostFacts,
@@ -80,7 +80,8 @@ impl Reach {
     /// What the coordinator may have changed by itself, without a command.
     fn of(event: &Event) -> Self {
         match event {
-            Event::Samples(_) | Event::Totals(_) | Event::ArmedPorts(_) => Self::Nothing,
+            Event::Samples(_) | Event::Handshake(_) => Self::Nothing,
+            Event::Totals(_) | Event::ArmedPorts(_) => Self::Nothing,
             // The policy follows the host; comparing it alone is cheap.
             Event::Host(_) => Self::Bans(Vec::new()),
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
@@ -448,6 +449,18 @@ impl App {
         let _ = self.step(Event::Samples(samples));
     }
 
+    /// Takes proofs from the kernel.
+    pub fn proved(&mut self, proofs: &[kernel::Proof]) {
+        for proof in proofs {
+            let handshake = Handshake {
+                source: PacketSource::of(std::net::Ipv6Addr::from(proof.source).into()),
+                port: u16::try_from(proof.port).unwrap_or(0),
+            };
+            // A ledger that cannot be written was reported; the source will offend again.
+            let _ = self.step(Event::Handshake(handshake));
+        }
+    }
+
     /// Answers one request.
     pub fn answer(&mut self, request: Request) -> Answer {
         match request {
@@ -577,6 +590,9 @@ impl App {
         let mut warnings = self.config.warnings();
         warnings.extend(self.troubles.list());
         warnings.extend(self.coordinator.cookies().advice());
+        if self.coordinator.settings().handshakes.is_some() {
+            warnings.extend(self.shield.without_handshakes().map(str::to_owned));
+        }
         warnings
     }
 

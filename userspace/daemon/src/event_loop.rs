@@ -2,7 +2,7 @@
 //!
 //! The watchdog is fed here and nowhere else, and `/health` is answered here: a loop that hangs shows as such.
 
-use std::time::Duration;
+use std::{marker::PhantomData, time::Duration};
 
 use aya::maps::{MapData, RingBuf};
 use tokio::{
@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, interval_at},
 };
 use tunica_api::request::Request;
-use tunica_common::event::Event as KernelEvent;
+use tunica_common::event::{Event as KernelEvent, Proof};
 use zerocopy::FromBytes;
 
 use crate::{
@@ -48,7 +48,8 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut events = Events::of(app)?;
+    let mut events = Ring::watch(app.shield_mut().take_events())?;
+    let mut proofs = Ring::watch(app.shield_mut().take_proofs())?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut audit = interval_at(Instant::now() + AUDIT_EVERY, AUDIT_EVERY);
@@ -70,14 +71,16 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                 let is_reload = matches!(request.request, Request::Reload {});
                 answer(app, request);
                 if is_reload {
-                    events = Events::of(app)?.or(events);
+                    events = Ring::watch(app.shield_mut().take_events())?.or(events);
+                    proofs = Ring::watch(app.shield_mut().take_proofs())?.or(proofs);
                 }
             }
             _ = hangup.recv() => {
                 let _span = telemetry::event_span("reload").entered();
                 inputs.systemd.reloading();
                 app.reload();
-                events = Events::of(app)?.or(events);
+                events = Ring::watch(app.shield_mut().take_events())?.or(events);
+                proofs = Ring::watch(app.shield_mut().take_proofs())?.or(proofs);
                 inputs.systemd.ready();
             }
             // In no order, so that none of these can keep another waiting for ever.
@@ -86,6 +89,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     Some(request) = inputs.control.reads.recv() => Next::Read(request),
                     Some(question) = inputs.http.recv() => Next::Http(question),
                     batch = events.next() => Next::Samples(batch),
+                    batch = proofs.next() => Next::Proofs(batch),
                     () = &mut tor_scan => Next::TorScan,
                     _ = audit.tick() => Next::Audit,
                 }
@@ -101,6 +105,10 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                 Next::Samples(batch) => {
                     let _span = telemetry::event_span("samples").entered();
                     app.sampled(&batch?);
+                }
+                Next::Proofs(batch) => {
+                    let _span = telemetry::event_span("proofs").entered();
+                    app.proved(&batch?);
                 }
                 Next::TorScan => {
                     let _span = telemetry::event_span("tor_scan").entered();
@@ -125,6 +133,7 @@ enum Next {
     Read(ControlRequest),
     Http(HttpQuestion),
     Samples(std::io::Result<Vec<KernelEvent>>),
+    Proofs(std::io::Result<Vec<Proof>>),
     TorScan,
     Audit,
 }
@@ -136,14 +145,12 @@ fn answer(app: &mut App, request: ControlRequest) {
     let _ = request.reply.send(answer);
 }
 
-/// The ring buffer, if this daemon holds it.
-struct Events(Option<AsyncFd<RingBuf<MapData>>>);
+/// A ring buffer of `T`, if this daemon holds it.
+struct Ring<T>(Option<AsyncFd<RingBuf<MapData>>>, PhantomData<T>);
 
-impl Events {
-    /// Takes the ring buffer of the shield, unless it was taken before.
-    fn of(app: &mut App) -> std::io::Result<Self> {
-        let ring = app.shield_mut().take_events();
-        Ok(Self(ring.map(crate::sys::watch).transpose()?))
+impl<T: FromBytes> Ring<T> {
+    fn watch(ring: Option<RingBuf<MapData>>) -> std::io::Result<Self> {
+        Ok(Self(ring.map(crate::sys::watch).transpose()?, PhantomData))
     }
 
     /// This one if it holds a ring buffer, else `other`.
@@ -151,8 +158,8 @@ impl Events {
         if self.0.is_some() { self } else { other }
     }
 
-    /// Waits for events and takes them, at most [`EVENTS_A_TURN`].
-    async fn next(&mut self) -> std::io::Result<Vec<KernelEvent>> {
+    /// Waits for items and takes them, at most [`EVENTS_A_TURN`].
+    async fn next(&mut self) -> std::io::Result<Vec<T>> {
         let Some(ring) = self.0.as_mut() else {
             return std::future::pending().await;
         };
@@ -163,8 +170,8 @@ impl Events {
                 guard.clear_ready();
                 break;
             };
-            // The kernel program writes whole events only.
-            batch.extend(KernelEvent::read_from_bytes(&item));
+            // The kernel program writes whole items only.
+            batch.extend(T::read_from_bytes(&item));
         }
         Ok(batch)
     }

@@ -26,7 +26,7 @@ use crate::shell::xdp::Repairs;
 pub const TABLES: [&str; 4] = ["bans", "cidrs", "allow", "own"];
 /// What the audit repairs.
 const REPAIRED: [&str; 7] = ["bans", "cidrs", "ports", "allow", "own", "policy", "link"];
-const ORIGINS: [BanOrigin; 1] = [BanOrigin::Operator];
+const ORIGINS: [BanOrigin; 2] = BanOrigin::ALL;
 const BAN_REFUSALS: [&str; 3] = ["protected", "full", "invalid"];
 
 /// A metric, as the reference lists it.

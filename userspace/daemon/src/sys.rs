@@ -106,3 +106,24 @@ unsafe fn ethtool(interface: &str, data: *mut libc::c_char) -> io::Result<bool> 
     // SAFETY: the kernel reads the name, which ends with a zero, and what `data` points to, by the caller's promise.
     Ok(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } == 0)
 }
+
+/// The number that the kernel gave this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// The system's.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which `cookie` has, and sets `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

@@ -9,6 +9,7 @@ use super::{
     Reply, SHORTEST, WIDEST_V4, WIDEST_V6, lift,
 };
 use crate::{
+    ban_ladder::Climb,
     evidence::Offence,
     id::{BanTarget, PacketSource, Prefix},
     ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact, Command},
@@ -149,13 +150,7 @@ impl Coordinator {
         let (length, rung, origin) = match (request.length, target) {
             (Length::Ladder, BanTarget::Source(source)) => {
                 let offence = Offence::by_operator(source, request.reason.clone());
-                let climb = self.settings.ladder.climb(
-                    self.ledger.memories.get(&source).copied(),
-                    &offence,
-                    now.wall,
-                );
-                commands.extend(self.room_for_memory(source));
-                commands.push(Command::SetMemory { source, memory: climb.memory });
+                let climb = self.climb(&offence, &mut commands, now);
                 (Some(climb.length), Some(climb.memory.rung), BanOrigin::of(offence.proof()))
             }
             (Length::Ladder, BanTarget::Range(prefix)) => return Err(Refusal::RangeNeedsLength(prefix)),
@@ -207,6 +202,40 @@ impl Coordinator {
             }
             BanTarget::Source(_) | BanTarget::Range(_) => Ok(()),
         }
+    }
+
+    /// The ban that an offence earns without an operator's request.
+    pub(super) fn plan_offence(&self, offence: &Offence, now: Now) -> Result<Vec<Command>, Refusal> {
+        let source = offence.source();
+        let target = BanTarget::Source(source);
+        if let Some(protection) = self.protection(target.prefix(), now.mono) {
+            return Err(Refusal::Protected { who: target, protection });
+        }
+        if self.ledger.ban_of(target).is_none() {
+            self.check_room(target)?;
+        }
+        let mut commands = Vec::new();
+        let climb = self.climb(offence, &mut commands, now);
+        let fact = BanFact {
+            id: self.fresh_id()?,
+            since: now.wall,
+            expires: Some(now.wall.after(climb.length)),
+            rung: Some(climb.memory.rung),
+            origin: BanOrigin::of(offence.proof()),
+            reason: offence.reason().to_owned(),
+        };
+        commands.push(Command::SetBan { source, fact });
+        Ok(commands)
+    }
+
+    /// The next rung of the ladder for an offence, and the commands that remember it.
+    fn climb(&self, offence: &Offence, commands: &mut Vec<Command>, now: Now) -> Climb {
+        let source = offence.source();
+        let memory = self.ledger.memories.get(&source).copied();
+        let climb = self.settings.ladder.climb(memory, offence, now.wall);
+        commands.extend(self.room_for_memory(source));
+        commands.push(Command::SetMemory { source, memory: climb.memory });
+        climb
     }
 
     pub(super) fn plan_unban(&self, target: BanTarget, now: Now) -> Result<Plan, Refusal> {

@@ -67,6 +67,7 @@ pub fn facts(interfaces: &[String], has_cookie_program: bool) -> HostFacts {
         ephemeral_low: column("/proc/sys/net/ipv4/ip_local_port_range", 0)
             .and_then(|low| u16::try_from(low).ok())
             .unwrap_or(usual.ephemeral_low),
+        netns_cookie: crate::sys::netns_cookie().unwrap_or(usual.netns_cookie),
         cpus: aya::util::nr_cpus().ok().and_then(|cpus| u32::try_from(cpus).ok()).unwrap_or(usual.cpus),
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod armed;
 pub mod attach;
+pub mod handshakes;
 pub mod hook;
 pub mod object;
 pub mod pins;
@@ -166,6 +167,9 @@ pub struct Shield {
     attachments: BTreeMap<String, Attachment>,
     problems: BTreeMap<String, String>,
     has_cookies: bool,
+    proofs: Option<RingBuf<MapData>>,
+    /// Why handshakes prove nothing.
+    without_handshakes: Option<String>,
     /// What this daemon last wrote; the kernel's own truth is read by [`Shield::audit`].
     written: Rows,
 }
@@ -203,7 +207,6 @@ impl Shield {
         let written = read(&tables)?;
         let has_cookies = object::is_loaded(&mut ebpf, object::COOKIE);
         Ok(Self {
-            ebpf,
             tables,
             pins,
             directory,
@@ -212,6 +215,9 @@ impl Shield {
             attachments: BTreeMap::new(),
             problems: BTreeMap::new(),
             has_cookies,
+            proofs: handshakes::take_proofs(&mut ebpf),
+            without_handshakes: handshakes::attach(&mut ebpf).err().map(|error| error.to_string()),
+            ebpf,
             plan,
             written,
         })
@@ -283,6 +289,16 @@ impl Shield {
     /// Whether the kernel took the program that answers with cookies.
     pub const fn has_cookies(&self) -> bool {
         self.has_cookies
+    }
+
+    /// The proofs that handshakes make, once.
+    pub fn take_proofs(&mut self) -> Option<RingBuf<MapData>> {
+        self.proofs.take()
+    }
+
+    /// Why handshakes prove nothing; `None` if they do.
+    pub fn without_handshakes(&self) -> Option<&str> {
+        self.without_handshakes.as_deref()
     }
 
     /// Tag of the program this daemon loaded.

@@ -212,6 +212,7 @@ fn check_shape(shape: &MapShape, sizes: Sizes, path: &Path) -> Result<(), LoadEr
         MapKind::LpmTrie => MapType::LpmTrie,
         MapKind::RingBuf => MapType::RingBuf,
         MapKind::ProgramArray => MapType::ProgramArray,
+        MapKind::LruHash => MapType::LruHash,
     };
     let kind = info.map_type().map_err(|source| LoadError::Map { name: shape.name, source })?;
     if kind != wanted {
@@ -235,6 +236,11 @@ const fn flags(kind: MapKind) -> u32 {
     match kind {
         // The kernel makes no other trie.
         MapKind::LpmTrie => BPF_F_NO_PREALLOC,
-        MapKind::Hash | MapKind::Array | MapKind::PerCpuArray | MapKind::RingBuf | MapKind::ProgramArray => 0,
+        MapKind::Hash
+        | MapKind::Array
+        | MapKind::PerCpuArray
+        | MapKind::RingBuf
+        | MapKind::ProgramArray
+        | MapKind::LruHash => 0,
     }
 }
