@@ -109,6 +109,12 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.must(&["bypass", "off"]).unwrap();
     watch.becomes("tunica_shield_bypassed", 0.0);
 
+    // The host gets another address, and its interface another MTU.
+    watch.lab.host.ip(&["address", "add", "10.99.0.1/32", "dev", "lo"]).unwrap();
+    watch.exceeds("tunica_host_changes_total{what=\"addresses\"}", 0.0);
+    watch.lab.host.ip(&["link", "set", "h0", "mtu", "1400"]).unwrap();
+    watch.exceeds("tunica_host_changes_total{what=\"interfaces\"}", 0.0);
+
     // Bans, refusals, tables, ledger.
     let commits = watch.value("tunica_ledger_commits_total");
     watch.lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();

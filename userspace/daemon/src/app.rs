@@ -34,11 +34,11 @@ use tunica_core::{
 use crate::{
     explain,
     ledger_file::{CommitError, LedgerFile},
-    metrics::Metrics,
+    metrics::{HostChange, Metrics},
     settings,
     shell::{
         host, tor_peers,
-        xdp::{Shield, armed::Armed, probe::Probe},
+        xdp::{Shield, armed::Armed, hook::Hook, probe::Probe},
     },
     telemetry::{self, Telemetry},
     views,
@@ -66,6 +66,8 @@ pub struct App {
     armed: Armed,
     /// Events that were lost before this daemon started to read them.
     lost_before: u64,
+    /// The configured interfaces when they were last looked at.
+    places: Vec<Option<Hook>>,
 }
 
 /// How much of the kernel's tables an event can have changed. Comparing them whole costs time for each ban there is.
@@ -121,6 +123,7 @@ struct Troubles {
     heartbeat: Option<String>,
     counters: Option<String>,
     sysctl: Option<String>,
+    deaf: Option<String>,
 }
 
 impl Troubles {
@@ -133,6 +136,7 @@ impl Troubles {
             &self.heartbeat,
             &self.counters,
             &self.sysctl,
+            &self.deaf,
         ];
         all.into_iter().flatten().cloned().collect()
     }
@@ -185,12 +189,14 @@ impl App {
             troubles,
             armed: Armed::default(),
             lost_before,
+            places: Vec::new(),
         };
         app.read_totals();
         app.read_host();
         app.read_own_addresses();
         app.read_tor_peers();
         app.sync(Reach::Everything);
+        app.places = app.shield.places();
         app.shield.follow(app.coordinator.desired().attached);
         tracing::info!(
             message_id = "policy_in_force",
@@ -378,6 +384,45 @@ impl App {
         self.note_sync(result.map(|_| ()));
     }
 
+    /// Looks again at what the kernel said had changed: the host's addresses and the configured interfaces.
+    pub fn host_changed(&mut self) {
+        match host::addresses() {
+            // Writing the tables costs time for each row there is, so it is not done for nothing.
+            Ok(own) if own == *self.coordinator.never_ban().own() => {}
+            Ok(own) => {
+                self.metrics.count_host_change(HostChange::Addresses);
+                tracing::info!(
+                    message_id = "own_addresses_changed",
+                    addresses = own.len(),
+                    "the host's addresses changed"
+                );
+                let _ = self.step(Event::OwnAddresses(own.into_iter().collect()));
+            }
+            Err(error) => own_addresses_unread(&error),
+        }
+        // Taken before the shield follows: what changes meanwhile is told again, and found to differ.
+        let places = self.shield.places();
+        if places == self.places && !self.shield.has_lost() {
+            return;
+        }
+        self.places = places;
+        self.metrics.count_host_change(HostChange::Interfaces);
+        tracing::info!(message_id = "interfaces_changed", "an interface of the configuration changed");
+        self.shield.follow(self.coordinator.desired().attached);
+        self.read_host();
+    }
+
+    /// The kernel's messages cannot be heard; the audit finds changes later.
+    pub fn is_deaf(&mut self, error: &io::Error) {
+        let text = format!(
+            "the kernel's messages about addresses and interfaces cannot be heard ({error}), so changes are found by the \
+             audit every {} s; see that AF_NETLINK is allowed and restart tunicad",
+            AUDIT_EVERY.as_secs()
+        );
+        tracing::warn!(message_id = "host_watch_failed", "{text}");
+        self.troubles.deaf = Some(text);
+    }
+
     fn read_totals(&mut self) {
         let totals = match self.shield.tables().totals() {
             Ok(totals) => totals,
@@ -404,9 +449,7 @@ impl App {
             Ok(own) => {
                 let _ = self.step(Event::OwnAddresses(own.into_iter().collect()));
             }
-            Err(error) => {
-                tracing::warn!(message_id = "own_addresses_unread", %error, "the host's addresses cannot be read")
-            }
+            Err(error) => own_addresses_unread(&error),
         }
     }
 
@@ -644,6 +687,7 @@ impl App {
         }
         self.telemetry.set_level(config.log.level);
         self.config = config;
+        self.places = self.shield.places();
         self.shield.follow(self.coordinator.desired().attached);
         self.read_tor_peers();
         Ok(self.with_interfaces(answer_of(Ok(reply)), &come, &gone))
@@ -720,6 +764,10 @@ impl App {
             String::new()
         })
     }
+}
+
+fn own_addresses_unread(error: &io::Error) {
+    tracing::warn!(message_id = "own_addresses_unread", %error, "the host's addresses cannot be read");
 }
 
 fn only_in(these: &[String], those: &[String]) -> Vec<String> {

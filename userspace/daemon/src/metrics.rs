@@ -142,6 +142,8 @@ metrics! {
         "Repairs of kernel state that had drifted, found by the audit every 30 s.";
     reconcile_failures: IntCounter, "tunica_reconcile_failures_total", [],
         "Times that kernel state could not be brought to what it should be.";
+    host_changes: IntCounterVec, "tunica_host_changes_total", ["what"],
+        "Times that the host's addresses, or the interfaces of the configuration, were seen to have changed.";
     reloads: IntCounterVec, "tunica_config_reloads_total", ["result"],
         "Reloads of the configuration file.";
     control: IntCounterVec, "tunica_control_requests_total", ["verb", "result"],
@@ -233,6 +235,9 @@ impl Metrics {
         }
         for table in REPAIRED {
             families.edits.with_label_values(&[table]);
+        }
+        for what in HostChange::ALL {
+            families.host_changes.with_label_values(&[what.label()]);
         }
         for result in ["ok", "refused"] {
             families.reloads.with_label_values(&[result]);
@@ -387,6 +392,11 @@ impl Metrics {
         self.families.reconcile_failures.inc();
     }
 
+    /// Counts a change of the host that the kernel told of.
+    pub fn count_host_change(&self, what: HostChange) {
+        self.families.host_changes.with_label_values(&[what.label()]).inc();
+    }
+
     /// Counts a reload of the configuration, done or refused.
     pub fn count_reload(&self, is_done: bool) {
         let result = if is_done { "ok" } else { "refused" };
@@ -409,6 +419,26 @@ impl Metrics {
     /// If a family cannot be written; the tests hold that every one can.
     pub fn render(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// What of the host changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostChange {
+    /// Its own addresses.
+    Addresses,
+    /// The interfaces that the configuration names.
+    Interfaces,
+}
+
+impl HostChange {
+    const ALL: [Self; 2] = [Self::Addresses, Self::Interfaces];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Addresses => "addresses",
+            Self::Interfaces => "interfaces",
+        }
     }
 }
 
@@ -696,6 +726,11 @@ mod tests {
                 Box::new(|it| it.count_repairs(Repairs { policy: 2, link: 1, ..Repairs::default() })),
             ),
             ("tunica_reconcile_failures_total", 1.0, Box::new(Metrics::count_reconcile_failure)),
+            (
+                "tunica_host_changes_total{what=\"addresses\"}",
+                1.0,
+                Box::new(|it| it.count_host_change(HostChange::Addresses)),
+            ),
             ("tunica_config_reloads_total{result=\"ok\"}", 1.0, Box::new(|it| it.count_reload(true))),
             ("tunica_config_reloads_total{result=\"refused\"}", 1.0, Box::new(|it| it.count_reload(false))),
             (

@@ -6,6 +6,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
+use netlink_sys::Socket;
 use tokio::io::unix::AsyncFd;
 
 /// Lets receiving on `socket` fail after `seconds` instead of waiting for ever.
@@ -27,6 +28,41 @@ pub fn set_receive_timeout(socket: &impl AsRawFd, seconds: i64) -> io::Result<()
 pub fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: the ring buffer owns its descriptor from creation to drop and gives no way to exchange it.
     unsafe { AsyncFd::register(ring) }.map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Lets the runtime wait for messages on a netlink socket.
+///
+/// # Errors
+/// The system's, if it cannot be waited for.
+pub fn watch_socket(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: the socket owns its descriptor from creation to drop and gives no way to exchange it.
+    unsafe { AsyncFd::register(socket) }.map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// How far the kernel trusts the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Whether a time service keeps it in step.
+    pub is_synchronised: bool,
+    /// Largest error that the kernel reckons with, in microseconds; it grows while nobody corrects the clock.
+    pub most_error_microseconds: u64,
+}
+
+/// What the kernel says of the wall clock (adjtimex(2), reading only).
+///
+/// # Errors
+/// The system's; EPERM where a filter of system calls forbids it.
+pub fn clock() -> io::Result<Clock> {
+    // SAFETY: all-zero bytes are a valid `timex`; with `modes` 0 it asks for nothing to be changed.
+    let mut answer: libc::timex = unsafe { mem::zeroed() };
+    // SAFETY: the kernel reads and writes one `timex`, which outlives the call.
+    if unsafe { libc::adjtimex(&raw mut answer) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Clock {
+        is_synchronised: answer.status & libc::STA_UNSYNC == 0,
+        most_error_microseconds: u64::try_from(answer.maxerror).unwrap_or(0),
+    })
 }
 
 /// A value of `CLOCK_MONOTONIC` in nanoseconds, the clock that BPF programs read.

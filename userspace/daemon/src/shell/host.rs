@@ -1,5 +1,7 @@
 //! What this host is: its addresses, accounts, and how fit it is for the shield.
 
+pub mod watch;
+
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 use thiserror::Error;

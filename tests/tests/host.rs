@@ -1,0 +1,258 @@
+//! What changes on the host while the real daemon runs: addresses, interfaces, and several of them at once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{
+    fs,
+    os::fd::AsFd as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{net::if_::if_nametoindex, sys::signal::Signal};
+use tunica_tests::{
+    frame::{TCP, tcp, v4},
+    lab::{CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_INTERFACE, HOST_MAC, Lab},
+    netns::{self, End},
+    sys::{packet_socket, send_frames},
+};
+
+/// The daemon looks at everything again that often (`AUDIT_EVERY`). What comes much faster, it was told.
+const AUDIT: Duration = Duration::from_secs(30);
+const OWN_SOURCE: &str = "tunica_shield_packets_total{action=\"drop\",verdict=\"own_source\"}";
+const NULL_FLAGS: &str = "tunica_shield_packets_total{action=\"drop\",verdict=\"null_flags\"}";
+const ADDRESSES: &str = "tunica_host_changes_total{what=\"addresses\"}";
+const INTERFACES: &str = "tunica_host_changes_total{what=\"interfaces\"}";
+
+fn segment(source: [u8; 4], flags: u8) -> Vec<u8> {
+    let mut ip = v4(source, TCP);
+    ip.destination = HOST.octets();
+    ip.frame(&tcp(flags, 5))
+}
+
+fn count(lab: &Lab, series: &str) -> f64 {
+    lab.metric(series).unwrap().unwrap_or(0.0)
+}
+
+/// The row of `status` for an interface.
+fn interface(lab: &Lab, name: &str) -> serde_json::Value {
+    let status = lab.json(&["status"]).unwrap();
+    let rows = status["interfaces"].as_array().unwrap();
+    rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no {name} in {status:#}")).clone()
+}
+
+/// How many segments of ten from this source are refused as coming from the host itself.
+fn refused(lab: &Lab, source: [u8; 4]) -> f64 {
+    const ACK: u8 = 0x10;
+    let (refused, others) = (count(lab, OWN_SOURCE), count(lab, NULL_FLAGS));
+    lab.send(&segment(source, ACK), 10).unwrap();
+    // The wire keeps order: once these are counted, the ten are.
+    lab.send(&segment([203, 0, 113, 9], 0), 10).unwrap();
+    let deadline = Instant::now() + AUDIT;
+    while count(lab, NULL_FLAGS) < others + 10.0 {
+        assert!(Instant::now() < deadline, "the packets are not counted");
+    }
+    count(lab, OWN_SOURCE) - refused
+}
+
+#[test]
+fn an_address_is_the_host_s_own_as_soon_as_it_has_it() {
+    let mut lab = Lab::new("own").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.host.write_sysctl("net/ipv6/conf/h0/disable_ipv6", "0").unwrap();
+    lab.start().unwrap();
+    let own = |lab: &Lab| lab.json(&["status"]).unwrap()["never_ban"]["own_addresses"].as_u64().unwrap();
+    let leased = [10, 77, 0, 9];
+    assert_eq!(refused(&lab, leased), 0.0);
+
+    // More changes than there can be audits in this time.
+    let started = Instant::now();
+    for _ in 0..2 {
+        for (verb, expected) in [("add", 10.0), ("delete", 0.0)] {
+            let changes = count(&lab, ADDRESSES);
+            lab.host.ip(&["address", verb, "10.77.0.9/24", "dev", HOST_INTERFACE]).unwrap();
+            lab.wait_for("the daemon to hear", |lab| Ok(count(lab, ADDRESSES) > changes)).unwrap();
+            assert_eq!(refused(&lab, leased), expected, "{verb}");
+        }
+    }
+    assert!(started.elapsed() < 2 * AUDIT, "four changes took {:?}", started.elapsed());
+
+    // IPv6, and an interface that the configuration does not name.
+    let before = own(&lab);
+    for (address, interface) in [("2001:db8::9/64", HOST_INTERFACE), ("10.99.0.1/32", "lo")] {
+        lab.host.ip(&["address", "add", address, "dev", interface]).unwrap();
+    }
+    lab.wait_for("both addresses", |lab| Ok(own(lab) >= before + 2)).unwrap();
+}
+
+#[test]
+fn addresses_that_flap_starve_nothing() {
+    let mut lab = Lab::new("flap").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    // Some thousand changes, several times what the socket's buffer holds.
+    let mut batch = String::new();
+    for _ in 0..4_000 {
+        batch.push_str("address add 10.77.0.9/24 dev h0\naddress delete 10.77.0.9/24 dev h0\n");
+    }
+    batch.push_str("address add 10.77.0.8/24 dev h0\n");
+    fs::write(lab.path("flap"), batch).unwrap();
+    let (before, started) = (count(&lab, ADDRESSES), Instant::now());
+    let mut flapping = lab.host.command(Path::new("ip")).arg("-batch").arg(lab.path("flap")).spawn().unwrap();
+    let mut answers = 0;
+    while flapping.try_wait().unwrap().is_none() {
+        lab.must(&["status"]).unwrap();
+        answers += 1;
+    }
+    assert!(flapping.wait().unwrap().success());
+    assert!(answers > 0, "the changes were over before the daemon could be asked");
+    let looks = count(&lab, ADDRESSES) - before;
+    // Two a second, and one at each end.
+    assert!(looks <= started.elapsed().as_secs_f64() * 2.0 + 2.0, "{looks} looks in {:?}", started.elapsed());
+    // The last change counts.
+    let deadline = Instant::now() + AUDIT / 2;
+    while refused(&lab, [10, 77, 0, 8]) < 10.0 {
+        assert!(Instant::now() < deadline, "the last address is not guarded");
+    }
+    assert_eq!(refused(&lab, [10, 77, 0, 9]), 0.0);
+    assert!(count(&lab, "tunica_heartbeat_age_seconds") < 30.0);
+}
+
+fn join(lab: &Lab, interface: &str, peer: &str, number: u8) {
+    netns::join(
+        End {
+            namespace: &lab.host,
+            interface,
+            mac: [HOST_MAC[0], 0, 0, number, HOST_MAC[4], HOST_MAC[5]],
+            address: &format!("10.78.{number}.1/24"),
+        },
+        End {
+            namespace: &lab.client,
+            interface: peer,
+            mac: [CLIENT_MAC[0], 0, 0, number, CLIENT_MAC[4], CLIENT_MAC[5]],
+            address: &format!("10.78.{number}.2/24"),
+        },
+    )
+    .unwrap();
+}
+
+/// Waits until `status` says so of the interface, and returns what it says.
+fn becomes(lab: &mut Lab, name: &str, actual: &str) -> serde_json::Value {
+    lab.wait_for(&format!("{name} to be {actual}"), |lab| Ok(interface(lab, name)["actual"] == actual))
+        .unwrap();
+    interface(lab, name)
+}
+
+#[test]
+fn an_interface_that_comes_and_goes_is_followed() {
+    let mut lab = Lab::new("come").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    let started = Instant::now();
+    let first = becomes(&mut lab, HOST_INTERFACE, "native");
+
+    // More changes than there can be audits in this time.
+    let mut link = first["link_id"].clone();
+    for number in 1..=3 {
+        lab.host.ip(&["link", "delete", HOST_INTERFACE]).unwrap();
+        let gone = becomes(&mut lab, HOST_INTERFACE, "none");
+        lab.wait_for("the reason", |lab| {
+            Ok(interface(lab, HOST_INTERFACE)["problem"].to_string().contains("no interface h0"))
+        })
+        .unwrap();
+        assert_eq!(gone["program_id"], serde_json::Value::Null, "{gone:#}");
+        assert_eq!(lab.http("/ready").unwrap().0, 503);
+        join(&lab, HOST_INTERFACE, CLIENT_INTERFACE, number);
+        let back = becomes(&mut lab, HOST_INTERFACE, "native");
+        assert_ne!(back["link_id"], link, "a link to an interface that is gone");
+        assert_eq!(back["problem"], serde_json::Value::Null, "{back:#}");
+        link = back["link_id"].clone();
+    }
+
+    // Another name: the configured one is bare, whatever is on the other.
+    lab.host.ip(&["link", "set", HOST_INTERFACE, "down"]).unwrap();
+    lab.host.ip(&["link", "set", HOST_INTERFACE, "name", "h9"]).unwrap();
+    becomes(&mut lab, HOST_INTERFACE, "none");
+    lab.host.ip(&["link", "set", "h9", "name", HOST_INTERFACE]).unwrap();
+    lab.host.ip(&["link", "set", HOST_INTERFACE, "up"]).unwrap();
+    // The link was there all the time; the daemon takes it up again.
+    lab.wait_for("the same link", |lab| Ok(interface(lab, HOST_INTERFACE)["link_id"] == link)).unwrap();
+    assert_eq!(interface(&lab, HOST_INTERFACE)["actual"], "native");
+    assert!(started.elapsed() < 4 * AUDIT, "took {:?}", started.elapsed());
+
+    // Down, up and another MTU change nothing of the attachment, and are heard of.
+    for change in [&["down"][..], &["up"], &["mtu", "1280"]] {
+        let changes = count(&lab, INTERFACES);
+        lab.host.ip(&[&["link", "set", HOST_INTERFACE][..], change].concat()).unwrap();
+        lab.wait_for("the daemon to hear", |lab| Ok(count(lab, INTERFACES) > changes)).unwrap();
+        assert_eq!(interface(&lab, HOST_INTERFACE)["link_id"], link, "{change:?}");
+    }
+    lab.host.ip(&["address", "add", "10.77.0.1/24", "dev", HOST_INTERFACE]).unwrap();
+    let before = count(&lab, NULL_FLAGS);
+    lab.send(&segment([203, 0, 113, 9], 0), 10).unwrap();
+    lab.wait_for("the drops", |lab| Ok(count(lab, NULL_FLAGS) >= before + 10.0)).unwrap();
+    assert_eq!(count(&lab, "tunica_reconcile_edits_total{table=\"link\"}"), 0.0, "nobody tampered");
+}
+
+#[test]
+fn of_two_interfaces_one_may_fail_and_both_count_together() {
+    let mut lab = Lab::new("two").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    let path = lab.path("tunica.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("[\"h0\"]", "[\"h0\", \"h1\"]")).unwrap();
+    lab.start().unwrap();
+    assert_eq!(interface(&lab, "h0")["actual"], "native");
+    let bare = interface(&lab, "h1");
+    assert_eq!(bare["actual"], "none");
+    assert!(bare["problem"].as_str().unwrap().contains("there is no interface h1"), "{bare:#}");
+    let human = lab.tunica(&["status"]).unwrap();
+    assert_eq!(human.code, Some(7), "{human:?}");
+    let headline = human.out.lines().next().unwrap();
+    assert!(headline.contains("h0 (native)") && human.out.contains("h1 has no shield"), "{human:?}");
+    let (code, why) = lab.http("/ready").unwrap();
+    assert!(code == 503 && why.contains("h1") && !why.contains("h0:"), "{code} {why}");
+    let attached = |name: &str, actual: &str| {
+        format!("tunica_shield_attached{{actual=\"{actual}\",interface=\"{name}\",requested=\"native\"}}")
+    };
+    assert_eq!(lab.metric(&attached("h0", "native")).unwrap(), Some(1.0));
+    assert_eq!(lab.metric(&attached("h1", "none")).unwrap(), Some(0.0));
+
+    // The other one comes later.
+    join(&lab, "h1", "c1", 1);
+    becomes(&mut lab, "h1", "native");
+    assert_eq!(interface(&lab, "h0")["program_id"], interface(&lab, "h1")["program_id"]);
+    assert_eq!(lab.http("/ready").unwrap().0, 200);
+    assert_eq!(lab.tunica(&["status"]).unwrap().code, Some(0));
+
+    let before = count(&lab, NULL_FLAGS);
+    let mut bytes = [0; 60];
+    for (to, from) in bytes.iter_mut().zip(segment([203, 0, 113, 9], 0)) {
+        *to = from;
+    }
+    lab.client
+        .run(|| {
+            for interface in [CLIENT_INTERFACE, "c1"] {
+                let socket = packet_socket(if_nametoindex(interface)?)?;
+                for _ in 0..7 {
+                    send_frames(socket.as_fd(), &[bytes])?;
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    lab.wait_for("both counts", |lab| Ok(count(lab, NULL_FLAGS) == before + 14.0)).unwrap();
+
+    // A ban holds on both, and one that goes leaves the other as it was.
+    let link = interface(&lab, "h0")["link_id"].clone();
+    lab.host.ip(&["link", "delete", "h1"]).unwrap();
+    becomes(&mut lab, "h1", "none");
+    assert_eq!(interface(&lab, "h0")["link_id"], link);
+    lab.end(Signal::SIGTERM).unwrap();
+}
