@@ -393,7 +393,11 @@ fn status_sources_and_doctor_tell_what_is() {
     assert!(defence(&quiet, "syn_rate")["active_since"].is_u64());
     assert_eq!(defence(&quiet, "uninspected")["armed"], false);
     assert_eq!(quiet["program"]["matches"], true);
-    assert_eq!(quiet["warnings"].as_array().unwrap().len(), 0, "{quiet:#}");
+    // What the machine of the test is like is not the daemon's fault.
+    let is_of_host = |warning: &serde_json::Value| {
+        ["disk: ", "memory: ", "clock: "].iter().any(|about| warning.as_str().unwrap().starts_with(about))
+    };
+    assert!(quiet["warnings"].as_array().unwrap().iter().all(is_of_host), "{quiet:#}");
 
     lab.send(&syn_from([203, 0, 113, 5]), 200).unwrap();
     lab.wait_for("the counters", |lab| {

@@ -37,7 +37,8 @@ use crate::{
     metrics::{HostChange, Metrics},
     settings,
     shell::{
-        host, tor_peers,
+        host::{self, vitals::Vitals},
+        tor_peers,
         xdp::{Shield, armed::Armed, hook::Hook, probe::Probe},
     },
     telemetry::{self, Telemetry},
@@ -68,6 +69,8 @@ pub struct App {
     lost_before: u64,
     /// The configured interfaces when they were last looked at.
     places: Vec<Option<Hook>>,
+    /// What of the host was not well when the log last spoke of it.
+    concerns: Vec<&'static str>,
 }
 
 /// How much of the kernel's tables an event can have changed. Comparing them whole costs time for each ban there is.
@@ -190,6 +193,7 @@ impl App {
             armed: Armed::default(),
             lost_before,
             places: Vec::new(),
+            concerns: Vec::new(),
         };
         app.read_totals();
         app.read_host();
@@ -206,6 +210,7 @@ impl App {
         for warning in app.warnings() {
             tracing::warn!(message_id = "configuration_warning", "{warning}");
         }
+        app.tell_concerns();
         Ok(app)
     }
 
@@ -382,6 +387,7 @@ impl App {
             );
         }
         self.note_sync(result.map(|_| ()));
+        self.tell_concerns();
     }
 
     /// Looks again at what the kernel said had changed: the host's addresses and the configured interfaces.
@@ -574,8 +580,9 @@ impl App {
     }
 
     fn status(&self) -> Answer {
-        let around =
-            views::Surroundings { config: &self.config, started: self.started, warnings: self.warnings() };
+        let mut warnings = self.warnings();
+        warnings.extend(self.vitals().concerns().into_iter().map(|concern| concern.text));
+        let around = views::Surroundings { config: &self.config, started: self.started, warnings };
         Answer::Status(Box::new(views::status(&self.coordinator, &self.shield, &around, self.now())))
     }
 
@@ -621,6 +628,19 @@ impl App {
         warnings.extend(self.troubles.list());
         warnings.extend(self.coordinator.cookies().advice());
         warnings
+    }
+
+    fn vitals(&self) -> Vitals {
+        Vitals::read(&self.config.ledger.path)
+    }
+
+    /// Says what of the host is not well and was well when last looked at; the figures in it may change without a word.
+    fn tell_concerns(&mut self) {
+        let concerns = self.vitals().concerns();
+        for concern in concerns.iter().filter(|concern| !self.concerns.contains(&concern.about)) {
+            tracing::warn!(message_id = "host_concern", about = concern.about, "{}", concern.text);
+        }
+        self.concerns = concerns.into_iter().map(|concern| concern.about).collect();
     }
 
     /// Reads the configuration file again. Either all of it comes into force or none.
@@ -759,6 +779,7 @@ impl App {
             never_ban.tor_last_read().map_or(now.wall.since(self.started), |read| now.wall.since(read))
         });
         metrics.set_never_ban(never_ban.peer_count() as u64, age);
+        metrics.set_vitals(&self.vitals());
         metrics.render().unwrap_or_else(|error| {
             tracing::error!(message_id = "metrics_failed", %error, "the metrics have no text form");
             String::new()

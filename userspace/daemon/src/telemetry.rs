@@ -142,6 +142,8 @@ messages! {
     "own_addresses_changed", "info", "The host's own addresses changed and are guarded as they are now.";
     "interfaces_changed", "info",
         "An interface of the configuration came, went, was set up or down, or changed in another way; the shield follows.";
+    "host_concern", "warn",
+        "Disk, memory or clock of the host is not well or not known; it is said again only after it was well.";
     "host_watch_failed", "warn",
         "The kernel's messages about addresses and interfaces cannot be heard; changes are found every 30 s instead.";
     "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass, was not made; see to the disk.";

@@ -1,5 +1,6 @@
 //! What this host is: its addresses, accounts, and how fit it is for the shield.
 
+pub mod vitals;
 pub mod watch;
 
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
