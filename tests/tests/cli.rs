@@ -395,7 +395,9 @@ fn status_sources_and_doctor_tell_what_is() {
     assert_eq!(quiet["program"]["matches"], true);
     // What the machine of the test is like is not the daemon's fault.
     let is_of_host = |warning: &serde_json::Value| {
-        ["disk: ", "memory: ", "clock: "].iter().any(|about| warning.as_str().unwrap().starts_with(about))
+        ["disk: ", "memory: ", "clock: ", "net.ipv4."]
+            .iter()
+            .any(|about| warning.as_str().unwrap().starts_with(about))
     };
     assert!(quiet["warnings"].as_array().unwrap().iter().all(is_of_host), "{quiet:#}");
 
@@ -490,7 +492,7 @@ fn a_frame_of_top_shows_counts_that_move() {
     assert_eq!(words.next(), Some("drop"), "{frame}");
     assert!(words.next().unwrap().parse::<f64>().unwrap() > 0.0, "{frame}");
     for part in
-        ["enforcing", "h0 native", "DEFENCE", "armed", "203.0.113.5", "203.0.113.77", "2 warnings: tor.user"]
+        ["enforcing", "h0 native", "DEFENCE", "armed", "203.0.113.5", "203.0.113.77", " warnings: tor.user"]
     {
         assert!(frame.contains(part), "no {part}:\n{frame}");
     }
