@@ -432,6 +432,14 @@ fn status_sources_and_doctor_tell_what_is() {
         "queues.h0",
         "mtu.h0",
         "offloads.h0",
+        "link.h0",
+        "place.h0",
+        "vlan.h0",
+        "timestamps",
+        "conntrack",
+        "disk",
+        "memory",
+        "clock",
     ] {
         assert!(findings.iter().any(|finding| finding["check"] == check), "no {check} in {doctor:#}");
     }

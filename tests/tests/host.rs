@@ -256,3 +256,73 @@ fn of_two_interfaces_one_may_fail_and_both_count_together() {
     assert_eq!(interface(&lab, "h0")["link_id"], link);
     lab.end(Signal::SIGTERM).unwrap();
 }
+
+/// What `tunica doctor` says of `check`: its level, and what was found.
+fn finding(lab: &Lab, check: &str) -> (String, String) {
+    let doctor = lab.json(&["doctor"]).unwrap();
+    let findings = doctor["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["check"] == check);
+    let finding = finding.unwrap_or_else(|| panic!("no {check} in {doctor:#}"));
+    // Whatever is not well comes with what to do.
+    assert_eq!(finding["level"] == "ok", finding["advice"] == "", "{finding:#}");
+    let text = |key: &str| finding[key].as_str().unwrap().to_owned();
+    (text("level"), text("found"))
+}
+
+#[test]
+fn doctor_sees_the_host_as_it_is() {
+    let mut lab = Lab::new("doctor").unwrap();
+    let cookies = |lab: &Lab, manage: bool| {
+        lab.configure(&format!("mode = \"enforce\"\ncookies = {{ manage_syncookies = {manage} }}"), "")
+            .unwrap();
+        let path = lab.path("tunica.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("[\"h0\"]", "[\"h0\", \"h1\"]")).unwrap();
+    };
+    cookies(&lab, false);
+    join(&lab, "h1", "c1", 1);
+    lab.start().unwrap();
+
+    for (sysctl, value, manage, check, level) in [
+        ("net/ipv4/tcp_syncookies", "0", false, "syncookies", "failure"),
+        ("net/ipv4/tcp_syncookies", "1", false, "syncookies", "warning"),
+        ("net/ipv4/tcp_syncookies", "1", true, "syncookies", "ok"),
+        ("net/ipv4/tcp_syncookies", "2", false, "syncookies", "ok"),
+        ("net/ipv4/tcp_timestamps", "0", false, "timestamps", "warning"),
+        ("net/ipv4/tcp_timestamps", "2", false, "timestamps", "ok"),
+        ("net/ipv4/ip_forward", "1", false, "forwarding", "warning"),
+        ("net/ipv4/ip_forward", "0", false, "forwarding", "ok"),
+        ("net/ipv6/conf/all/forwarding", "1", false, "forwarding", "warning"),
+    ] {
+        cookies(&lab, manage);
+        lab.must(&["reload"]).unwrap();
+        lab.host.write_sysctl(sysctl, value).unwrap();
+        let found = finding(&lab, check);
+        assert_eq!(found.0, level, "{sysctl} = {value}: {found:?}");
+    }
+    lab.host.write_sysctl("net/ipv4/tcp_syncookies", "0").unwrap();
+    assert_eq!(lab.tunica(&["doctor"]).unwrap().code, Some(7));
+    lab.host.write_sysctl("net/ipv4/tcp_syncookies", "2").unwrap();
+
+    // Of each interface by its name.
+    lab.host.ip(&["link", "set", "h1", "mtu", "9000"]).unwrap();
+    lab.host.ip(&["link", "set", "h1", "down"]).unwrap();
+    for (check, level, part) in [
+        ("mtu.h0", "ok", "MTU 1500"),
+        ("mtu.h1", "warning", "MTU 9000"),
+        ("link.h0", "ok", "set up"),
+        ("link.h1", "warning", "set down"),
+        ("hook.h0", "ok", "in native mode"),
+        ("hook.h1", "ok", "in native mode"),
+        ("driver.h0", "ok", "veth"),
+        ("offloads.h0", "ok", "is off"),
+        ("place.h0", "ok", "stands for itself"),
+        ("vlan.h0", "ok", "carries no VLAN"),
+    ] {
+        let found = finding(&lab, check);
+        assert!(found.0 == level && found.1.contains(part), "{check}: {found:?}");
+    }
+    lab.host.ip(&["link", "delete", "h1"]).unwrap();
+    assert_eq!(finding(&lab, "interface.h1").0, "failure");
+    assert!(finding(&lab, "queues.h0").1.contains("receive queues for"));
+}

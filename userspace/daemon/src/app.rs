@@ -828,7 +828,7 @@ fn sample(event: &kernel::Event) -> Option<Forgeable> {
 
 /// What this host can do for the shield, asked by a running daemon or by `tunicad preflight`.
 pub fn doctor(config: &Config) -> Doctor {
-    host::examine(&config.shield.interfaces, &config.shield.pin_path, config.tor.user.as_deref())
+    host::examine(config)
 }
 
 #[cfg(test)]

@@ -88,19 +88,45 @@ pub fn random_words() -> io::Result<[u64; 2]> {
     if usize::try_from(written) == Ok(length) { Ok(words) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What the driver of `interface` says of large-receive offload, or `None` where it does not answer
-/// (`ETHTOOL_GFLAGS`, include/uapi/linux/ethtool.h).
+/// What an interface does to packets before a program sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloads {
+    /// Joins segments of one connection.
+    pub large_receive: bool,
+    /// Takes off the tag of an 802.1Q VLAN.
+    pub vlan_tags: bool,
+}
+
+/// The offloads of `interface`, or `None` where it does not answer (`ETHTOOL_GFLAGS`, include/uapi/linux/ethtool.h).
 ///
 /// # Errors
 /// The system's, if not even a socket can be had.
-pub fn large_receive_offload(interface: &str) -> io::Result<Option<bool>> {
+pub fn offloads(interface: &str) -> io::Result<Option<Offloads>> {
     const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETH_FLAG_RXVLAN: u32 = 1 << 8;
     const ETH_FLAG_LRO: u32 = 1 << 15;
     let mut value = [ETHTOOL_GFLAGS, 0];
     // SAFETY: `ETHTOOL_GFLAGS` reads and writes a `struct ethtool_value`, two words.
     let answered = unsafe { ethtool(interface, (&raw mut value).cast()) }?;
     let [_, flags] = value;
-    Ok(answered.then_some(flags & ETH_FLAG_LRO != 0))
+    Ok(answered.then_some(Offloads {
+        large_receive: flags & ETH_FLAG_LRO != 0,
+        vlan_tags: flags & ETH_FLAG_RXVLAN != 0,
+    }))
+}
+
+/// How many channels of `interface` receive, or `None` where its driver does not answer (`ETHTOOL_GCHANNELS`).
+///
+/// # Errors
+/// The system's, if not even a socket can be had.
+pub fn receive_channels(interface: &str) -> io::Result<Option<u32>> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    // `struct ethtool_channels`: the command, four maxima, then receiving, sending, other and combined channels.
+    let mut channels = [ETHTOOL_GCHANNELS, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: `ETHTOOL_GCHANNELS` reads and writes a `struct ethtool_channels`, nine words.
+    let answered = unsafe { ethtool(interface, (&raw mut channels).cast()) }?;
+    let [_, _, _, _, _, receiving, _, _, combined] = channels;
+    Ok(answered.then_some(receiving.saturating_add(combined)))
 }
 
 /// Name of the driver of `interface`, or `None` where it does not answer (`ETHTOOL_GDRVINFO`).

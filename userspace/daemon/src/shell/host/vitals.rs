@@ -167,10 +167,9 @@ fn percent(ratio: f64) -> String {
 }
 
 fn disk(ledger: &Path) -> Result<Disk, String> {
-    // Before the first start there is only the directory.
-    let places = [Some(ledger), ledger.parent()];
     let mut error = String::new();
-    for place in places.into_iter().flatten() {
+    // Before the first start neither the file nor its directory need be there.
+    for place in ledger.ancestors() {
         match statvfs(place) {
             Ok(found) => {
                 let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
@@ -279,6 +278,13 @@ mod tests {
         assert_eq!((found.most, found.events), (Some(512 << 20), [1, 2, 3, 4]));
         fs::remove_file(process.join("cgroup")).unwrap();
         assert!(memory(&process).unwrap_err().contains("cannot be read"));
+    }
+
+    #[test]
+    fn a_ledger_that_is_not_there_yet_has_a_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = disk(&root.path().join("not/yet/ledger.redb")).unwrap();
+        assert!(disk.whole >= disk.free && disk.whole > 0, "{disk:?}");
     }
 
     #[test]
