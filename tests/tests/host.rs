@@ -257,6 +257,43 @@ fn of_two_interfaces_one_may_fail_and_both_count_together() {
     lab.end(Signal::SIGTERM).unwrap();
 }
 
+/// What `doctor` says of a host that forwards: bans and limits of sources hold, rules of ports and sockets do not.
+#[test]
+fn of_forwarded_packets_the_source_is_judged_and_the_port_is_not() {
+    const SYN: u8 = 0x02;
+    const BEHIND: [u8; 4] = [10, 78, 1, 2];
+    let mut lab = Lab::new("forward").unwrap();
+    lab.configure("mode = \"enforce\"\nlockdown = true\nports = { open = [\"22/tcp\"] }", "").unwrap();
+    lab.host.write_sysctl("net/ipv4/ip_forward", "1").unwrap();
+    join(&lab, "h1", "c1", 1);
+    lab.count_in_stack("behind", "ip daddr 10.78.1.2").unwrap();
+    lab.start().unwrap();
+    lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    let to = |destination: [u8; 4], source: [u8; 4], flags: u8| {
+        let mut ip = v4(source, TCP);
+        ip.destination = destination;
+        ip.frame(&tcp(flags, 5))
+    };
+    let drops = |lab: &Lab, verdict: &str| {
+        count(lab, &format!("tunica_shield_packets_total{{action=\"drop\",verdict=\"{verdict}\"}}"))
+    };
+    // To the host the port is closed, to what lies behind it is not.
+    lab.send(&to(HOST.octets(), [203, 0, 113, 7], SYN), 3).unwrap();
+    lab.wait_for("the closed port", |lab| Ok(drops(lab, "port_closed") == 3.0)).unwrap();
+    lab.send(&to(BEHIND, [203, 0, 113, 7], SYN), 3).unwrap();
+    lab.wait_for("what passes through", |lab| Ok(lab.in_stack("behind")? == 3)).unwrap();
+    // The source is judged wherever it goes.
+    lab.send(&to(BEHIND, [203, 0, 113, 5], SYN), 3).unwrap();
+    lab.wait_for("the ban", |lab| Ok(drops(lab, "banned") == 3.0)).unwrap();
+    lab.send(&to(BEHIND, [203, 0, 113, 9], 0), 3).unwrap();
+    lab.wait_for("the sanity rule", |lab| Ok(drops(lab, "null_flags") == 3.0)).unwrap();
+    lab.send(&to(BEHIND, [203, 0, 113, 8], SYN), 200).unwrap();
+    lab.wait_for("the limit", |lab| Ok(drops(lab, "syn_rate") >= 150.0)).unwrap();
+    assert_eq!(drops(&lab, "port_closed"), 3.0);
+    let (level, found) = finding(&lab, "forwarding");
+    assert!(level == "warning" && found.contains("IPv4"), "{level} {found}");
+}
+
 /// What `tunica doctor` says of `check`: its level, and what was found.
 fn finding(lab: &Lab, check: &str) -> (String, String) {
     let doctor = lab.json(&["doctor"]).unwrap();
