@@ -89,6 +89,19 @@ pub fn send_frames<const N: usize>(socket: BorrowedFd<'_>, frames: &[[u8; N]]) -
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether the kernel calls the wall clock synchronised, and by how many seconds it may be wrong (adjtimex(2)).
+///
+/// # Errors
+/// The system call's.
+pub fn clock() -> io::Result<(bool, f64)> {
+    // SAFETY: `timex` consists of integers, for which zero is valid; `modes` 0 asks for nothing to be changed.
+    let mut answer: libc::timex = unsafe { mem::zeroed() };
+    // SAFETY: the pointer describes `answer`, which outlives the call.
+    check(unsafe { libc::adjtimex(&raw mut answer) })?;
+    let microseconds = i32::try_from(answer.maxerror).map_err(io::Error::other)?;
+    Ok((answer.status & libc::STA_UNSYNC == 0, f64::from(microseconds) / 1e6))
+}
+
 /// Lets the kernel end the child when the thread that starts it ends, however that happens. The child blocks no signal,
 /// whatever this thread blocks, since it would inherit that.
 pub fn end_with_parent(command: &mut Command) -> &mut Command {

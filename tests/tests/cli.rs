@@ -393,7 +393,11 @@ fn status_sources_and_doctor_tell_what_is() {
     assert!(defence(&quiet, "syn_rate")["active_since"].is_u64());
     assert_eq!(defence(&quiet, "uninspected")["armed"], false);
     assert_eq!(quiet["program"]["matches"], true);
-    assert_eq!(quiet["warnings"].as_array().unwrap().len(), 0, "{quiet:#}");
+    // What the machine of the test is like is not the daemon's fault.
+    let is_of_host = |warning: &serde_json::Value| {
+        ["disk: ", "memory: ", "clock: "].iter().any(|about| warning.as_str().unwrap().starts_with(about))
+    };
+    assert!(quiet["warnings"].as_array().unwrap().iter().all(is_of_host), "{quiet:#}");
 
     lab.send(&syn_from([203, 0, 113, 5]), 200).unwrap();
     lab.wait_for("the counters", |lab| {
@@ -426,6 +430,14 @@ fn status_sources_and_doctor_tell_what_is() {
         "queues.h0",
         "mtu.h0",
         "offloads.h0",
+        "link.h0",
+        "place.h0",
+        "vlan.h0",
+        "timestamps",
+        "conntrack",
+        "disk",
+        "memory",
+        "clock",
     ] {
         assert!(findings.iter().any(|finding| finding["check"] == check), "no {check} in {doctor:#}");
     }
@@ -486,7 +498,7 @@ fn a_frame_of_top_shows_counts_that_move() {
     assert_eq!(words.next(), Some("drop"), "{frame}");
     assert!(words.next().unwrap().parse::<f64>().unwrap() > 0.0, "{frame}");
     for part in
-        ["enforcing", "h0 native", "DEFENCE", "armed", "203.0.113.5", "203.0.113.77", "2 warnings: tor.user"]
+        ["enforcing", "h0 native", "DEFENCE", "armed", "203.0.113.5", "203.0.113.77", " warnings: tor.user"]
     {
         assert!(frame.contains(part), "no {part}:\n{frame}");
     }

@@ -101,7 +101,6 @@ fn the_unit_says_what_was_decided() -> Result<()> {
                 "ProtectSystem=strict",
                 "PrivateTmp=yes",
                 "CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
-                "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
             ][..],
         ),
     ] {
@@ -113,6 +112,23 @@ fn the_unit_says_what_was_decided() -> Result<()> {
             ensure!(given == [line], "{section} {key}: found {given:?}, {line} was decided");
         }
     }
+    Ok(())
+}
+
+/// `ProtectClock=` refuses the whole of `@clock`, reading included, whatever `SystemCallFilter=` allows (systemd.exec(5)).
+#[test]
+fn the_unit_lets_the_daemon_ask_for_the_clock_and_not_set_it() -> Result<()> {
+    let text = fs::read_to_string(unit()?)?;
+    let settings = settings(&text, "[Service]");
+    let allowed = settings.iter().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    let allowed: Vec<&str> =
+        allowed.filter(|list| !list.starts_with('~')).flat_map(str::split_whitespace).collect();
+    for call in ["adjtimex", "clock_adjtime"] {
+        ensure!(allowed.contains(&call), "{call} is not among {allowed:?}");
+    }
+    ensure!(!settings.contains(&"ProtectClock=yes"), "ProtectClock=yes forbids what was allowed");
+    let bounds = settings.iter().find(|line| line.starts_with("CapabilityBoundingSet="));
+    ensure!(bounds.is_some_and(|line| !line.contains("CAP_SYS_TIME")), "{bounds:?}");
     Ok(())
 }
 

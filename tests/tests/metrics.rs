@@ -8,7 +8,13 @@
     reason = "a helper that fails is a test that fails"
 )]
 
-use std::{collections::BTreeSet, fs, net::TcpListener, path::Path, process::Stdio};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use nix::sys::signal::Signal;
 use tunica_tests::{
@@ -16,6 +22,7 @@ use tunica_tests::{
     flood::{Flood, Pattern},
     frame::{TCP, tcp, v4},
     lab::{CLIENT, CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
+    sys::clock,
 };
 use tunicad::metrics::METRICS;
 
@@ -56,6 +63,47 @@ impl Watch {
     }
 }
 
+/// What the daemon finds where its cgroup is: files written as the kernel writes them, since no test may bring the machine
+/// it runs on, or its own daemon, to the end of memory.
+struct Cgroup {
+    /// Where cgroup v2 is mounted.
+    mount: String,
+    /// What the daemon sees there.
+    tree: PathBuf,
+    /// The daemon's own place in it.
+    own: PathBuf,
+}
+
+impl Cgroup {
+    fn new(lab: &Lab) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount =
+            mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup v2 is not mounted");
+        let mount = mount.split(' ').nth(4).unwrap().to_owned();
+        let cgroup = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+        let tree = lab.path("cgroup");
+        let own = tree.join(path);
+        fs::create_dir_all(&own).unwrap();
+        Self { mount, tree, own }
+    }
+
+    /// Starts what follows with `tree` in the place of the mount, in a mount namespace of its own.
+    fn wrapper(&self) -> [&str; 7] {
+        const SCRIPT: &str = "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"";
+        ["unshare", "--mount", "sh", "-c", SCRIPT, self.tree.to_str().unwrap(), &self.mount]
+    }
+
+    fn tell(&self, current: u64, most: &str, max_events: u64) {
+        let events = format!("low 0\nhigh 0\nmax {max_events}\noom 0\noom_kill 0\noom_group_kill 0\n");
+        for (name, text) in
+            [("current", format!("{current}\n")), ("max", format!("{most}\n")), ("events", events)]
+        {
+            fs::write(self.own.join(format!("memory.{name}")), text).unwrap();
+        }
+    }
+}
+
 #[test]
 fn every_metric_moves_by_its_cause() {
     let mut lab = Lab::new("metrics").unwrap();
@@ -68,7 +116,9 @@ fn every_metric_moves_by_its_cause() {
         fs::write(&path, text.replace("/ledger.redb", "/disk/ledger.redb")).unwrap();
     };
     configure(&lab, "observe");
-    lab.start().unwrap();
+    let cgroup = Cgroup::new(&lab);
+    cgroup.tell(3 << 20, "4194304", 0);
+    lab.start_through(&cgroup.wrapper()).unwrap();
     let mut watch = Watch { lab, seen: BTreeSet::new() };
 
     let info = watch.lab.http("/metrics").unwrap().1;
@@ -108,6 +158,31 @@ fn every_metric_moves_by_its_cause() {
     watch.becomes("tunica_shield_program_matches", 0.0);
     watch.lab.must(&["bypass", "off"]).unwrap();
     watch.becomes("tunica_shield_bypassed", 0.0);
+
+    // The host's clock is as it is; tests that share it must not change it.
+    let (is_synchronised, bound) = clock().unwrap();
+    watch.becomes("tunica_clock_synchronised", f64::from(u8::from(is_synchronised)));
+    watch.exceeds("tunica_clock_error_bound_seconds", -0.5);
+    // Beyond it the kernel calls a clock unsynchronised, and counts no further (NTP_PHASE_LIMIT).
+    assert!((0.0..=16.0).contains(&bound) && watch.value("tunica_clock_error_bound_seconds") <= 16.0);
+
+    // Memory, as the kernel tells of it.
+    watch.becomes("tunica_memory_current_bytes", f64::from(3 << 20));
+    watch.becomes("tunica_memory_max_bytes", f64::from(4 << 20));
+    assert!(!watch.lab.must(&["status"]).unwrap().contains("memory:"), "75 % is well");
+    cgroup.tell(4 << 20, "4194304", 2);
+    watch.becomes("tunica_memory_current_bytes", f64::from(4 << 20));
+    watch.becomes("tunica_memory_events_total{event=\"max\"}", 2.0);
+    let status = watch.lab.json(&["status"]).unwrap()["warnings"].to_string();
+    assert!(status.contains("100 % of what its cgroup may"), "{status}");
+    cgroup.tell(4 << 20, "max", 2);
+    watch.becomes("tunica_memory_max_bytes", f64::INFINITY);
+
+    // The host gets another address, and its interface another MTU.
+    watch.lab.host.ip(&["address", "add", "10.99.0.1/32", "dev", "lo"]).unwrap();
+    watch.exceeds("tunica_host_changes_total{what=\"addresses\"}", 0.0);
+    watch.lab.host.ip(&["link", "set", "h0", "mtu", "1400"]).unwrap();
+    watch.exceeds("tunica_host_changes_total{what=\"interfaces\"}", 0.0);
 
     // Bans, refusals, tables, ledger.
     let commits = watch.value("tunica_ledger_commits_total");
@@ -198,8 +273,14 @@ fn every_metric_moves_by_its_cause() {
     fs::write(&path, text).unwrap();
     watch.lab.must(&["reload"]).unwrap();
 
-    // A full disk: nothing is banned, nothing else breaks, and it heals.
+    // A full disk: it is seen, nothing is banned, nothing else breaks, and it heals.
+    watch.exceeds("tunica_ledger_disk_free_bytes", 0.0);
+    watch.exceeds("tunica_ledger_disk_free_ratio", 0.1);
     disk.fill().unwrap();
+    watch.becomes("tunica_ledger_disk_free_bytes", 0.0);
+    watch.becomes("tunica_ledger_disk_free_ratio", 0.0);
+    let status = watch.lab.json(&["status"]).unwrap()["warnings"].to_string();
+    assert!(status.contains("0 % of the ledger's file system are free"), "{status}");
     let mut refused = 0;
     for host in 1..=200 {
         let ran = watch

@@ -442,7 +442,13 @@ impl Config {
                  single hosts and networks, or use mode = \"observe\" if nothing is to be dropped"
             ));
         }
-        if self.http.enabled && self.http.listen.port() == 0 {
+        if !self.http.enabled {
+            warnings.push(
+                "http.enabled is false: there are no metrics and no /ready, so no alert tells when the host is not \
+                 protected; remove the line unless something else watches `tunica status`"
+                    .to_owned(),
+            );
+        } else if self.http.listen.port() == 0 {
             warnings.push(
                 "http.listen has port 0: the kernel picks another port at each start, which no monitoring knows; give \
                  a fixed port such as 127.0.0.1:9187"

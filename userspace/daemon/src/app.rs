@@ -34,11 +34,12 @@ use tunica_core::{
 use crate::{
     explain,
     ledger_file::{CommitError, LedgerFile},
-    metrics::Metrics,
+    metrics::{HostChange, Metrics},
     settings,
     shell::{
-        host, tor_peers,
-        xdp::{Shield, armed::Armed, probe::Probe},
+        host::{self, vitals::Vitals},
+        tor_peers,
+        xdp::{Shield, armed::Armed, hook::Hook, probe::Probe},
     },
     telemetry::{self, Telemetry},
     views,
@@ -66,6 +67,10 @@ pub struct App {
     armed: Armed,
     /// Events that were lost before this daemon started to read them.
     lost_before: u64,
+    /// The configured interfaces when they were last looked at.
+    places: Vec<Option<Hook>>,
+    /// What of the host was not well when the log last spoke of it.
+    concerns: Vec<&'static str>,
 }
 
 /// How much of the kernel's tables an event can have changed. Comparing them whole costs time for each ban there is.
@@ -122,6 +127,7 @@ struct Troubles {
     heartbeat: Option<String>,
     counters: Option<String>,
     sysctl: Option<String>,
+    deaf: Option<String>,
 }
 
 impl Troubles {
@@ -134,6 +140,7 @@ impl Troubles {
             &self.heartbeat,
             &self.counters,
             &self.sysctl,
+            &self.deaf,
         ];
         all.into_iter().flatten().cloned().collect()
     }
@@ -186,12 +193,15 @@ impl App {
             troubles,
             armed: Armed::default(),
             lost_before,
+            places: Vec::new(),
+            concerns: Vec::new(),
         };
         app.read_totals();
         app.read_host();
         app.read_own_addresses();
         app.read_tor_peers();
         app.sync(Reach::Everything);
+        app.places = app.shield.places();
         app.shield.follow(app.coordinator.desired().attached);
         tracing::info!(
             message_id = "policy_in_force",
@@ -201,6 +211,7 @@ impl App {
         for warning in app.warnings() {
             tracing::warn!(message_id = "configuration_warning", "{warning}");
         }
+        app.tell_concerns();
         Ok(app)
     }
 
@@ -377,6 +388,46 @@ impl App {
             );
         }
         self.note_sync(result.map(|_| ()));
+        self.tell_concerns();
+    }
+
+    /// Looks again at what the kernel said had changed: the host's addresses and the configured interfaces.
+    pub fn host_changed(&mut self) {
+        match host::addresses() {
+            // Writing the tables costs time for each row there is, so it is not done for nothing.
+            Ok(own) if own == *self.coordinator.never_ban().own() => {}
+            Ok(own) => {
+                self.metrics.count_host_change(HostChange::Addresses);
+                tracing::info!(
+                    message_id = "own_addresses_changed",
+                    addresses = own.len(),
+                    "the host's addresses changed"
+                );
+                let _ = self.step(Event::OwnAddresses(own.into_iter().collect()));
+            }
+            Err(error) => own_addresses_unread(&error),
+        }
+        // Taken before the shield follows: what changes meanwhile is told again, and found to differ.
+        let places = self.shield.places();
+        if places == self.places && !self.shield.has_lost() {
+            return;
+        }
+        self.places = places;
+        self.metrics.count_host_change(HostChange::Interfaces);
+        tracing::info!(message_id = "interfaces_changed", "an interface of the configuration changed");
+        self.shield.follow(self.coordinator.desired().attached);
+        self.read_host();
+    }
+
+    /// The kernel's messages cannot be heard; the audit finds changes later.
+    pub fn is_deaf(&mut self, error: &io::Error) {
+        let text = format!(
+            "the kernel's messages about addresses and interfaces cannot be heard ({error}), so changes are found by the \
+             audit every {} s; see that AF_NETLINK is allowed and restart tunicad",
+            AUDIT_EVERY.as_secs()
+        );
+        tracing::warn!(message_id = "host_watch_failed", "{text}");
+        self.troubles.deaf = Some(text);
     }
 
     fn read_totals(&mut self) {
@@ -405,9 +456,7 @@ impl App {
             Ok(own) => {
                 let _ = self.step(Event::OwnAddresses(own.into_iter().collect()));
             }
-            Err(error) => {
-                tracing::warn!(message_id = "own_addresses_unread", %error, "the host's addresses cannot be read")
-            }
+            Err(error) => own_addresses_unread(&error),
         }
     }
 
@@ -544,8 +593,9 @@ impl App {
     }
 
     fn status(&self) -> Answer {
-        let around =
-            views::Surroundings { config: &self.config, started: self.started, warnings: self.warnings() };
+        let mut warnings = self.warnings();
+        warnings.extend(self.vitals().concerns().into_iter().map(|concern| concern.text));
+        let around = views::Surroundings { config: &self.config, started: self.started, warnings };
         Answer::Status(Box::new(views::status(&self.coordinator, &self.shield, &around, self.now())))
     }
 
@@ -594,6 +644,19 @@ impl App {
             warnings.extend(self.shield.without_handshakes().map(str::to_owned));
         }
         warnings
+    }
+
+    fn vitals(&self) -> Vitals {
+        Vitals::read(&self.config.ledger.path)
+    }
+
+    /// Says what of the host is not well and was well when last looked at; the figures in it may change without a word.
+    fn tell_concerns(&mut self) {
+        let concerns = self.vitals().concerns();
+        for concern in concerns.iter().filter(|concern| !self.concerns.contains(&concern.about)) {
+            tracing::warn!(message_id = "host_concern", about = concern.about, "{}", concern.text);
+        }
+        self.concerns = concerns.into_iter().map(|concern| concern.about).collect();
     }
 
     /// Reads the configuration file again. Either all of it comes into force or none.
@@ -660,6 +723,7 @@ impl App {
         }
         self.telemetry.set_level(config.log.level);
         self.config = config;
+        self.places = self.shield.places();
         self.shield.follow(self.coordinator.desired().attached);
         self.read_tor_peers();
         Ok(self.with_interfaces(answer_of(Ok(reply)), &come, &gone))
@@ -731,11 +795,16 @@ impl App {
             never_ban.tor_last_read().map_or(now.wall.since(self.started), |read| now.wall.since(read))
         });
         metrics.set_never_ban(never_ban.peer_count() as u64, age);
+        metrics.set_vitals(&self.vitals());
         metrics.render().unwrap_or_else(|error| {
             tracing::error!(message_id = "metrics_failed", %error, "the metrics have no text form");
             String::new()
         })
     }
+}
+
+fn own_addresses_unread(error: &io::Error) {
+    tracing::warn!(message_id = "own_addresses_unread", %error, "the host's addresses cannot be read");
 }
 
 fn only_in(these: &[String], those: &[String]) -> Vec<String> {
@@ -775,7 +844,7 @@ fn sample(event: &kernel::Event) -> Option<Forgeable> {
 
 /// What this host can do for the shield, asked by a running daemon or by `tunicad preflight`.
 pub fn doctor(config: &Config) -> Doctor {
-    host::examine(&config.shield.interfaces, &config.shield.pin_path, config.tor.user.as_deref())
+    host::examine(config)
 }
 
 #[cfg(test)]

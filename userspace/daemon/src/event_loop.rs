@@ -19,6 +19,7 @@ use crate::{
     app::{AUDIT_EVERY, App},
     shell::{
         control_socket::{ControlQueues, ControlRequest},
+        host::watch::Watch,
         http::HttpQuestion,
         systemd::Systemd,
     },
@@ -50,6 +51,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut events = Ring::watch(app.shield_mut().take_events())?;
     let mut proofs = Ring::watch(app.shield_mut().take_proofs())?;
+    let mut host = Host::listen(app);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut audit = interval_at(Instant::now() + AUDIT_EVERY, AUDIT_EVERY);
@@ -91,6 +93,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     batch = events.next() => Next::Samples(batch),
                     batch = proofs.next() => Next::Proofs(batch),
                     () = &mut tor_scan => Next::TorScan,
+                    heard = host.changed() => Next::Host(heard),
                     _ = audit.tick() => Next::Audit,
                 }
             } => match next {
@@ -116,6 +119,14 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     let next = Instant::now() + app.config().tor.scan_every;
                     tor_scan.as_mut().reset(next);
                 }
+                Next::Host(Ok(())) => {
+                    let _span = telemetry::event_span("host").entered();
+                    app.host_changed();
+                }
+                Next::Host(Err(error)) => {
+                    host = Host(None);
+                    app.is_deaf(&error);
+                }
                 Next::Audit => {
                     let _span = telemetry::event_span("audit").entered();
                     app.audit();
@@ -135,6 +146,7 @@ enum Next {
     Samples(std::io::Result<Vec<KernelEvent>>),
     Proofs(std::io::Result<Vec<Proof>>),
     TorScan,
+    Host(std::io::Result<()>),
     Audit,
 }
 
@@ -143,6 +155,22 @@ fn answer(app: &mut App, request: ControlRequest) {
     let answer = app.answer(request.request);
     // The client may have gone; what was asked is done all the same.
     let _ = request.reply.send(answer);
+}
+
+/// Where the kernel tells of changed addresses and interfaces; without it the audit alone finds them.
+struct Host(Option<Watch>);
+
+impl Host {
+    fn listen(app: &mut App) -> Self {
+        Self(Watch::open().map_err(|error| app.is_deaf(&error)).ok())
+    }
+
+    async fn changed(&mut self) -> std::io::Result<()> {
+        match self.0.as_mut() {
+            Some(watch) => watch.changed().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// A ring buffer of `T`, if this daemon holds it.

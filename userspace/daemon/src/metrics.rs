@@ -20,7 +20,10 @@ use tunica_core::{
     limits::{CookieState, Mode},
 };
 
-use crate::shell::xdp::Repairs;
+use crate::shell::{
+    host::vitals::{MEMORY_EVENTS, Vitals},
+    xdp::Repairs,
+};
 
 /// The tables whose fill is shown.
 pub const TABLES: [&str; 4] = ["bans", "cidrs", "allow", "own"];
@@ -142,6 +145,22 @@ metrics! {
         "Repairs of kernel state that had drifted, found by the audit every 30 s.";
     reconcile_failures: IntCounter, "tunica_reconcile_failures_total", [],
         "Times that kernel state could not be brought to what it should be.";
+    host_changes: IntCounterVec, "tunica_host_changes_total", ["what"],
+        "Times that the host's addresses, or the interfaces of the configuration, were seen to have changed.";
+    disk_free: Gauge, "tunica_ledger_disk_free_bytes", [],
+        "Bytes free on the file system of the ledger; -1 where that is not known.";
+    disk_free_ratio: Gauge, "tunica_ledger_disk_free_ratio", [],
+        "Free share of the file system of the ledger, from 0 to 1; -1 where that is not known.";
+    memory_current: Gauge, "tunica_memory_current_bytes", [],
+        "Bytes of memory that the daemon's cgroup uses, the kernel's tables included; -1 where that is not known.";
+    memory_max: Gauge, "tunica_memory_max_bytes", [],
+        "Bytes of memory that the daemon's cgroup may use; `+Inf` where there is no limit, -1 where that is not known.";
+    memory_events: IntCounterVec, "tunica_memory_events_total", ["event"],
+        "Times that the daemon's cgroup met a limit of its memory, by the names of cgroup v2's `memory.events`.";
+    clock_synchronised: IntGauge, "tunica_clock_synchronised", [],
+        "1 if a time service keeps the wall clock in step, 0 if none does, -1 where that is not known.";
+    clock_error: Gauge, "tunica_clock_error_bound_seconds", [],
+        "Seconds by which the wall clock may be wrong, as the kernel reckons; -1 where that is not known.";
     reloads: IntCounterVec, "tunica_config_reloads_total", ["result"],
         "Reloads of the configuration file.";
     control: IntCounterVec, "tunica_control_requests_total", ["verb", "result"],
@@ -189,6 +208,8 @@ pub struct Metrics {
     /// By verdict and action: packets, bytes.
     shield: Vec<(Verdict, Action, Follower, Follower)>,
     events_lost: Follower,
+    /// In the order of [`MEMORY_EVENTS`].
+    memory_events: [Follower; MEMORY_EVENTS.len()],
 }
 
 impl std::fmt::Debug for Metrics {
@@ -234,13 +255,18 @@ impl Metrics {
         for table in REPAIRED {
             families.edits.with_label_values(&[table]);
         }
+        for what in HostChange::ALL {
+            families.host_changes.with_label_values(&[what.label()]);
+        }
         for result in ["ok", "refused"] {
             families.reloads.with_label_values(&[result]);
         }
         families.never_ban_age.set(-1.0);
         families.build.with_label_values(&[env!("CARGO_PKG_VERSION"), object_sha256]).set(1);
         let events_lost = Follower::new(families.events_lost.clone());
-        Ok(Self { registry, families, shield, events_lost })
+        let memory_events =
+            MEMORY_EVENTS.map(|event| Follower::new(families.memory_events.with_label_values(&[event])));
+        Ok(Self { registry, families, shield, events_lost, memory_events })
     }
 
     /// Takes in what the kernel has counted for `verdict` ending in `action` since its maps were made.
@@ -387,6 +413,32 @@ impl Metrics {
         self.families.reconcile_failures.inc();
     }
 
+    /// Shows disk, memory and clock.
+    pub fn set_vitals(&self, vitals: &Vitals) {
+        const UNKNOWN: f64 = -1.0;
+        let families = &self.families;
+        let disk = vitals.disk.as_ref().ok();
+        families.disk_free.set(disk.map_or(UNKNOWN, |disk| disk.free as f64));
+        families.disk_free_ratio.set(disk.map_or(UNKNOWN, |disk| disk.free_ratio()));
+        let memory = vitals.memory.as_ref().ok();
+        families.memory_current.set(memory.map_or(UNKNOWN, |memory| memory.current as f64));
+        let most = |most: Option<u64>| most.map_or(f64::INFINITY, |most| most as f64);
+        families.memory_max.set(memory.map_or(UNKNOWN, |memory| most(memory.most)));
+        if let Some(memory) = memory {
+            for (event, total) in self.memory_events.iter().zip(memory.events) {
+                event.follow(total);
+            }
+        }
+        let clock = vitals.clock.as_ref().ok();
+        families.clock_synchronised.set(clock.map_or(-1, |clock| i64::from(clock.is_synchronised)));
+        families.clock_error.set(clock.map_or(UNKNOWN, |clock| clock.most_error.as_secs_f64()));
+    }
+
+    /// Counts a change of the host that the kernel told of.
+    pub fn count_host_change(&self, what: HostChange) {
+        self.families.host_changes.with_label_values(&[what.label()]).inc();
+    }
+
     /// Counts a reload of the configuration, done or refused.
     pub fn count_reload(&self, is_done: bool) {
         let result = if is_done { "ok" } else { "refused" };
@@ -409,6 +461,26 @@ impl Metrics {
     /// If a family cannot be written; the tests hold that every one can.
     pub fn render(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// What of the host changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostChange {
+    /// Its own addresses.
+    Addresses,
+    /// The interfaces that the configuration names.
+    Interfaces,
+}
+
+impl HostChange {
+    const ALL: [Self; 2] = [Self::Addresses, Self::Interfaces];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Addresses => "addresses",
+            Self::Interfaces => "interfaces",
+        }
     }
 }
 
@@ -518,6 +590,8 @@ mod tests {
 
     use tunica_api::view::{Bans, Refused};
     use tunica_core::{id::PacketSource, ledger::BanFact, time::WallTime};
+
+    use crate::shell::host::vitals::{Clock, Disk, Memory};
 
     use super::*;
 
@@ -696,6 +770,11 @@ mod tests {
                 Box::new(|it| it.count_repairs(Repairs { policy: 2, link: 1, ..Repairs::default() })),
             ),
             ("tunica_reconcile_failures_total", 1.0, Box::new(Metrics::count_reconcile_failure)),
+            (
+                "tunica_host_changes_total{what=\"addresses\"}",
+                1.0,
+                Box::new(|it| it.count_host_change(HostChange::Addresses)),
+            ),
             ("tunica_config_reloads_total{result=\"ok\"}", 1.0, Box::new(|it| it.count_reload(true))),
             ("tunica_config_reloads_total{result=\"refused\"}", 1.0, Box::new(|it| it.count_reload(false))),
             (
@@ -734,6 +813,41 @@ mod tests {
             ),
             Some(1.0)
         );
+    }
+
+    #[test]
+    fn what_is_not_known_of_the_host_shows_as_such() {
+        let metrics = metrics();
+        let known = Vitals {
+            disk: Ok(Disk { free: 25, whole: 100 }),
+            memory: Ok(Memory { current: 7, most: None, events: [1, 2, 3, 4] }),
+            clock: Ok(Clock { is_synchronised: true, most_error: Duration::from_millis(250) }),
+        };
+        let unknown = || String::from("not told");
+        let nothing = Vitals { disk: Err(unknown()), memory: Err(unknown()), clock: Err(unknown()) };
+        let limited = Vitals {
+            memory: Ok(Memory { current: 7, most: Some(9), events: [1, 2, 3, 5] }),
+            ..known.clone()
+        };
+        let inf = f64::INFINITY;
+        for (vitals, expected) in [
+            (known, [25.0, 0.25, 7.0, inf, 4.0, 1.0, 0.25]),
+            (nothing, [-1.0, -1.0, -1.0, -1.0, 4.0, -1.0, -1.0]),
+            (limited, [25.0, 0.25, 7.0, 9.0, 5.0, 1.0, 0.25]),
+        ] {
+            metrics.set_vitals(&vitals);
+            let shown = [
+                "tunica_ledger_disk_free_bytes",
+                "tunica_ledger_disk_free_ratio",
+                "tunica_memory_current_bytes",
+                "tunica_memory_max_bytes",
+                "tunica_memory_events_total{event=\"oom_kill\"}",
+                "tunica_clock_synchronised",
+                "tunica_clock_error_bound_seconds",
+            ]
+            .map(|series| value(&metrics, series).unwrap());
+            assert_eq!(shown, expected);
+        }
     }
 
     #[test]

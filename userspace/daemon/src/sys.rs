@@ -6,6 +6,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
+use netlink_sys::Socket;
 use tokio::io::unix::AsyncFd;
 
 /// Lets receiving on `socket` fail after `seconds` instead of waiting for ever.
@@ -27,6 +28,41 @@ pub fn set_receive_timeout(socket: &impl AsRawFd, seconds: i64) -> io::Result<()
 pub fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: the ring buffer owns its descriptor from creation to drop and gives no way to exchange it.
     unsafe { AsyncFd::register(ring) }.map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Lets the runtime wait for messages on a netlink socket.
+///
+/// # Errors
+/// The system's, if it cannot be waited for.
+pub fn watch_socket(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: the socket owns its descriptor from creation to drop and gives no way to exchange it.
+    unsafe { AsyncFd::register(socket) }.map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// How far the kernel trusts the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Whether a time service keeps it in step.
+    pub is_synchronised: bool,
+    /// Largest error that the kernel reckons with, in microseconds; it grows while nobody corrects the clock.
+    pub most_error_microseconds: u64,
+}
+
+/// What the kernel says of the wall clock (adjtimex(2), reading only).
+///
+/// # Errors
+/// The system's; EPERM where a filter of system calls forbids it.
+pub fn clock() -> io::Result<Clock> {
+    // SAFETY: all-zero bytes are a valid `timex`; with `modes` 0 it asks for nothing to be changed.
+    let mut answer: libc::timex = unsafe { mem::zeroed() };
+    // SAFETY: the kernel reads and writes one `timex`, which outlives the call.
+    if unsafe { libc::adjtimex(&raw mut answer) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Clock {
+        is_synchronised: answer.status & libc::STA_UNSYNC == 0,
+        most_error_microseconds: u64::try_from(answer.maxerror).unwrap_or(0),
+    })
 }
 
 /// A value of `CLOCK_MONOTONIC` in nanoseconds, the clock that BPF programs read.
@@ -52,19 +88,45 @@ pub fn random_words() -> io::Result<[u64; 2]> {
     if usize::try_from(written) == Ok(length) { Ok(words) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What the driver of `interface` says of large-receive offload, or `None` where it does not answer
-/// (`ETHTOOL_GFLAGS`, include/uapi/linux/ethtool.h).
+/// What an interface does to packets before a program sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloads {
+    /// Joins segments of one connection.
+    pub large_receive: bool,
+    /// Takes off the tag of an 802.1Q VLAN.
+    pub vlan_tags: bool,
+}
+
+/// The offloads of `interface`, or `None` where it does not answer (`ETHTOOL_GFLAGS`, include/uapi/linux/ethtool.h).
 ///
 /// # Errors
 /// The system's, if not even a socket can be had.
-pub fn large_receive_offload(interface: &str) -> io::Result<Option<bool>> {
+pub fn offloads(interface: &str) -> io::Result<Option<Offloads>> {
     const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETH_FLAG_RXVLAN: u32 = 1 << 8;
     const ETH_FLAG_LRO: u32 = 1 << 15;
     let mut value = [ETHTOOL_GFLAGS, 0];
     // SAFETY: `ETHTOOL_GFLAGS` reads and writes a `struct ethtool_value`, two words.
     let answered = unsafe { ethtool(interface, (&raw mut value).cast()) }?;
     let [_, flags] = value;
-    Ok(answered.then_some(flags & ETH_FLAG_LRO != 0))
+    Ok(answered.then_some(Offloads {
+        large_receive: flags & ETH_FLAG_LRO != 0,
+        vlan_tags: flags & ETH_FLAG_RXVLAN != 0,
+    }))
+}
+
+/// How many channels of `interface` receive, or `None` where its driver does not answer (`ETHTOOL_GCHANNELS`).
+///
+/// # Errors
+/// The system's, if not even a socket can be had.
+pub fn receive_channels(interface: &str) -> io::Result<Option<u32>> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    // `struct ethtool_channels`: the command, four maxima, then receiving, sending, other and combined channels.
+    let mut channels = [ETHTOOL_GCHANNELS, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: `ETHTOOL_GCHANNELS` reads and writes a `struct ethtool_channels`, nine words.
+    let answered = unsafe { ethtool(interface, (&raw mut channels).cast()) }?;
+    let [_, _, _, _, _, receiving, _, _, combined] = channels;
+    Ok(answered.then_some(receiving.saturating_add(combined)))
 }
 
 /// Name of the driver of `interface`, or `None` where it does not answer (`ETHTOOL_GDRVINFO`).

@@ -139,6 +139,13 @@ messages! {
     "drift_repaired", "warn", "The kernel's state was not what it should be and was repaired; look who else changes it.";
     "reconcile_failed", "error", "The kernel's state could not be brought to what it should be; it is tried again every 30 s.";
     "own_addresses_unread", "warn", "The host's own addresses could not be read; those known before stay in force.";
+    "own_addresses_changed", "info", "The host's own addresses changed and are guarded as they are now.";
+    "interfaces_changed", "info",
+        "An interface of the configuration came, went, was set up or down, or changed in another way; the shield follows.";
+    "host_concern", "warn",
+        "Disk, memory or clock of the host is not well or not known; it is said again only after it was well.";
+    "host_watch_failed", "warn",
+        "The kernel's messages about addresses and interfaces cannot be heard; changes are found every 30 s instead.";
     "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass, was not made; see to the disk.";
     "ledger_damaged", "error", "The ledger could not be read and was set aside; bans and allow entries made before are not in force.";
     "config_reloaded", "info", "The configuration file was read again and is in force.";

@@ -44,7 +44,7 @@ pub(crate) enum Rights {
 /// # Errors
 /// When the unit file does not say.
 pub(crate) fn granted() -> Result<Vec<&'static str>> {
-    let line = UNIT.lines().find_map(|line| line.strip_prefix("AmbientCapabilities="));
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
     Ok(line.context("the unit grants no capability")?.split_whitespace().collect())
 }
 

@@ -1,13 +1,20 @@
 //! What this host is: its addresses, accounts, and how fit it is for the shield.
 
+mod interfaces;
+mod sysctls;
+pub mod vitals;
+pub mod watch;
+
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 use thiserror::Error;
 use tunica_api::view::{Doctor, Finding, Level};
-use tunica_core::limits::HostFacts;
+use tunica_config::Config;
+use tunica_core::limits::{CookieState, HostFacts};
 
+use self::vitals::Vitals;
 use super::xdp::{
-    hook::{self, Hook, Mode},
+    hook,
     pins::{self, PinsError},
 };
 
@@ -92,66 +99,42 @@ pub struct SysctlError {
     source: io::Error,
 }
 
-/// Drivers whose native XDP the kernel's documentation or the driver's source states.
-const NATIVE_DRIVERS: &[&str] = &[
-    "atlantic",
-    "bnxt_en",
-    "bonding",
-    "cpsw",
-    "dpaa2-eth",
-    "ena",
-    "enetc",
-    "fec",
-    "gve",
-    "hv_netvsc",
-    "i40e",
-    "iavf",
-    "ice",
-    "idpf",
-    "igb",
-    "igc",
-    "ixgbe",
-    "ixgbevf",
-    "lan966x",
-    "mana",
-    "mlx4_en",
-    "mlx5_core",
-    "mvneta",
-    "mvpp2",
-    "netsec",
-    "nfp",
-    "octeontx2",
-    "qede",
-    "sfc",
-    "stmmac",
-    "thunderx",
-    "tsnep",
-    "tun",
-    "veth",
-    "virtio_net",
-    "vmxnet3",
-    "xen-netfront",
-];
-
-/// Largest MTU whose frames fit one page with headroom and tail; beyond it a driver needs multi-buffer XDP.
-const ONE_PAGE_MTU: u32 = 3_498;
-
 /// Looks at everything the shield depends on. Changes nothing.
-pub fn examine(interfaces: &[String], pin_root: &Path, tor_user: Option<&str>) -> Doctor {
+pub fn examine(config: &Config) -> Doctor {
+    let shield = &config.shield;
+    // Whether the kernel takes the cookie program shows only when it is loaded; a daemon that failed at it says so.
+    let cookies =
+        config.settings().ok().map(|settings| CookieState::of(&settings, &facts(&shield.interfaces, true)));
     let mut findings = vec![
         kernel(),
         capabilities(),
-        bpffs(pin_root),
-        pin_directory(pin_root),
-        cookies(),
-        forwarding(),
-        tor(tor_user),
+        bpffs(&shield.pin_path),
+        pin_directory(&shield.pin_path),
+        tor(config.tor.user.as_deref()),
     ];
-    for interface in interfaces {
-        findings.extend(examine_interface(interface));
-    }
+    findings.extend(sysctls::examine(Path::new("/proc/sys/net"), cookies));
+    findings.extend(examine_vitals(&Vitals::read(&config.ledger.path)));
+    findings.extend(interfaces::examine(&shield.interfaces, cookies));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     Doctor { findings }
+}
+
+/// Disk, memory and clock: what is not well is a warning, since the shield does not end by it.
+fn examine_vitals(vitals: &Vitals) -> [Finding; 3] {
+    let of = |check: &str, concern: Option<String>, well: &str| match concern {
+        None => finding(check, Level::Ok, well, ""),
+        Some(text) => {
+            // `disk: what is so; what to do`, or with what follows in between.
+            let text = text.strip_prefix(check).and_then(|text| text.strip_prefix(": ")).unwrap_or(&text);
+            let (found, advice) = text.split_once("; ").unwrap_or((text, text));
+            finding(check, Level::Warning, found, advice)
+        }
+    };
+    [
+        of("disk", vitals.disk_concern(), "the ledger's file system has room"),
+        of("memory", vitals.memory_concern(), "tunicad is within the limit of its cgroup, if there is one"),
+        of("clock", vitals.clock_concern(), "the clock is synchronised"),
+    ]
 }
 
 fn finding(check: &str, level: Level, found: impl Into<String>, advice: &str) -> Finding {
@@ -238,26 +221,6 @@ fn pin_directory(root: &Path) -> Finding {
     }
 }
 
-fn cookies() -> Finding {
-    let value = read_trimmed("/proc/sys/net/ipv4/tcp_syncookies").unwrap_or_else(|| "unknown".to_owned());
-    finding(
-        "syncookies",
-        ok_if(value == "1" || value == "2", Level::Failure),
-        format!("net.ipv4.tcp_syncookies = {value}"),
-        "a SYN flood from forged sources fills the listen queue whatever a per-source limit does; `sysctl -w net.ipv4.tcp_syncookies=1`",
-    )
-}
-
-fn forwarding() -> Finding {
-    let forwards = read_trimmed("/proc/sys/net/ipv4/ip_forward").is_some_and(|value| value == "1");
-    finding(
-        "forwarding",
-        ok_if(!forwards, Level::Warning),
-        if forwards { "this host forwards IPv4" } else { "this host does not forward IPv4" },
-        "limits and bans also judge packets that are only passing through (containers, virtual machines); allow their networks or limit other interfaces",
-    )
-}
-
 fn tor(user: Option<&str>) -> Finding {
     let (level, found) = match user {
         None => (Level::Warning, "tor.user is not configured".to_owned()),
@@ -272,96 +235,5 @@ fn tor(user: Option<&str>) -> Finding {
         level,
         found,
         "guards cannot be told from strangers, so a ban could hit one; set tor.user to the account that tor runs as",
-    )
-}
-
-fn examine_interface(name: &str) -> Vec<Finding> {
-    match hook::read(name) {
-        Ok(Some(hook)) => {
-            vec![driver(name), occupancy(name, hook), queues(name, hook), mtu(name, hook), offloads(name)]
-        }
-        Ok(None) => vec![finding(
-            &format!("interface.{name}"),
-            Level::Failure,
-            "there is no such interface",
-            "the host is not protected there; correct shield.interfaces",
-        )],
-        Err(error) => vec![finding(
-            &format!("interface.{name}"),
-            Level::Warning,
-            format!("the kernel does not tell about it: {error}"),
-            "nothing can be said of it; see that AF_NETLINK is allowed",
-        )],
-    }
-}
-
-fn driver(name: &str) -> Finding {
-    let driver = crate::sys::driver(name).ok().flatten();
-    let (level, found) = match &driver {
-        Some(driver) if NATIVE_DRIVERS.contains(&driver.as_str()) => {
-            (Level::Ok, format!("driver {driver}, which has native XDP"))
-        }
-        Some(driver) => (Level::Warning, format!("driver {driver}, not known to have native XDP")),
-        None => (Level::Warning, "the driver does not tell its name".to_owned()),
-    };
-    finding(
-        &format!("driver.{name}"),
-        level,
-        found,
-        "attaching may fail; shield.attach = \"native-or-generic\" accepts the slower generic mode",
-    )
-}
-
-fn occupancy(name: &str, hook: Hook) -> Finding {
-    let (level, found) = match (hook.mode, hook.program_id) {
-        (Mode::None, _) => (Level::Ok, "free".to_owned()),
-        (mode, Some(id)) => (
-            Level::Ok,
-            format!(
-                "program {id} is attached in {} mode (`bpftool prog show id {id}` names it)",
-                mode.label()
-            ),
-        ),
-        (mode, None) => (Level::Warning, format!("a program is attached in {} mode", mode.label())),
-    };
-    finding(&format!("hook.{name}"), level, found, "`ip -d link show` shows what is attached")
-}
-
-fn queues(name: &str, hook: Hook) -> Finding {
-    // sysfs counts the queues in use; where it shows another network namespace, the driver's own number must do.
-    let in_use = fs::read_dir(Path::new("/sys/class/net").join(name).join("queues")).map(|entries| {
-        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-")).count()
-    });
-    let count = in_use.unwrap_or(usize::try_from(hook.receive_queues).unwrap_or(usize::MAX));
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    finding(
-        &format!("queues.{name}"),
-        ok_if(count >= cpus || count == 0, Level::Warning),
-        format!("{count} receive queues for {cpus} CPUs"),
-        "a flood is handled by fewer CPUs than there are; `ethtool -L` sets the number of channels",
-    )
-}
-
-fn mtu(name: &str, hook: Hook) -> Finding {
-    finding(
-        &format!("mtu.{name}"),
-        ok_if(hook.mtu <= ONE_PAGE_MTU, Level::Warning),
-        format!("MTU {}", hook.mtu),
-        "frames above one page need a driver with multi-buffer XDP; if attaching fails, lower the MTU to 3498 or less",
-    )
-}
-
-fn offloads(name: &str) -> Finding {
-    let (level, found) = match crate::sys::large_receive_offload(name) {
-        Ok(Some(false)) => (Level::Ok, "large receive offload is off".to_owned()),
-        Ok(Some(true)) => (Level::Failure, "large receive offload is on".to_owned()),
-        Ok(None) => (Level::Ok, "the driver has no large receive offload to ask about".to_owned()),
-        Err(error) => (Level::Warning, format!("offloads cannot be read: {error}")),
-    };
-    finding(
-        &format!("offloads.{name}"),
-        level,
-        found,
-        "drivers refuse native XDP while it is on; `ethtool -K INTERFACE lro off`",
     )
 }

@@ -494,6 +494,17 @@ impl Shield {
         self.plan.interfaces.iter().map(|name| self.interface(name)).collect()
     }
 
+    /// What every configured interface is like now, whatever is attached to it; `None` for one that is not there.
+    pub fn places(&self) -> Vec<Option<Hook>> {
+        let place = |hook: Hook| Hook { mode: Mode::None, program_id: None, ..hook };
+        self.plan.interfaces.iter().map(|name| hook::read(name).ok().flatten().map(place)).collect()
+    }
+
+    /// Whether something that was attached is so no more.
+    pub fn has_lost(&self) -> bool {
+        self.attachments.keys().any(|name| !holds(name, self.program_id))
+    }
+
     fn interface(&self, name: &str) -> InterfaceState {
         let (hook, unread) = match hook::read(name) {
             Ok(hook) => (hook, None),
@@ -518,15 +529,18 @@ impl Shield {
 
 /// The attachment, if its hook still runs our program, and whether it was still pinned. `Err(None)`: the hook lost it.
 fn keep(attachment: Attachment, program_id: u32) -> Result<(Attachment, bool), Option<AttachError>> {
-    let holds = hook::read(attachment.interface())
-        .is_ok_and(|hook| hook.is_some_and(|hook| hook.program_id == Some(program_id)));
-    if !holds {
+    if !holds(attachment.interface(), program_id) {
         return Err(None);
     }
     if attachment.is_pinned() {
         return Ok((attachment, true));
     }
     attachment.pin_again().map(|attachment| (attachment, false)).map_err(Some)
+}
+
+/// Whether the hook of this interface runs this program.
+fn holds(interface: &str, program_id: u32) -> bool {
+    hook::read(interface).is_ok_and(|hook| hook.is_some_and(|hook| hook.program_id == Some(program_id)))
 }
 
 fn note_problem(problems: &mut BTreeMap<String, String>, name: &str, error: &AttachError) {

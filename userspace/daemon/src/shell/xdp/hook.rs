@@ -4,7 +4,7 @@ use std::io;
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+    link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 
@@ -49,6 +49,8 @@ pub struct Hook {
     pub mtu: u32,
     /// Receive queues that the driver allocated; it may use fewer.
     pub receive_queues: u32,
+    /// Whether it is set up.
+    pub is_up: bool,
 }
 
 /// Reads the hook of the interface called `name`; `None` if there is no such interface.
@@ -61,9 +63,11 @@ pub fn read(name: &str) -> io::Result<Option<Hook>> {
     };
     let mut question = LinkMessage::default();
     question.header.index = interface;
-    let mut hook = Hook { interface, mode: Mode::None, program_id: None, mtu: 0, receive_queues: 0 };
+    let mut hook =
+        Hook { interface, mode: Mode::None, program_id: None, mtu: 0, receive_queues: 0, is_up: false };
     crate::netlink::ask(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(question), false, |answer| {
         if let RouteNetlinkMessage::NewLink(link) = answer {
+            hook.is_up = link.header.flags.contains(LinkFlags::Up);
             for attribute in link.attributes {
                 if let LinkAttribute::Xdp(parts) = &attribute {
                     take(&mut hook, parts);
