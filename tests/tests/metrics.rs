@@ -109,6 +109,11 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.must(&["bypass", "off"]).unwrap();
     watch.becomes("tunica_shield_bypassed", 0.0);
 
+    watch.lab.must(&["panic"]).unwrap();
+    watch.becomes("tunica_attack_mode_active", 1.0);
+    watch.lab.must(&["panic", "off"]).unwrap();
+    watch.becomes("tunica_attack_mode_active", 0.0);
+
     // Bans, refusals, tables, ledger.
     let commits = watch.value("tunica_ledger_commits_total");
     watch.lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();

@@ -53,6 +53,20 @@ pub enum Request {
     },
     /// Attach the shield again.
     BypassOff {},
+    /// Lay stricter settings over the configured ones for a while.
+    PanicOn {
+        /// How long from now; the daemon refuses less than a minute and more than a day.
+        seconds: u64,
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// End that early.
+    PanicOff {
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
     /// What this host can do for the shield.
     Doctor {},
 }
@@ -75,7 +89,9 @@ impl Request {
             | Self::AllowRemove { .. }
             | Self::Reload {}
             | Self::BypassOn { .. }
-            | Self::BypassOff {} => false,
+            | Self::BypassOff {}
+            | Self::PanicOn { .. }
+            | Self::PanicOff { .. } => false,
         }
     }
 
@@ -96,6 +112,8 @@ impl Request {
             Self::Reload {} => "reload",
             Self::BypassOn { .. } => "bypass_on",
             Self::BypassOff {} => "bypass_off",
+            Self::PanicOn { .. } => "panic_on",
+            Self::PanicOff { .. } => "panic_off",
             Self::Doctor {} => "doctor",
         }
     }

@@ -74,6 +74,9 @@ pub struct Status {
     pub generation: u32,
     /// Set while the shield is bypassed.
     pub bypass: Option<Bypass>,
+    /// Set while `tunica panic` holds.
+    #[serde(default)]
+    pub attack_mode: Option<AttackMode>,
     /// One row for each configured interface.
     pub interfaces: Vec<Interface>,
     /// The program's identity.
@@ -100,6 +103,15 @@ pub struct Bypass {
     pub since: WallTime,
     /// The operator's reason.
     pub reason: String,
+}
+
+/// Since when and until when stricter settings lie over the configured ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttackMode {
+    /// Since when.
+    pub since: WallTime,
+    /// Until when, unless it is ended before.
+    pub expires: WallTime,
 }
 
 /// Attachment to one interface.

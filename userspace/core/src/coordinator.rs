@@ -21,12 +21,13 @@ use tunica_common::verdict::Action;
 
 use crate::{
     armed::{ArmedPort, ArmedPorts},
+    attack_mode,
     ban_ladder::{Ladder, Memory},
     defence::{Defence, DefenceState, Defences, Totals},
     desired::{self, Desired},
     evidence::Forgeable,
     id::{BanTarget, PacketSource, Prefix},
-    ledger::{self, AllowFact, BanFact, Command, Ledger, Rejection},
+    ledger::{self, AllowFact, AttackModeFact, BanFact, Command, Ledger, Rejection},
     limits::{CookieState, HostFacts, Settings},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
@@ -38,6 +39,9 @@ use crate::{
 /// Every decision of `tunicad`, in memory.
 #[derive(Debug)]
 pub struct Coordinator {
+    /// What the configuration says.
+    configured: Settings,
+    /// What is in force: the same, unless attack mode lies over it.
     settings: Settings,
     ledger: Ledger,
     in_force: InForce,
@@ -77,6 +81,18 @@ pub enum Event {
     },
     /// An operator wants the shield attached again.
     BypassOff,
+    /// An operator wants attack mode, or another end of it.
+    AttackModeOn {
+        /// How long from now, from [`attack_mode::SHORTEST`] to [`attack_mode::LONGEST`].
+        length: Duration,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// An operator wants attack mode to end.
+    AttackModeOff {
+        /// Only say what would change.
+        dry_run: bool,
+    },
     /// Sampled packets arrived.
     Samples(Vec<Forgeable>),
     /// The kernel's counters were read. The first reading is the base line, so read once before attaching.
@@ -207,6 +223,7 @@ impl Coordinator {
         for (source, memory) in &ledger.memories {
             in_force.set_memory(*source, *memory, &settings.ladder, now);
         }
+        in_force.set_attack_mode(ledger.attack_mode, now);
         let mut coordinator = Self {
             never_ban: NeverBan::new(settings.tor_keep),
             sources: TopSources::new(now.wall),
@@ -214,10 +231,12 @@ impl Coordinator {
             armed: ArmedPorts::default(),
             drop_log: DropLog::default(),
             refused_bans: 0,
+            configured: settings.clone(),
             settings,
             ledger,
             in_force,
         };
+        coordinator.settle(now);
         coordinator.refresh(now);
         coordinator
     }
@@ -243,6 +262,10 @@ impl Coordinator {
             }
             Event::BypassOn { reason } => operator::answer(&self.plan_bypass_on(reason, now), false),
             Event::BypassOff => operator::answer(&self.plan_bypass_off(), false),
+            Event::AttackModeOn { length, dry_run } => {
+                operator::answer(&self.plan_attack_mode_on(length, now), dry_run)
+            }
+            Event::AttackModeOff { dry_run } => operator::answer(&self.plan_attack_mode_off(), dry_run),
             Event::Samples(samples) => {
                 let notices = samples.iter().filter_map(|sample| self.sampled(sample, now)).collect();
                 Outcome { notices, ..Outcome::default() }
@@ -301,9 +324,11 @@ impl Coordinator {
             Command::SetNetBan { .. } | Command::LiftNetBan { .. } => false,
             Command::SetAllow { .. } | Command::LiftAllow { .. } => false,
             Command::SetBypass { .. } | Command::ClearBypass => false,
+            Command::SetAttackMode { .. } | Command::ClearAttackMode => false,
             Command::SetSyncookies { .. } | Command::ClearSyncookies => true,
         };
         if !commands.iter().all(needs_no_refresh) {
+            self.settle(now);
             self.refresh(now);
         }
         result.map(|()| notices)
@@ -315,6 +340,12 @@ impl Coordinator {
         if self.never_ban.age_out(now.mono) {
             self.refresh(now);
         }
+        let is_attack_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
+        if is_attack_over {
+            // Whether or not its end can be made durable.
+            self.settle(now);
+            self.refresh(now);
+        }
         let ended = self.in_force.ban_ends.due(now.mono).map(BanTarget::Source);
         let mut bans: Vec<BanTarget> =
             ended.chain(self.in_force.net_ends.due(now.mono).map(BanTarget::Range)).collect();
@@ -322,6 +353,7 @@ impl Coordinator {
         let mut commands = lifts(bans);
         commands.extend(self.in_force.allow_ends.due(now.mono).map(|prefix| Command::LiftAllow { prefix }));
         commands.extend(self.in_force.forgets.due(now.mono).map(|source| Command::ForgetMemory { source }));
+        commands.extend(is_attack_over.then_some(Command::ClearAttackMode));
         Outcome { commands, notices: self.defences.advance(now.mono), ..Outcome::default() }
     }
 
@@ -346,6 +378,7 @@ impl Coordinator {
             self.in_force.net_ends.first().map(|(at, _)| at),
             self.in_force.allow_ends.first().map(|(at, _)| at),
             self.in_force.forgets.first().map(|(at, _)| at),
+            self.in_force.attack_mode_ends,
             self.never_ban.next_deadline(),
             self.defences.next_deadline(),
         ];
@@ -365,6 +398,11 @@ impl Coordinator {
     /// The settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The settings that the configuration asks for, which attack mode may lie over.
+    pub fn configured(&self) -> &Settings {
+        &self.configured
     }
 
     /// Every defence and its state.
@@ -426,7 +464,10 @@ impl Coordinator {
 
     /// What the settings need in the ledger. Whatever else they make due comes with the next [`Self::advance`].
     fn plan_reload(&self, settings: Box<Settings>) -> Outcome {
-        let mut changes = settings.changes_from(&self.settings);
+        let mut changes = settings.changes_from(&self.configured);
+        if let Some(fact) = &self.ledger.attack_mode {
+            changes.push(format!("attack mode goes on over them, until {}", fact.expires));
+        }
         let commands = lifts(self.protected_bans(&settings.config_allow));
         if !commands.is_empty() {
             changes.push(format!("bans lifted because they must not be: {}", commands.len()));
@@ -442,11 +483,19 @@ impl Coordinator {
     /// Puts the settings of an outcome in force, once its commands are durable and before they are committed.
     pub fn adopt(&mut self, settings: Settings, now: Now) {
         self.never_ban.set_keep(settings.tor_keep);
-        self.settings = settings;
+        self.configured = settings;
+        self.settle(now);
         for (source, memory) in &self.ledger.memories {
             self.in_force.set_memory(*source, *memory, &self.settings.ladder, now);
         }
         self.refresh(now);
+    }
+
+    /// Recomputes the settings in force.
+    fn settle(&mut self, now: Now) {
+        let is_attack_mode = self.in_force.attack_mode_ends.is_some_and(|at| now.mono < at);
+        self.settings =
+            if is_attack_mode { attack_mode::overlay(&self.configured) } else { self.configured.clone() };
     }
 
     /// Recomputes everything in force but the bans of sources, which are too many.
@@ -494,6 +543,13 @@ impl Coordinator {
             Command::SetMemory { .. } | Command::ForgetMemory { .. } => None,
             Command::SetBypass { .. } => Some(Notice::BypassOn),
             Command::ClearBypass => Some(Notice::BypassOff),
+            Command::SetAttackMode { fact } => {
+                Some(Notice::AttackModeOn { length: fact.expires.since(now.wall) })
+            }
+            Command::ClearAttackMode => {
+                let is_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
+                Some(Notice::AttackModeOff { is_over })
+            }
             Command::SetSyncookies { .. } => Some(Notice::Syncookies { is_switched: true }),
             Command::ClearSyncookies => Some(Notice::Syncookies { is_switched: false }),
         }
@@ -546,6 +602,8 @@ struct InForce {
     allow_ends: Timetable<Prefix>,
     /// When each memory of the ladder says nothing any more.
     forgets: Timetable<PacketSource>,
+    /// When attack mode ends; `None` while it is not in force.
+    attack_mode_ends: Option<Monotime>,
 }
 
 impl InForce {
@@ -569,6 +627,8 @@ impl InForce {
                 self.forgets.set(*source, None);
             }
             Command::SetBypass { .. } | Command::ClearBypass => {}
+            Command::SetAttackMode { fact } => self.set_attack_mode(Some(*fact), now),
+            Command::ClearAttackMode => self.set_attack_mode(None, now),
             Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
         }
     }
@@ -586,6 +646,10 @@ impl InForce {
 
     fn set_allow(&mut self, prefix: Prefix, fact: &AllowFact, now: Now) {
         self.allow_ends.set(prefix, desired::ends_at(fact.since, fact.expires, now));
+    }
+
+    fn set_attack_mode(&mut self, fact: Option<AttackModeFact>, now: Now) {
+        self.attack_mode_ends = fact.and_then(|fact| desired::ends_at(fact.since, Some(fact.expires), now));
     }
 
     fn set_memory(&mut self, source: PacketSource, memory: Memory, ladder: &Ladder, now: Now) {

@@ -31,6 +31,9 @@ pub struct Ledger {
     pub memories: BTreeMap<PacketSource, Memory>,
     /// Set while the shield is bypassed.
     pub bypass: Option<BypassFact>,
+    /// Set while attack mode lies over the configured settings.
+    #[serde(default)]
+    pub attack_mode: Option<AttackModeFact>,
     /// What `net.ipv4.tcp_syncookies` was before the daemon set it to 2; set while it is to be put back.
     pub syncookies_before: Option<u32>,
     /// The number that the next ban or allow entry gets; from 1, because 0 means "no ledger fact" in kernel tables.
@@ -94,6 +97,15 @@ pub struct BypassFact {
     pub reason: String,
 }
 
+/// Since when and until when attack mode holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttackModeFact {
+    /// Since when.
+    pub since: WallTime,
+    /// Until when.
+    pub expires: WallTime,
+}
+
 /// A change of the ledger. `Set…` replaces what stands under the same key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
@@ -153,6 +165,13 @@ pub enum Command {
     },
     /// End the bypass.
     ClearBypass,
+    /// Begin attack mode, or move its end.
+    SetAttackMode {
+        /// Since when and until when.
+        fact: AttackModeFact,
+    },
+    /// End attack mode.
+    ClearAttackMode,
     /// Remember what `net.ipv4.tcp_syncookies` is, before it is set to 2.
     SetSyncookies {
         /// What it is.
@@ -191,6 +210,9 @@ pub enum Rejection {
     /// No bypass is in force.
     #[error("the shield is not bypassed")]
     NotBypassed,
+    /// Attack mode is not in force.
+    #[error("attack mode is not in force")]
+    NoAttackMode,
     /// An earlier value of the sysctl is remembered, or none is.
     #[error("what tcp_syncookies was is already remembered, or already forgotten")]
     Syncookies,
@@ -237,6 +259,12 @@ pub fn apply(ledger: &mut Ledger, command: &Command) -> Result<(), Rejection> {
         }
         Command::ClearBypass => {
             ledger.bypass.take().ok_or(Rejection::NotBypassed)?;
+        }
+        Command::SetAttackMode { fact } => {
+            ledger.attack_mode = Some(*fact);
+        }
+        Command::ClearAttackMode => {
+            ledger.attack_mode.take().ok_or(Rejection::NoAttackMode)?;
         }
         Command::SetSyncookies { before } => {
             if ledger.syncookies_before.is_some() {
@@ -289,6 +317,7 @@ impl Default for Ledger {
             allows: BTreeMap::new(),
             memories: BTreeMap::new(),
             bypass: None,
+            attack_mode: None,
             syncookies_before: None,
             next_id: 1,
         }
@@ -349,6 +378,10 @@ mod tests {
         format!("203.0.{host}.0/24").parse().unwrap()
     }
 
+    fn attack_mode(end: u64) -> AttackModeFact {
+        AttackModeFact { since: WallTime(1), expires: WallTime(end) }
+    }
+
     fn command() -> impl Strategy<Value = Command> {
         let host = 0u8..4;
         prop_oneof![
@@ -370,6 +403,8 @@ mod tests {
             host.prop_map(|host| Command::ForgetMemory { source: source(host) }),
             Just(Command::SetBypass { fact: BypassFact { since: WallTime(7), reason: "test".into() } }),
             Just(Command::ClearBypass),
+            (1u64..9).prop_map(|end| Command::SetAttackMode { fact: attack_mode(end) }),
+            Just(Command::ClearAttackMode),
             (0u32..3).prop_map(|before| Command::SetSyncookies { before }),
             Just(Command::ClearSyncookies),
         ]
@@ -399,6 +434,7 @@ mod tests {
             (vec![], Command::ForgetMemory { source: who }, Rejection::NoSuchMemory),
             (vec![bypass.clone()], bypass, Rejection::AlreadyBypassed),
             (vec![], Command::ClearBypass, Rejection::NotBypassed),
+            (vec![], Command::ClearAttackMode, Rejection::NoAttackMode),
             (
                 vec![Command::SetSyncookies { before: 1 }],
                 Command::SetSyncookies { before: 2 },

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod armed;
+pub mod attack_mode;
 pub mod ban_ladder;
 pub mod coordinator;
 pub mod defence;

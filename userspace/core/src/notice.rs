@@ -87,6 +87,16 @@ pub enum Notice {
     BypassOn,
     /// The shield is to be attached again.
     BypassOff,
+    /// Attack mode lies over the configured settings, or its end was moved.
+    AttackModeOn {
+        /// How long.
+        length: Duration,
+    },
+    /// Attack mode ended: the configured settings are in force.
+    AttackModeOff {
+        /// Whether it ended by itself.
+        is_over: bool,
+    },
     /// Whether ports over their budget can answer with cookies has changed.
     Cookies {
         /// How it is now.
@@ -174,6 +184,9 @@ kinds! {
     AllowExpired, "allow_expired", Info, "An entry of the allow list ended by itself.";
     BypassOn, "bypass_on", Warn, "The shield inspects nothing until `tunica bypass off`.";
     BypassOff, "bypass_off", Warn, "The bypass ended; the shield is attached again.";
+    AttackModeOn, "attack_mode_on", Warn,
+        "`tunica panic` laid stricter settings over the configured ones; they end by themselves or with `tunica panic off`.";
+    AttackModeOff, "attack_mode_off", Warn, "Attack mode ended; the configured settings are in force again.";
     Cookies, "cookies", Warn,
         "Whether ports over their SYN budget can answer with cookies has changed; `tunica status` says why not.";
     PortArmed, "port_armed", Warn,
@@ -212,6 +225,8 @@ impl Notice {
             | Self::AllowExpired { prefix, .. } => Some(*prefix),
             Self::BypassOn
             | Self::BypassOff
+            | Self::AttackModeOn { .. }
+            | Self::AttackModeOff { .. }
             | Self::Cookies { .. }
             | Self::PortArmed { .. }
             | Self::Syncookies { .. }
@@ -239,6 +254,9 @@ impl fmt::Display for Notice {
             Self::AllowExpired { id, .. } => write!(out, "allow entry {id} expired"),
             Self::BypassOn => out.write_str("the shield is bypassed: nothing is inspected"),
             Self::BypassOff => out.write_str("the bypass ended"),
+            Self::AttackModeOn { length } => write!(out, "attack mode is in force {}", span(Some(*length))),
+            Self::AttackModeOff { is_over: true } => out.write_str("attack mode ended by itself"),
+            Self::AttackModeOff { is_over: false } => out.write_str("an operator ended attack mode"),
             Self::Cookies { state } => match state.advice() {
                 Some(advice) => out.write_str(&advice),
                 None => write!(out, "answers with cookies: {}", state.label()),
@@ -315,6 +333,8 @@ mod tests {
             Notice::AllowExpired { prefix, id },
             Notice::BypassOn,
             Notice::BypassOff,
+            Notice::AttackModeOn { length: Duration::from_secs(60) },
+            Notice::AttackModeOff { is_over: true },
             Notice::Cookies { state: CookieState::Refused },
             Notice::PortArmed { port: 443, is_armed: true },
             Notice::Syncookies { is_switched: true },

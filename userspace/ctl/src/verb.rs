@@ -9,6 +9,7 @@ mod doctor;
 mod explain;
 mod init;
 mod length;
+mod panic;
 mod policy;
 mod reload;
 mod sources;
@@ -56,6 +57,8 @@ pub(crate) enum Verb {
     /// Detach the shield for a while, or attach it again
     #[command(subcommand)]
     Bypass(bypass::Bypass),
+    /// Lay stricter limits over the configured ones for a while: attack mode
+    Panic(panic::Panic),
     /// Say what this host can do for the shield; needs no daemon
     Doctor,
 }
@@ -79,6 +82,7 @@ impl Verb {
             Self::Diff => ask(global, &diff::request()),
             Self::Reload => ask(global, &reload::request()),
             Self::Bypass(verb) => ask(global, &verb.request()),
+            Self::Panic(verb) => ask(global, &verb.request()?),
             Self::Doctor => doctor::run(global),
         }
     }

@@ -85,6 +85,7 @@ impl Reach {
             Event::Host(_) => Self::Bans(Vec::new()),
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
             Event::BypassOn { .. } | Event::BypassOff => Self::Nothing,
+            Event::AttackModeOn { .. } | Event::AttackModeOff { .. } => Self::Nothing,
             Event::TorPeers(_) | Event::OwnAddresses(_) | Event::Reloaded(_) => Self::Everything,
         }
     }
@@ -104,6 +105,7 @@ impl Reach {
                 Command::SetNetBan { .. } | Command::LiftNetBan { .. } => return Self::Everything,
                 Command::SetAllow { .. } | Command::LiftAllow { .. } => return Self::Everything,
                 Command::SetBypass { .. } | Command::ClearBypass => return Self::Everything,
+                Command::SetAttackMode { .. } | Command::ClearAttackMode => return Self::Everything,
                 Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
             }
         }
@@ -482,6 +484,13 @@ impl App {
             Request::AllowRemove { prefix, dry_run } => self.decide(Event::Disallow { prefix, dry_run }),
             Request::BypassOn { reason } => self.bypass(Event::BypassOn { reason }),
             Request::BypassOff {} => self.bypass(Event::BypassOff),
+            Request::PanicOn { seconds, dry_run } => {
+                let length = Duration::from_secs(seconds);
+                self.decide_though_unkept(Event::AttackModeOn { length, dry_run }, "end attack mode")
+            }
+            Request::PanicOff { dry_run } => {
+                self.decide_though_unkept(Event::AttackModeOff { dry_run }, "bring attack mode back")
+            }
             Request::Reload {} => self.reload(),
         }
     }
@@ -518,16 +527,30 @@ impl App {
         if begins {
             self.shield.follow(false);
         }
+        let then = if begins { "end the bypass" } else { "bring the bypass back" };
+        self.keep_if_possible(&mut outcome, then);
+        let result = self.take_in(outcome, reach, now);
+        self.shield.follow(self.coordinator.desired().attached);
+        answer_of(result)
+    }
+
+    /// What is done even if it cannot be made durable: a full disk is part of many attacks.
+    fn decide_though_unkept(&mut self, event: Event, restart_would: &str) -> Answer {
+        let now = self.now();
+        let reach = Reach::of(&event);
+        let mut outcome = self.coordinator.handle(event, now);
+        self.keep_if_possible(&mut outcome, restart_would);
+        answer_of(self.take_in(outcome, reach, now))
+    }
+
+    /// Makes an outcome durable, or has its answer say what a restart would do because it is not.
+    fn keep_if_possible(&mut self, outcome: &mut Outcome, restart_would: &str) {
         if let Err(error) = self.keep(&outcome.commands) {
-            let then = if begins { "end the bypass" } else { "bring the bypass back" };
-            let text = self.ledger_trouble(format!("a restart of tunicad would {then}: {error}"));
+            let text = self.ledger_trouble(format!("a restart of tunicad would {restart_would}: {error}"));
             if let Some(Reply::Done { changes, .. }) = &mut outcome.reply {
                 changes.push(text);
             }
         }
-        let result = self.take_in(outcome, reach, now);
-        self.shield.follow(self.coordinator.desired().attached);
-        answer_of(result)
     }
 
     fn status(&self) -> Answer {
@@ -700,6 +723,7 @@ impl App {
         metrics.set_program_matches(views::program_matches(&interfaces));
         metrics.set_generation(self.shield.tables().policy().map_or(0, |policy| policy.generation));
         metrics.set_bypassed(self.coordinator.ledger().bypass.is_some());
+        metrics.set_attack_mode(self.coordinator.ledger().attack_mode.is_some());
         for table in views::tables(&self.coordinator) {
             metrics.set_table(&table.name, table.used, table.capacity);
         }

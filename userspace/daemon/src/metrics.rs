@@ -104,6 +104,8 @@ metrics! {
         "Number of the policy in force; every change adds 1.";
     bypassed: IntGauge, "tunica_shield_bypassed", [],
         "1 while an operator has the shield detached, else 0.";
+    attack_mode: IntGauge, "tunica_attack_mode_active", [],
+        "1 while `tunica panic` has stricter settings in force than the configured ones, else 0.";
     used: IntGaugeVec, "tunica_table_used", ["table"],
         "Rows in use of a kernel table.";
     capacity: IntGaugeVec, "tunica_table_capacity", ["table"],
@@ -282,6 +284,11 @@ impl Metrics {
     /// Shows whether an operator has the shield detached.
     pub fn set_bypassed(&self, is_bypassed: bool) {
         self.families.bypassed.set(i64::from(is_bypassed));
+    }
+
+    /// Shows whether attack mode is in force.
+    pub fn set_attack_mode(&self, is_in_force: bool) {
+        self.families.attack_mode.set(i64::from(is_in_force));
     }
 
     /// Shows how full one of [`TABLES`] is, in rows. Other tables are not shown.
@@ -626,6 +633,7 @@ mod tests {
             ("tunica_shield_program_matches", 1.0, Box::new(|it| it.set_program_matches(true))),
             ("tunica_shield_policy_generation", 9.0, Box::new(|it| it.set_generation(9))),
             ("tunica_shield_bypassed", 1.0, Box::new(|it| it.set_bypassed(true))),
+            ("tunica_attack_mode_active", 1.0, Box::new(|it| it.set_attack_mode(true))),
             ("tunica_table_used{table=\"bans\"}", 3.0, Box::new(|it| it.set_table("bans", 3, 8))),
             ("tunica_table_used{table=\"cidrs\"}", 2.0, Box::new(|it| it.set_table("cidrs", 2, 8))),
             ("tunica_table_capacity{table=\"bans\"}", 8.0, Box::new(|it| it.set_table("bans", 3, 8))),

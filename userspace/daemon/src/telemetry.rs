@@ -139,7 +139,7 @@ messages! {
     "drift_repaired", "warn", "The kernel's state was not what it should be and was repaired; look who else changes it.";
     "reconcile_failed", "error", "The kernel's state could not be brought to what it should be; it is tried again every 30 s.";
     "own_addresses_unread", "warn", "The host's own addresses could not be read; those known before stay in force.";
-    "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass, was not made; see to the disk.";
+    "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass or attack mode, was not made; see to the disk.";
     "ledger_damaged", "error", "The ledger could not be read and was set aside; bans and allow entries made before are not in force.";
     "config_reloaded", "info", "The configuration file was read again and is in force.";
     "config_refused", "error", "The configuration file was read again and has faults; the one before stays in force.";

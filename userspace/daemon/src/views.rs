@@ -3,8 +3,9 @@
 use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
-    Allow, Allows, ArmedPort, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence, Differences,
-    Done, Heartbeat, Interface, NeverBan, Program, Refused, RefusedCode, Source, Sources, Status, Table,
+    Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
+    Differences, Done, Heartbeat, Interface, NeverBan, Program, Refused, RefusedCode, Source, Sources,
+    Status, Table,
 };
 use tunica_common::{
     event::tally_slot,
@@ -131,6 +132,8 @@ pub fn differences(
         | Command::LiftAllow { .. }
         | Command::SetBypass { .. }
         | Command::ClearBypass
+        | Command::SetAttackMode { .. }
+        | Command::ClearAttackMode
         | Command::SetSyncookies { .. }
         | Command::ClearSyncookies => None,
     });
@@ -264,6 +267,10 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
             .bypass
             .as_ref()
             .map(|fact| Bypass { since: fact.since, reason: fact.reason.clone() }),
+        attack_mode: coordinator
+            .ledger()
+            .attack_mode
+            .map(|fact| AttackMode { since: fact.since, expires: fact.expires }),
         program: Program {
             object_sha256: object::object_sha256(),
             expected_tag: tag(shield.tag()),

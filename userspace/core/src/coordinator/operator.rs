@@ -9,9 +9,10 @@ use super::{
     Reply, SHORTEST, WIDEST_V4, WIDEST_V6, lift,
 };
 use crate::{
+    attack_mode,
     evidence::Offence,
     id::{BanTarget, PacketSource, Prefix},
-    ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact, Command},
+    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, Command},
     limits::{Mode, Settings},
     never_ban::Protection,
     notice::span,
@@ -94,6 +95,13 @@ pub(super) enum Refusal {
         "the shield is not bypassed, so there is nothing to end; `tunica status` shows whether it is attached"
     )]
     NotBypassed,
+    #[error(
+        "{} s is no length of attack mode, so nothing was changed; give {} to {} s, and put limits that are right for longer into the configuration",
+        .0.as_secs(), attack_mode::SHORTEST.as_secs(), attack_mode::LONGEST.as_secs()
+    )]
+    BadAttackModeLength(Duration),
+    #[error("attack mode is not in force, so there is nothing to end; `tunica status` shows what is")]
+    NoAttackMode,
 }
 
 impl Refusal {
@@ -104,7 +112,8 @@ impl Refusal {
             | Self::NotAllowed(_)
             | Self::AllowedByConfig(_)
             | Self::AllowedByTor(_)
-            | Self::NotBypassed => RefusedCode::NotFound,
+            | Self::NotBypassed
+            | Self::NoAttackMode => RefusedCode::NotFound,
             Self::BansFull(_) | Self::NetsFull(_) | Self::AllowsFull(_) | Self::IdsExhausted => {
                 RefusedCode::Full
             }
@@ -115,6 +124,7 @@ impl Refusal {
             | Self::RangeNeedsLength(_)
             | Self::TooWide(_)
             | Self::BanReachesIntoIpv4(_)
+            | Self::BadAttackModeLength(_)
             | Self::ReachesIntoIpv4(_)
             | Self::AlreadyBypassed(_) => RefusedCode::Invalid,
         }
@@ -307,6 +317,42 @@ impl Coordinator {
             commands: vec![Command::ClearBypass],
             changes: vec!["the shield is attached again".into()],
             undo: Some(format!("tunica bypass on --reason {}", quoted(&bypass.reason))),
+        })
+    }
+
+    pub(super) fn plan_attack_mode_on(&self, length: Duration, now: Now) -> Result<Plan, Refusal> {
+        if !(attack_mode::SHORTEST..=attack_mode::LONGEST).contains(&length) {
+            return Err(Refusal::BadAttackModeLength(length));
+        }
+        let before = self.ledger.attack_mode;
+        let expires = now.wall.after(length);
+        let since = before.map_or(now.wall, |fact| fact.since);
+        let fact = AttackModeFact { since, expires };
+        let mut changes = attack_mode::changes(&self.configured);
+        changes.push("allow list, bans, port rules and lockdown stay as they are".into());
+        changes.push(match before {
+            None => format!("this ends by itself after {} s, at {expires}", length.as_secs()),
+            Some(before) => {
+                format!("this is in force already, and now ends at {expires} instead of {}", before.expires)
+            }
+        });
+        if self.ledger.bypass.is_some() {
+            changes.push("the shield is bypassed, so nothing is dropped until `tunica bypass off`".into());
+        }
+        let commands = vec![Command::SetAttackMode { fact }];
+        Ok(Plan { commands, changes, undo: Some("tunica panic off".into()) })
+    }
+
+    pub(super) fn plan_attack_mode_off(&self) -> Result<Plan, Refusal> {
+        let fact = self.ledger.attack_mode.ok_or(Refusal::NoAttackMode)?;
+        let mode = self.configured.mode.label();
+        Ok(Plan {
+            commands: vec![Command::ClearAttackMode],
+            changes: vec![format!(
+                "attack mode, in force since {}, ended; the configured settings are in force, mode `{mode}`",
+                fact.since
+            )],
+            undo: Some("tunica panic".into()),
         })
     }
 

@@ -78,7 +78,8 @@ impl World {
 
     /// The daemon dies and starts again from its file; the kernel keeps its tables.
     fn restart(&mut self) {
-        self.coordinator = Coordinator::new(self.coordinator.settings().clone(), self.file.clone(), self.now);
+        self.coordinator =
+            Coordinator::new(self.coordinator.configured().clone(), self.file.clone(), self.now);
         self.advance();
     }
 
@@ -577,6 +578,63 @@ fn a_bypass_detaches_until_it_ends() {
     assert_eq!(undo.as_deref(), Some(r"tunica bypass on --reason 'it'\''s a test'"));
     assert!(world.coordinator.desired().attached);
     assert_eq!(world.names(), ["bypass_on", "ban_set", "bypass_off"]);
+}
+
+#[test]
+fn attack_mode_tightens_for_a_while_and_ends_by_itself() {
+    let observing = || Settings { mode: Mode::Observe, ..settings() };
+    let mut world = World::new(observing());
+    let on = |seconds, dry_run| Event::AttackModeOn { length: Duration::from_secs(seconds), dry_run };
+    for seconds in [0, 59, 86_401] {
+        assert_eq!(refused(world.event(on(seconds, false))).0, RefusedCode::Invalid);
+    }
+    assert_eq!(refused(world.event(Event::AttackModeOff { dry_run: false })).0, RefusedCode::NotFound);
+    let told = world.event(on(3_600, true));
+    assert!(matches!(&told, Some(Reply::Done { dry_run: true, .. })), "{told:?}");
+    assert_eq!(world.coordinator.settings(), &observing());
+
+    let (changes, undo) = done(world.event(on(3_600, false)));
+    assert_eq!(undo.as_deref(), Some("tunica panic off"));
+    assert!(changes.iter().any(|change| change.starts_with("the mode is `enforce` instead of `observe`")));
+    assert_eq!(world.coordinator.settings(), &attack_mode::overlay(&observing()));
+    assert_eq!(world.coordinator.configured(), &observing());
+    world.pass(3_599);
+    assert_eq!(world.coordinator.settings().mode, Mode::Enforce);
+    // It survives a restart, follows a reload, and ends on time all the same.
+    world.restart();
+    assert_eq!(world.coordinator.settings().mode, Mode::Enforce);
+    let slower = Settings { syn: tunica_common::gcra::Limit::new(4, 8), ..observing() };
+    let (changes, _) = done(world.event(Event::Reloaded(Box::new(slower.clone()))));
+    assert!(changes.iter().any(|change| change.starts_with("attack mode goes on over them")), "{changes:?}");
+    assert_eq!(world.coordinator.settings(), &attack_mode::overlay(&slower));
+    world.pass(1);
+    assert_eq!(world.coordinator.settings(), &slower);
+    assert_eq!(world.file.attack_mode, None);
+    assert_eq!(world.names(), ["attack_mode_on", "attack_mode_off"]);
+
+    // Its end can be moved, and brought about.
+    done(world.event(on(60, false)));
+    world.pass(59);
+    done(world.event(on(600, false)));
+    world.pass(500);
+    assert_eq!(world.coordinator.settings().mode, Mode::Enforce);
+    done(world.event(Event::AttackModeOff { dry_run: false }));
+    assert_eq!(world.coordinator.settings(), &slower);
+}
+
+#[test]
+fn attack_mode_ends_even_where_its_end_cannot_be_kept() {
+    let mut world = World::new(Settings { mode: Mode::Observe, ..settings() });
+    world.event(Event::AttackModeOn { length: Duration::from_secs(60), dry_run: false });
+    world.now.mono = world.now.mono.after(Duration::from_secs(60));
+    let outcome = world.coordinator.advance(world.now);
+    assert_eq!(outcome.commands, [Command::ClearAttackMode]);
+    assert_eq!(world.coordinator.settings().mode, Mode::Observe);
+    // It comes again until it is kept.
+    assert!(world.coordinator.next_deadline().is_some_and(|at| at <= world.now.mono));
+    let again = world.coordinator.advance(world.now);
+    world.carry_out(again);
+    assert_eq!((world.file.attack_mode, world.coordinator.next_deadline()), (None, None));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `status`: its first line answers whether the host is protected.
 
-use tunica_api::view::{ArmedPort, Cookies, Defence, Interface, Program, Status, Table};
+use tunica_api::view::{ArmedPort, AttackMode, Cookies, Defence, Interface, Program, Status, Table};
 
 use super::text::{Align, count, duration, table, wrap};
 use crate::verb::status::{is_attached_as_requested, is_stale};
@@ -8,6 +8,14 @@ use crate::verb::status::{is_attached_as_requested, is_stale};
 /// The state of every defence.
 pub(crate) fn status(view: &Status) -> String {
     let mut out = wrap("", "  ", &headline(view));
+
+    if let Some(attack_mode) = &view.attack_mode {
+        let AttackMode { since, expires } = attack_mode;
+        let text = format!(
+            "ATTACK MODE since {since}: stricter than configured until {expires}; `tunica panic off` ends it"
+        );
+        out.push_str(&wrap("", "  ", &text));
+    }
 
     out.push('\n');
     out.push_str(&interfaces(&view.interfaces));

@@ -12,7 +12,7 @@ use redb::ReadableDatabase;
 use tunica_core::{
     ban_ladder::Memory,
     id::{PacketSource, Prefix},
-    ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact},
+    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact},
 };
 
 use super::*;
@@ -282,6 +282,10 @@ fn command() -> impl Strategy<Value = Command> {
         host.prop_map(|host| Command::ForgetMemory { source: source(host) }),
         Just(Command::SetBypass { fact: BypassFact { since: NOW, reason: String::new() } }),
         Just(Command::ClearBypass),
+        (0u64..9).prop_map(|end| Command::SetAttackMode {
+            fact: AttackModeFact { since: NOW, expires: WallTime(end) }
+        }),
+        Just(Command::ClearAttackMode),
     ]
 }
 

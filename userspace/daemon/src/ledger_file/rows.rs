@@ -25,6 +25,7 @@ const SINGLES: Rows = TableDefinition::new("singles");
 
 const KEY_SCHEMA: &str = "schema";
 const KEY_BYPASS: &str = "bypass";
+const KEY_ATTACK_MODE: &str = "attack_mode";
 const KEY_NEXT_ID: &str = "next_id";
 const KEY_SYNCOOKIES: &str = "syncookies_before";
 
@@ -114,6 +115,7 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
         allows: load_table(&transaction.open_table(ALLOWS)?, ALLOWS)?,
         memories: load_table(&transaction.open_table(MEMORIES)?, MEMORIES)?,
         bypass: get(&singles, SINGLES, KEY_BYPASS)?,
+        attack_mode: get(&singles, SINGLES, KEY_ATTACK_MODE)?,
         syncookies_before: get(&singles, SINGLES, KEY_SYNCOOKIES)?,
         next_id: get(&singles, SINGLES, KEY_NEXT_ID)?
             .ok_or_else(|| LoadError::Damaged("no row `next_id` in table `singles`".to_owned()))?,
@@ -125,17 +127,20 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
 /// # Errors
 /// When the database cannot be written.
 pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) -> Result<(), redb::Error> {
-    let Ledger { bans, nets, allows, memories, bypass, syncookies_before, next_id } = after;
+    let Ledger { bans, nets, allows, memories, bypass, attack_mode, syncookies_before, next_id } = after;
     let transaction = begin(database)?;
     write_table(&transaction, BANS, &before.bans, bans)?;
     write_table(&transaction, NETS, &before.nets, nets)?;
     write_table(&transaction, ALLOWS, &before.allows, allows)?;
     write_table(&transaction, MEMORIES, &before.memories, memories)?;
-    let singles = |ledger: &Ledger| (ledger.next_id, ledger.bypass.clone(), ledger.syncookies_before);
+    let singles = |ledger: &Ledger| {
+        (ledger.next_id, ledger.bypass.clone(), ledger.attack_mode, ledger.syncookies_before)
+    };
     if singles(before) != singles(after) {
         let mut table = transaction.open_table(SINGLES)?;
         put(&mut table, KEY_NEXT_ID, next_id)?;
         put_or_remove(&mut table, KEY_BYPASS, bypass.as_ref())?;
+        put_or_remove(&mut table, KEY_ATTACK_MODE, attack_mode.as_ref())?;
         put_or_remove(&mut table, KEY_SYNCOOKIES, syncookies_before.as_ref())?;
     }
     transaction.commit()?;
