@@ -82,6 +82,8 @@ fn every_metric_moves_by_its_cause() {
     watch.becomes("tunica_shield_mode{mode=\"observe\"}", 1.0);
     watch.lab.send(&null, 5).unwrap();
     watch.becomes("tunica_shield_packets_total{action=\"would_drop\",verdict=\"null_flags\"}", 5.0);
+    watch.becomes("tunica_incidents_total", 1.0);
+    watch.becomes("tunica_incident_active", 1.0);
     let generation = watch.value("tunica_shield_policy_generation");
     configure(&watch.lab, "enforce");
     watch.lab.must(&["reload"]).unwrap();

@@ -73,3 +73,41 @@ fn attack_mode_drops_at_once_survives_a_kill_and_ends() {
         assert_eq!(lab.tunica(&["panic", "--for", span]).unwrap().code, Some(code), "{span}");
     }
 }
+
+#[test]
+fn an_attack_becomes_an_incident_that_a_kill_does_not_lose() {
+    let mut lab = Lab::new("incident").unwrap();
+    lab.configure("mode = \"enforce\"", "").unwrap();
+    lab.start().unwrap();
+    assert!(lab.must(&["incident", "list"]).unwrap().contains("No defence has spoken"));
+    assert_eq!(lab.tunica(&["incident", "show", "1"]).unwrap().code, Some(4));
+    assert_eq!(lab.metric("tunica_incidents_total").unwrap(), Some(0.0));
+
+    lab.send(&null_segment(), 30).unwrap();
+    let incident = |lab: &Lab| lab.json(&["incident", "show", "1"]).unwrap();
+    lab.wait_for("the incident", |lab| Ok(incident(lab)["dropped_packets"] == 30)).unwrap();
+    let first = incident(&lab);
+    assert_eq!((&first["end"], &first["defences"][0]), (&serde_json::Value::Null, &"sanity".into()));
+    assert_eq!(
+        first["rows"],
+        serde_json::json!([{"verdict": "null_flags", "action": "drop", "packets": 30}])
+    );
+    // All within one reading of the counters, or two.
+    assert!((5..=30).contains(&first["peak_packets_per_second"].as_u64().unwrap()), "{first:#}");
+    assert!(first["softirq"]["average_percent"].as_f64().is_some_and(|share| share <= 100.0), "{first:#}");
+    assert!(!first.to_string().contains("203.0.113"), "{first:#}");
+    assert_eq!(lab.metric("tunica_incidents_total").unwrap(), Some(1.0));
+    assert_eq!(lab.metric("tunica_incident_active").unwrap(), Some(1.0));
+    assert!(lab.log().contains("incident_begun"), "{}", lab.log());
+
+    // It is the same incident for the next daemon, and goes on there.
+    lab.end(Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    assert_eq!(lab.metric("tunica_incident_active").unwrap(), Some(1.0));
+    lab.send(&null_segment(), 7).unwrap();
+    lab.wait_for("more of the incident", |lab| Ok(incident(lab)["dropped_packets"] == 37)).unwrap();
+    assert_eq!(incident(&lab)["start"], first["start"]);
+    assert_eq!(lab.json(&["incident", "list"]).unwrap()["incidents"].as_array().unwrap().len(), 1);
+    assert!(lab.must(&["incident", "list"]).unwrap().contains("sanity"));
+    assert!(lab.must(&["incident", "show", "1"]).unwrap().contains("37 dropped"));
+}

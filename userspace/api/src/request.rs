@@ -67,6 +67,13 @@ pub enum Request {
         #[serde(default)]
         dry_run: bool,
     },
+    /// The last attacks.
+    IncidentList {},
+    /// One attack.
+    IncidentShow {
+        /// Its number.
+        id: u32,
+    },
     /// What this host can do for the shield.
     Doctor {},
 }
@@ -82,6 +89,8 @@ impl Request {
             | Self::AllowList {}
             | Self::Sources { .. }
             | Self::Explain(_)
+            | Self::IncidentList {}
+            | Self::IncidentShow { .. }
             | Self::Doctor {} => true,
             Self::BanAdd(_)
             | Self::BanRemove { .. }
@@ -114,6 +123,8 @@ impl Request {
             Self::BypassOff {} => "bypass_off",
             Self::PanicOn { .. } => "panic_on",
             Self::PanicOff { .. } => "panic_off",
+            Self::IncidentList {} => "incident_list",
+            Self::IncidentShow { .. } => "incident_show",
             Self::Doctor {} => "doctor",
         }
     }

@@ -26,6 +26,10 @@ pub enum Answer {
     Sources(Sources),
     /// To `explain`.
     Explanation(Box<Explanation>),
+    /// To `incident list`.
+    Incidents(Incidents),
+    /// To `incident show`.
+    Incident(Box<Incident>),
     /// To `doctor`.
     Doctor(Doctor),
     /// The request was understood and refused, or could not be carried out.
@@ -467,6 +471,66 @@ pub struct Bucket {
     pub debt_milliseconds: Vec<u64>,
     /// Milliseconds of debt beyond which a SYN is refused.
     pub limit_milliseconds: u64,
+}
+
+/// The last attacks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incidents {
+    /// One row an incident, the newest first.
+    pub incidents: Vec<Incident>,
+}
+
+/// One attack: from the first packet that a defence spoke against to the last, with less than a minute of silence between.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Its number.
+    pub id: u32,
+    /// When its first packet was counted.
+    pub start: WallTime,
+    /// When its last packet was counted; absent while it goes on.
+    pub end: Option<WallTime>,
+    /// When its last packet so far was counted.
+    pub last: WallTime,
+    /// The defences that spoke, in the order in which they began.
+    pub defences: Vec<String>,
+    /// Most packets in a second that defences spoke against.
+    pub peak_packets_per_second: u64,
+    /// Packets that were dropped.
+    pub dropped_packets: u64,
+    /// Packets that were answered with cookies.
+    pub answered_packets: u64,
+    /// Packets that `enforce` would have dropped.
+    pub would_drop_packets: u64,
+    /// Packets that `enforce` would have answered.
+    pub would_answer_packets: u64,
+    /// The same packets by outcome.
+    pub rows: Vec<Spoken>,
+    /// Ports that were over their SYN budget, at most 64.
+    pub ports_over_budget: Vec<u16>,
+    /// Cost in CPU; absent where it could not be read.
+    pub softirq: Option<Softirq>,
+}
+
+/// Packets of one outcome that a defence spoke against.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spoken {
+    /// The verdict's word.
+    pub verdict: String,
+    /// The action's word.
+    pub action: String,
+    /// How many packets.
+    pub packets: u64,
+}
+
+/// Share of all CPUs' time in software interrupts, in percent; the host's own network traffic is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Softirq {
+    /// On average in the minute before; absent where nothing was read before.
+    pub before_percent: Option<f64>,
+    /// On average during the attack.
+    pub average_percent: f64,
+    /// At most, over one second.
+    pub peak_percent: f64,
 }
 
 /// What this host can do for the shield.

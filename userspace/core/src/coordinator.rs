@@ -27,6 +27,7 @@ use crate::{
     desired::{self, Desired},
     evidence::Forgeable,
     id::{BanTarget, PacketSource, Prefix},
+    incident::{CpuTimes, Incident, Incidents, Spoken},
     ledger::{self, AllowFact, AttackModeFact, BanFact, Command, Ledger, Rejection},
     limits::{CookieState, HostFacts, Settings},
     never_ban::{self, NeverBan, Protection},
@@ -49,6 +50,7 @@ pub struct Coordinator {
     sources: TopSources,
     defences: Defences,
     armed: ArmedPorts,
+    incidents: Incidents,
     drop_log: DropLog,
     refused_bans: u64,
 }
@@ -97,6 +99,8 @@ pub enum Event {
     Samples(Vec<Forgeable>),
     /// The kernel's counters were read. The first reading is the base line, so read once before attaching.
     Totals(Box<Totals>),
+    /// The host told how its CPUs spent their time; to be told before the counters of the same second.
+    CpuTimes(CpuTimes),
     /// The far ends of tor's established outbound connections were read: all there are now.
     TorPeers(Vec<IpAddr>),
     /// The host's own addresses were read: all there are now.
@@ -229,6 +233,7 @@ impl Coordinator {
             sources: TopSources::new(now.wall),
             defences: Defences::new(&settings, ledger.bypass.is_some(), now.wall),
             armed: ArmedPorts::default(),
+            incidents: Incidents::new(&ledger.incidents, now),
             drop_log: DropLog::default(),
             refused_bans: 0,
             configured: settings.clone(),
@@ -270,8 +275,10 @@ impl Coordinator {
                 let notices = samples.iter().filter_map(|sample| self.sampled(sample, now)).collect();
                 Outcome { notices, ..Outcome::default() }
             }
-            Event::Totals(totals) => {
-                Outcome { notices: self.defences.count(*totals, now), ..Outcome::default() }
+            Event::Totals(totals) => Outcome { notices: self.count(*totals, now), ..Outcome::default() },
+            Event::CpuTimes(times) => {
+                self.incidents.load(times);
+                Outcome::default()
             }
             Event::TorPeers(peers) => {
                 if self.never_ban.saw_peers(&peers, now) {
@@ -294,6 +301,7 @@ impl Coordinator {
             }
             Event::ArmedPorts(ports) => {
                 let notices = self.armed.saw(&ports);
+                self.incidents.armed(ports.iter().map(|port| port.port));
                 Outcome { notices, commands: self.syncookies_command(), ..Outcome::default() }
             }
             Event::Reloaded(settings) => self.plan_reload(settings),
@@ -316,6 +324,9 @@ impl Coordinator {
                 break;
             }
             self.in_force.follow(command, &self.settings.ladder, now);
+            if let Command::SetIncident { id, .. } = command {
+                self.incidents.kept(*id);
+            }
             notices.extend(notice);
         }
         let needs_no_refresh = |command: &Command| match command {
@@ -326,6 +337,7 @@ impl Coordinator {
             Command::SetBypass { .. } | Command::ClearBypass => false,
             Command::SetAttackMode { .. } | Command::ClearAttackMode => false,
             Command::SetSyncookies { .. } | Command::ClearSyncookies => true,
+            Command::SetIncident { .. } => true,
         };
         if !commands.iter().all(needs_no_refresh) {
             self.settle(now);
@@ -354,7 +366,10 @@ impl Coordinator {
         commands.extend(self.in_force.allow_ends.due(now.mono).map(|prefix| Command::LiftAllow { prefix }));
         commands.extend(self.in_force.forgets.due(now.mono).map(|source| Command::ForgetMemory { source }));
         commands.extend(is_attack_over.then_some(Command::ClearAttackMode));
-        Outcome { commands, notices: self.defences.advance(now.mono), ..Outcome::default() }
+        let mut notices = self.defences.advance(now.mono);
+        notices.extend(self.incidents.advance(now.mono));
+        commands.extend(self.incidents.commands());
+        Outcome { commands, notices, ..Outcome::default() }
     }
 
     /// Bans that hit what must not be banned where the configuration allows `config_allow`; some more than once.
@@ -381,6 +396,7 @@ impl Coordinator {
             self.in_force.attack_mode_ends,
             self.never_ban.next_deadline(),
             self.defences.next_deadline(),
+            self.incidents.next_deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -408,6 +424,16 @@ impl Coordinator {
     /// Every defence and its state.
     pub fn defences(&self) -> [(Defence, DefenceState); Defence::ALL.len()] {
         self.defences.states()
+    }
+
+    /// The last attacks by number, an open one as far as it is known.
+    pub fn incidents(&self) -> BTreeMap<u32, Incident> {
+        self.incidents.all(&self.ledger.incidents)
+    }
+
+    /// Whether an incident is open.
+    pub fn is_under_attack(&self) -> bool {
+        self.incidents.is_open()
     }
 
     /// Whether ports over their budget can answer with cookies.
@@ -448,6 +474,18 @@ impl Coordinator {
     /// The rule that forbids to ban `range`, if one does.
     pub fn protection(&self, range: Prefix, now: Monotime) -> Option<Protection> {
         self.never_ban.protects(range, now, &self.ledger.allows, &self.settings.config_allow)
+    }
+
+    fn count(&mut self, totals: Totals, now: Now) -> Vec<Notice> {
+        let packets = self.defences.seen().map(|seen| totals.spoken_since(seen)).unwrap_or_default();
+        let mut notices = self.defences.count(totals, now);
+        let has_spoken = |defence: &Defence| {
+            packets.iter().any(|(verdict, _, _)| Defence::of(verdict.class()) == Some(*defence))
+        };
+        let defences = Defence::ALL.into_iter().filter(has_spoken).collect();
+        let newest = self.ledger.incidents.last_key_value().map(|(id, _)| *id);
+        notices.extend(self.incidents.count(&Spoken { packets, defences }, newest, now));
+        notices
     }
 
     fn sampled(&mut self, sample: &Forgeable, now: Now) -> Option<Notice> {
@@ -550,6 +588,7 @@ impl Coordinator {
                 let is_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
                 Some(Notice::AttackModeOff { is_over })
             }
+            Command::SetIncident { .. } => None,
             Command::SetSyncookies { .. } => Some(Notice::Syncookies { is_switched: true }),
             Command::ClearSyncookies => Some(Notice::Syncookies { is_switched: false }),
         }
@@ -630,6 +669,7 @@ impl InForce {
             Command::SetAttackMode { fact } => self.set_attack_mode(Some(*fact), now),
             Command::ClearAttackMode => self.set_attack_mode(None, now),
             Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
+            Command::SetIncident { .. } => {}
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     ban_ladder::Memory,
     evidence::Proven,
     id::{BanTarget, PacketSource, Prefix},
+    incident::{self, Incident},
     time::WallTime,
 };
 
@@ -36,6 +37,9 @@ pub struct Ledger {
     pub attack_mode: Option<AttackModeFact>,
     /// What `net.ipv4.tcp_syncookies` was before the daemon set it to 2; set while it is to be put back.
     pub syncookies_before: Option<u32>,
+    /// The last attacks by number, at most [`incident::MOST`].
+    #[serde(default)]
+    pub incidents: BTreeMap<u32, Incident>,
     /// The number that the next ban or allow entry gets; from 1, because 0 means "no ledger fact" in kernel tables.
     pub next_id: u32,
 }
@@ -172,6 +176,13 @@ pub enum Command {
     },
     /// End attack mode.
     ClearAttackMode,
+    /// Keep what is known of an attack. The oldest goes once there are more than [`incident::MOST`].
+    SetIncident {
+        /// Its number: one that is there, or a higher one than all that are.
+        id: u32,
+        /// What is known.
+        incident: Incident,
+    },
     /// Remember what `net.ipv4.tcp_syncookies` is, before it is set to 2.
     SetSyncookies {
         /// What it is.
@@ -213,6 +224,9 @@ pub enum Rejection {
     /// Attack mode is not in force.
     #[error("attack mode is not in force")]
     NoAttackMode,
+    /// The incident's number was given out before and its incident is gone.
+    #[error("incident {0} is older than those that are kept")]
+    OldIncident(u32),
     /// An earlier value of the sysctl is remembered, or none is.
     #[error("what tcp_syncookies was is already remembered, or already forgotten")]
     Syncookies,
@@ -265,6 +279,14 @@ pub fn apply(ledger: &mut Ledger, command: &Command) -> Result<(), Rejection> {
         }
         Command::ClearAttackMode => {
             ledger.attack_mode.take().ok_or(Rejection::NoAttackMode)?;
+        }
+        Command::SetIncident { id, incident } => {
+            let newest = ledger.incidents.last_key_value().map(|(newest, _)| *newest);
+            if !ledger.incidents.contains_key(id) && newest.is_some_and(|newest| *id <= newest) {
+                return Err(Rejection::OldIncident(*id));
+            }
+            ledger.incidents.insert(*id, incident.clone());
+            incident::trim(&mut ledger.incidents);
         }
         Command::SetSyncookies { before } => {
             if ledger.syncookies_before.is_some() {
@@ -319,6 +341,7 @@ impl Default for Ledger {
             bypass: None,
             attack_mode: None,
             syncookies_before: None,
+            incidents: BTreeMap::new(),
             next_id: 1,
         }
     }
@@ -378,6 +401,28 @@ mod tests {
         format!("203.0.{host}.0/24").parse().unwrap()
     }
 
+    fn incident(start: u64) -> Incident {
+        Incident {
+            start: WallTime(start),
+            last: WallTime(start),
+            is_over: true,
+            defences: vec!["syn_rate".into()],
+            peak_packets_per_second: 7,
+            rows: Vec::new(),
+            ports: vec![443],
+            softirq: None,
+        }
+    }
+
+    #[test]
+    fn the_oldest_incident_goes() {
+        let mut ledger = Ledger::default();
+        for id in 1..=150 {
+            apply(&mut ledger, &Command::SetIncident { id, incident: incident(0) }).unwrap();
+        }
+        assert!(ledger.incidents.keys().copied().eq(51..=150));
+    }
+
     fn attack_mode(end: u64) -> AttackModeFact {
         AttackModeFact { since: WallTime(1), expires: WallTime(end) }
     }
@@ -405,6 +450,7 @@ mod tests {
             Just(Command::ClearBypass),
             (1u64..9).prop_map(|end| Command::SetAttackMode { fact: attack_mode(end) }),
             Just(Command::ClearAttackMode),
+            (0u32..200).prop_map(|id| Command::SetIncident { id, incident: incident(id.into()) }),
             (0u32..3).prop_map(|before| Command::SetSyncookies { before }),
             Just(Command::ClearSyncookies),
         ]
@@ -441,6 +487,11 @@ mod tests {
                 Rejection::Syncookies,
             ),
             (vec![], Command::ClearSyncookies, Rejection::Syncookies),
+            (
+                vec![Command::SetIncident { id: 4, incident: incident(1) }],
+                Command::SetIncident { id: 3, incident: incident(1) },
+                Rejection::OldIncident(3),
+            ),
         ] {
             let mut ledger = Ledger::default();
             for command in before {

@@ -15,6 +15,7 @@ pub mod defence;
 pub mod desired;
 pub mod evidence;
 pub mod id;
+pub mod incident;
 pub mod ledger;
 pub mod limits;
 pub mod never_ban;

@@ -128,6 +128,22 @@ pub enum Notice {
         /// Which.
         defence: Defence,
     },
+    /// An incident began, see [`crate::incident`].
+    IncidentBegun {
+        /// Its number.
+        id: u32,
+        /// Which defence spoke first.
+        defence: Defence,
+    },
+    /// An incident is over.
+    IncidentEnded {
+        /// Its number.
+        id: u32,
+        /// From its first packet to its last.
+        length: Duration,
+        /// Most packets in a second that defences spoke against.
+        peak: u64,
+    },
     /// A defence has not spoken against a packet for [`crate::defence::QUIET_AFTER`].
     DefenceQuiet {
         /// Which.
@@ -197,6 +213,10 @@ kinds! {
         "One dropped packet among many; `shield.log.lines_per_minute` bounds these lines and `shield.log.enable_logging` ends them.";
     DefenceTriggered, "defence_triggered", Warn,
         "A defence speaks against packets, for the first time after at least 60 s; `tunica sources` shows whom it hits.";
+    IncidentBegun, "incident_begun", Warn,
+        "A defence speaks while all were quiet for 60 s: an incident, which `tunica incident list` shows.";
+    IncidentEnded, "incident_ended", Warn,
+        "No defence has spoken for 60 s, so the incident is over; `tunica incident show` tells what it was.";
     DefenceQuiet, "defence_quiet", Info, "A defence has spoken against no packet for 60 s.";
 }
 
@@ -231,6 +251,8 @@ impl Notice {
             | Self::PortArmed { .. }
             | Self::Syncookies { .. }
             | Self::DefenceTriggered { .. }
+            | Self::IncidentBegun { .. }
+            | Self::IncidentEnded { .. }
             | Self::DefenceQuiet { .. } => None,
         }
     }
@@ -277,6 +299,14 @@ impl fmt::Display for Notice {
             Self::DefenceTriggered { defence } => {
                 write!(out, "defence {} speaks against packets", defence.name())
             }
+            Self::IncidentBegun { id, defence } => {
+                write!(out, "incident {id} began with defence {}", defence.name())
+            }
+            Self::IncidentEnded { id, length, peak } => write!(
+                out,
+                "incident {id} is over; it lasted {} s, with up to {peak} packets a second",
+                length.as_secs()
+            ),
             Self::DefenceQuiet { defence } => write!(out, "defence {} is quiet", defence.name()),
         }
     }
@@ -341,6 +371,8 @@ mod tests {
             Notice::DropSample { source, verdict: Verdict::SynRate, port: 443 },
             Notice::DefenceTriggered { defence: Defence::Sanity },
             Notice::DefenceQuiet { defence: Defence::Sanity },
+            Notice::IncidentBegun { id, defence: Defence::Sanity },
+            Notice::IncidentEnded { id, length: Duration::from_secs(9), peak: 5 },
         ]
     }
 

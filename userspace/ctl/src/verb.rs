@@ -7,6 +7,7 @@ mod check;
 mod diff;
 mod doctor;
 mod explain;
+mod incident;
 mod init;
 mod length;
 mod panic;
@@ -57,8 +58,11 @@ pub(crate) enum Verb {
     /// Detach the shield for a while, or attach it again
     #[command(subcommand)]
     Bypass(bypass::Bypass),
-    /// Lay stricter limits over the configured ones for a while: attack mode
+    /// Attack mode: stricter limits than configured, for a while
     Panic(panic::Panic),
+    /// Show the last attacks: when, what acted, what it cost
+    #[command(subcommand)]
+    Incident(incident::Incident),
     /// Say what this host can do for the shield; needs no daemon
     Doctor,
 }
@@ -83,6 +87,7 @@ impl Verb {
             Self::Reload => ask(global, &reload::request()),
             Self::Bypass(verb) => ask(global, &verb.request()),
             Self::Panic(verb) => ask(global, &verb.request()?),
+            Self::Incident(verb) => ask(global, &verb.request()),
             Self::Doctor => doctor::run(global),
         }
     }

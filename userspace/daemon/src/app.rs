@@ -28,6 +28,7 @@ use tunica_core::{
     id::PacketSource,
     ledger::Command,
     limits::HostFacts,
+    notice::Notice,
     time::{Monotime, Now, WallTime},
 };
 
@@ -81,6 +82,7 @@ impl Reach {
     fn of(event: &Event) -> Self {
         match event {
             Event::Samples(_) | Event::Totals(_) | Event::ArmedPorts(_) => Self::Nothing,
+            Event::CpuTimes(_) => Self::Nothing,
             // The policy follows the host; comparing it alone is cheap.
             Event::Host(_) => Self::Bans(Vec::new()),
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
@@ -107,6 +109,7 @@ impl Reach {
                 Command::SetBypass { .. } | Command::ClearBypass => return Self::Everything,
                 Command::SetAttackMode { .. } | Command::ClearAttackMode => return Self::Everything,
                 Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
+                Command::SetIncident { .. } => {}
             }
         }
         if sources.is_empty() && !is_policy { Self::Nothing } else { Self::Bans(sources) }
@@ -236,7 +239,8 @@ impl App {
 
     fn carry_out(&mut self, outcome: Outcome, reach: Reach, now: Now) -> Result<Option<Reply>, String> {
         if let Err(error) = self.keep(&outcome.commands) {
-            // What the event itself changed is in memory already, and the kernel must not lag behind that.
+            // What the event itself changed is in memory already: it is told, and the kernel must not lag behind it.
+            self.tell(&outcome.notices);
             self.sync(reach);
             return Err(self.ledger_trouble(format!("the change was not made: {error}")));
         }
@@ -274,15 +278,25 @@ impl App {
                 return Err(self.ledger_trouble(text));
             }
         }
-        for notice in &notices {
-            telemetry::log_notice(notice);
-        }
+        self.tell(&notices);
         self.sync(reach.with(&outcome.commands));
         Ok(outcome.reply)
     }
 
+    fn tell(&self, notices: &[Notice]) {
+        for notice in notices {
+            telemetry::log_notice(notice);
+            if let Notice::IncidentBegun { .. } = notice {
+                self.metrics.count_incident();
+            }
+        }
+    }
+
     fn ledger_trouble(&mut self, text: String) -> String {
-        tracing::error!(message_id = "ledger_failed", "{text}");
+        // What is tried again every second is told once.
+        if self.troubles.ledger.as_ref() != Some(&text) {
+            tracing::error!(message_id = "ledger_failed", "{text}");
+        }
         self.troubles.ledger = Some(text.clone());
         text
     }
@@ -348,6 +362,9 @@ impl App {
         let now = self.now();
         self.troubles.heartbeat =
             self.shield.tables_mut().beat(now.mono.0).err().map(|error| error.to_string());
+        if let Some(times) = host::cpu_times() {
+            let _ = self.step(Event::CpuTimes(times));
+        }
         self.read_totals();
         self.read_host();
         self.advance();
@@ -469,6 +486,14 @@ impl App {
                     Err(error) => views::refused(RefusedCode::Failed, error.to_string()),
                 }
             }
+            Request::IncidentList {} => Answer::Incidents(views::incidents(&self.coordinator)),
+            Request::IncidentShow { id } => match self.coordinator.incidents().get(&id) {
+                Some(known) => Answer::Incident(Box::new(views::incident(id, known))),
+                None => views::refused(
+                    RefusedCode::NotFound,
+                    format!("there is no incident {id}; `tunica incident list` shows those that are kept"),
+                ),
+            },
             Request::Doctor {} => Answer::Doctor(doctor(&self.config)),
             Request::BanAdd(ban) => self.ban(ban),
             Request::BanRemove { source, dry_run } => self.decide(Event::Unban { target: source, dry_run }),
@@ -723,6 +748,7 @@ impl App {
         metrics.set_program_matches(views::program_matches(&interfaces));
         metrics.set_generation(self.shield.tables().policy().map_or(0, |policy| policy.generation));
         metrics.set_bypassed(self.coordinator.ledger().bypass.is_some());
+        metrics.set_under_attack(self.coordinator.is_under_attack());
         metrics.set_attack_mode(self.coordinator.ledger().attack_mode.is_some());
         for table in views::tables(&self.coordinator) {
             metrics.set_table(&table.name, table.used, table.capacity);

@@ -282,6 +282,8 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
             }
             Command::SetBypass { .. } | Command::ClearBypass => {}
             Command::SetAttackMode { .. } | Command::ClearAttackMode => {}
+            // Whether an older one goes depends on all of them.
+            Command::SetIncident { .. } => part.incidents.clone_from(&ledger.incidents),
             Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
         }
     }

@@ -106,6 +106,10 @@ metrics! {
         "1 while an operator has the shield detached, else 0.";
     attack_mode: IntGauge, "tunica_attack_mode_active", [],
         "1 while `tunica panic` has stricter settings in force than the configured ones, else 0.";
+    incidents: IntCounter, "tunica_incidents_total", [],
+        "Attacks that began since the daemon started; `tunica incident list` shows them.";
+    incident_active: IntGauge, "tunica_incident_active", [],
+        "1 while a defence speaks against packets or has in the last minute, else 0.";
     used: IntGaugeVec, "tunica_table_used", ["table"],
         "Rows in use of a kernel table.";
     capacity: IntGaugeVec, "tunica_table_capacity", ["table"],
@@ -291,6 +295,16 @@ impl Metrics {
         self.families.attack_mode.set(i64::from(is_in_force));
     }
 
+    /// Counts an attack that began.
+    pub fn count_incident(&self) {
+        self.families.incidents.inc();
+    }
+
+    /// Shows whether an attack goes on.
+    pub fn set_under_attack(&self, is_under_attack: bool) {
+        self.families.incident_active.set(i64::from(is_under_attack));
+    }
+
     /// Shows how full one of [`TABLES`] is, in rows. Other tables are not shown.
     pub fn set_table(&self, table: &str, used: u64, capacity: u64) {
         if TABLES.contains(&table) {
@@ -444,6 +458,8 @@ impl ControlRequests {
             | Answer::Done(_)
             | Answer::Sources(_)
             | Answer::Explanation(_)
+            | Answer::Incidents(_)
+            | Answer::Incident(_)
             | Answer::Doctor(_) => "ok",
         };
         self.0.with_label_values(&[verb.unwrap_or("unreadable"), result]).inc();
@@ -634,6 +650,8 @@ mod tests {
             ("tunica_shield_policy_generation", 9.0, Box::new(|it| it.set_generation(9))),
             ("tunica_shield_bypassed", 1.0, Box::new(|it| it.set_bypassed(true))),
             ("tunica_attack_mode_active", 1.0, Box::new(|it| it.set_attack_mode(true))),
+            ("tunica_incidents_total", 1.0, Box::new(Metrics::count_incident)),
+            ("tunica_incident_active", 1.0, Box::new(|it| it.set_under_attack(true))),
             ("tunica_table_used{table=\"bans\"}", 3.0, Box::new(|it| it.set_table("bans", 3, 8))),
             ("tunica_table_used{table=\"cidrs\"}", 2.0, Box::new(|it| it.set_table("cidrs", 2, 8))),
             ("tunica_table_capacity{table=\"bans\"}", 8.0, Box::new(|it| it.set_table("bans", 3, 8))),

@@ -4,8 +4,8 @@ use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
     Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
-    Differences, Done, Heartbeat, Interface, NeverBan, Program, Refused, RefusedCode, Source, Sources,
-    Status, Table,
+    Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Refused, RefusedCode,
+    Softirq, Source, Sources, Spoken, Status, Table,
 };
 use tunica_common::{
     event::tally_slot,
@@ -134,6 +134,7 @@ pub fn differences(
         | Command::ClearBypass
         | Command::SetAttackMode { .. }
         | Command::ClearAttackMode
+        | Command::SetIncident { .. }
         | Command::SetSyncookies { .. }
         | Command::ClearSyncookies => None,
     });
@@ -199,6 +200,44 @@ pub fn reply(reply: Reply) -> tunica_api::view::Answer {
             refused(code, message)
         }
     }
+}
+
+/// One attack.
+pub fn incident(id: u32, known: &tunica_core::incident::Incident) -> Incident {
+    let percent = |thousandths: u32| f64::from(thousandths) / 10.0;
+    Incident {
+        id,
+        start: known.start,
+        end: known.is_over.then_some(known.last),
+        last: known.last,
+        defences: known.defences.clone(),
+        peak_packets_per_second: known.peak_packets_per_second,
+        dropped_packets: known.packets(Action::Drop),
+        answered_packets: known.packets(Action::Answer),
+        would_drop_packets: known.packets(Action::WouldDrop),
+        would_answer_packets: known.packets(Action::WouldAnswer),
+        rows: known
+            .rows
+            .iter()
+            .map(|row| Spoken {
+                verdict: row.verdict.clone(),
+                action: row.action.clone(),
+                packets: row.packets,
+            })
+            .collect(),
+        ports_over_budget: known.ports.clone(),
+        softirq: known.softirq.map(|load| Softirq {
+            before_percent: load.before.map(percent),
+            average_percent: percent(load.average),
+            peak_percent: percent(load.peak),
+        }),
+    }
+}
+
+/// The last attacks, the newest first.
+pub fn incidents(coordinator: &Coordinator) -> Incidents {
+    let known = coordinator.incidents();
+    Incidents { incidents: known.iter().rev().map(|(id, known)| incident(*id, known)).collect() }
 }
 
 /// A refusal.

@@ -496,17 +496,38 @@ fn a_reload_that_cannot_be_kept_changes_nothing() {
 }
 
 #[test]
-fn defences_fall_quiet_by_themselves() {
+fn defences_fall_quiet_by_themselves_and_an_incident_is_kept() {
     let mut world = World::new(settings());
     let mut totals = Totals::default();
     world.event(Event::Totals(Box::new(totals.clone())));
     totals.set(Verdict::Land, Action::Drop, 1);
-    world.event(Event::Totals(Box::new(totals)));
-    assert_eq!(world.names(), ["defence_triggered"]);
+    world.event(Event::Totals(Box::new(totals.clone())));
+    assert_eq!(world.names(), ["defence_triggered", "incident_begun"]);
+    assert!(world.coordinator.is_under_attack() && world.file.incidents.is_empty());
     world.pass(59);
     assert!(world.names().is_empty());
+    assert!(!world.file.incidents[&1].is_over);
     world.pass(1);
-    assert_eq!(world.names(), ["defence_quiet"]);
+    assert_eq!(world.names(), ["defence_quiet", "incident_ended"]);
+    assert!(world.file.incidents[&1].is_over && !world.coordinator.is_under_attack());
+    assert_eq!(world.coordinator.next_deadline(), None);
+    assert_eq!(world.coordinator.incidents(), world.file.incidents);
+
+    // The next begins after a restart, which an incident outlives.
+    world.restart();
+    world.event(Event::Totals(Box::new(totals.clone())));
+    totals.set(Verdict::SynRate, Action::WouldDrop, 40);
+    world.event(Event::Totals(Box::new(totals.clone())));
+    world.pass(30);
+    world.restart();
+    assert!(world.coordinator.is_under_attack());
+    world.event(Event::Totals(Box::new(totals.clone())));
+    totals.set(Verdict::SynRate, Action::WouldDrop, 50);
+    world.event(Event::Totals(Box::new(totals)));
+    world.pass(60);
+    let incident = &world.file.incidents[&2];
+    assert_eq!((incident.is_over, incident.packets(Action::WouldDrop)), (true, 50));
+    assert_eq!(incident.last.since(incident.start), Duration::from_secs(30));
 }
 
 #[test]

@@ -21,6 +21,7 @@ const BANS: Rows = TableDefinition::new("bans");
 const NETS: Rows = TableDefinition::new("nets");
 const ALLOWS: Rows = TableDefinition::new("allows");
 const MEMORIES: Rows = TableDefinition::new("memories");
+const INCIDENTS: Rows = TableDefinition::new("incidents");
 const SINGLES: Rows = TableDefinition::new("singles");
 
 const KEY_SCHEMA: &str = "schema";
@@ -72,7 +73,7 @@ pub fn initialise(database: &Database) -> Result<(), redb::Error> {
     let transaction = begin(database)?;
     put(&mut transaction.open_table(META)?, KEY_SCHEMA, &SCHEMA)?;
     put(&mut transaction.open_table(SINGLES)?, KEY_NEXT_ID, &Ledger::default().next_id)?;
-    for table in [BANS, NETS, ALLOWS, MEMORIES] {
+    for table in [BANS, NETS, ALLOWS, MEMORIES, INCIDENTS] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -104,12 +105,17 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
     check_schema(database)?;
     let transaction = database.begin_read()?;
     let singles = transaction.open_table(SINGLES)?;
+    // Files made before these facts were known have no such tables; the first commit makes them.
     let nets = match transaction.open_table(NETS) {
-        // Files made before ranges could be banned have no such table; the first commit makes it.
         Err(TableError::TableDoesNotExist(_)) => BTreeMap::new(),
         table => load_table(&table?, NETS)?,
     };
+    let incidents = match transaction.open_table(INCIDENTS) {
+        Err(TableError::TableDoesNotExist(_)) => BTreeMap::new(),
+        table => load_table(&table?, INCIDENTS)?,
+    };
     Ok(Ledger {
+        incidents,
         bans: load_table(&transaction.open_table(BANS)?, BANS)?,
         nets,
         allows: load_table(&transaction.open_table(ALLOWS)?, ALLOWS)?,
@@ -127,12 +133,16 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
 /// # Errors
 /// When the database cannot be written.
 pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) -> Result<(), redb::Error> {
-    let Ledger { bans, nets, allows, memories, bypass, attack_mode, syncookies_before, next_id } = after;
+    let Ledger { bans, nets, allows, memories, bypass, attack_mode, syncookies_before, incidents, next_id } =
+        after;
     let transaction = begin(database)?;
     write_table(&transaction, BANS, &before.bans, bans)?;
     write_table(&transaction, NETS, &before.nets, nets)?;
     write_table(&transaction, ALLOWS, &before.allows, allows)?;
     write_table(&transaction, MEMORIES, &before.memories, memories)?;
+    if before.incidents != *incidents {
+        write_table(&transaction, INCIDENTS, &before.incidents, incidents)?;
+    }
     let singles = |ledger: &Ledger| {
         (ledger.next_id, ledger.bypass.clone(), ledger.attack_mode, ledger.syncookies_before)
     };
@@ -171,7 +181,10 @@ where
     for row in table.iter()? {
         let (key, value) = row?;
         let key = read_key(key.value()).ok_or_else(|| {
-            LoadError::Damaged(format!("a key in table `{}` names no source or range", definition.name()))
+            LoadError::Damaged(format!(
+                "a key in table `{}` names no source, range or number",
+                definition.name()
+            ))
         })?;
         facts.insert(key, read_value(value.value(), definition)?);
     }

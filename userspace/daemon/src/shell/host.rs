@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 use thiserror::Error;
 use tunica_api::view::{Doctor, Finding, Level};
-use tunica_core::limits::HostFacts;
+use tunica_core::{incident::CpuTimes, limits::HostFacts};
 
 use super::xdp::{
     hook::{self, Hook, Mode},
@@ -89,6 +89,19 @@ pub struct SysctlError {
     value: u32,
     #[source]
     source: io::Error,
+}
+
+/// How all CPUs together spent their time, in ticks since boot; `None` where the kernel does not say.
+pub fn cpu_times() -> Option<CpuTimes> {
+    cpu_times_of(&fs::read_to_string("/proc/stat").ok()?)
+}
+
+/// The first line of /proc/stat (proc(5)): user, nice, system, idle, iowait, irq, softirq, steal, and guests, which user
+/// time holds already.
+fn cpu_times_of(text: &str) -> Option<CpuTimes> {
+    let fields = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8);
+    let ticks: Vec<u64> = fields.map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some(CpuTimes { softirq: *ticks.get(6)?, all: ticks.iter().sum() })
 }
 
 /// Drivers whose native XDP the kernel's documentation or the driver's source states.
@@ -363,4 +376,24 @@ fn offloads(name: &str) -> Finding {
         found,
         "drivers refuse native XDP while it is on; `ethtool -K INTERFACE lro off`",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_times_are_read() {
+        for (text, expected) in [
+            ("cpu  10 20 30 40 50 60 70 80 1000 1000\ncpu0 1 2\n", Some((70, 360))),
+            ("cpu  10 20 30 40 50 60 70\n", Some((70, 280))),
+            ("cpu  10 20 30\n", None),
+            ("cpu  10 x 30 40 50 60 70 80\n", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|(softirq, all)| CpuTimes { softirq, all });
+            assert_eq!(cpu_times_of(text), expected, "{text}");
+        }
+        assert!(cpu_times().is_some_and(|times| times.all > times.softirq));
+    }
 }
