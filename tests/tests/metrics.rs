@@ -111,6 +111,12 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.must(&["bypass", "off"]).unwrap();
     watch.becomes("tunica_shield_bypassed", 0.0);
 
+    watch.lab.must(&["reload", "--confirm", "10"]).unwrap();
+    watch.becomes("tunica_config_trial_active", 1.0);
+    watch.becomes("tunica_config_undone", 1.0);
+    watch.becomes("tunica_config_trial_active", 0.0);
+    watch.lab.must(&["reload"]).unwrap();
+    watch.becomes("tunica_config_undone", 0.0);
     watch.lab.must(&["panic"]).unwrap();
     watch.becomes("tunica_attack_mode_active", 1.0);
     watch.lab.must(&["panic", "off"]).unwrap();

@@ -45,7 +45,9 @@ pub enum Request {
     /// What the live program does with a packet of this source, and why.
     Explain(Explain),
     /// Read the configuration file again; all or nothing.
-    Reload {},
+    Reload(Reload),
+    /// Keep the configuration that is on trial.
+    Confirm {},
     /// Detach the shield until told otherwise.
     BypassOn {
         /// Kept in the ledger and shown by `status`.
@@ -96,7 +98,8 @@ impl Request {
             | Self::BanRemove { .. }
             | Self::AllowAdd(_)
             | Self::AllowRemove { .. }
-            | Self::Reload {}
+            | Self::Reload(_)
+            | Self::Confirm {}
             | Self::BypassOn { .. }
             | Self::BypassOff {}
             | Self::PanicOn { .. }
@@ -118,7 +121,8 @@ impl Request {
             Self::AllowRemove { .. } => "allow_remove",
             Self::Sources { .. } => "sources",
             Self::Explain(_) => "explain",
-            Self::Reload {} => "reload",
+            Self::Reload(_) => "reload",
+            Self::Confirm {} => "confirm",
             Self::BypassOn { .. } => "bypass_on",
             Self::BypassOff {} => "bypass_off",
             Self::PanicOn { .. } => "panic_on",
@@ -173,6 +177,19 @@ pub struct AllowAdd {
     /// Say what would happen and change nothing.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// See [`Request::Reload`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {
+    /// Put the file on trial: unless [`Request::Confirm`] comes within this many seconds, the configuration before is in
+    /// force again. 10 to 3 600; absent: no trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_seconds: Option<u64>,
+    /// This host's end of the session that the caller is logged in by, so that the answer can name its interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<std::net::IpAddr>,
 }
 
 /// See [`Request::Explain`].

@@ -81,6 +81,9 @@ pub struct Status {
     /// Set while `tunica panic` holds.
     #[serde(default)]
     pub attack_mode: Option<AttackMode>,
+    /// Set while the configuration file is on trial, and after it was undone.
+    #[serde(default)]
+    pub trial: Option<Trial>,
     /// One row for each configured interface.
     pub interfaces: Vec<Interface>,
     /// The program's identity.
@@ -116,6 +119,19 @@ pub struct AttackMode {
     pub since: WallTime,
     /// Until when, unless it is ended before.
     pub expires: WallTime,
+}
+
+/// The configuration file's trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Since when.
+    pub since: WallTime,
+    /// Until when it could be confirmed.
+    pub expires: WallTime,
+    /// How many seconds are left for that.
+    pub seconds_left: u64,
+    /// Whether nobody confirmed it, so that the configuration before is in force and not the file.
+    pub undone: bool,
 }
 
 /// Attachment to one interface.

@@ -28,7 +28,7 @@ use crate::{
     evidence::Forgeable,
     id::{BanTarget, PacketSource, Prefix},
     incident::{CpuTimes, Incident, Incidents, Spoken},
-    ledger::{self, AllowFact, AttackModeFact, BanFact, Command, Ledger, Rejection},
+    ledger::{self, AllowFact, AttackModeFact, BanFact, Command, Ledger, Rejection, TrialFact},
     limits::{CookieState, HostFacts, Settings},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
@@ -111,6 +111,12 @@ pub enum Event {
     ArmedPorts(Vec<ArmedPort>),
     /// A new configuration was read, found good, and its tables exist.
     Reloaded(Box<Settings>),
+    /// The same, for a while: see [`TrialRequest`].
+    Tried(Box<TrialRequest>),
+    /// An operator keeps the configuration that is on trial.
+    Confirmed,
+    /// The configuration before the trial was read from the ledger's text, because [`Outcome::undoes_trial`] asked for it.
+    Undone(Box<Settings>),
 }
 
 /// See [`Event::Ban`].
@@ -142,6 +148,24 @@ pub struct AllowRequest {
     pub dry_run: bool,
 }
 
+/// See [`Event::Tried`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct TrialRequest {
+    /// The new settings.
+    pub settings: Settings,
+    /// How long the operator has to confirm them, from [`SHORTEST_TRIAL`] to [`LONGEST_TRIAL`].
+    pub length: Duration,
+    /// The text of the configuration in force, which comes back if nobody does.
+    pub before: String,
+}
+
+impl std::fmt::Debug for TrialRequest {
+    /// Without the text, which names addresses.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "TrialRequest {{ length: {:?} }}", self.length)
+    }
+}
+
 /// How long a ban or an allow entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
@@ -164,6 +188,13 @@ pub const WIDEST_V4: u8 = 8;
 /// Shortest prefix of a banned IPv6 range: among the largest blocks that one network was ever given.
 pub const WIDEST_V6: u8 = 19;
 
+/// Shortest trial: time to try another login.
+pub const SHORTEST_TRIAL: Duration = Duration::from_secs(10);
+/// Longest trial.
+pub const LONGEST_TRIAL: Duration = Duration::from_secs(3_600);
+/// Longest text of a configuration that the ledger keeps, in bytes.
+pub const MOST_TRIAL_BYTES: usize = 256 * 1024;
+
 /// What is to be done about an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -173,6 +204,9 @@ pub struct Outcome {
     pub settings: Option<Box<Settings>>,
     /// To be told at once.
     pub notices: Vec<Notice>,
+    /// Whether the configuration before the trial is to be read from the ledger's text, put in force as far as the daemon
+    /// itself goes by it, and handed in as [`Event::Undone`]. Comes again until that happened.
+    pub undoes_trial: bool,
     /// The answer, where an operator asked; it is true once the commands are committed.
     pub reply: Option<Reply>,
 }
@@ -228,6 +262,7 @@ impl Coordinator {
             in_force.set_memory(*source, *memory, &settings.ladder, now);
         }
         in_force.set_attack_mode(ledger.attack_mode, now);
+        in_force.set_trial(ledger.trial.as_ref(), now);
         let mut coordinator = Self {
             never_ban: NeverBan::new(settings.tor_keep),
             sources: TopSources::new(now.wall),
@@ -305,6 +340,9 @@ impl Coordinator {
                 Outcome { notices, commands: self.syncookies_command(), ..Outcome::default() }
             }
             Event::Reloaded(settings) => self.plan_reload(settings),
+            Event::Tried(request) => self.plan_trial(*request, now),
+            Event::Confirmed => operator::answer(&self.plan_confirm(now), false),
+            Event::Undone(settings) => self.plan_undo(settings),
         }
     }
 
@@ -338,6 +376,7 @@ impl Coordinator {
             Command::SetAttackMode { .. } | Command::ClearAttackMode => false,
             Command::SetSyncookies { .. } | Command::ClearSyncookies => true,
             Command::SetIncident { .. } => true,
+            Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => true,
         };
         if !commands.iter().all(needs_no_refresh) {
             self.settle(now);
@@ -369,7 +408,8 @@ impl Coordinator {
         let mut notices = self.defences.advance(now.mono);
         notices.extend(self.incidents.advance(now.mono));
         commands.extend(self.incidents.commands());
-        Outcome { commands, notices, ..Outcome::default() }
+        let undoes_trial = self.in_force.trial_ends.is_some_and(|at| at <= now.mono);
+        Outcome { commands, notices, undoes_trial, ..Outcome::default() }
     }
 
     /// Bans that hit what must not be banned where the configuration allows `config_allow`; some more than once.
@@ -394,6 +434,7 @@ impl Coordinator {
             self.in_force.allow_ends.first().map(|(at, _)| at),
             self.in_force.forgets.first().map(|(at, _)| at),
             self.in_force.attack_mode_ends,
+            self.in_force.trial_ends,
             self.never_ban.next_deadline(),
             self.defences.next_deadline(),
             self.incidents.next_deadline(),
@@ -434,6 +475,11 @@ impl Coordinator {
     /// Whether an incident is open.
     pub fn is_under_attack(&self) -> bool {
         self.incidents.is_open()
+    }
+
+    /// How long the operator still has to confirm the configuration on trial; `None` where none is.
+    pub fn trial_left(&self, now: Now) -> Option<Duration> {
+        self.in_force.trial_ends.map(|at| at.since(now.mono))
     }
 
     /// Whether ports over their budget can answer with cookies.
@@ -500,22 +546,66 @@ impl Coordinator {
         is_said.then_some(Notice::DropSample { source, verdict, port })
     }
 
-    /// What the settings need in the ledger. Whatever else they make due comes with the next [`Self::advance`].
-    fn plan_reload(&self, settings: Box<Settings>) -> Outcome {
+    /// What the settings need in the ledger, and what they change. Whatever else they make due comes with the next
+    /// [`Self::advance`].
+    fn plan_settings(&self, settings: &Settings) -> (Vec<Command>, Vec<String>) {
         let mut changes = settings.changes_from(&self.configured);
-        if let Some(fact) = &self.ledger.attack_mode {
-            changes.push(format!("attack mode goes on over them, until {}", fact.expires));
-        }
         let commands = lifts(self.protected_bans(&settings.config_allow));
         if !commands.is_empty() {
             changes.push(format!("bans lifted because they must not be: {}", commands.len()));
         }
-        Outcome {
-            commands,
-            settings: Some(settings),
-            notices: Vec::new(),
-            reply: Some(Reply::Done { changes, undo: None, dry_run: false }),
+        if let Some(fact) = &self.ledger.attack_mode {
+            changes.push(format!("attack mode goes on over them, until {}", fact.expires));
         }
+        (commands, changes)
+    }
+
+    fn plan_reload(&self, settings: Box<Settings>) -> Outcome {
+        let (mut commands, mut changes) = self.plan_settings(&settings);
+        match &self.ledger.trial {
+            Some(trial) if !trial.is_undone => changes.push(format!(
+                "the trial goes on: unless `tunica confirm` comes before {}, the configuration before it is in force \
+                 again",
+                trial.expires
+            )),
+            trial => {
+                commands.extend(trial.as_ref().map(|_| Command::ClearTrial));
+                let hazards = settings.hazards_from(&self.configured);
+                if !hazards.is_empty() {
+                    changes.push(format!(
+                        "nothing undoes this by itself, although {}; `tunica reload --confirm` would",
+                        hazards.join(" and ")
+                    ));
+                }
+            }
+        }
+        reloaded(settings, commands, changes)
+    }
+
+    /// As [`Self::plan_reload`], for a while.
+    fn plan_trial(&self, request: TrialRequest, now: Now) -> Outcome {
+        let TrialRequest { settings, length, before } = request;
+        if let Err(refusal) = operator::check_trial(length, &before) {
+            return operator::answer(&Err(refusal), false);
+        }
+        let (mut commands, mut changes) = self.plan_settings(&settings);
+        // What was never confirmed does not become what is returned to.
+        let before = self.ledger.trial.as_ref().map_or(before, |trial| trial.before.clone());
+        let expires = now.wall.after(length);
+        let fact = TrialFact { since: now.wall, expires, before, is_undone: false };
+        commands.push(Command::SetTrial { fact });
+        changes.push(format!(
+            "unless `tunica confirm` comes within {} s, the configuration before is in force again",
+            length.as_secs()
+        ));
+        reloaded(Box::new(settings), commands, changes)
+    }
+
+    /// Back to the configuration before the trial.
+    fn plan_undo(&self, settings: Box<Settings>) -> Outcome {
+        let (mut commands, changes) = self.plan_settings(&settings);
+        commands.extend(self.ledger.trial.as_ref().map(|_| Command::UndoTrial));
+        reloaded(settings, commands, changes)
     }
 
     /// Puts the settings of an outcome in force, once its commands are durable and before they are committed.
@@ -584,6 +674,12 @@ impl Coordinator {
             Command::SetAttackMode { fact } => {
                 Some(Notice::AttackModeOn { length: fact.expires.since(now.wall) })
             }
+            Command::SetTrial { fact } => Some(Notice::TrialBegun { length: fact.expires.since(fact.since) }),
+            Command::UndoTrial => Some(Notice::TrialUndone),
+            Command::ClearTrial => {
+                let is_confirmed = self.ledger.trial.as_ref().is_some_and(|trial| !trial.is_undone);
+                Some(Notice::TrialEnded { is_confirmed })
+            }
             Command::ClearAttackMode => {
                 let is_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
                 Some(Notice::AttackModeOff { is_over })
@@ -632,6 +728,11 @@ const fn lift(target: BanTarget) -> Command {
     }
 }
 
+fn reloaded(settings: Box<Settings>, commands: Vec<Command>, changes: Vec<String>) -> Outcome {
+    let reply = Some(Reply::Done { changes, undo: None, dry_run: false });
+    Outcome { commands, settings: Some(settings), reply, ..Outcome::default() }
+}
+
 /// What follows from the ledger: the desired state, and when each fact ends by the boot's clock.
 #[derive(Debug, Default)]
 struct InForce {
@@ -643,6 +744,8 @@ struct InForce {
     forgets: Timetable<PacketSource>,
     /// When attack mode ends; `None` while it is not in force.
     attack_mode_ends: Option<Monotime>,
+    /// When the configuration before the trial is due; `None` while none is on trial.
+    trial_ends: Option<Monotime>,
 }
 
 impl InForce {
@@ -670,6 +773,8 @@ impl InForce {
             Command::ClearAttackMode => self.set_attack_mode(None, now),
             Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
             Command::SetIncident { .. } => {}
+            Command::SetTrial { fact } => self.set_trial(Some(fact), now),
+            Command::UndoTrial | Command::ClearTrial => self.set_trial(None, now),
         }
     }
 
@@ -690,6 +795,11 @@ impl InForce {
 
     fn set_attack_mode(&mut self, fact: Option<AttackModeFact>, now: Now) {
         self.attack_mode_ends = fact.and_then(|fact| desired::ends_at(fact.since, Some(fact.expires), now));
+    }
+
+    fn set_trial(&mut self, fact: Option<&TrialFact>, now: Now) {
+        let running = fact.filter(|fact| !fact.is_undone);
+        self.trial_ends = running.and_then(|fact| desired::ends_at(fact.since, Some(fact.expires), now));
     }
 
     fn set_memory(&mut self, source: PacketSource, memory: Memory, ladder: &Ladder, now: Now) {

@@ -35,6 +35,9 @@ pub struct Ledger {
     /// Set while attack mode lies over the configured settings.
     #[serde(default)]
     pub attack_mode: Option<AttackModeFact>,
+    /// Set while a configuration is on trial, or after one was undone.
+    #[serde(default)]
+    pub trial: Option<TrialFact>,
     /// What `net.ipv4.tcp_syncookies` was before the daemon set it to 2; set while it is to be put back.
     pub syncookies_before: Option<u32>,
     /// The last attacks by number, at most [`incident::MOST`].
@@ -110,6 +113,38 @@ pub struct AttackModeFact {
     pub expires: WallTime,
 }
 
+/// A configuration on trial, or one that was undone.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialFact {
+    /// Since when.
+    pub since: WallTime,
+    /// When the configuration before comes into force again unless the trial is confirmed.
+    pub expires: WallTime,
+    /// The configuration before: the text of its file.
+    pub before: String,
+    /// Whether the configuration before is in force again.
+    pub is_undone: bool,
+}
+
+impl TrialFact {
+    /// Whether the configuration before is to be in force at `now`, by which a daemon that starts goes.
+    pub fn is_over(&self, now: WallTime) -> bool {
+        self.is_undone || self.expires <= now
+    }
+}
+
+impl std::fmt::Debug for TrialFact {
+    /// Without the text, which names addresses.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { since, expires, before, is_undone } = self;
+        let bytes = before.len();
+        write!(
+            out,
+            "TrialFact {{ since: {since}, expires: {expires}, before: {bytes} bytes, is_undone: {is_undone} }}"
+        )
+    }
+}
+
 /// A change of the ledger. `Set…` replaces what stands under the same key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
@@ -176,6 +211,15 @@ pub enum Command {
     },
     /// End attack mode.
     ClearAttackMode,
+    /// Put a configuration on trial, or renew the trial.
+    SetTrial {
+        /// Until when, and what before.
+        fact: TrialFact,
+    },
+    /// The configuration before the trial is in force again.
+    UndoTrial,
+    /// The configuration in force is no longer on trial: it was confirmed, or another came after one that was undone.
+    ClearTrial,
     /// Keep what is known of an attack. The oldest goes once there are more than [`incident::MOST`].
     SetIncident {
         /// Its number: one that is there, or a higher one than all that are.
@@ -224,6 +268,9 @@ pub enum Rejection {
     /// Attack mode is not in force.
     #[error("attack mode is not in force")]
     NoAttackMode,
+    /// No configuration is on trial.
+    #[error("no configuration is on trial")]
+    NoTrial,
     /// The incident's number was given out before and its incident is gone.
     #[error("incident {0} is older than those that are kept")]
     OldIncident(u32),
@@ -279,6 +326,15 @@ pub fn apply(ledger: &mut Ledger, command: &Command) -> Result<(), Rejection> {
         }
         Command::ClearAttackMode => {
             ledger.attack_mode.take().ok_or(Rejection::NoAttackMode)?;
+        }
+        Command::SetTrial { fact } => {
+            ledger.trial = Some(fact.clone());
+        }
+        Command::UndoTrial => {
+            ledger.trial.as_mut().ok_or(Rejection::NoTrial)?.is_undone = true;
+        }
+        Command::ClearTrial => {
+            ledger.trial.take().ok_or(Rejection::NoTrial)?;
         }
         Command::SetIncident { id, incident } => {
             let newest = ledger.incidents.last_key_value().map(|(newest, _)| *newest);
@@ -340,6 +396,7 @@ impl Default for Ledger {
             memories: BTreeMap::new(),
             bypass: None,
             attack_mode: None,
+            trial: None,
             syncookies_before: None,
             incidents: BTreeMap::new(),
             next_id: 1,
@@ -401,6 +458,23 @@ mod tests {
         format!("203.0.{host}.0/24").parse().unwrap()
     }
 
+    fn trial(end: u64) -> TrialFact {
+        TrialFact {
+            since: WallTime(1),
+            expires: WallTime(end),
+            before: "198.51.100.7".into(),
+            is_undone: false,
+        }
+    }
+
+    #[test]
+    fn a_trial_is_over_by_time_or_once_undone_and_shows_no_text() {
+        let fact = trial(5);
+        assert!(!fact.is_over(WallTime(4)) && fact.is_over(WallTime(5)));
+        assert!(!format!("{fact:?}").contains("198.51"));
+        assert!(TrialFact { is_undone: true, ..fact }.is_over(WallTime(0)));
+    }
+
     fn incident(start: u64) -> Incident {
         Incident {
             start: WallTime(start),
@@ -450,6 +524,9 @@ mod tests {
             Just(Command::ClearBypass),
             (1u64..9).prop_map(|end| Command::SetAttackMode { fact: attack_mode(end) }),
             Just(Command::ClearAttackMode),
+            (1u64..9).prop_map(|end| Command::SetTrial { fact: trial(end) }),
+            Just(Command::UndoTrial),
+            Just(Command::ClearTrial),
             (0u32..200).prop_map(|id| Command::SetIncident { id, incident: incident(id.into()) }),
             (0u32..3).prop_map(|before| Command::SetSyncookies { before }),
             Just(Command::ClearSyncookies),
@@ -481,6 +558,8 @@ mod tests {
             (vec![bypass.clone()], bypass, Rejection::AlreadyBypassed),
             (vec![], Command::ClearBypass, Rejection::NotBypassed),
             (vec![], Command::ClearAttackMode, Rejection::NoAttackMode),
+            (vec![], Command::UndoTrial, Rejection::NoTrial),
+            (vec![], Command::ClearTrial, Rejection::NoTrial),
             (
                 vec![Command::SetSyncookies { before: 1 }],
                 Command::SetSyncookies { before: 2 },

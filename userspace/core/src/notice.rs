@@ -97,6 +97,18 @@ pub enum Notice {
         /// Whether it ended by itself.
         is_over: bool,
     },
+    /// A configuration is on trial.
+    TrialBegun {
+        /// How long.
+        length: Duration,
+    },
+    /// The configuration on trial was confirmed, or another came after one that was undone.
+    TrialEnded {
+        /// Whether it was confirmed.
+        is_confirmed: bool,
+    },
+    /// A configuration on trial was not confirmed: the one before is in force again.
+    TrialUndone,
     /// Whether ports over their budget can answer with cookies has changed.
     Cookies {
         /// How it is now.
@@ -203,6 +215,12 @@ kinds! {
     AttackModeOn, "attack_mode_on", Warn,
         "`tunica panic` laid stricter settings over the configured ones; they end by themselves or with `tunica panic off`.";
     AttackModeOff, "attack_mode_off", Warn, "Attack mode ended; the configured settings are in force again.";
+    TrialBegun, "trial_begun", Warn,
+        "A reload with `--confirm` put the configuration file on trial: unless `tunica confirm` comes in time, the configuration before is in force again.";
+    TrialEnded, "trial_ended", Info,
+        "The configuration in force is no longer on trial: `tunica confirm` came, or another reload after it was undone.";
+    TrialUndone, "trial_undone", Warn,
+        "Nobody confirmed the configuration on trial, so the one before is in force, also after a restart, until `tunica reload`.";
     Cookies, "cookies", Warn,
         "Whether ports over their SYN budget can answer with cookies has changed; `tunica status` says why not.";
     PortArmed, "port_armed", Warn,
@@ -246,6 +264,9 @@ impl Notice {
             Self::BypassOn
             | Self::BypassOff
             | Self::AttackModeOn { .. }
+            | Self::TrialBegun { .. }
+            | Self::TrialEnded { .. }
+            | Self::TrialUndone
             | Self::AttackModeOff { .. }
             | Self::Cookies { .. }
             | Self::PortArmed { .. }
@@ -276,6 +297,16 @@ impl fmt::Display for Notice {
             Self::AllowExpired { id, .. } => write!(out, "allow entry {id} expired"),
             Self::BypassOn => out.write_str("the shield is bypassed: nothing is inspected"),
             Self::BypassOff => out.write_str("the bypass ended"),
+            Self::TrialBegun { length } => {
+                write!(out, "the configuration is on trial {}", span(Some(*length)))
+            }
+            Self::TrialEnded { is_confirmed: true } => out.write_str("the configuration on trial was confirmed"),
+            Self::TrialEnded { is_confirmed: false } => {
+                out.write_str("a reload followed the configuration that was undone")
+            }
+            Self::TrialUndone => out.write_str(
+                "the configuration on trial was not confirmed; the one before is in force until `tunica reload`",
+            ),
             Self::AttackModeOn { length } => write!(out, "attack mode is in force {}", span(Some(*length))),
             Self::AttackModeOff { is_over: true } => out.write_str("attack mode ended by itself"),
             Self::AttackModeOff { is_over: false } => out.write_str("an operator ended attack mode"),
@@ -365,6 +396,9 @@ mod tests {
             Notice::BypassOff,
             Notice::AttackModeOn { length: Duration::from_secs(60) },
             Notice::AttackModeOff { is_over: true },
+            Notice::TrialBegun { length: Duration::from_secs(120) },
+            Notice::TrialEnded { is_confirmed: true },
+            Notice::TrialUndone,
             Notice::Cookies { state: CookieState::Refused },
             Notice::PortArmed { port: 443, is_armed: true },
             Notice::Syncookies { is_switched: true },

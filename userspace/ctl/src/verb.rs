@@ -4,6 +4,7 @@ mod allow;
 mod ban;
 mod bypass;
 mod check;
+mod confirm;
 mod diff;
 mod doctor;
 mod explain;
@@ -54,7 +55,9 @@ pub(crate) enum Verb {
     /// Show what `reload` would change, and change nothing
     Diff,
     /// Make tunicad read its configuration again; all or nothing
-    Reload,
+    Reload(reload::Reload),
+    /// Keep the configuration that `reload --confirm` put on trial
+    Confirm,
     /// Detach the shield for a while, or attach it again
     #[command(subcommand)]
     Bypass(bypass::Bypass),
@@ -84,7 +87,8 @@ impl Verb {
             Self::Init(verb) => verb.run(global),
             Self::Render(verb) => verb.run(global),
             Self::Diff => ask(global, &diff::request()),
-            Self::Reload => ask(global, &reload::request()),
+            Self::Reload(verb) => ask(global, &verb.request(&Host::at("/"))),
+            Self::Confirm => ask(global, &confirm::request()),
             Self::Bypass(verb) => ask(global, &verb.request()),
             Self::Panic(verb) => ask(global, &verb.request()?),
             Self::Incident(verb) => ask(global, &verb.request()),

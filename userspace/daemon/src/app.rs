@@ -22,7 +22,7 @@ use tunica_common::{
 };
 use tunica_config::Config;
 use tunica_core::{
-    coordinator::{AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply},
+    coordinator::{AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply, TrialRequest},
     defence::Totals,
     evidence::Forgeable,
     id::PacketSource,
@@ -39,7 +39,7 @@ use crate::{
     settings,
     shell::{
         host, tor_peers,
-        xdp::{Shield, armed::Armed, probe::Probe},
+        xdp::{Plan, Shield, armed::Armed, probe::Probe},
     },
     telemetry::{self, Telemetry},
     views,
@@ -52,6 +52,8 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 pub struct App {
     config_path: PathBuf,
     config: Config,
+    /// What the configuration in force was read from.
+    text: String,
     coordinator: Coordinator,
     shield: Shield,
     probe: Probe,
@@ -88,7 +90,9 @@ impl Reach {
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
             Event::BypassOn { .. } | Event::BypassOff => Self::Nothing,
             Event::AttackModeOn { .. } | Event::AttackModeOff { .. } => Self::Nothing,
-            Event::TorPeers(_) | Event::OwnAddresses(_) | Event::Reloaded(_) => Self::Everything,
+            Event::Confirmed => Self::Nothing,
+            Event::TorPeers(_) | Event::OwnAddresses(_) => Self::Everything,
+            Event::Reloaded(_) | Event::Tried(_) | Event::Undone(_) => Self::Everything,
         }
     }
 
@@ -110,6 +114,7 @@ impl Reach {
                 Command::SetAttackMode { .. } | Command::ClearAttackMode => return Self::Everything,
                 Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
                 Command::SetIncident { .. } => {}
+                Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => {}
             }
         }
         if sources.is_empty() && !is_policy { Self::Nothing } else { Self::Bans(sources) }
@@ -126,6 +131,7 @@ struct Troubles {
     heartbeat: Option<String>,
     counters: Option<String>,
     sysctl: Option<String>,
+    trial: Option<String>,
 }
 
 impl Troubles {
@@ -138,6 +144,7 @@ impl Troubles {
             &self.heartbeat,
             &self.counters,
             &self.sysctl,
+            &self.trial,
         ];
         all.into_iter().flatten().cloned().collect()
     }
@@ -157,7 +164,12 @@ impl App {
     /// # Errors
     /// If the ledger or the kernel's objects cannot be had. An interface that cannot be attached to is no such error: it
     /// shows in `status`, in `/ready` and in the metrics, and is tried again at each audit.
-    pub fn start(config_path: &Path, config: Config, telemetry: Telemetry) -> anyhow::Result<Self> {
+    pub fn start(
+        config_path: &Path,
+        mut config: Config,
+        mut text: String,
+        telemetry: Telemetry,
+    ) -> anyhow::Result<Self> {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         let wall = wall.context("the wall clock is set before 1970; correct it")?.as_secs();
         let mono = crate::sys::monotonic_ns().context("the kernel's monotonic clock does not answer")?;
@@ -172,6 +184,16 @@ impl App {
             ));
             metrics.set_ledger_damaged();
         }
+        if let Some(trial) = opened.ledger.trial.as_ref().filter(|trial| trial.is_over(now.wall)) {
+            tracing::error!(
+                message_id = "config_undone",
+                "nobody confirmed the configuration file, on trial since {}; the configuration before it is in force",
+                trial.since
+            );
+            (config, troubles.trial) = settings::before_trial(&trial.before, &config);
+            text.clone_from(&trial.before);
+            telemetry.set_level(config.log.level);
+        }
         let mut shield = Shield::open(settings::plan(&config))?;
         let coordinator = Coordinator::new(config.settings()?, opened.ledger, now);
         let lost_before = shield.tables().lost_events().unwrap_or(0);
@@ -179,6 +201,7 @@ impl App {
         let mut app = Self {
             config_path: config_path.to_owned(),
             config,
+            text,
             coordinator,
             shield,
             probe: Probe::default(),
@@ -375,8 +398,12 @@ impl App {
         let now = self.now();
         if self.coordinator.next_deadline().is_some_and(|due| due <= now.mono) {
             let outcome = self.coordinator.advance(now);
+            let undoes_trial = outcome.undoes_trial;
             // A ledger that cannot be written was reported; the commands come again.
             let _ = self.carry_out(outcome, Reach::Everything, now);
+            if undoes_trial {
+                self.undo_trial();
+            }
         }
     }
 
@@ -516,7 +543,8 @@ impl App {
             Request::PanicOff { dry_run } => {
                 self.decide_though_unkept(Event::AttackModeOff { dry_run }, "bring attack mode back")
             }
-            Request::Reload {} => self.reload(),
+            Request::Reload(request) => self.reload(request),
+            Request::Confirm {} => self.decide(Event::Confirmed),
         }
     }
 
@@ -623,14 +651,25 @@ impl App {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.config.warnings();
+        warnings.extend(self.undone());
         warnings.extend(self.troubles.list());
         warnings.extend(self.coordinator.cookies().advice());
         warnings
     }
 
+    /// That the configuration file is not in force, if it was undone.
+    fn undone(&self) -> Option<String> {
+        let trial = self.coordinator.ledger().trial.as_ref().filter(|trial| trial.is_undone)?;
+        Some(format!(
+            "the configuration file is not in force: nobody confirmed its trial before {}; `tunica diff` shows what it \
+             says, `tunica reload --confirm` tries it again",
+            trial.expires
+        ))
+    }
+
     /// Reads the configuration file again. Either all of it comes into force or none.
-    pub fn reload(&mut self) -> Answer {
-        let result = self.try_reload();
+    pub fn reload(&mut self, request: request::Reload) -> Answer {
+        let result = self.try_reload(request);
         self.metrics.count_reload(result.is_ok());
         match result {
             Ok(answer) => {
@@ -650,10 +689,11 @@ impl App {
         }
     }
 
-    fn try_reload(&mut self) -> Result<Answer, Refused> {
+    fn try_reload(&mut self, request: request::Reload) -> Result<Answer, Refused> {
         let bad = |message: String| Refused { code: RefusedCode::BadConfig, message };
         let failed = |message: String| Refused { code: RefusedCode::Failed, message };
-        let config = tunica_config::read_file(&self.config_path).map_err(|error| bad(error.to_string()))?;
+        let read = tunica_config::read_file_and_text(&self.config_path);
+        let (config, text) = read.map_err(|error| bad(error.to_string()))?;
         let fixed = settings::fixed_keys_changed(&self.config, &config);
         if let Some(message) = settings::restart_needed(&fixed) {
             return Err(bad(message));
@@ -665,25 +705,49 @@ impl App {
         for name in &come {
             self.shield.admit(name).map_err(|error| bad(error.to_string()))?;
         }
-        let mut fresh = if plan.sizes == self.shield.plan().sizes {
-            None
-        } else {
-            // Maps of another size: filled first, then the link moves to the program that reads them.
-            let fresh = self.shield.open_beside(plan.clone()).map_err(|error| {
-                self.shield.sweep();
-                failed(error.to_string())
-            })?;
-            Some(fresh)
+        let fresh = self.open_beside(&plan).map_err(failed)?;
+        let event = match request.confirm_seconds {
+            None => Event::Reloaded(Box::new(settings)),
+            Some(seconds) => Event::Tried(Box::new(TrialRequest {
+                settings,
+                length: Duration::from_secs(seconds),
+                before: self.text.clone(),
+            })),
         };
-        let reply = self.step(Event::Reloaded(Box::new(settings))).map_err(|text| {
+        let reply = self.step(event).map_err(|text| {
             self.shield.sweep();
             failed(text)
         })?;
+        let answer = answer_of(Ok(reply));
+        if let Answer::Refused(refused) = answer {
+            self.shield.sweep();
+            return Err(refused);
+        }
+        self.adopt(config, text, plan, fresh);
+        self.troubles.trial = None;
+        let answer = self.with_interfaces(answer, &come, &gone);
+        Ok(self.with_session(answer, &come, request))
+    }
+
+    /// Maps of the size that `plan` asks for, if those in use have another.
+    fn open_beside(&self, plan: &Plan) -> Result<Option<Shield>, String> {
+        if plan.sizes == self.shield.plan().sizes {
+            return Ok(None);
+        }
+        self.shield.open_beside(plan.clone()).map(Some).map_err(|error| {
+            self.shield.sweep();
+            error.to_string()
+        })
+    }
+
+    /// Goes over to a configuration whose settings are in force. Maps of another size are filled first, then the link moves
+    /// to the program that reads them.
+    fn adopt(&mut self, config: Config, text: String, plan: Plan, fresh: Option<Shield>) {
         self.shield.release(&plan.interfaces);
-        if let Some(fresh) = fresh.as_mut() {
+        if let Some(mut fresh) = fresh {
             let _ = fresh.tables_mut().beat(self.now().mono.0);
             let synced = fresh.sync(self.coordinator.desired(), self.coordinator.settings()).map(|_| ());
-            std::mem::swap(&mut self.shield, fresh);
+            self.shield = fresh;
             self.armed = Armed::default();
             self.lost_before = self.shield.tables().lost_events().unwrap_or(0);
             self.note_sync(synced);
@@ -691,10 +755,48 @@ impl App {
             self.shield.set_plan(plan);
         }
         self.telemetry.set_level(config.log.level);
-        self.config = config;
+        (self.config, self.text) = (config, text);
         self.shield.follow(self.coordinator.desired().attached);
         self.read_tor_peers();
-        Ok(self.with_interfaces(answer_of(Ok(reply)), &come, &gone))
+    }
+
+    /// Brings back the configuration before the trial. Whatever cannot be had now is left out: the limits count most.
+    fn undo_trial(&mut self) {
+        let Some(trial) = self.coordinator.ledger().trial.clone() else { return };
+        let (mut config, trouble) = settings::before_trial(&trial.before, &self.config);
+        self.troubles.trial = trouble;
+        let mut plan = settings::plan(&config);
+        let fresh = self.open_beside(&plan).unwrap_or_else(|error| {
+            config.shield.tables = self.config.shield.tables.clone();
+            plan = settings::plan(&config);
+            self.troubles.trial = Some(format!("the tables keep the size that they had on trial: {error}"));
+            None
+        });
+        let settings = match config.settings() {
+            Ok(settings) => settings,
+            Err(error) => {
+                self.troubles.trial = Some(error.to_string());
+                return;
+            }
+        };
+        let now = self.now();
+        let mut outcome = self.coordinator.handle(Event::Undone(Box::new(settings)), now);
+        self.keep_if_possible(&mut outcome, "undo the trial once more");
+        let _ = self.take_in(outcome, Reach::Everything, now);
+        self.adopt(config, trial.before, plan, fresh);
+    }
+
+    /// The answer, with a sentence if the session that the caller is logged in by comes in by an interface that is new.
+    fn with_session(&self, answer: Answer, come: &[String], request: request::Reload) -> Answer {
+        let Answer::Done(mut done) = answer else { return answer };
+        let carrier = request.session.and_then(host::interface_of).filter(|name| come.contains(name));
+        done.changes.extend(carrier.map(|name| match request.confirm_seconds {
+            Some(_) => format!("{name} carries your SSH session: confirm from another one"),
+            None => format!(
+                "{name} carries your SSH session, and nothing undoes this by itself; `tunica reload --confirm` would"
+            ),
+        }));
+        Answer::Done(done)
     }
 
     /// The answer, with a sentence for each interface that came or went.
@@ -730,6 +832,7 @@ impl App {
                 }
             }
         }
+        reasons.extend(self.undone());
         reasons.extend(self.troubles.tables.clone());
         reasons
     }
@@ -748,6 +851,11 @@ impl App {
         metrics.set_program_matches(views::program_matches(&interfaces));
         metrics.set_generation(self.shield.tables().policy().map_or(0, |policy| policy.generation));
         metrics.set_bypassed(self.coordinator.ledger().bypass.is_some());
+        let trial = self.coordinator.ledger().trial.as_ref();
+        metrics.set_trial(
+            trial.is_some_and(|trial| !trial.is_undone),
+            trial.is_some_and(|trial| trial.is_undone),
+        );
         metrics.set_under_attack(self.coordinator.is_under_attack());
         metrics.set_attack_mode(self.coordinator.ledger().attack_mode.is_some());
         for table in views::tables(&self.coordinator) {

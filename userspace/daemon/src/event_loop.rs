@@ -11,7 +11,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, interval_at},
 };
-use tunica_api::request::Request;
+use tunica_api::request::{self, Request};
 use tunica_common::event::Event as KernelEvent;
 use zerocopy::FromBytes;
 
@@ -65,9 +65,11 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
             _ = tick.tick() => {
                 inputs.systemd.feed_watchdog();
                 app.tick();
+                // A trial that was undone may have brought other tables.
+                events = Events::of(app)?.or(events);
             }
             Some(request) = inputs.control.changes.recv() => {
-                let is_reload = matches!(request.request, Request::Reload {});
+                let is_reload = matches!(request.request, Request::Reload(_));
                 answer(app, request);
                 if is_reload {
                     events = Events::of(app)?.or(events);
@@ -76,7 +78,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
             _ = hangup.recv() => {
                 let _span = telemetry::event_span("reload").entered();
                 inputs.systemd.reloading();
-                app.reload();
+                app.reload(request::Reload::default());
                 events = Events::of(app)?.or(events);
                 inputs.systemd.ready();
             }

@@ -262,6 +262,7 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
     let mut part = Ledger {
         bypass: ledger.bypass.clone(),
         attack_mode: ledger.attack_mode,
+        trial: ledger.trial.clone(),
         syncookies_before: ledger.syncookies_before,
         next_id: ledger.next_id,
         ..Ledger::default()
@@ -282,6 +283,7 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
             }
             Command::SetBypass { .. } | Command::ClearBypass => {}
             Command::SetAttackMode { .. } | Command::ClearAttackMode => {}
+            Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => {}
             // Whether an older one goes depends on all of them.
             Command::SetIncident { .. } => part.incidents.clone_from(&ledger.incidents),
             Command::SetSyncookies { .. } | Command::ClearSyncookies => {}

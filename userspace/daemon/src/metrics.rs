@@ -110,6 +110,10 @@ metrics! {
         "Attacks that began since the daemon started; `tunica incident list` shows them.";
     incident_active: IntGauge, "tunica_incident_active", [],
         "1 while a defence speaks against packets or has in the last minute, else 0.";
+    trial: IntGauge, "tunica_config_trial_active", [],
+        "1 while the configuration is on trial and waits for `tunica confirm`, else 0.";
+    undone: IntGauge, "tunica_config_undone", [],
+        "1 while the configuration before a trial is in force, because nobody confirmed the file, else 0.";
     used: IntGaugeVec, "tunica_table_used", ["table"],
         "Rows in use of a kernel table.";
     capacity: IntGaugeVec, "tunica_table_capacity", ["table"],
@@ -303,6 +307,12 @@ impl Metrics {
     /// Shows whether an attack goes on.
     pub fn set_under_attack(&self, is_under_attack: bool) {
         self.families.incident_active.set(i64::from(is_under_attack));
+    }
+
+    /// Shows whether the configuration is on trial, and whether one was undone.
+    pub fn set_trial(&self, is_on_trial: bool, is_undone: bool) {
+        self.families.trial.set(i64::from(is_on_trial));
+        self.families.undone.set(i64::from(is_undone));
     }
 
     /// Shows how full one of [`TABLES`] is, in rows. Other tables are not shown.
@@ -652,6 +662,8 @@ mod tests {
             ("tunica_attack_mode_active", 1.0, Box::new(|it| it.set_attack_mode(true))),
             ("tunica_incidents_total", 1.0, Box::new(Metrics::count_incident)),
             ("tunica_incident_active", 1.0, Box::new(|it| it.set_under_attack(true))),
+            ("tunica_config_trial_active", 1.0, Box::new(|it| it.set_trial(true, false))),
+            ("tunica_config_undone", 1.0, Box::new(|it| it.set_trial(false, true))),
             ("tunica_table_used{table=\"bans\"}", 3.0, Box::new(|it| it.set_table("bans", 3, 8))),
             ("tunica_table_used{table=\"cidrs\"}", 2.0, Box::new(|it| it.set_table("cidrs", 2, 8))),
             ("tunica_table_capacity{table=\"bans\"}", 8.0, Box::new(|it| it.set_table("bans", 3, 8))),

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::Path};
 use tunica_api::view::{
     Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
     Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Refused, RefusedCode,
-    Softirq, Source, Sources, Spoken, Status, Table,
+    Softirq, Source, Sources, Spoken, Status, Table, Trial,
 };
 use tunica_common::{
     event::tally_slot,
@@ -134,6 +134,9 @@ pub fn differences(
         | Command::ClearBypass
         | Command::SetAttackMode { .. }
         | Command::ClearAttackMode
+        | Command::SetTrial { .. }
+        | Command::UndoTrial
+        | Command::ClearTrial
         | Command::SetIncident { .. }
         | Command::SetSyncookies { .. }
         | Command::ClearSyncookies => None,
@@ -310,6 +313,12 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
             .ledger()
             .attack_mode
             .map(|fact| AttackMode { since: fact.since, expires: fact.expires }),
+        trial: coordinator.ledger().trial.as_ref().map(|fact| Trial {
+            since: fact.since,
+            expires: fact.expires,
+            seconds_left: coordinator.trial_left(now).map_or(0, |left| left.as_secs()),
+            undone: fact.is_undone,
+        }),
         program: Program {
             object_sha256: object::object_sha256(),
             expected_tag: tag(shield.tag()),

@@ -5,8 +5,8 @@ use std::{fmt::Display, time::Duration};
 use thiserror::Error;
 
 use super::{
-    AllowRequest, BanRequest, Coordinator, LONGEST, Length, MOST_REASON_CHARACTERS, Outcome, RefusedCode,
-    Reply, SHORTEST, WIDEST_V4, WIDEST_V6, lift,
+    AllowRequest, BanRequest, Coordinator, LONGEST, LONGEST_TRIAL, Length, MOST_REASON_CHARACTERS,
+    MOST_TRIAL_BYTES, Outcome, RefusedCode, Reply, SHORTEST, SHORTEST_TRIAL, WIDEST_V4, WIDEST_V6, lift,
 };
 use crate::{
     attack_mode,
@@ -100,6 +100,23 @@ pub(super) enum Refusal {
         .0.as_secs(), attack_mode::SHORTEST.as_secs(), attack_mode::LONGEST.as_secs()
     )]
     BadAttackModeLength(Duration),
+    #[error(
+        "{} s is no length of a trial; give {} to {} s",
+        .0.as_secs(), SHORTEST_TRIAL.as_secs(), LONGEST_TRIAL.as_secs()
+    )]
+    BadTrialLength(Duration),
+    #[error(
+        "the configuration in force has {0} bytes, too many to be kept beside a trial; write at most {MOST_TRIAL_BYTES}, or reload without a trial"
+    )]
+    LongConfiguration(usize),
+    #[error(
+        "no configuration is on trial, so there is nothing to confirm; `tunica reload --confirm` begins a trial"
+    )]
+    NoTrial,
+    #[error(
+        "the trial was over at {0}, so the configuration before is in force; `tunica reload` brings the file into force"
+    )]
+    TrialOver(WallTime),
     #[error("attack mode is not in force, so there is nothing to end; `tunica status` shows what is")]
     NoAttackMode,
 }
@@ -113,7 +130,8 @@ impl Refusal {
             | Self::AllowedByConfig(_)
             | Self::AllowedByTor(_)
             | Self::NotBypassed
-            | Self::NoAttackMode => RefusedCode::NotFound,
+            | Self::NoAttackMode
+            | Self::NoTrial => RefusedCode::NotFound,
             Self::BansFull(_) | Self::NetsFull(_) | Self::AllowsFull(_) | Self::IdsExhausted => {
                 RefusedCode::Full
             }
@@ -125,6 +143,9 @@ impl Refusal {
             | Self::TooWide(_)
             | Self::BanReachesIntoIpv4(_)
             | Self::BadAttackModeLength(_)
+            | Self::BadTrialLength(_)
+            | Self::LongConfiguration(_)
+            | Self::TrialOver(_)
             | Self::ReachesIntoIpv4(_)
             | Self::AlreadyBypassed(_) => RefusedCode::Invalid,
         }
@@ -356,6 +377,18 @@ impl Coordinator {
         })
     }
 
+    pub(super) fn plan_confirm(&self, now: Now) -> Result<Plan, Refusal> {
+        let fact = self.ledger.trial.as_ref().ok_or(Refusal::NoTrial)?;
+        if fact.is_undone || self.in_force.trial_ends.is_none_or(|at| at <= now.mono) {
+            return Err(Refusal::TrialOver(fact.expires));
+        }
+        Ok(Plan {
+            commands: vec![Command::ClearTrial],
+            changes: vec!["the configuration on trial stays in force".into()],
+            undo: None,
+        })
+    }
+
     /// Makes room where as many sources are remembered as can be banned: the one that would be forgotten first goes.
     fn room_for_memory(&self, source: PacketSource) -> Option<Command> {
         let is_known = self.ledger.memories.contains_key(&source);
@@ -400,6 +433,16 @@ fn check_range(prefix: Prefix) -> Result<(), Refusal> {
     }
     let widest = if prefix.address().is_ipv4() { WIDEST_V4 } else { WIDEST_V6 };
     if prefix.length() < widest { Err(Refusal::TooWide(prefix)) } else { Ok(()) }
+}
+
+pub(super) fn check_trial(length: Duration, before: &str) -> Result<(), Refusal> {
+    if !(SHORTEST_TRIAL..=LONGEST_TRIAL).contains(&length) {
+        return Err(Refusal::BadTrialLength(length));
+    }
+    if before.len() > MOST_TRIAL_BYTES {
+        return Err(Refusal::LongConfiguration(before.len()));
+    }
+    Ok(())
 }
 
 fn check_length(length: Duration) -> Result<Duration, Refusal> {

@@ -22,13 +22,16 @@ struct World {
     kernel: Tables,
     now: Now,
     heard: Vec<Notice>,
+    /// What the daemon would read from the text of a configuration.
+    texts: BTreeMap<String, Settings>,
 }
 
 impl World {
     fn new(settings: Settings) -> Self {
         let now = Now { mono: Monotime(1_000_000_000), wall: WallTime(20_000 * DAY) };
         let (file, kernel, heard) = (Ledger::default(), Tables::default(), Vec::new());
-        Self { coordinator: Coordinator::new(settings, file.clone(), now), file, kernel, now, heard }
+        let coordinator = Coordinator::new(settings, file.clone(), now);
+        Self { coordinator, file, kernel, now, heard, texts: BTreeMap::new() }
     }
 
     /// Does what the daemon does with an outcome.
@@ -44,6 +47,10 @@ impl World {
         assert_eq!(self.coordinator.ledger(), &self.file);
         for edit in diff(&self.kernel, &self.coordinator.desired().tables) {
             self.kernel.apply(edit);
+        }
+        if outcome.undoes_trial {
+            let before = self.texts[&self.file.trial.as_ref().unwrap().before].clone();
+            self.event(Event::Undone(Box::new(before)));
         }
         outcome.reply
     }
@@ -78,8 +85,14 @@ impl World {
 
     /// The daemon dies and starts again from its file; the kernel keeps its tables.
     fn restart(&mut self) {
-        self.coordinator =
-            Coordinator::new(self.coordinator.configured().clone(), self.file.clone(), self.now);
+        self.restart_with(self.coordinator.configured().clone());
+    }
+
+    /// The same, where `written` is what the configuration file says.
+    fn restart_with(&mut self, written: Settings) {
+        let over = self.file.trial.as_ref().filter(|trial| trial.is_over(self.now.wall));
+        let settings = over.map_or(written, |trial| self.texts[&trial.before].clone());
+        self.coordinator = Coordinator::new(settings, self.file.clone(), self.now);
         self.advance();
     }
 
@@ -656,6 +669,131 @@ fn attack_mode_ends_even_where_its_end_cannot_be_kept() {
     let again = world.coordinator.advance(world.now);
     world.carry_out(again);
     assert_eq!((world.file.attack_mode, world.coordinator.next_deadline()), (None, None));
+}
+
+/// A world in observe, whose file says enforce, and the trial of that.
+fn on_trial(seconds: u64) -> (World, Settings, Settings) {
+    let (observing, enforcing) = (Settings { mode: Mode::Observe, ..settings() }, settings());
+    let mut world = World::new(observing.clone());
+    world.texts.insert("observe".into(), observing.clone());
+    let (changes, _) = done(world.event(tried(&enforcing, seconds, "observe")));
+    let promise = format!("unless `tunica confirm` comes within {seconds} s");
+    assert!(changes.iter().any(|change| change.starts_with(&promise)), "{changes:?}");
+    assert!(!changes.iter().any(|change| change.starts_with("nothing undoes")), "{changes:?}");
+    assert_eq!(world.coordinator.settings(), &enforcing);
+    assert_eq!(world.coordinator.trial_left(world.now), Some(Duration::from_secs(seconds)));
+    (world, observing, enforcing)
+}
+
+fn tried(settings: &Settings, seconds: u64, before: &str) -> Event {
+    Event::Tried(Box::new(TrialRequest {
+        settings: settings.clone(),
+        length: Duration::from_secs(seconds),
+        before: before.into(),
+    }))
+}
+
+#[test]
+fn a_trial_that_nobody_confirms_is_undone_and_stays_so() {
+    let (mut world, observing, enforcing) = on_trial(120);
+    world.pass(119);
+    assert_eq!(world.coordinator.settings(), &enforcing);
+    world.pass(1);
+    assert_eq!(world.coordinator.settings(), &observing);
+    assert_eq!(world.names(), ["trial_begun", "trial_undone"]);
+    assert_eq!((world.coordinator.trial_left(world.now), world.coordinator.next_deadline()), (None, None));
+    assert_eq!(refused(world.event(Event::Confirmed)).0, RefusedCode::Invalid);
+    // The file still says otherwise. A clock that steps back does not bring the trial back.
+    world.now.wall = WallTime(5);
+    world.restart_with(enforcing.clone());
+    assert_eq!(world.coordinator.settings(), &observing);
+    // A reload means it.
+    let (changes, _) = done(world.event(Event::Reloaded(Box::new(enforcing.clone()))));
+    assert!(changes.iter().any(|change| change.starts_with("nothing undoes this by itself")), "{changes:?}");
+    world.restart_with(enforcing.clone());
+    assert_eq!((world.coordinator.settings(), &world.file.trial), (&enforcing, &None));
+    assert_eq!(world.names(), ["trial_ended"]);
+}
+
+#[test]
+fn a_trial_outlives_the_daemon() {
+    // Seconds until the daemon dies and until another starts, and what is in force then.
+    for (lives, gone, is_undone) in [(10, 10, false), (10, 109, false), (10, 110, true), (10, 9_999, true)] {
+        let (mut world, observing, enforcing) = on_trial(120);
+        world.pass(lives);
+        world.now.mono = world.now.mono.after(Duration::from_secs(gone));
+        world.now.wall = world.now.wall.after(Duration::from_secs(gone));
+        world.restart_with(enforcing.clone());
+        let expected = if is_undone { &observing } else { &enforcing };
+        assert_eq!(world.coordinator.settings(), expected, "{lives} {gone}");
+        assert_eq!(world.file.trial.as_ref().map(|trial| trial.is_undone), Some(is_undone));
+        world.pass(120);
+        assert_eq!(world.coordinator.settings(), &observing);
+    }
+}
+
+#[test]
+fn a_trial_is_confirmed_renewed_and_bypassed() {
+    let (mut world, observing, enforcing) = on_trial(120);
+    done(world.event(Event::Confirmed));
+    assert_eq!(refused(world.event(Event::Confirmed)).0, RefusedCode::NotFound);
+    world.pass(1_000);
+    assert_eq!((world.coordinator.settings(), &world.file.trial), (&enforcing, &None));
+    assert_eq!(world.names(), ["trial_begun", "trial_ended"]);
+
+    // What comes back is what was confirmed last, however often another is tried, and whether or not a plain reload
+    // comes between.
+    let (mut world, _, _) = on_trial(120);
+    let lockdown = Settings { lockdown: true, ..enforcing.clone() };
+    world.pass(100);
+    done(world.event(tried(&lockdown, 60, "enforce")));
+    let (changes, _) = done(world.event(Event::Reloaded(Box::new(lockdown.clone()))));
+    assert!(changes.iter().any(|change| change.starts_with("the trial goes on")), "{changes:?}");
+    world.pass(59);
+    assert_eq!(world.coordinator.settings(), &lockdown);
+    // A bypass detaches meanwhile, and goes on after the trial.
+    done(world.event(Event::BypassOn { reason: "locked out".into() }));
+    assert!(!world.coordinator.desired().attached);
+    world.pass(1);
+    assert_eq!(world.coordinator.settings(), &observing);
+    assert!(!world.coordinator.desired().attached);
+
+    for (seconds, before) in
+        [(9, "observe".into()), (3_601, "observe".into()), (60, "x".repeat(MOST_TRIAL_BYTES + 1))]
+    {
+        assert_eq!(refused(world.event(tried(&enforcing, seconds, &before))).0, RefusedCode::Invalid);
+        assert_eq!(world.coordinator.settings(), &observing);
+    }
+}
+
+#[test]
+fn a_trial_ends_attack_mode_or_not_as_each_says() {
+    let (mut world, observing, _) = on_trial(120);
+    done(world.event(Event::AttackModeOn { length: Duration::from_secs(600), dry_run: false }));
+    world.pass(120);
+    assert_eq!(world.coordinator.configured(), &observing);
+    assert_eq!(world.coordinator.settings(), &attack_mode::overlay(&observing));
+    world.pass(480);
+    assert_eq!(world.coordinator.settings(), &observing);
+}
+
+#[test]
+fn reloads_that_can_cut_off_say_so() {
+    let observing = Settings { mode: Mode::Observe, ..settings() };
+    let lockdown = Settings { lockdown: true, ..settings() };
+    for (before, after, clauses) in [
+        (observing.clone(), settings(), 1),
+        (observing.clone(), lockdown.clone(), 2),
+        (settings(), lockdown.clone(), 1),
+        (observing.clone(), Settings { lockdown: true, ..observing.clone() }, 0),
+        (lockdown, observing, 0),
+        (settings(), Settings { syn: None, ..settings() }, 0),
+    ] {
+        assert_eq!(after.hazards_from(&before).len(), clauses);
+        let mut world = World::new(before);
+        let (changes, _) = done(world.event(Event::Reloaded(Box::new(after))));
+        assert_eq!(changes.iter().any(|change| change.starts_with("nothing undoes this")), clauses > 0);
+    }
 }
 
 #[test]

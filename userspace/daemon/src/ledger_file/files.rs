@@ -13,7 +13,7 @@ use tunica_core::{
     ban_ladder::Memory,
     id::{PacketSource, Prefix},
     incident::{self, Incident, Row, Softirq},
-    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact},
+    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, TrialFact},
 };
 
 use super::*;
@@ -327,6 +327,16 @@ fn command() -> impl Strategy<Value = Command> {
             fact: AttackModeFact { since: NOW, expires: WallTime(end) }
         }),
         Just(Command::ClearAttackMode),
+        (0u64..9).prop_map(|end| Command::SetTrial {
+            fact: TrialFact {
+                since: NOW,
+                expires: WallTime(end),
+                before: "[shield]\n".to_owned(),
+                is_undone: false,
+            }
+        }),
+        Just(Command::UndoTrial),
+        Just(Command::ClearTrial),
         (0u32..9).prop_map(|id| Command::SetIncident { id, incident: incident(id) }),
     ]
 }

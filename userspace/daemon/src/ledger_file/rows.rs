@@ -28,6 +28,7 @@ const KEY_SCHEMA: &str = "schema";
 const KEY_BYPASS: &str = "bypass";
 const KEY_ATTACK_MODE: &str = "attack_mode";
 const KEY_NEXT_ID: &str = "next_id";
+const KEY_TRIAL: &str = "trial";
 const KEY_SYNCOOKIES: &str = "syncookies_before";
 
 /// Why a database is not read.
@@ -122,6 +123,7 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
         memories: load_table(&transaction.open_table(MEMORIES)?, MEMORIES)?,
         bypass: get(&singles, SINGLES, KEY_BYPASS)?,
         attack_mode: get(&singles, SINGLES, KEY_ATTACK_MODE)?,
+        trial: get(&singles, SINGLES, KEY_TRIAL)?,
         syncookies_before: get(&singles, SINGLES, KEY_SYNCOOKIES)?,
         next_id: get(&singles, SINGLES, KEY_NEXT_ID)?
             .ok_or_else(|| LoadError::Damaged("no row `next_id` in table `singles`".to_owned()))?,
@@ -133,8 +135,18 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
 /// # Errors
 /// When the database cannot be written.
 pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) -> Result<(), redb::Error> {
-    let Ledger { bans, nets, allows, memories, bypass, attack_mode, syncookies_before, incidents, next_id } =
-        after;
+    let Ledger {
+        bans,
+        nets,
+        allows,
+        memories,
+        bypass,
+        attack_mode,
+        trial,
+        syncookies_before,
+        incidents,
+        next_id,
+    } = after;
     let transaction = begin(database)?;
     write_table(&transaction, BANS, &before.bans, bans)?;
     write_table(&transaction, NETS, &before.nets, nets)?;
@@ -144,13 +156,15 @@ pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) ->
         write_table(&transaction, INCIDENTS, &before.incidents, incidents)?;
     }
     let singles = |ledger: &Ledger| {
-        (ledger.next_id, ledger.bypass.clone(), ledger.attack_mode, ledger.syncookies_before)
+        let (bypass, trial) = (ledger.bypass.clone(), ledger.trial.clone());
+        (ledger.next_id, bypass, trial, ledger.attack_mode, ledger.syncookies_before)
     };
     if singles(before) != singles(after) {
         let mut table = transaction.open_table(SINGLES)?;
         put(&mut table, KEY_NEXT_ID, next_id)?;
         put_or_remove(&mut table, KEY_BYPASS, bypass.as_ref())?;
         put_or_remove(&mut table, KEY_ATTACK_MODE, attack_mode.as_ref())?;
+        put_or_remove(&mut table, KEY_TRIAL, trial.as_ref())?;
         put_or_remove(&mut table, KEY_SYNCOOKIES, syncookies_before.as_ref())?;
     }
     transaction.commit()?;

@@ -28,6 +28,17 @@ pub fn addresses() -> io::Result<BTreeSet<IpAddr>> {
     Ok(found)
 }
 
+/// The interface that has this address.
+pub fn interface_of(address: IpAddr) -> Option<String> {
+    let has_it = |interface: &nix::ifaddrs::InterfaceAddress| {
+        let found = interface.address.as_ref();
+        let v4 = found.and_then(|found| found.as_sockaddr_in()).map(|found| IpAddr::V4(found.ip()));
+        let v6 = found.and_then(|found| found.as_sockaddr_in6()).map(|found| IpAddr::V6(found.ip()));
+        v4.or(v6) == Some(address.to_canonical())
+    };
+    nix::ifaddrs::getifaddrs().ok()?.find(has_it).map(|interface| interface.interface_name)
+}
+
 /// The uid of the account `name`, or `None` if there is none.
 ///
 /// # Errors
