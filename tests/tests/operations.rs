@@ -233,3 +233,38 @@ fn a_reload_names_the_interface_that_carries_the_session() {
     let ran = lab.tunica_over_ssh("198.51.100.7", &["reload"]).unwrap();
     assert!(!ran.out.contains("carries your SSH session"), "{ran:?}");
 }
+
+#[test]
+fn tune_tells_what_it_saw_and_changes_nothing() {
+    let mut lab = Lab::new("tune").unwrap();
+    lab.configure("mode = \"observe\"", "").unwrap();
+    lab.start().unwrap();
+    let ran = lab.tunica(&["tune"]).unwrap();
+    assert!(ran.code == Some(3) && ran.err.contains("--force"), "{ran:?}");
+    let syn = {
+        let mut ip = v4([203, 0, 113, 5], TCP);
+        ip.destination = HOST.octets();
+        ip.frame(&tcp(2, 5))
+    };
+    lab.send(&syn, 60).unwrap();
+    let row = |lab: &Lab| {
+        let tuning = lab.json(&["tune", "--force"]).unwrap();
+        let rows = tuning["proposals"].as_array().unwrap().clone();
+        rows.into_iter().find(|row| row["key"] == "shield.syn.burst").unwrap()
+    };
+    lab.wait_for("what was seen", |lab| {
+        Ok(row(lab)["seen"].as_str().unwrap().contains("SYNs over it, in 1 of"))
+    })
+    .unwrap();
+    lab.wait_for("a sample", |lab| Ok(row(lab)["seen"].as_str().unwrap().contains("1 sources in samples")))
+        .unwrap();
+    // One minute is no pattern.
+    assert_eq!((&row(&lab)["present"], &row(&lab)["proposed"]), (&20.into(), &serde_json::Value::Null));
+    assert_eq!(lab.must(&["tune", "--force", "--toml"]).unwrap(), "");
+    assert!(lab.must(&["tune", "--force"]).unwrap().contains("shield.syn.burst stays 20"));
+    assert_eq!(mode_and_generation(&lab), ("observe".into(), 1));
+    // Other settings, another observation.
+    lab.configure("mode = \"observe\"\nsyn = { burst = 30 }", "").unwrap();
+    lab.must(&["reload"]).unwrap();
+    assert!(row(&lab)["seen"].as_str().unwrap().starts_with("no SYNs over it"));
+}

@@ -69,6 +69,12 @@ pub enum Request {
         #[serde(default)]
         dry_run: bool,
     },
+    /// What limits follow from what was seen.
+    Tune {
+        /// Even from less than an hour.
+        #[serde(default)]
+        force: bool,
+    },
     /// The last attacks.
     IncidentList {},
     /// One attack.
@@ -91,6 +97,7 @@ impl Request {
             | Self::AllowList {}
             | Self::Sources { .. }
             | Self::Explain(_)
+            | Self::Tune { .. }
             | Self::IncidentList {}
             | Self::IncidentShow { .. }
             | Self::Doctor {} => true,
@@ -127,6 +134,7 @@ impl Request {
             Self::BypassOff {} => "bypass_off",
             Self::PanicOn { .. } => "panic_on",
             Self::PanicOff { .. } => "panic_off",
+            Self::Tune { .. } => "tune",
             Self::IncidentList {} => "incident_list",
             Self::IncidentShow { .. } => "incident_show",
             Self::Doctor {} => "doctor",

@@ -26,6 +26,8 @@ pub enum Answer {
     Sources(Sources),
     /// To `explain`.
     Explanation(Box<Explanation>),
+    /// To `tune`.
+    Tuning(Tuning),
     /// To `incident list`.
     Incidents(Incidents),
     /// To `incident show`.
@@ -487,6 +489,34 @@ pub struct Bucket {
     pub debt_milliseconds: Vec<u64>,
     /// Milliseconds of debt beyond which a SYN is refused.
     pub limit_milliseconds: u64,
+}
+
+/// What limits follow from what was seen since they last changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// Since when.
+    pub since: WallTime,
+    /// For how many minutes.
+    pub minutes: u64,
+    /// One row a key.
+    pub proposals: Vec<Proposal>,
+    /// The values proposed as lines of a configuration file; empty where nothing is to be changed.
+    pub toml: String,
+}
+
+/// What is proposed for one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// The full name, such as `shield.syn.burst`.
+    pub key: String,
+    /// The configured value; absent where the part is switched off.
+    pub present: Option<u64>,
+    /// The value to be; absent where it should stay.
+    pub proposed: Option<u64>,
+    /// What was seen.
+    pub seen: String,
+    /// Why that value.
+    pub why: String,
 }
 
 /// The last attacks.

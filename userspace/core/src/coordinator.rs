@@ -29,12 +29,13 @@ use crate::{
     id::{BanTarget, PacketSource, Prefix},
     incident::{CpuTimes, Incident, Incidents, Spoken},
     ledger::{self, AllowFact, AttackModeFact, BanFact, Command, Ledger, Rejection, TrialFact},
-    limits::{CookieState, HostFacts, Settings},
+    limits::{CookieState, HostFacts, Mode, Settings},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
     sources::TopSources,
-    time::{Monotime, Now},
+    time::{Monotime, Now, WallTime},
     timetable::Timetable,
+    tune::{self, Observation, Proposal},
 };
 
 /// Every decision of `tunicad`, in memory.
@@ -51,6 +52,7 @@ pub struct Coordinator {
     defences: Defences,
     armed: ArmedPorts,
     incidents: Incidents,
+    observation: Observation,
     drop_log: DropLog,
     refused_bans: u64,
 }
@@ -269,6 +271,7 @@ impl Coordinator {
             defences: Defences::new(&settings, ledger.bypass.is_some(), now.wall),
             armed: ArmedPorts::default(),
             incidents: Incidents::new(&ledger.incidents, now),
+            observation: Observation::new(now),
             drop_log: DropLog::default(),
             refused_bans: 0,
             configured: settings.clone(),
@@ -337,6 +340,7 @@ impl Coordinator {
             Event::ArmedPorts(ports) => {
                 let notices = self.armed.saw(&ports);
                 self.incidents.armed(ports.iter().map(|port| port.port));
+                ports.iter().for_each(|port| self.observation.armed(port.port));
                 Outcome { notices, commands: self.syncookies_command(), ..Outcome::default() }
             }
             Event::Reloaded(settings) => self.plan_reload(settings),
@@ -477,6 +481,29 @@ impl Coordinator {
         self.incidents.is_open()
     }
 
+    /// What limits follow from what was seen since they last changed, and since when that is.
+    ///
+    /// # Errors
+    /// Why nothing is proposed, unless `despite` asks for it all the same: [`tune::LEAST`] has not passed, or nothing is
+    /// inspected.
+    pub fn tune(&self, despite: bool, now: Now) -> Result<(WallTime, u64, Vec<Proposal>), String> {
+        let (since, seen) = (self.observation.since(), self.observation.seen(now.mono));
+        let least = tune::LEAST.as_secs() / 60;
+        if self.configured.mode == Mode::Off {
+            return Err(
+                "the mode is `off`, so nothing is counted; set `observe`, and ask again after a day".into()
+            );
+        }
+        if seen.minutes < least && !despite {
+            return Err(format!(
+                "the limits have been observed for {} minutes only, since {since}, which says little; wait for {least}, \
+                 better for days of your own traffic, or give --force",
+                seen.minutes
+            ));
+        }
+        Ok((since, seen.minutes, tune::propose(&seen, &self.configured)))
+    }
+
     /// How long the operator still has to confirm the configuration on trial; `None` where none is.
     pub fn trial_left(&self, now: Now) -> Option<Duration> {
         self.in_force.trial_ends.map(|at| at.since(now.mono))
@@ -523,6 +550,12 @@ impl Coordinator {
     }
 
     fn count(&mut self, totals: Totals, now: Now) -> Vec<Notice> {
+        // Attack mode refuses what the configuration does not.
+        if self.in_force.attack_mode_ends.is_none() {
+            self.observation.count(&totals, now.mono);
+        } else {
+            self.observation.skip(&totals, now.mono);
+        }
         let packets = self.defences.seen().map(|seen| totals.spoken_since(seen)).unwrap_or_default();
         let mut notices = self.defences.count(totals, now);
         let has_spoken = |defence: &Defence| {
@@ -536,6 +569,7 @@ impl Coordinator {
 
     fn sampled(&mut self, sample: &Forgeable, now: Now) -> Option<Notice> {
         self.sources.observe(sample, now.wall);
+        self.observation.sample(sample.source, sample.verdict);
         let is_drop = match sample.action {
             Action::Drop => true,
             // Observing, nothing is dropped, and a line that says so would be false.
@@ -611,6 +645,9 @@ impl Coordinator {
     /// Puts the settings of an outcome in force, once its commands are durable and before they are committed.
     pub fn adopt(&mut self, settings: Settings, now: Now) {
         self.never_ban.set_keep(settings.tor_keep);
+        if settings != self.configured {
+            self.observation = Observation::new(now);
+        }
         self.configured = settings;
         self.settle(now);
         for (source, memory) in &self.ledger.memories {

@@ -24,3 +24,4 @@ pub mod reconcile;
 pub mod sources;
 pub mod time;
 mod timetable;
+pub mod tune;

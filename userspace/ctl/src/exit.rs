@@ -92,6 +92,7 @@ pub(crate) fn of(answer: &Answer) -> Exit {
         | Answer::Done(_)
         | Answer::Sources(_)
         | Answer::Explanation(_)
+        | Answer::Tuning(_)
         | Answer::Incidents(_)
         | Answer::Incident(_) => Exit::Done,
         Answer::Refused(refused) => match refused.code {

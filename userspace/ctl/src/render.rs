@@ -7,6 +7,7 @@ mod incidents;
 mod lists;
 pub(crate) mod status;
 pub(crate) mod text;
+mod tuning;
 
 use tunica_api::view::{Answer, Done, Refused};
 
@@ -25,6 +26,7 @@ pub(crate) fn answer(answer: &Answer) -> String {
         Answer::Done(view) => done(view),
         Answer::Sources(view) => lists::sources(view),
         Answer::Explanation(view) => explanation::explanation(view),
+        Answer::Tuning(view) => tuning::tuning(view),
         Answer::Incidents(view) => incidents::incidents(view),
         Answer::Incident(view) => incidents::incident(view),
         Answer::Doctor(view) => findings(&view.findings),

@@ -17,6 +17,7 @@ mod reload;
 mod sources;
 pub(crate) mod status;
 mod top;
+mod tune;
 
 use clap::Subcommand;
 use tunica_api::{request::Request, view::Answer};
@@ -63,6 +64,8 @@ pub(crate) enum Verb {
     Bypass(bypass::Bypass),
     /// Attack mode: stricter limits than configured, for a while
     Panic(panic::Panic),
+    /// Propose limits from what was seen, and change nothing
+    Tune(tune::Tune),
     /// Show the last attacks: when, what acted, what it cost
     #[command(subcommand)]
     Incident(incident::Incident),
@@ -91,6 +94,7 @@ impl Verb {
             Self::Confirm => ask(global, &confirm::request()),
             Self::Bypass(verb) => ask(global, &verb.request()),
             Self::Panic(verb) => ask(global, &verb.request()?),
+            Self::Tune(verb) => verb.run(global),
             Self::Incident(verb) => ask(global, &verb.request()),
             Self::Doctor => doctor::run(global),
         }

@@ -513,6 +513,10 @@ impl App {
                     Err(error) => views::refused(RefusedCode::Failed, error.to_string()),
                 }
             }
+            Request::Tune { force } => match self.coordinator.tune(force, self.now()) {
+                Ok((since, minutes, proposals)) => Answer::Tuning(views::tuning(since, minutes, proposals)),
+                Err(message) => views::refused(RefusedCode::Invalid, message),
+            },
             Request::IncidentList {} => Answer::Incidents(views::incidents(&self.coordinator)),
             Request::IncidentShow { id } => match self.coordinator.incidents().get(&id) {
                 Some(known) => Answer::Incident(Box::new(views::incident(id, known))),

@@ -468,6 +468,7 @@ impl ControlRequests {
             | Answer::Done(_)
             | Answer::Sources(_)
             | Answer::Explanation(_)
+            | Answer::Tuning(_)
             | Answer::Incidents(_)
             | Answer::Incident(_)
             | Answer::Doctor(_) => "ok",

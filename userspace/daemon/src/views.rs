@@ -4,8 +4,8 @@ use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
     Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
-    Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Refused, RefusedCode,
-    Softirq, Source, Sources, Spoken, Status, Table, Trial,
+    Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Proposal, Refused,
+    RefusedCode, Softirq, Source, Sources, Spoken, Status, Table, Trial, Tuning,
 };
 use tunica_common::{
     event::tally_slot,
@@ -235,6 +235,19 @@ pub fn incident(id: u32, known: &tunica_core::incident::Incident) -> Incident {
             peak_percent: percent(load.peak),
         }),
     }
+}
+
+/// What limits follow from what was seen.
+pub fn tuning(since: WallTime, minutes: u64, proposals: Vec<tunica_core::tune::Proposal>) -> Tuning {
+    let toml = tunica_core::tune::toml(&proposals);
+    let row = |row: tunica_core::tune::Proposal| Proposal {
+        key: row.key.to_owned(),
+        present: row.present,
+        proposed: row.proposed,
+        seen: row.seen,
+        why: row.why,
+    };
+    Tuning { since, minutes, proposals: proposals.into_iter().map(row).collect(), toml }
 }
 
 /// The last attacks, the newest first.

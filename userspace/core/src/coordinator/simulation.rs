@@ -9,7 +9,7 @@ use tunica_common::verdict::Verdict;
 use super::*;
 use crate::{
     desired::{AllowKey, Tables},
-    limits::{Mode, tests::settings},
+    limits::tests::settings,
     reconcile::diff,
     time::WallTime,
 };
@@ -794,6 +794,40 @@ fn reloads_that_can_cut_off_say_so() {
         let (changes, _) = done(world.event(Event::Reloaded(Box::new(after))));
         assert_eq!(changes.iter().any(|change| change.starts_with("nothing undoes this")), clauses > 0);
     }
+}
+
+#[test]
+fn tuning_waits_begins_anew_with_other_limits_and_leaves_attack_mode_out() {
+    let mut world = World::new(settings());
+    let mut totals = Totals::default();
+    let mut refused_syns = |world: &mut World| {
+        totals.set(Verdict::SynRate, Action::Drop, totals.get(Verdict::SynRate, Action::Drop) + 5);
+        world.event(Event::Totals(Box::new(totals.clone())));
+        world.pass(60);
+    };
+    world.event(Event::Totals(Box::default()));
+    (0..59).for_each(|_| refused_syns(&mut world));
+    assert!(world.coordinator.tune(false, world.now).unwrap_err().contains("for 59 minutes only"));
+    assert!(world.coordinator.tune(true, world.now).is_ok());
+    refused_syns(&mut world);
+    let changed = |world: &World| {
+        let (_, minutes, proposals) = world.coordinator.tune(false, world.now).unwrap();
+        (minutes, proposals.iter().filter(|row| row.proposed.is_some()).count())
+    };
+    assert_eq!(changed(&world), (60, 2));
+    // The same settings again are no new observation; others are.
+    world.event(Event::Reloaded(Box::new(settings())));
+    assert_eq!(changed(&world), (60, 2));
+    world.event(Event::Reloaded(Box::new(Settings { lockdown: true, ..settings() })));
+    assert!(world.coordinator.tune(false, world.now).is_err());
+    world.event(Event::AttackModeOn { length: Duration::from_secs(7_200), dry_run: false });
+    (0..60).for_each(|_| refused_syns(&mut world));
+    assert_eq!(changed(&world), (60, 0));
+    world.pass(3_600);
+    world.event(Event::Totals(Box::default()));
+    assert_eq!(changed(&world), (120, 0));
+    world.event(Event::Reloaded(Box::new(Settings { mode: Mode::Off, ..settings() })));
+    assert!(world.coordinator.tune(true, world.now).unwrap_err().contains("`off`"));
 }
 
 #[test]
