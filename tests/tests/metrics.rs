@@ -132,6 +132,8 @@ fn every_metric_moves_by_its_cause() {
     watch.becomes("tunica_shield_mode{mode=\"observe\"}", 1.0);
     watch.lab.send(&null, 5).unwrap();
     watch.becomes("tunica_shield_packets_total{action=\"would_drop\",verdict=\"null_flags\"}", 5.0);
+    watch.becomes("tunica_incidents_total", 1.0);
+    watch.becomes("tunica_incident_active", 1.0);
     let generation = watch.value("tunica_shield_policy_generation");
     configure(&watch.lab, "enforce");
     watch.lab.must(&["reload"]).unwrap();
@@ -183,6 +185,16 @@ fn every_metric_moves_by_its_cause() {
     watch.exceeds("tunica_host_changes_total{what=\"addresses\"}", 0.0);
     watch.lab.host.ip(&["link", "set", "h0", "mtu", "1400"]).unwrap();
     watch.exceeds("tunica_host_changes_total{what=\"interfaces\"}", 0.0);
+    watch.lab.must(&["reload", "--confirm", "10"]).unwrap();
+    watch.becomes("tunica_config_trial_active", 1.0);
+    watch.becomes("tunica_config_undone", 1.0);
+    watch.becomes("tunica_config_trial_active", 0.0);
+    watch.lab.must(&["reload"]).unwrap();
+    watch.becomes("tunica_config_undone", 0.0);
+    watch.lab.must(&["panic"]).unwrap();
+    watch.becomes("tunica_attack_mode_active", 1.0);
+    watch.lab.must(&["panic", "off"]).unwrap();
+    watch.becomes("tunica_attack_mode_active", 0.0);
 
     // Bans, refusals, tables, ledger.
     let commits = watch.value("tunica_ledger_commits_total");

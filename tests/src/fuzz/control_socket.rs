@@ -11,7 +11,7 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 use tunica_api::{
-    request::{AllowAdd, BanAdd, Explain, Length, Request},
+    request::{AllowAdd, BanAdd, Explain, Length, Reload, Request},
     wire::{MAX_REQUEST_BYTES, read_answer, read_request, write_answer, write_request},
 };
 use tunica_core::id::{BanTarget, PacketSource, Prefix};
@@ -135,7 +135,13 @@ fn requests() -> Vec<Request> {
         Request::AllowRemove { prefix, dry_run: true },
         Request::Sources { limit: 10 },
         Request::Explain(Explain { address: prefix.address(), port: Some(443), packets: Some(30) }),
-        Request::Reload {},
+        Request::Reload(Reload { confirm_seconds: Some(120), session: Some(prefix.address()) }),
+        Request::Confirm {},
+        Request::PanicOn { seconds: 3_600, dry_run: true },
+        Request::PanicOff { dry_run: false },
+        Request::IncidentList {},
+        Request::IncidentShow { id: 7 },
+        Request::Tune { force: true },
         Request::BypassOn { reason: reason() },
         Request::BypassOff {},
         Request::Doctor {},
@@ -169,13 +175,24 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
             port: drawn.arbitrary()?,
             packets: drawn.arbitrary()?,
         }),
+        Request::Reload(_) => {
+            let session = if drawn.arbitrary()? { Some(address(drawn)?) } else { None };
+            Request::Reload(Reload { confirm_seconds: drawn.arbitrary()?, session })
+        }
+        Request::PanicOn { .. } => {
+            Request::PanicOn { seconds: drawn.arbitrary()?, dry_run: drawn.arbitrary()? }
+        }
+        Request::PanicOff { .. } => Request::PanicOff { dry_run: drawn.arbitrary()? },
+        Request::IncidentShow { .. } => Request::IncidentShow { id: drawn.arbitrary()? },
+        Request::Tune { .. } => Request::Tune { force: drawn.arbitrary()? },
         Request::BypassOn { .. } => Request::BypassOn { reason: drawn.arbitrary()? },
         plain @ (Request::Status {}
         | Request::Counters {}
         | Request::Diff {}
         | Request::BanList {}
         | Request::AllowList {}
-        | Request::Reload {}
+        | Request::Confirm {}
+        | Request::IncidentList {}
         | Request::BypassOff {}
         | Request::Doctor {}) => plain,
     })

@@ -13,7 +13,11 @@ use redb::{Builder, Database, Durability, TableDefinition, backends::InMemoryBac
 use tunica_core::{
     ban_ladder::Memory,
     id::{PacketSource, Prefix},
-    ledger::{self, AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact, Command, Ledger, Rejection},
+    incident::{Incident, Row, Softirq},
+    ledger::{
+        self, AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, Command, Ledger,
+        Rejection, TrialFact,
+    },
     time::WallTime,
 };
 use tunicad::ledger_file::{
@@ -27,8 +31,15 @@ use super::control_socket::{prefix, source};
 const MOST_COMMANDS: usize = 64;
 
 /// The tables of the file, by the letter of a row.
-const TABLES: [(u8, &str); 6] =
-    [(b'm', "meta"), (b'b', "bans"), (b'n', "nets"), (b'a', "allows"), (b'l', "memories"), (b's', "singles")];
+const TABLES: [(u8, &str); 7] = [
+    (b'm', "meta"),
+    (b'b', "bans"),
+    (b'n', "nets"),
+    (b'a', "allows"),
+    (b'l', "memories"),
+    (b's', "singles"),
+    (b'i', "incidents"),
+];
 
 /// Where rows are forged.
 static FORGED: LazyLock<Database> = LazyLock::new(in_memory);
@@ -47,6 +58,9 @@ l192.0.2.7 {"rung":1,"last_offence":10}
 snext_id 5
 sbypass {"since":10,"reason":"maintenance"}
 ssyncookies_before 1
+sattack_mode {"since":10,"expires":310}
+strial {"since":10,"expires":310,"before":"[shield]\n","is_undone":false}
+i1 {"start":10,"last":20,"is_over":true,"defences":["syn_rate"],"peak_packets_per_second":7,"rows":[],"ports":[443],"softirq":null}
 "#;
     let refused = [
         "b198.51.100.0/24 {}",
@@ -213,6 +227,20 @@ fn commands(drawn: &mut Unstructured<'_>) -> Vec<Command> {
     commands
 }
 
+fn incident(start: WallTime, words: Vec<String>, packets: u64) -> Incident {
+    let row = |verdict: &String| Row { verdict: verdict.clone(), action: "drop".to_owned(), packets };
+    Incident {
+        start,
+        last: start,
+        is_over: true,
+        rows: words.iter().map(row).collect(),
+        defences: words,
+        peak_packets_per_second: packets,
+        ports: vec![443],
+        softirq: Some(Softirq { before: None, average: 2, peak: 3, readings: 4 }),
+    }
+}
+
 fn keys(drawn: &mut Unstructured<'_>) -> Result<([PacketSource; 3], [Prefix; 3])> {
     let sources = [source(drawn)?, source(drawn)?, source(drawn)?];
     Ok((sources, [prefix(drawn)?, prefix(drawn)?, prefix(drawn)?]))
@@ -257,6 +285,26 @@ fn command(
             Command::SetBypass { fact: BypassFact { since, reason: drawn.arbitrary()? } }
         }
         Command::ClearBypass => Command::ClearBypass,
+        Command::SetAttackMode { .. } => {
+            let fact = AttackModeFact { since, expires: WallTime(drawn.arbitrary()?) };
+            Command::SetAttackMode { fact }
+        }
+        Command::ClearAttackMode => Command::ClearAttackMode,
+        Command::SetTrial { .. } => {
+            let (before, is_undone) = (drawn.arbitrary()?, drawn.arbitrary()?);
+            let expires = WallTime(drawn.arbitrary()?);
+            Command::SetTrial { fact: TrialFact { since, expires, before, is_undone } }
+        }
+        Command::UndoTrial => Command::UndoTrial,
+        Command::ClearTrial => Command::ClearTrial,
+        Command::SetIncident { .. } => {
+            let (ports, words): (Vec<u16>, Vec<String>) = (drawn.arbitrary()?, drawn.arbitrary()?);
+            let (is_over, packets) = (drawn.arbitrary()?, drawn.arbitrary()?);
+            Command::SetIncident {
+                id,
+                incident: Incident { ports, is_over, ..incident(since, words, packets) },
+            }
+        }
         Command::SetSyncookies { .. } => Command::SetSyncookies { before: drawn.arbitrary()? },
         Command::ClearSyncookies => Command::ClearSyncookies,
     })
@@ -283,6 +331,19 @@ fn commands_of_each_kind() -> Vec<Command> {
         Command::ForgetMemory { source },
         Command::SetBypass { fact: BypassFact { since, reason } },
         Command::ClearBypass,
+        Command::SetAttackMode { fact: AttackModeFact { since, expires: WallTime(310) } },
+        Command::ClearAttackMode,
+        Command::SetTrial {
+            fact: TrialFact {
+                since,
+                expires: WallTime(310),
+                before: "[shield]\n".to_owned(),
+                is_undone: false,
+            },
+        },
+        Command::UndoTrial,
+        Command::ClearTrial,
+        Command::SetIncident { id: 1, incident: incident(since, vec!["syn_rate".to_owned()], 9) },
         Command::SetSyncookies { before: 1 },
         Command::ClearSyncookies,
     ]

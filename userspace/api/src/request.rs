@@ -45,7 +45,9 @@ pub enum Request {
     /// What the live program does with a packet of this source, and why.
     Explain(Explain),
     /// Read the configuration file again; all or nothing.
-    Reload {},
+    Reload(Reload),
+    /// Keep the configuration that is on trial.
+    Confirm {},
     /// Detach the shield until told otherwise.
     BypassOn {
         /// Kept in the ledger and shown by `status`.
@@ -53,6 +55,33 @@ pub enum Request {
     },
     /// Attach the shield again.
     BypassOff {},
+    /// Lay stricter settings over the configured ones for a while.
+    PanicOn {
+        /// How long from now; the daemon refuses less than a minute and more than a day.
+        seconds: u64,
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// End that early.
+    PanicOff {
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// What limits follow from what was seen.
+    Tune {
+        /// Even from less than an hour.
+        #[serde(default)]
+        force: bool,
+    },
+    /// The last attacks.
+    IncidentList {},
+    /// One attack.
+    IncidentShow {
+        /// Its number.
+        id: u32,
+    },
     /// What this host can do for the shield.
     Doctor {},
 }
@@ -68,14 +97,20 @@ impl Request {
             | Self::AllowList {}
             | Self::Sources { .. }
             | Self::Explain(_)
+            | Self::Tune { .. }
+            | Self::IncidentList {}
+            | Self::IncidentShow { .. }
             | Self::Doctor {} => true,
             Self::BanAdd(_)
             | Self::BanRemove { .. }
             | Self::AllowAdd(_)
             | Self::AllowRemove { .. }
-            | Self::Reload {}
+            | Self::Reload(_)
+            | Self::Confirm {}
             | Self::BypassOn { .. }
-            | Self::BypassOff {} => false,
+            | Self::BypassOff {}
+            | Self::PanicOn { .. }
+            | Self::PanicOff { .. } => false,
         }
     }
 
@@ -93,9 +128,15 @@ impl Request {
             Self::AllowRemove { .. } => "allow_remove",
             Self::Sources { .. } => "sources",
             Self::Explain(_) => "explain",
-            Self::Reload {} => "reload",
+            Self::Reload(_) => "reload",
+            Self::Confirm {} => "confirm",
             Self::BypassOn { .. } => "bypass_on",
             Self::BypassOff {} => "bypass_off",
+            Self::PanicOn { .. } => "panic_on",
+            Self::PanicOff { .. } => "panic_off",
+            Self::Tune { .. } => "tune",
+            Self::IncidentList {} => "incident_list",
+            Self::IncidentShow { .. } => "incident_show",
             Self::Doctor {} => "doctor",
         }
     }
@@ -144,6 +185,19 @@ pub struct AllowAdd {
     /// Say what would happen and change nothing.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// See [`Request::Reload`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {
+    /// Put the file on trial: unless [`Request::Confirm`] comes within this many seconds, the configuration before is in
+    /// force again. 10 to 3 600; absent: no trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_seconds: Option<u64>,
+    /// This host's end of the session that the caller is logged in by, so that the answer can name its interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<std::net::IpAddr>,
 }
 
 /// See [`Request::Explain`].

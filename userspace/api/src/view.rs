@@ -26,6 +26,12 @@ pub enum Answer {
     Sources(Sources),
     /// To `explain`.
     Explanation(Box<Explanation>),
+    /// To `tune`.
+    Tuning(Tuning),
+    /// To `incident list`.
+    Incidents(Incidents),
+    /// To `incident show`.
+    Incident(Box<Incident>),
     /// To `doctor`.
     Doctor(Doctor),
     /// The request was understood and refused, or could not be carried out.
@@ -74,6 +80,12 @@ pub struct Status {
     pub generation: u32,
     /// Set while the shield is bypassed.
     pub bypass: Option<Bypass>,
+    /// Set while `tunica panic` holds.
+    #[serde(default)]
+    pub attack_mode: Option<AttackMode>,
+    /// Set while the configuration file is on trial, and after it was undone.
+    #[serde(default)]
+    pub trial: Option<Trial>,
     /// One row for each configured interface.
     pub interfaces: Vec<Interface>,
     /// The program's identity.
@@ -100,6 +112,28 @@ pub struct Bypass {
     pub since: WallTime,
     /// The operator's reason.
     pub reason: String,
+}
+
+/// Since when and until when stricter settings lie over the configured ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttackMode {
+    /// Since when.
+    pub since: WallTime,
+    /// Until when, unless it is ended before.
+    pub expires: WallTime,
+}
+
+/// The configuration file's trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Since when.
+    pub since: WallTime,
+    /// Until when it could be confirmed.
+    pub expires: WallTime,
+    /// How many seconds are left for that.
+    pub seconds_left: u64,
+    /// Whether nobody confirmed it, so that the configuration before is in force and not the file.
+    pub undone: bool,
 }
 
 /// Attachment to one interface.
@@ -455,6 +489,94 @@ pub struct Bucket {
     pub debt_milliseconds: Vec<u64>,
     /// Milliseconds of debt beyond which a SYN is refused.
     pub limit_milliseconds: u64,
+}
+
+/// What limits follow from what was seen since they last changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// Since when.
+    pub since: WallTime,
+    /// For how many minutes.
+    pub minutes: u64,
+    /// One row a key.
+    pub proposals: Vec<Proposal>,
+    /// The values proposed as lines of a configuration file; empty where nothing is to be changed.
+    pub toml: String,
+}
+
+/// What is proposed for one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// The full name, such as `shield.syn.burst`.
+    pub key: String,
+    /// The configured value; absent where the part is switched off.
+    pub present: Option<u64>,
+    /// The value to be; absent where it should stay.
+    pub proposed: Option<u64>,
+    /// What was seen.
+    pub seen: String,
+    /// Why that value.
+    pub why: String,
+}
+
+/// The last attacks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incidents {
+    /// One row an incident, the newest first.
+    pub incidents: Vec<Incident>,
+}
+
+/// One attack: from the first packet that a defence spoke against to the last, with less than a minute of silence between.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Its number.
+    pub id: u32,
+    /// When its first packet was counted.
+    pub start: WallTime,
+    /// When its last packet was counted; absent while it goes on.
+    pub end: Option<WallTime>,
+    /// When its last packet so far was counted.
+    pub last: WallTime,
+    /// The defences that spoke, in the order in which they began.
+    pub defences: Vec<String>,
+    /// Most packets in a second that defences spoke against.
+    pub peak_packets_per_second: u64,
+    /// Packets that were dropped.
+    pub dropped_packets: u64,
+    /// Packets that were answered with cookies.
+    pub answered_packets: u64,
+    /// Packets that `enforce` would have dropped.
+    pub would_drop_packets: u64,
+    /// Packets that `enforce` would have answered.
+    pub would_answer_packets: u64,
+    /// The same packets by outcome.
+    pub rows: Vec<Spoken>,
+    /// Ports that were over their SYN budget, at most 64.
+    pub ports_over_budget: Vec<u16>,
+    /// Cost in CPU; absent where it could not be read.
+    pub softirq: Option<Softirq>,
+}
+
+/// Packets of one outcome that a defence spoke against.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spoken {
+    /// The verdict's word.
+    pub verdict: String,
+    /// The action's word.
+    pub action: String,
+    /// How many packets.
+    pub packets: u64,
+}
+
+/// Share of all CPUs' time in software interrupts, in percent; the host's own network traffic is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Softirq {
+    /// On average in the minute before; absent where nothing was read before.
+    pub before_percent: Option<f64>,
+    /// On average during the attack.
+    pub average_percent: f64,
+    /// At most, over one second.
+    pub peak_percent: f64,
 }
 
 /// What this host can do for the shield.

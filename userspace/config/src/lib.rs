@@ -24,7 +24,7 @@ pub use config::{
 };
 pub use keys::{KeyDoc, REFERENCE};
 pub use problem::{Problem, Problems};
-pub use read::{ReadFileError, read, read_file};
+pub use read::{ReadFileError, read, read_file, read_file_and_text};
 pub use reference::{example, reference_markdown};
 
 /// Where the file is unless the command line says otherwise.

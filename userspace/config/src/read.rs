@@ -51,6 +51,15 @@ pub enum ReadFileError {
 ///
 /// When it cannot be read, is not UTF-8, or has faults; then all of them.
 pub fn read_file(path: &Path) -> Result<Config, ReadFileError> {
+    read_file_and_text(path).map(|(config, _)| config)
+}
+
+/// Reads the file at `path`, and keeps the text it was read from.
+///
+/// # Errors
+///
+/// See [`read_file`].
+pub fn read_file_and_text(path: &Path) -> Result<(Config, String), ReadFileError> {
     let bytes = fs::read(path).map_err(|source| ReadFileError::Open { path: path.to_owned(), source })?;
     let origin = path.display().to_string();
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -66,7 +75,8 @@ pub fn read_file(path: &Path) -> Result<Config, ReadFileError> {
         );
         ReadFileError::Problems(Problems::new(reader.problems))
     })?;
-    read(&text, &origin).map_err(ReadFileError::Problems)
+    let config = read(&text, &origin).map_err(ReadFileError::Problems)?;
+    Ok((config, text))
 }
 
 /// Reads a configuration from `text`; `origin` is what problems call it.

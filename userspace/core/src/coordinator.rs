@@ -21,24 +21,30 @@ use tunica_common::verdict::Action;
 
 use crate::{
     armed::{ArmedPort, ArmedPorts},
+    attack_mode,
     ban_ladder::{Ladder, Memory},
     defence::{Defence, DefenceState, Defences, Totals},
     desired::{self, Desired},
     evidence::{Forgeable, Handshake, Offence},
     id::{BanTarget, PacketSource, Prefix},
-    ledger::{self, AllowFact, BanFact, Command, Ledger, Rejection},
-    limits::{CookieState, HostFacts, Settings},
+    incident::{CpuTimes, Incident, Incidents, Spoken},
+    ledger::{self, AllowFact, AttackModeFact, BanFact, Command, Ledger, Rejection, TrialFact},
+    limits::{CookieState, HostFacts, Mode, Settings},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
     sources::TopSources,
-    time::{Monotime, Now},
+    time::{Monotime, Now, WallTime},
     timetable::Timetable,
+    tune::{self, Observation, Proposal},
     violations::Violations,
 };
 
 /// Every decision of `tunicad`, in memory.
 #[derive(Debug)]
 pub struct Coordinator {
+    /// What the configuration says.
+    configured: Settings,
+    /// What is in force: the same, unless attack mode lies over it.
     settings: Settings,
     ledger: Ledger,
     in_force: InForce,
@@ -47,6 +53,8 @@ pub struct Coordinator {
     defences: Defences,
     armed: ArmedPorts,
     violations: Violations,
+    incidents: Incidents,
+    observation: Observation,
     drop_log: DropLog,
     refused_bans: u64,
 }
@@ -79,12 +87,26 @@ pub enum Event {
     },
     /// An operator wants the shield attached again.
     BypassOff,
+    /// An operator wants attack mode, or another end of it.
+    AttackModeOn {
+        /// How long from now, from [`attack_mode::SHORTEST`] to [`attack_mode::LONGEST`].
+        length: Duration,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// An operator wants attack mode to end.
+    AttackModeOff {
+        /// Only say what would change.
+        dry_run: bool,
+    },
     /// Sampled packets arrived.
     Samples(Vec<Forgeable>),
     /// A source completed a handshake too many.
     Handshake(Handshake),
     /// The kernel's counters were read. The first reading is the base line, so read once before attaching.
     Totals(Box<Totals>),
+    /// The host told how its CPUs spent their time; to be told before the counters of the same second.
+    CpuTimes(CpuTimes),
     /// The far ends of tor's established outbound connections were read: all there are now.
     TorPeers(Vec<IpAddr>),
     /// The host's own addresses were read: all there are now.
@@ -95,6 +117,12 @@ pub enum Event {
     ArmedPorts(Vec<ArmedPort>),
     /// A new configuration was read, found good, and its tables exist.
     Reloaded(Box<Settings>),
+    /// The same, for a while: see [`TrialRequest`].
+    Tried(Box<TrialRequest>),
+    /// An operator keeps the configuration that is on trial.
+    Confirmed,
+    /// The configuration before the trial was read from the ledger's text, because [`Outcome::undoes_trial`] asked for it.
+    Undone(Box<Settings>),
 }
 
 /// See [`Event::Ban`].
@@ -126,6 +154,24 @@ pub struct AllowRequest {
     pub dry_run: bool,
 }
 
+/// See [`Event::Tried`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct TrialRequest {
+    /// The new settings.
+    pub settings: Settings,
+    /// How long the operator has to confirm them, from [`SHORTEST_TRIAL`] to [`LONGEST_TRIAL`].
+    pub length: Duration,
+    /// The text of the configuration in force, which comes back if nobody does.
+    pub before: String,
+}
+
+impl std::fmt::Debug for TrialRequest {
+    /// Without the text, which names addresses.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "TrialRequest {{ length: {:?} }}", self.length)
+    }
+}
+
 /// How long a ban or an allow entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
@@ -148,6 +194,13 @@ pub const WIDEST_V4: u8 = 8;
 /// Shortest prefix of a banned IPv6 range: among the largest blocks that one network was ever given.
 pub const WIDEST_V6: u8 = 19;
 
+/// Shortest trial: time to try another login.
+pub const SHORTEST_TRIAL: Duration = Duration::from_secs(10);
+/// Longest trial.
+pub const LONGEST_TRIAL: Duration = Duration::from_secs(3_600);
+/// Longest text of a configuration that the ledger keeps, in bytes.
+pub const MOST_TRIAL_BYTES: usize = 256 * 1024;
+
 /// What is to be done about an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -157,6 +210,9 @@ pub struct Outcome {
     pub settings: Option<Box<Settings>>,
     /// To be told at once.
     pub notices: Vec<Notice>,
+    /// Whether the configuration before the trial is to be read from the ledger's text, put in force as far as the daemon
+    /// itself goes by it, and handed in as [`Event::Undone`]. Comes again until that happened.
+    pub undoes_trial: bool,
     /// The answer, where an operator asked; it is true once the commands are committed.
     pub reply: Option<Reply>,
 }
@@ -211,18 +267,24 @@ impl Coordinator {
         for (source, memory) in &ledger.memories {
             in_force.set_memory(*source, *memory, &settings.ladder, now);
         }
+        in_force.set_attack_mode(ledger.attack_mode, now);
+        in_force.set_trial(ledger.trial.as_ref(), now);
         let mut coordinator = Self {
             never_ban: NeverBan::new(settings.tor_keep),
             sources: TopSources::new(now.wall),
             defences: Defences::new(&settings, ledger.bypass.is_some(), now.wall),
             armed: ArmedPorts::default(),
             violations: Violations::default(),
+            incidents: Incidents::new(&ledger.incidents, now),
+            observation: Observation::new(now),
             drop_log: DropLog::default(),
             refused_bans: 0,
+            configured: settings.clone(),
             settings,
             ledger,
             in_force,
         };
+        coordinator.settle(now);
         coordinator.refresh(now);
         coordinator
     }
@@ -248,13 +310,19 @@ impl Coordinator {
             }
             Event::BypassOn { reason } => operator::answer(&self.plan_bypass_on(reason, now), false),
             Event::BypassOff => operator::answer(&self.plan_bypass_off(), false),
+            Event::AttackModeOn { length, dry_run } => {
+                operator::answer(&self.plan_attack_mode_on(length, now), dry_run)
+            }
+            Event::AttackModeOff { dry_run } => operator::answer(&self.plan_attack_mode_off(), dry_run),
             Event::Samples(samples) => {
                 let notices = samples.iter().filter_map(|sample| self.sampled(sample, now)).collect();
                 Outcome { notices, ..Outcome::default() }
             }
             Event::Handshake(handshake) => self.too_many_handshakes(handshake, now),
-            Event::Totals(totals) => {
-                Outcome { notices: self.defences.count(*totals, now), ..Outcome::default() }
+            Event::Totals(totals) => Outcome { notices: self.count(*totals, now), ..Outcome::default() },
+            Event::CpuTimes(times) => {
+                self.incidents.load(times);
+                Outcome::default()
             }
             Event::TorPeers(peers) => {
                 if self.never_ban.saw_peers(&peers, now) {
@@ -277,9 +345,14 @@ impl Coordinator {
             }
             Event::ArmedPorts(ports) => {
                 let notices = self.armed.saw(&ports);
+                self.incidents.armed(ports.iter().map(|port| port.port));
+                ports.iter().for_each(|port| self.observation.armed(port.port));
                 Outcome { notices, commands: self.syncookies_command(), ..Outcome::default() }
             }
             Event::Reloaded(settings) => self.plan_reload(settings),
+            Event::Tried(request) => self.plan_trial(*request, now),
+            Event::Confirmed => operator::answer(&self.plan_confirm(now), false),
+            Event::Undone(settings) => self.plan_undo(settings),
         }
     }
 
@@ -299,6 +372,9 @@ impl Coordinator {
                 break;
             }
             self.in_force.follow(command, &self.settings.ladder, now);
+            if let Command::SetIncident { id, .. } = command {
+                self.incidents.kept(*id);
+            }
             notices.extend(notice);
         }
         let needs_no_refresh = |command: &Command| match command {
@@ -307,9 +383,13 @@ impl Coordinator {
             Command::SetNetBan { .. } | Command::LiftNetBan { .. } => false,
             Command::SetAllow { .. } | Command::LiftAllow { .. } => false,
             Command::SetBypass { .. } | Command::ClearBypass => false,
+            Command::SetAttackMode { .. } | Command::ClearAttackMode => false,
             Command::SetSyncookies { .. } | Command::ClearSyncookies => true,
+            Command::SetIncident { .. } => true,
+            Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => true,
         };
         if !commands.iter().all(needs_no_refresh) {
+            self.settle(now);
             self.refresh(now);
         }
         result.map(|()| notices)
@@ -321,6 +401,12 @@ impl Coordinator {
         if self.never_ban.age_out(now.mono) {
             self.refresh(now);
         }
+        let is_attack_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
+        if is_attack_over {
+            // Whether or not its end can be made durable.
+            self.settle(now);
+            self.refresh(now);
+        }
         let ended = self.in_force.ban_ends.due(now.mono).map(BanTarget::Source);
         let mut bans: Vec<BanTarget> =
             ended.chain(self.in_force.net_ends.due(now.mono).map(BanTarget::Range)).collect();
@@ -328,7 +414,12 @@ impl Coordinator {
         let mut commands = lifts(bans);
         commands.extend(self.in_force.allow_ends.due(now.mono).map(|prefix| Command::LiftAllow { prefix }));
         commands.extend(self.in_force.forgets.due(now.mono).map(|source| Command::ForgetMemory { source }));
-        Outcome { commands, notices: self.defences.advance(now.mono), ..Outcome::default() }
+        commands.extend(is_attack_over.then_some(Command::ClearAttackMode));
+        let mut notices = self.defences.advance(now.mono);
+        notices.extend(self.incidents.advance(now.mono));
+        commands.extend(self.incidents.commands());
+        let undoes_trial = self.in_force.trial_ends.is_some_and(|at| at <= now.mono);
+        Outcome { commands, notices, undoes_trial, ..Outcome::default() }
     }
 
     /// Bans that hit what must not be banned where the configuration allows `config_allow`; some more than once.
@@ -352,8 +443,11 @@ impl Coordinator {
             self.in_force.net_ends.first().map(|(at, _)| at),
             self.in_force.allow_ends.first().map(|(at, _)| at),
             self.in_force.forgets.first().map(|(at, _)| at),
+            self.in_force.attack_mode_ends,
+            self.in_force.trial_ends,
             self.never_ban.next_deadline(),
             self.defences.next_deadline(),
+            self.incidents.next_deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -373,9 +467,52 @@ impl Coordinator {
         &self.settings
     }
 
+    /// The settings that the configuration asks for, which attack mode may lie over.
+    pub fn configured(&self) -> &Settings {
+        &self.configured
+    }
+
     /// Every defence and its state.
     pub fn defences(&self) -> [(Defence, DefenceState); Defence::ALL.len()] {
         self.defences.states()
+    }
+
+    /// The last attacks by number, an open one as far as it is known.
+    pub fn incidents(&self) -> BTreeMap<u32, Incident> {
+        self.incidents.all(&self.ledger.incidents)
+    }
+
+    /// Whether an incident is open.
+    pub fn is_under_attack(&self) -> bool {
+        self.incidents.is_open()
+    }
+
+    /// What limits follow from what was seen since they last changed, and since when that is.
+    ///
+    /// # Errors
+    /// Why nothing is proposed, unless `despite` asks for it all the same: [`tune::LEAST`] has not passed, or nothing is
+    /// inspected.
+    pub fn tune(&self, despite: bool, now: Now) -> Result<(WallTime, u64, Vec<Proposal>), String> {
+        let (since, seen) = (self.observation.since(), self.observation.seen(now.mono));
+        let least = tune::LEAST.as_secs() / 60;
+        if self.configured.mode == Mode::Off {
+            return Err(
+                "the mode is `off`, so nothing is counted; set `observe`, and ask again after a day".into()
+            );
+        }
+        if seen.minutes < least && !despite {
+            return Err(format!(
+                "the limits have been observed for {} minutes only, since {since}, which says little; wait for {least}, \
+                 better for days of your own traffic, or give --force",
+                seen.minutes
+            ));
+        }
+        Ok((since, seen.minutes, tune::propose(&seen, &self.configured)))
+    }
+
+    /// How long the operator still has to confirm the configuration on trial; `None` where none is.
+    pub fn trial_left(&self, now: Now) -> Option<Duration> {
+        self.in_force.trial_ends.map(|at| at.since(now.mono))
     }
 
     /// Whether ports over their budget can answer with cookies.
@@ -448,8 +585,27 @@ impl Coordinator {
         }
     }
 
+    fn count(&mut self, totals: Totals, now: Now) -> Vec<Notice> {
+        // Attack mode refuses what the configuration does not.
+        if self.in_force.attack_mode_ends.is_none() {
+            self.observation.count(&totals, now.mono);
+        } else {
+            self.observation.skip(&totals, now.mono);
+        }
+        let packets = self.defences.seen().map(|seen| totals.spoken_since(seen)).unwrap_or_default();
+        let mut notices = self.defences.count(totals, now);
+        let has_spoken = |defence: &Defence| {
+            packets.iter().any(|(verdict, _, _)| Defence::of(verdict.class()) == Some(*defence))
+        };
+        let defences = Defence::ALL.into_iter().filter(has_spoken).collect();
+        let newest = self.ledger.incidents.last_key_value().map(|(id, _)| *id);
+        notices.extend(self.incidents.count(&Spoken { packets, defences }, newest, now));
+        notices
+    }
+
     fn sampled(&mut self, sample: &Forgeable, now: Now) -> Option<Notice> {
         self.sources.observe(sample, now.wall);
+        self.observation.sample(sample.source, sample.verdict);
         let is_drop = match sample.action {
             Action::Drop => true,
             // Observing, nothing is dropped, and a line that says so would be false.
@@ -460,29 +616,87 @@ impl Coordinator {
         is_said.then_some(Notice::DropSample { source, verdict, port })
     }
 
-    /// What the settings need in the ledger. Whatever else they make due comes with the next [`Self::advance`].
-    fn plan_reload(&self, settings: Box<Settings>) -> Outcome {
-        let mut changes = settings.changes_from(&self.settings);
+    /// What the settings need in the ledger, and what they change. Whatever else they make due comes with the next
+    /// [`Self::advance`].
+    fn plan_settings(&self, settings: &Settings) -> (Vec<Command>, Vec<String>) {
+        let mut changes = settings.changes_from(&self.configured);
         let commands = lifts(self.protected_bans(&settings.config_allow));
         if !commands.is_empty() {
             changes.push(format!("bans lifted because they must not be: {}", commands.len()));
         }
-        Outcome {
-            commands,
-            settings: Some(settings),
-            notices: Vec::new(),
-            reply: Some(Reply::Done { changes, undo: None, dry_run: false }),
+        if let Some(fact) = &self.ledger.attack_mode {
+            changes.push(format!("attack mode goes on over them, until {}", fact.expires));
         }
+        (commands, changes)
+    }
+
+    fn plan_reload(&self, settings: Box<Settings>) -> Outcome {
+        let (mut commands, mut changes) = self.plan_settings(&settings);
+        match &self.ledger.trial {
+            Some(trial) if !trial.is_undone => changes.push(format!(
+                "the trial goes on: unless `tunica confirm` comes before {}, the configuration before it is in force \
+                 again",
+                trial.expires
+            )),
+            trial => {
+                commands.extend(trial.as_ref().map(|_| Command::ClearTrial));
+                let hazards = settings.hazards_from(&self.configured);
+                if !hazards.is_empty() {
+                    changes.push(format!(
+                        "nothing undoes this by itself, although {}; `tunica reload --confirm` would",
+                        hazards.join(" and ")
+                    ));
+                }
+            }
+        }
+        reloaded(settings, commands, changes)
+    }
+
+    /// As [`Self::plan_reload`], for a while.
+    fn plan_trial(&self, request: TrialRequest, now: Now) -> Outcome {
+        let TrialRequest { settings, length, before } = request;
+        if let Err(refusal) = operator::check_trial(length, &before) {
+            return operator::answer(&Err(refusal), false);
+        }
+        let (mut commands, mut changes) = self.plan_settings(&settings);
+        // What was never confirmed does not become what is returned to.
+        let before = self.ledger.trial.as_ref().map_or(before, |trial| trial.before.clone());
+        let expires = now.wall.after(length);
+        let fact = TrialFact { since: now.wall, expires, before, is_undone: false };
+        commands.push(Command::SetTrial { fact });
+        changes.push(format!(
+            "unless `tunica confirm` comes within {} s, the configuration before is in force again",
+            length.as_secs()
+        ));
+        reloaded(Box::new(settings), commands, changes)
+    }
+
+    /// Back to the configuration before the trial.
+    fn plan_undo(&self, settings: Box<Settings>) -> Outcome {
+        let (mut commands, changes) = self.plan_settings(&settings);
+        commands.extend(self.ledger.trial.as_ref().map(|_| Command::UndoTrial));
+        reloaded(settings, commands, changes)
     }
 
     /// Puts the settings of an outcome in force, once its commands are durable and before they are committed.
     pub fn adopt(&mut self, settings: Settings, now: Now) {
         self.never_ban.set_keep(settings.tor_keep);
-        self.settings = settings;
+        if settings != self.configured {
+            self.observation = Observation::new(now);
+        }
+        self.configured = settings;
+        self.settle(now);
         for (source, memory) in &self.ledger.memories {
             self.in_force.set_memory(*source, *memory, &self.settings.ladder, now);
         }
         self.refresh(now);
+    }
+
+    /// Recomputes the settings in force.
+    fn settle(&mut self, now: Now) {
+        let is_attack_mode = self.in_force.attack_mode_ends.is_some_and(|at| now.mono < at);
+        self.settings =
+            if is_attack_mode { attack_mode::overlay(&self.configured) } else { self.configured.clone() };
     }
 
     /// Recomputes everything in force but the bans of sources, which are too many.
@@ -530,6 +744,20 @@ impl Coordinator {
             Command::SetMemory { .. } | Command::ForgetMemory { .. } => None,
             Command::SetBypass { .. } => Some(Notice::BypassOn),
             Command::ClearBypass => Some(Notice::BypassOff),
+            Command::SetAttackMode { fact } => {
+                Some(Notice::AttackModeOn { length: fact.expires.since(now.wall) })
+            }
+            Command::SetTrial { fact } => Some(Notice::TrialBegun { length: fact.expires.since(fact.since) }),
+            Command::UndoTrial => Some(Notice::TrialUndone),
+            Command::ClearTrial => {
+                let is_confirmed = self.ledger.trial.as_ref().is_some_and(|trial| !trial.is_undone);
+                Some(Notice::TrialEnded { is_confirmed })
+            }
+            Command::ClearAttackMode => {
+                let is_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
+                Some(Notice::AttackModeOff { is_over })
+            }
+            Command::SetIncident { .. } => None,
             Command::SetSyncookies { .. } => Some(Notice::Syncookies { is_switched: true }),
             Command::ClearSyncookies => Some(Notice::Syncookies { is_switched: false }),
         }
@@ -573,6 +801,11 @@ const fn lift(target: BanTarget) -> Command {
     }
 }
 
+fn reloaded(settings: Box<Settings>, commands: Vec<Command>, changes: Vec<String>) -> Outcome {
+    let reply = Some(Reply::Done { changes, undo: None, dry_run: false });
+    Outcome { commands, settings: Some(settings), reply, ..Outcome::default() }
+}
+
 /// What follows from the ledger: the desired state, and when each fact ends by the boot's clock.
 #[derive(Debug, Default)]
 struct InForce {
@@ -582,6 +815,10 @@ struct InForce {
     allow_ends: Timetable<Prefix>,
     /// When each memory of the ladder says nothing any more.
     forgets: Timetable<PacketSource>,
+    /// When attack mode ends; `None` while it is not in force.
+    attack_mode_ends: Option<Monotime>,
+    /// When the configuration before the trial is due; `None` while none is on trial.
+    trial_ends: Option<Monotime>,
 }
 
 impl InForce {
@@ -605,7 +842,12 @@ impl InForce {
                 self.forgets.set(*source, None);
             }
             Command::SetBypass { .. } | Command::ClearBypass => {}
+            Command::SetAttackMode { fact } => self.set_attack_mode(Some(*fact), now),
+            Command::ClearAttackMode => self.set_attack_mode(None, now),
             Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
+            Command::SetIncident { .. } => {}
+            Command::SetTrial { fact } => self.set_trial(Some(fact), now),
+            Command::UndoTrial | Command::ClearTrial => self.set_trial(None, now),
         }
     }
 
@@ -622,6 +864,15 @@ impl InForce {
 
     fn set_allow(&mut self, prefix: Prefix, fact: &AllowFact, now: Now) {
         self.allow_ends.set(prefix, desired::ends_at(fact.since, fact.expires, now));
+    }
+
+    fn set_attack_mode(&mut self, fact: Option<AttackModeFact>, now: Now) {
+        self.attack_mode_ends = fact.and_then(|fact| desired::ends_at(fact.since, Some(fact.expires), now));
+    }
+
+    fn set_trial(&mut self, fact: Option<&TrialFact>, now: Now) {
+        let running = fact.filter(|fact| !fact.is_undone);
+        self.trial_ends = running.and_then(|fact| desired::ends_at(fact.since, Some(fact.expires), now));
     }
 
     fn set_memory(&mut self, source: PacketSource, memory: Memory, ladder: &Ladder, now: Now) {

@@ -133,6 +133,21 @@ impl Totals {
         self.0.get(slot(verdict, action)).copied().unwrap_or_default()
     }
 
+    /// Packets that a defence spoke against since `before`, by outcome; none that is zero.
+    pub(crate) fn spoken_since(&self, before: &Self) -> Vec<(Verdict, Action, u64)> {
+        let acts = [Action::Drop, Action::WouldDrop, Action::Answer, Action::WouldAnswer];
+        let pairs = Verdict::ALL.iter().flat_map(|verdict| acts.map(|action| (*verdict, action)));
+        pairs
+            .filter(|(verdict, _)| Defence::of(verdict.class()).is_some())
+            .map(|(verdict, action)| {
+                let (before, after) = (before.get(verdict, action), self.get(verdict, action));
+                // Counters that fell began again at zero with new maps.
+                (verdict, action, after.checked_sub(before).unwrap_or(after))
+            })
+            .filter(|(_, _, packets)| *packets > 0)
+            .collect()
+    }
+
     /// Sets the packets counted for `verdict` ending in `action`.
     pub fn set(&mut self, verdict: Verdict, action: Action, packets: u64) {
         if let Some(total) = self.0.get_mut(slot(verdict, action)) {
@@ -222,6 +237,11 @@ impl Defences {
             }
         }
         notices
+    }
+
+    /// The last reading of the counters.
+    pub(crate) fn seen(&self) -> Option<&Totals> {
+        self.seen.as_ref()
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Monotime> {

@@ -14,6 +14,7 @@ use crate::{
     ban_ladder::Memory,
     evidence::Proven,
     id::{BanTarget, PacketSource, Prefix},
+    incident::{self, Incident},
     time::WallTime,
 };
 
@@ -31,8 +32,17 @@ pub struct Ledger {
     pub memories: BTreeMap<PacketSource, Memory>,
     /// Set while the shield is bypassed.
     pub bypass: Option<BypassFact>,
+    /// Set while attack mode lies over the configured settings.
+    #[serde(default)]
+    pub attack_mode: Option<AttackModeFact>,
+    /// Set while a configuration is on trial, or after one was undone.
+    #[serde(default)]
+    pub trial: Option<TrialFact>,
     /// What `net.ipv4.tcp_syncookies` was before the daemon set it to 2; set while it is to be put back.
     pub syncookies_before: Option<u32>,
+    /// The last attacks by number, at most [`incident::MOST`].
+    #[serde(default)]
+    pub incidents: BTreeMap<u32, Incident>,
     /// The number that the next ban or allow entry gets; from 1, because 0 means "no ledger fact" in kernel tables.
     pub next_id: u32,
 }
@@ -96,6 +106,47 @@ pub struct BypassFact {
     pub reason: String,
 }
 
+/// Since when and until when attack mode holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttackModeFact {
+    /// Since when.
+    pub since: WallTime,
+    /// Until when.
+    pub expires: WallTime,
+}
+
+/// A configuration on trial, or one that was undone.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialFact {
+    /// Since when.
+    pub since: WallTime,
+    /// When the configuration before comes into force again unless the trial is confirmed.
+    pub expires: WallTime,
+    /// The configuration before: the text of its file.
+    pub before: String,
+    /// Whether the configuration before is in force again.
+    pub is_undone: bool,
+}
+
+impl TrialFact {
+    /// Whether the configuration before is to be in force at `now`, by which a daemon that starts goes.
+    pub fn is_over(&self, now: WallTime) -> bool {
+        self.is_undone || self.expires <= now
+    }
+}
+
+impl std::fmt::Debug for TrialFact {
+    /// Without the text, which names addresses.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { since, expires, before, is_undone } = self;
+        let bytes = before.len();
+        write!(
+            out,
+            "TrialFact {{ since: {since}, expires: {expires}, before: {bytes} bytes, is_undone: {is_undone} }}"
+        )
+    }
+}
+
 /// A change of the ledger. `Set…` replaces what stands under the same key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
@@ -155,6 +206,29 @@ pub enum Command {
     },
     /// End the bypass.
     ClearBypass,
+    /// Begin attack mode, or move its end.
+    SetAttackMode {
+        /// Since when and until when.
+        fact: AttackModeFact,
+    },
+    /// End attack mode.
+    ClearAttackMode,
+    /// Put a configuration on trial, or renew the trial.
+    SetTrial {
+        /// Until when, and what before.
+        fact: TrialFact,
+    },
+    /// The configuration before the trial is in force again.
+    UndoTrial,
+    /// The configuration in force is no longer on trial: it was confirmed, or another came after one that was undone.
+    ClearTrial,
+    /// Keep what is known of an attack. The oldest goes once there are more than [`incident::MOST`].
+    SetIncident {
+        /// Its number: one that is there, or a higher one than all that are.
+        id: u32,
+        /// What is known.
+        incident: Incident,
+    },
     /// Remember what `net.ipv4.tcp_syncookies` is, before it is set to 2.
     SetSyncookies {
         /// What it is.
@@ -193,6 +267,15 @@ pub enum Rejection {
     /// No bypass is in force.
     #[error("the shield is not bypassed")]
     NotBypassed,
+    /// Attack mode is not in force.
+    #[error("attack mode is not in force")]
+    NoAttackMode,
+    /// No configuration is on trial.
+    #[error("no configuration is on trial")]
+    NoTrial,
+    /// The incident's number was given out before and its incident is gone.
+    #[error("incident {0} is older than those that are kept")]
+    OldIncident(u32),
     /// An earlier value of the sysctl is remembered, or none is.
     #[error("what tcp_syncookies was is already remembered, or already forgotten")]
     Syncookies,
@@ -239,6 +322,29 @@ pub fn apply(ledger: &mut Ledger, command: &Command) -> Result<(), Rejection> {
         }
         Command::ClearBypass => {
             ledger.bypass.take().ok_or(Rejection::NotBypassed)?;
+        }
+        Command::SetAttackMode { fact } => {
+            ledger.attack_mode = Some(*fact);
+        }
+        Command::ClearAttackMode => {
+            ledger.attack_mode.take().ok_or(Rejection::NoAttackMode)?;
+        }
+        Command::SetTrial { fact } => {
+            ledger.trial = Some(fact.clone());
+        }
+        Command::UndoTrial => {
+            ledger.trial.as_mut().ok_or(Rejection::NoTrial)?.is_undone = true;
+        }
+        Command::ClearTrial => {
+            ledger.trial.take().ok_or(Rejection::NoTrial)?;
+        }
+        Command::SetIncident { id, incident } => {
+            let newest = ledger.incidents.last_key_value().map(|(newest, _)| *newest);
+            if !ledger.incidents.contains_key(id) && newest.is_some_and(|newest| *id <= newest) {
+                return Err(Rejection::OldIncident(*id));
+            }
+            ledger.incidents.insert(*id, incident.clone());
+            incident::trim(&mut ledger.incidents);
         }
         Command::SetSyncookies { before } => {
             if ledger.syncookies_before.is_some() {
@@ -291,7 +397,10 @@ impl Default for Ledger {
             allows: BTreeMap::new(),
             memories: BTreeMap::new(),
             bypass: None,
+            attack_mode: None,
+            trial: None,
             syncookies_before: None,
+            incidents: BTreeMap::new(),
             next_id: 1,
         }
     }
@@ -356,6 +465,49 @@ mod tests {
         format!("203.0.{host}.0/24").parse().unwrap()
     }
 
+    fn trial(end: u64) -> TrialFact {
+        TrialFact {
+            since: WallTime(1),
+            expires: WallTime(end),
+            before: "198.51.100.7".into(),
+            is_undone: false,
+        }
+    }
+
+    #[test]
+    fn a_trial_is_over_by_time_or_once_undone_and_shows_no_text() {
+        let fact = trial(5);
+        assert!(!fact.is_over(WallTime(4)) && fact.is_over(WallTime(5)));
+        assert!(!format!("{fact:?}").contains("198.51"));
+        assert!(TrialFact { is_undone: true, ..fact }.is_over(WallTime(0)));
+    }
+
+    fn incident(start: u64) -> Incident {
+        Incident {
+            start: WallTime(start),
+            last: WallTime(start),
+            is_over: true,
+            defences: vec!["syn_rate".into()],
+            peak_packets_per_second: 7,
+            rows: Vec::new(),
+            ports: vec![443],
+            softirq: None,
+        }
+    }
+
+    #[test]
+    fn the_oldest_incident_goes() {
+        let mut ledger = Ledger::default();
+        for id in 1..=150 {
+            apply(&mut ledger, &Command::SetIncident { id, incident: incident(0) }).unwrap();
+        }
+        assert!(ledger.incidents.keys().copied().eq(51..=150));
+    }
+
+    fn attack_mode(end: u64) -> AttackModeFact {
+        AttackModeFact { since: WallTime(1), expires: WallTime(end) }
+    }
+
     fn command() -> impl Strategy<Value = Command> {
         let host = 0u8..4;
         prop_oneof![
@@ -377,6 +529,12 @@ mod tests {
             host.prop_map(|host| Command::ForgetMemory { source: source(host) }),
             Just(Command::SetBypass { fact: BypassFact { since: WallTime(7), reason: "test".into() } }),
             Just(Command::ClearBypass),
+            (1u64..9).prop_map(|end| Command::SetAttackMode { fact: attack_mode(end) }),
+            Just(Command::ClearAttackMode),
+            (1u64..9).prop_map(|end| Command::SetTrial { fact: trial(end) }),
+            Just(Command::UndoTrial),
+            Just(Command::ClearTrial),
+            (0u32..200).prop_map(|id| Command::SetIncident { id, incident: incident(id.into()) }),
             (0u32..3).prop_map(|before| Command::SetSyncookies { before }),
             Just(Command::ClearSyncookies),
         ]
@@ -406,12 +564,20 @@ mod tests {
             (vec![], Command::ForgetMemory { source: who }, Rejection::NoSuchMemory),
             (vec![bypass.clone()], bypass, Rejection::AlreadyBypassed),
             (vec![], Command::ClearBypass, Rejection::NotBypassed),
+            (vec![], Command::ClearAttackMode, Rejection::NoAttackMode),
+            (vec![], Command::UndoTrial, Rejection::NoTrial),
+            (vec![], Command::ClearTrial, Rejection::NoTrial),
             (
                 vec![Command::SetSyncookies { before: 1 }],
                 Command::SetSyncookies { before: 2 },
                 Rejection::Syncookies,
             ),
             (vec![], Command::ClearSyncookies, Rejection::Syncookies),
+            (
+                vec![Command::SetIncident { id: 4, incident: incident(1) }],
+                Command::SetIncident { id: 3, incident: incident(1) },
+                Rejection::OldIncident(3),
+            ),
         ] {
             let mut ledger = Ledger::default();
             for command in before {

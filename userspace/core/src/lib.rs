@@ -8,12 +8,14 @@
 #![forbid(unsafe_code)]
 
 pub mod armed;
+pub mod attack_mode;
 pub mod ban_ladder;
 pub mod coordinator;
 pub mod defence;
 pub mod desired;
 pub mod evidence;
 pub mod id;
+pub mod incident;
 pub mod ledger;
 pub mod limits;
 pub mod never_ban;
@@ -22,4 +24,5 @@ pub mod reconcile;
 pub mod sources;
 pub mod time;
 mod timetable;
+pub mod tune;
 mod violations;

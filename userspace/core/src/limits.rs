@@ -466,6 +466,17 @@ pub fn policy(
 pub const SECOND_NS: u64 = 1_000_000_000;
 
 impl Settings {
+    /// In how far these settings can cut off an operator whom those `before` let in: a clause each.
+    pub(crate) fn hazards_from(&self, before: &Self) -> Vec<&'static str> {
+        let drops = |settings: &Self| settings.mode == Mode::Enforce;
+        let closes = |settings: &Self| drops(settings) && settings.lockdown;
+        let rows = [
+            (drops(self) && !drops(before), "packets are dropped that passed before"),
+            (closes(self) && !closes(before), "ports that are not named in `shield.ports` are closed"),
+        ];
+        rows.into_iter().filter(|(is_so, _)| *is_so).map(|(_, clause)| clause).collect()
+    }
+
     /// One sentence for each way in which these settings differ from those `before`.
     pub(crate) fn changes_from(&self, before: &Self) -> Vec<String> {
         let gone = before.config_allow.iter().filter(|prefix| !self.config_allow.contains(prefix)).count();

@@ -87,6 +87,28 @@ pub enum Notice {
     BypassOn,
     /// The shield is to be attached again.
     BypassOff,
+    /// Attack mode lies over the configured settings, or its end was moved.
+    AttackModeOn {
+        /// How long.
+        length: Duration,
+    },
+    /// Attack mode ended: the configured settings are in force.
+    AttackModeOff {
+        /// Whether it ended by itself.
+        is_over: bool,
+    },
+    /// A configuration is on trial.
+    TrialBegun {
+        /// How long.
+        length: Duration,
+    },
+    /// The configuration on trial was confirmed, or another came after one that was undone.
+    TrialEnded {
+        /// Whether it was confirmed.
+        is_confirmed: bool,
+    },
+    /// A configuration on trial was not confirmed: the one before is in force again.
+    TrialUndone,
     /// Whether ports over their budget can answer with cookies has changed.
     Cookies {
         /// How it is now.
@@ -117,6 +139,22 @@ pub enum Notice {
     DefenceTriggered {
         /// Which.
         defence: Defence,
+    },
+    /// An incident began, see [`crate::incident`].
+    IncidentBegun {
+        /// Its number.
+        id: u32,
+        /// Which defence spoke first.
+        defence: Defence,
+    },
+    /// An incident is over.
+    IncidentEnded {
+        /// Its number.
+        id: u32,
+        /// From its first packet to its last.
+        length: Duration,
+        /// Most packets in a second that defences spoke against.
+        peak: u64,
     },
     /// A defence has not spoken against a packet for [`crate::defence::QUIET_AFTER`].
     DefenceQuiet {
@@ -174,6 +212,15 @@ kinds! {
     AllowExpired, "allow_expired", Info, "An entry of the allow list ended by itself.";
     BypassOn, "bypass_on", Warn, "The shield inspects nothing until `tunica bypass off`.";
     BypassOff, "bypass_off", Warn, "The bypass ended; the shield is attached again.";
+    AttackModeOn, "attack_mode_on", Warn,
+        "`tunica panic` laid stricter settings over the configured ones; they end by themselves or with `tunica panic off`.";
+    AttackModeOff, "attack_mode_off", Warn, "Attack mode ended; the configured settings are in force again.";
+    TrialBegun, "trial_begun", Warn,
+        "A reload with `--confirm` put the configuration file on trial: unless `tunica confirm` comes in time, the configuration before is in force again.";
+    TrialEnded, "trial_ended", Info,
+        "The configuration in force is no longer on trial: `tunica confirm` came, or another reload after it was undone.";
+    TrialUndone, "trial_undone", Warn,
+        "Nobody confirmed the configuration on trial, so the one before is in force, also after a restart, until `tunica reload`.";
     Cookies, "cookies", Warn,
         "Whether ports over their SYN budget can answer with cookies has changed; `tunica status` says why not.";
     PortArmed, "port_armed", Warn,
@@ -184,6 +231,10 @@ kinds! {
         "One dropped packet among many; `shield.log.lines_per_minute` bounds these lines and `shield.log.enable_logging` ends them.";
     DefenceTriggered, "defence_triggered", Warn,
         "A defence speaks against packets, for the first time after at least 60 s; `tunica sources` shows whom it hits.";
+    IncidentBegun, "incident_begun", Warn,
+        "A defence speaks while all were quiet for 60 s: an incident, which `tunica incident list` shows.";
+    IncidentEnded, "incident_ended", Warn,
+        "No defence has spoken for 60 s, so the incident is over; `tunica incident show` tells what it was.";
     DefenceQuiet, "defence_quiet", Info, "A defence has spoken against no packet for 60 s.";
 }
 
@@ -212,10 +263,17 @@ impl Notice {
             | Self::AllowExpired { prefix, .. } => Some(*prefix),
             Self::BypassOn
             | Self::BypassOff
+            | Self::AttackModeOn { .. }
+            | Self::TrialBegun { .. }
+            | Self::TrialEnded { .. }
+            | Self::TrialUndone
+            | Self::AttackModeOff { .. }
             | Self::Cookies { .. }
             | Self::PortArmed { .. }
             | Self::Syncookies { .. }
             | Self::DefenceTriggered { .. }
+            | Self::IncidentBegun { .. }
+            | Self::IncidentEnded { .. }
             | Self::DefenceQuiet { .. } => None,
         }
     }
@@ -239,6 +297,19 @@ impl fmt::Display for Notice {
             Self::AllowExpired { id, .. } => write!(out, "allow entry {id} expired"),
             Self::BypassOn => out.write_str("the shield is bypassed: nothing is inspected"),
             Self::BypassOff => out.write_str("the bypass ended"),
+            Self::TrialBegun { length } => {
+                write!(out, "the configuration is on trial {}", span(Some(*length)))
+            }
+            Self::TrialEnded { is_confirmed: true } => out.write_str("the configuration on trial was confirmed"),
+            Self::TrialEnded { is_confirmed: false } => {
+                out.write_str("a reload followed the configuration that was undone")
+            }
+            Self::TrialUndone => out.write_str(
+                "the configuration on trial was not confirmed; the one before is in force until `tunica reload`",
+            ),
+            Self::AttackModeOn { length } => write!(out, "attack mode is in force {}", span(Some(*length))),
+            Self::AttackModeOff { is_over: true } => out.write_str("attack mode ended by itself"),
+            Self::AttackModeOff { is_over: false } => out.write_str("an operator ended attack mode"),
             Self::Cookies { state } => match state.advice() {
                 Some(advice) => out.write_str(&advice),
                 None => write!(out, "answers with cookies: {}", state.label()),
@@ -259,6 +330,14 @@ impl fmt::Display for Notice {
             Self::DefenceTriggered { defence } => {
                 write!(out, "defence {} speaks against packets", defence.name())
             }
+            Self::IncidentBegun { id, defence } => {
+                write!(out, "incident {id} began with defence {}", defence.name())
+            }
+            Self::IncidentEnded { id, length, peak } => write!(
+                out,
+                "incident {id} is over; it lasted {} s, with up to {peak} packets a second",
+                length.as_secs()
+            ),
             Self::DefenceQuiet { defence } => write!(out, "defence {} is quiet", defence.name()),
         }
     }
@@ -315,12 +394,19 @@ mod tests {
             Notice::AllowExpired { prefix, id },
             Notice::BypassOn,
             Notice::BypassOff,
+            Notice::AttackModeOn { length: Duration::from_secs(60) },
+            Notice::AttackModeOff { is_over: true },
+            Notice::TrialBegun { length: Duration::from_secs(120) },
+            Notice::TrialEnded { is_confirmed: true },
+            Notice::TrialUndone,
             Notice::Cookies { state: CookieState::Refused },
             Notice::PortArmed { port: 443, is_armed: true },
             Notice::Syncookies { is_switched: true },
             Notice::DropSample { source, verdict: Verdict::SynRate, port: 443 },
             Notice::DefenceTriggered { defence: Defence::Sanity },
             Notice::DefenceQuiet { defence: Defence::Sanity },
+            Notice::IncidentBegun { id, defence: Defence::Sanity },
+            Notice::IncidentEnded { id, length: Duration::from_secs(9), peak: 5 },
         ]
     }
 

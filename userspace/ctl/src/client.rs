@@ -206,7 +206,11 @@ mod tests {
     fn broken_answers_say_what_became_of_the_request() {
         for (request, answer, part) in [
             (Request::Status {}, b"".as_slice(), "nothing was changed"),
-            (Request::Reload {}, b"".as_slice(), "whether the change was made is unknown"),
+            (
+                Request::Reload(tunica_api::request::Reload::default()),
+                b"".as_slice(),
+                "whether the change was made is unknown",
+            ),
             (Request::Status {}, b"{\"schema\":1,\"kind\":\"bans\",\"bans\":[]}".as_slice(), "complete"),
             (Request::Status {}, b"{\"schema\":9,\"kind\":\"new\"}\n".as_slice(), "has schema 9"),
             (Request::Status {}, b"HTTP/1.1 400 Bad Request\n".as_slice(), "byte 1 of line 1"),

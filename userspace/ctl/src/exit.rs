@@ -91,7 +91,10 @@ pub(crate) fn of(answer: &Answer) -> Exit {
         | Answer::Allows(_)
         | Answer::Done(_)
         | Answer::Sources(_)
-        | Answer::Explanation(_) => Exit::Done,
+        | Answer::Explanation(_)
+        | Answer::Tuning(_)
+        | Answer::Incidents(_)
+        | Answer::Incident(_) => Exit::Done,
         Answer::Refused(refused) => match refused.code {
             RefusedCode::Protected | RefusedCode::Full | RefusedCode::Invalid => Exit::Refused,
             RefusedCode::NotFound => Exit::NotFound,

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -105,6 +105,25 @@ impl Host {
             .or_else(|| lowest_metric(v6.lines().filter_map(default_route_v6)))
     }
 
+    /// The interface by which packets go to `address`, by the main routing table.
+    pub(crate) fn interface_towards(&self, address: IpAddr) -> Option<String> {
+        let (table, route): (_, fn(&str) -> Option<Route>) = match address {
+            IpAddr::V4(_) => ("/proc/net/route", route_v4),
+            IpAddr::V6(_) => ("/proc/net/ipv6_route", route_v6),
+        };
+        let text = self.read(table).ok()?;
+        let covering = text.lines().filter_map(route).filter(|route| {
+            let bits = |address: IpAddr| match address {
+                IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+                IpAddr::V6(v6) => v6.to_bits(),
+            };
+            let differing = bits(route.destination) ^ bits(address);
+            differing.leading_zeros() >= route.length
+        });
+        let best = covering.max_by_key(|route| (route.length, std::cmp::Reverse(route.metric)))?;
+        Some(best.interface)
+    }
+
     /// Every mounted file system, in order of mounting.
     pub(crate) fn mounts(&self) -> Vec<Mount> {
         let text = self.read("/proc/mounts").unwrap_or_default();
@@ -115,11 +134,20 @@ impl Host {
     ///
     /// sudo(8) and su(1) drop the variables that sshd(8) sets, so the nearest process above that has them counts.
     pub(crate) fn ssh_peer(&self) -> Option<IpAddr> {
+        self.ssh_session().and_then(|value| ssh_peer(&value))
+    }
+
+    /// This host's end of that session, which sshd(8) names in `SSH_CONNECTION` alone.
+    pub(crate) fn ssh_local(&self) -> Option<IpAddr> {
+        self.ssh_session().and_then(|value| ssh_local(&value))
+    }
+
+    fn ssh_session(&self) -> Option<String> {
         let mut process = "self".to_owned();
         for _ in 0..MOST_ANCESTORS {
             let environment = self.read_bytes(&format!("/proc/{process}/environ")).unwrap_or_default();
             if let Some(value) = ssh_variable(&environment) {
-                return ssh_peer(&value);
+                return Some(value);
             }
             let status = self.read(&format!("/proc/{process}/status")).ok()?;
             process = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_owned();
@@ -164,6 +192,13 @@ fn ssh_peer(value: &str) -> Option<IpAddr> {
     (!address.is_loopback()).then_some(address)
 }
 
+/// The near end of an SSH session, the third word of `SSH_CONNECTION`; that of `SSH_CLIENT` is a port.
+fn ssh_local(value: &str) -> Option<IpAddr> {
+    let address = value.split_whitespace().nth(2)?;
+    let (address, _zone) = address.split_once('%').unwrap_or((address, ""));
+    Some(address.parse::<IpAddr>().ok()?.to_canonical())
+}
+
 fn lowest_metric(routes: impl Iterator<Item = (u32, String)>) -> Option<String> {
     routes.min_by_key(|(metric, _)| *metric).map(|(_, interface)| interface)
 }
@@ -199,6 +234,43 @@ fn default_route_v6(line: &str) -> Option<(u32, String)> {
     let flags = u32::from_str_radix(flags, 16).ok()?;
     let is_default = *destination == ANY && *interface != "lo" && is_usable(flags);
     is_default.then_some((u32::from_str_radix(metric, 16).ok()?, (*interface).to_owned()))
+}
+
+/// A usable route.
+struct Route {
+    destination: IpAddr,
+    /// Bits of the prefix.
+    length: u32,
+    metric: u32,
+    interface: String,
+}
+
+/// A line of /proc/net/route, see [`default_route_v4`]; addresses are in the host's byte order.
+fn route_v4(line: &str) -> Option<Route> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [interface, destination, _, flags, _, _, metric, mask, ..] = fields.as_slice() else { return None };
+    let address = |hex: &str| Some(Ipv4Addr::from(u32::from_str_radix(hex, 16).ok()?.to_ne_bytes()));
+    is_usable(u32::from_str_radix(flags, 16).ok()?).then_some(Route {
+        destination: address(destination)?.into(),
+        length: address(mask)?.to_bits().leading_ones(),
+        metric: metric.parse().ok()?,
+        interface: (*interface).to_owned(),
+    })
+}
+
+/// A line of /proc/net/ipv6_route, see [`default_route_v6`].
+fn route_v6(line: &str) -> Option<Route> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [destination, length, _, _, _, metric, _, _, flags, interface] = fields.as_slice() else {
+        return None;
+    };
+    let hex = |text: &str| u32::from_str_radix(text, 16).ok();
+    is_usable(hex(flags)?).then_some(Route {
+        destination: Ipv6Addr::from(u128::from_str_radix(destination, 16).ok()?).into(),
+        length: hex(length)?,
+        metric: hex(metric)?,
+        interface: (*interface).to_owned(),
+    })
 }
 
 /// `device point kind options …`, with blanks in octal (getmntent(3)).
@@ -249,6 +321,32 @@ mod tests {
             let v4 = format!("{head}{v4}");
             let (_root, host) = host(&[("proc/net/route", &v4), ("proc/net/ipv6_route", v6)]);
             assert_eq!(host.default_interface().as_deref(), interface);
+        }
+    }
+
+    #[test]
+    fn the_longest_route_leads_to_an_address() {
+        let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                  eth0\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+                  eth1\t00000000\t010200C0\t0003\t0\t0\t50\t00000000\t0\t0\t0\n\
+                  eth2\t006433C6\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+                  eth3\t0064 33C6\n\
+                  *\t076433C6\t00000000\t0205\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n";
+        let (any, lan) = ("0".repeat(32), "20010db8000000000000000000000000");
+        let v6 = format!(
+            "{any} 00 {any} 00 fe800000000000000000000000000001 00000400 3 0 00000003     ens4\n\
+             {lan} 20 {any} 00 {any} 00000100 1 0 00000001     ens5\n"
+        );
+        let (_root, host) = host(&[("proc/net/route", v4), ("proc/net/ipv6_route", &v6)]);
+        for (address, interface) in [
+            ("203.0.113.9", "eth1"),
+            ("198.51.100.7", "eth2"),
+            ("198.51.101.7", "eth1"),
+            ("2001:db8::9", "ens5"),
+            ("2001:db9::9", "ens4"),
+        ] {
+            let found = host.interface_towards(address.parse().unwrap());
+            assert_eq!(found.as_deref(), Some(interface), "{address}");
         }
     }
 
@@ -306,15 +404,18 @@ mod tests {
     }
 
     #[test]
-    fn the_ssh_peer_is_read() {
-        for (value, peer) in [
-            ("198.51.100.7 50022 192.0.2.1 22", Some("198.51.100.7")),
-            ("::ffff:198.51.100.7 50022 ::ffff:192.0.2.1 22", Some("198.51.100.7")),
-            ("fe80::1%eth0 50022 fe80::2%eth0 22", Some("fe80::1")),
-            ("127.0.0.1 50022 127.0.0.1 22", None),
-            ("", None),
+    fn both_ends_of_the_session_are_read() {
+        for (value, peer, local) in [
+            ("198.51.100.7 50022 192.0.2.1 22", Some("198.51.100.7"), Some("192.0.2.1")),
+            ("::ffff:198.51.100.7 50022 ::ffff:192.0.2.1 22", Some("198.51.100.7"), Some("192.0.2.1")),
+            ("fe80::1%eth0 50022 fe80::2%eth0 22", Some("fe80::1"), Some("fe80::2")),
+            ("127.0.0.1 50022 127.0.0.1 22", None, Some("127.0.0.1")),
+            // As SSH_CLIENT has it.
+            ("198.51.100.7 50022 22", Some("198.51.100.7"), None),
+            ("", None, None),
         ] {
-            assert_eq!(ssh_peer(value), peer.map(|peer| peer.parse().unwrap()), "{value}");
+            let [peer, local] = [peer, local].map(|address| address.map(|text| text.parse().unwrap()));
+            assert_eq!((ssh_peer(value), ssh_local(value)), (peer, local), "{value}");
         }
     }
 }

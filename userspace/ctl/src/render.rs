@@ -3,9 +3,11 @@
 mod differences;
 mod explanation;
 mod findings;
+mod incidents;
 mod lists;
 pub(crate) mod status;
 pub(crate) mod text;
+mod tuning;
 
 use tunica_api::view::{Answer, Done, Refused};
 
@@ -24,6 +26,9 @@ pub(crate) fn answer(answer: &Answer) -> String {
         Answer::Done(view) => done(view),
         Answer::Sources(view) => lists::sources(view),
         Answer::Explanation(view) => explanation::explanation(view),
+        Answer::Tuning(view) => tuning::tuning(view),
+        Answer::Incidents(view) => incidents::incidents(view),
+        Answer::Incident(view) => incidents::incident(view),
         Answer::Doctor(view) => findings(&view.findings),
         Answer::Refused(view) => refused(view),
     }

@@ -4,16 +4,20 @@ mod allow;
 mod ban;
 mod bypass;
 mod check;
+mod confirm;
 mod diff;
 mod doctor;
 mod explain;
+mod incident;
 mod init;
 mod length;
+mod panic;
 mod policy;
 mod reload;
 mod sources;
 pub(crate) mod status;
 mod top;
+mod tune;
 
 use clap::Subcommand;
 use tunica_api::{request::Request, view::Answer};
@@ -52,10 +56,19 @@ pub(crate) enum Verb {
     /// Show what `reload` would change, and change nothing
     Diff,
     /// Make tunicad read its configuration again; all or nothing
-    Reload,
+    Reload(reload::Reload),
+    /// Keep the configuration that `reload --confirm` put on trial
+    Confirm,
     /// Detach the shield for a while, or attach it again
     #[command(subcommand)]
     Bypass(bypass::Bypass),
+    /// Attack mode: stricter limits than configured, for a while
+    Panic(panic::Panic),
+    /// Propose limits from what was seen, and change nothing
+    Tune(tune::Tune),
+    /// Show the last attacks: when, what acted, what it cost
+    #[command(subcommand)]
+    Incident(incident::Incident),
     /// Say what this host can do for the shield; needs no daemon
     Doctor,
 }
@@ -77,8 +90,12 @@ impl Verb {
             Self::Init(verb) => verb.run(global),
             Self::Render(verb) => verb.run(global),
             Self::Diff => ask(global, &diff::request()),
-            Self::Reload => ask(global, &reload::request()),
+            Self::Reload(verb) => ask(global, &verb.request(&Host::at("/"))),
+            Self::Confirm => ask(global, &confirm::request()),
             Self::Bypass(verb) => ask(global, &verb.request()),
+            Self::Panic(verb) => ask(global, &verb.request()?),
+            Self::Tune(verb) => verb.run(global),
+            Self::Incident(verb) => ask(global, &verb.request()),
             Self::Doctor => doctor::run(global),
         }
     }

@@ -22,12 +22,13 @@ use tunica_common::{
 };
 use tunica_config::Config;
 use tunica_core::{
-    coordinator::{AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply},
+    coordinator::{AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply, TrialRequest},
     defence::Totals,
     evidence::{Forgeable, Handshake},
     id::PacketSource,
     ledger::Command,
     limits::HostFacts,
+    notice::Notice,
     time::{Monotime, Now, WallTime},
 };
 
@@ -39,7 +40,7 @@ use crate::{
     shell::{
         host::{self, vitals::Vitals},
         tor_peers,
-        xdp::{Shield, armed::Armed, hook::Hook, probe::Probe},
+        xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe},
     },
     telemetry::{self, Telemetry},
     views,
@@ -52,6 +53,8 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 pub struct App {
     config_path: PathBuf,
     config: Config,
+    /// What the configuration in force was read from.
+    text: String,
     coordinator: Coordinator,
     shield: Shield,
     probe: Probe,
@@ -85,13 +88,16 @@ impl Reach {
     /// What the coordinator may have changed by itself, without a command.
     fn of(event: &Event) -> Self {
         match event {
-            Event::Samples(_) | Event::Handshake(_) => Self::Nothing,
+            Event::Samples(_) | Event::Handshake(_) | Event::CpuTimes(_) => Self::Nothing,
             Event::Totals(_) | Event::ArmedPorts(_) => Self::Nothing,
             // The policy follows the host; comparing it alone is cheap.
             Event::Host(_) => Self::Bans(Vec::new()),
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
             Event::BypassOn { .. } | Event::BypassOff => Self::Nothing,
-            Event::TorPeers(_) | Event::OwnAddresses(_) | Event::Reloaded(_) => Self::Everything,
+            Event::AttackModeOn { .. } | Event::AttackModeOff { .. } => Self::Nothing,
+            Event::Confirmed => Self::Nothing,
+            Event::TorPeers(_) | Event::OwnAddresses(_) => Self::Everything,
+            Event::Reloaded(_) | Event::Tried(_) | Event::Undone(_) => Self::Everything,
         }
     }
 
@@ -110,7 +116,10 @@ impl Reach {
                 Command::SetNetBan { .. } | Command::LiftNetBan { .. } => return Self::Everything,
                 Command::SetAllow { .. } | Command::LiftAllow { .. } => return Self::Everything,
                 Command::SetBypass { .. } | Command::ClearBypass => return Self::Everything,
+                Command::SetAttackMode { .. } | Command::ClearAttackMode => return Self::Everything,
                 Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
+                Command::SetIncident { .. } => {}
+                Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => {}
             }
         }
         if sources.is_empty() && !is_policy { Self::Nothing } else { Self::Bans(sources) }
@@ -128,6 +137,7 @@ struct Troubles {
     counters: Option<String>,
     sysctl: Option<String>,
     deaf: Option<String>,
+    trial: Option<String>,
 }
 
 impl Troubles {
@@ -141,6 +151,7 @@ impl Troubles {
             &self.counters,
             &self.sysctl,
             &self.deaf,
+            &self.trial,
         ];
         all.into_iter().flatten().cloned().collect()
     }
@@ -160,7 +171,12 @@ impl App {
     /// # Errors
     /// If the ledger or the kernel's objects cannot be had. An interface that cannot be attached to is no such error: it
     /// shows in `status`, in `/ready` and in the metrics, and is tried again at each audit.
-    pub fn start(config_path: &Path, config: Config, telemetry: Telemetry) -> anyhow::Result<Self> {
+    pub fn start(
+        config_path: &Path,
+        mut config: Config,
+        mut text: String,
+        telemetry: Telemetry,
+    ) -> anyhow::Result<Self> {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         let wall = wall.context("the wall clock is set before 1970; correct it")?.as_secs();
         let mono = crate::sys::monotonic_ns().context("the kernel's monotonic clock does not answer")?;
@@ -175,6 +191,16 @@ impl App {
             ));
             metrics.set_ledger_damaged();
         }
+        if let Some(trial) = opened.ledger.trial.as_ref().filter(|trial| trial.is_over(now.wall)) {
+            tracing::error!(
+                message_id = "config_undone",
+                "nobody confirmed the configuration file, on trial since {}; the configuration before it is in force",
+                trial.since
+            );
+            (config, troubles.trial) = settings::before_trial(&trial.before, &config);
+            text.clone_from(&trial.before);
+            telemetry.set_level(config.log.level);
+        }
         let mut shield = Shield::open(settings::plan(&config))?;
         let coordinator = Coordinator::new(config.settings()?, opened.ledger, now);
         let lost_before = shield.tables().lost_events().unwrap_or(0);
@@ -182,6 +208,7 @@ impl App {
         let mut app = Self {
             config_path: config_path.to_owned(),
             config,
+            text,
             coordinator,
             shield,
             probe: Probe::default(),
@@ -246,7 +273,8 @@ impl App {
 
     fn carry_out(&mut self, outcome: Outcome, reach: Reach, now: Now) -> Result<Option<Reply>, String> {
         if let Err(error) = self.keep(&outcome.commands) {
-            // What the event itself changed is in memory already, and the kernel must not lag behind that.
+            // What the event itself changed is in memory already: it is told, and the kernel must not lag behind it.
+            self.tell(&outcome.notices);
             self.sync(reach);
             return Err(self.ledger_trouble(format!("the change was not made: {error}")));
         }
@@ -284,15 +312,25 @@ impl App {
                 return Err(self.ledger_trouble(text));
             }
         }
-        for notice in &notices {
-            telemetry::log_notice(notice);
-        }
+        self.tell(&notices);
         self.sync(reach.with(&outcome.commands));
         Ok(outcome.reply)
     }
 
+    fn tell(&self, notices: &[Notice]) {
+        for notice in notices {
+            telemetry::log_notice(notice);
+            if let Notice::IncidentBegun { .. } = notice {
+                self.metrics.count_incident();
+            }
+        }
+    }
+
     fn ledger_trouble(&mut self, text: String) -> String {
-        tracing::error!(message_id = "ledger_failed", "{text}");
+        // What is tried again every second is told once.
+        if self.troubles.ledger.as_ref() != Some(&text) {
+            tracing::error!(message_id = "ledger_failed", "{text}");
+        }
         self.troubles.ledger = Some(text.clone());
         text
     }
@@ -358,6 +396,9 @@ impl App {
         let now = self.now();
         self.troubles.heartbeat =
             self.shield.tables_mut().beat(now.mono.0).err().map(|error| error.to_string());
+        if let Some(times) = host::cpu_times() {
+            let _ = self.step(Event::CpuTimes(times));
+        }
         self.read_totals();
         self.read_host();
         self.advance();
@@ -368,8 +409,12 @@ impl App {
         let now = self.now();
         if self.coordinator.next_deadline().is_some_and(|due| due <= now.mono) {
             let outcome = self.coordinator.advance(now);
+            let undoes_trial = outcome.undoes_trial;
             // A ledger that cannot be written was reported; the commands come again.
             let _ = self.carry_out(outcome, Reach::Everything, now);
+            if undoes_trial {
+                self.undo_trial();
+            }
         }
     }
 
@@ -529,6 +574,18 @@ impl App {
                     Err(error) => views::refused(RefusedCode::Failed, error.to_string()),
                 }
             }
+            Request::Tune { force } => match self.coordinator.tune(force, self.now()) {
+                Ok((since, minutes, proposals)) => Answer::Tuning(views::tuning(since, minutes, proposals)),
+                Err(message) => views::refused(RefusedCode::Invalid, message),
+            },
+            Request::IncidentList {} => Answer::Incidents(views::incidents(&self.coordinator)),
+            Request::IncidentShow { id } => match self.coordinator.incidents().get(&id) {
+                Some(known) => Answer::Incident(Box::new(views::incident(id, known))),
+                None => views::refused(
+                    RefusedCode::NotFound,
+                    format!("there is no incident {id}; `tunica incident list` shows those that are kept"),
+                ),
+            },
             Request::Doctor {} => Answer::Doctor(doctor(&self.config)),
             Request::BanAdd(ban) => self.ban(ban),
             Request::BanRemove { source, dry_run } => self.decide(Event::Unban { target: source, dry_run }),
@@ -544,7 +601,15 @@ impl App {
             Request::AllowRemove { prefix, dry_run } => self.decide(Event::Disallow { prefix, dry_run }),
             Request::BypassOn { reason } => self.bypass(Event::BypassOn { reason }),
             Request::BypassOff {} => self.bypass(Event::BypassOff),
-            Request::Reload {} => self.reload(),
+            Request::PanicOn { seconds, dry_run } => {
+                let length = Duration::from_secs(seconds);
+                self.decide_though_unkept(Event::AttackModeOn { length, dry_run }, "end attack mode")
+            }
+            Request::PanicOff { dry_run } => {
+                self.decide_though_unkept(Event::AttackModeOff { dry_run }, "bring attack mode back")
+            }
+            Request::Reload(request) => self.reload(request),
+            Request::Confirm {} => self.decide(Event::Confirmed),
         }
     }
 
@@ -580,16 +645,30 @@ impl App {
         if begins {
             self.shield.follow(false);
         }
+        let then = if begins { "end the bypass" } else { "bring the bypass back" };
+        self.keep_if_possible(&mut outcome, then);
+        let result = self.take_in(outcome, reach, now);
+        self.shield.follow(self.coordinator.desired().attached);
+        answer_of(result)
+    }
+
+    /// What is done even if it cannot be made durable: a full disk is part of many attacks.
+    fn decide_though_unkept(&mut self, event: Event, restart_would: &str) -> Answer {
+        let now = self.now();
+        let reach = Reach::of(&event);
+        let mut outcome = self.coordinator.handle(event, now);
+        self.keep_if_possible(&mut outcome, restart_would);
+        answer_of(self.take_in(outcome, reach, now))
+    }
+
+    /// Makes an outcome durable, or has its answer say what a restart would do because it is not.
+    fn keep_if_possible(&mut self, outcome: &mut Outcome, restart_would: &str) {
         if let Err(error) = self.keep(&outcome.commands) {
-            let then = if begins { "end the bypass" } else { "bring the bypass back" };
-            let text = self.ledger_trouble(format!("a restart of tunicad would {then}: {error}"));
+            let text = self.ledger_trouble(format!("a restart of tunicad would {restart_would}: {error}"));
             if let Some(Reply::Done { changes, .. }) = &mut outcome.reply {
                 changes.push(text);
             }
         }
-        let result = self.take_in(outcome, reach, now);
-        self.shield.follow(self.coordinator.desired().attached);
-        answer_of(result)
     }
 
     fn status(&self) -> Answer {
@@ -638,6 +717,7 @@ impl App {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.config.warnings();
+        warnings.extend(self.undone());
         warnings.extend(self.troubles.list());
         warnings.extend(self.coordinator.cookies().advice());
         if self.coordinator.settings().handshakes.is_some() {
@@ -659,9 +739,19 @@ impl App {
         self.concerns = concerns.into_iter().map(|concern| concern.about).collect();
     }
 
+    /// That the configuration file is not in force, if it was undone.
+    fn undone(&self) -> Option<String> {
+        let trial = self.coordinator.ledger().trial.as_ref().filter(|trial| trial.is_undone)?;
+        Some(format!(
+            "the configuration file is not in force: nobody confirmed its trial before {}; `tunica diff` shows what it \
+             says, `tunica reload --confirm` tries it again",
+            trial.expires
+        ))
+    }
+
     /// Reads the configuration file again. Either all of it comes into force or none.
-    pub fn reload(&mut self) -> Answer {
-        let result = self.try_reload();
+    pub fn reload(&mut self, request: request::Reload) -> Answer {
+        let result = self.try_reload(request);
         self.metrics.count_reload(result.is_ok());
         match result {
             Ok(answer) => {
@@ -681,10 +771,11 @@ impl App {
         }
     }
 
-    fn try_reload(&mut self) -> Result<Answer, Refused> {
+    fn try_reload(&mut self, request: request::Reload) -> Result<Answer, Refused> {
         let bad = |message: String| Refused { code: RefusedCode::BadConfig, message };
         let failed = |message: String| Refused { code: RefusedCode::Failed, message };
-        let config = tunica_config::read_file(&self.config_path).map_err(|error| bad(error.to_string()))?;
+        let read = tunica_config::read_file_and_text(&self.config_path);
+        let (config, text) = read.map_err(|error| bad(error.to_string()))?;
         let fixed = settings::fixed_keys_changed(&self.config, &config);
         if let Some(message) = settings::restart_needed(&fixed) {
             return Err(bad(message));
@@ -696,25 +787,49 @@ impl App {
         for name in &come {
             self.shield.admit(name).map_err(|error| bad(error.to_string()))?;
         }
-        let mut fresh = if plan.sizes == self.shield.plan().sizes {
-            None
-        } else {
-            // Maps of another size: filled first, then the link moves to the program that reads them.
-            let fresh = self.shield.open_beside(plan.clone()).map_err(|error| {
-                self.shield.sweep();
-                failed(error.to_string())
-            })?;
-            Some(fresh)
+        let fresh = self.open_beside(&plan).map_err(failed)?;
+        let event = match request.confirm_seconds {
+            None => Event::Reloaded(Box::new(settings)),
+            Some(seconds) => Event::Tried(Box::new(TrialRequest {
+                settings,
+                length: Duration::from_secs(seconds),
+                before: self.text.clone(),
+            })),
         };
-        let reply = self.step(Event::Reloaded(Box::new(settings))).map_err(|text| {
+        let reply = self.step(event).map_err(|text| {
             self.shield.sweep();
             failed(text)
         })?;
+        let answer = answer_of(Ok(reply));
+        if let Answer::Refused(refused) = answer {
+            self.shield.sweep();
+            return Err(refused);
+        }
+        self.adopt(config, text, plan, fresh);
+        self.troubles.trial = None;
+        let answer = self.with_interfaces(answer, &come, &gone);
+        Ok(self.with_session(answer, &come, request))
+    }
+
+    /// Maps of the size that `plan` asks for, if those in use have another.
+    fn open_beside(&self, plan: &Plan) -> Result<Option<Shield>, String> {
+        if plan.sizes == self.shield.plan().sizes {
+            return Ok(None);
+        }
+        self.shield.open_beside(plan.clone()).map(Some).map_err(|error| {
+            self.shield.sweep();
+            error.to_string()
+        })
+    }
+
+    /// Goes over to a configuration whose settings are in force. Maps of another size are filled first, then the link moves
+    /// to the program that reads them.
+    fn adopt(&mut self, config: Config, text: String, plan: Plan, fresh: Option<Shield>) {
         self.shield.release(&plan.interfaces);
-        if let Some(fresh) = fresh.as_mut() {
+        if let Some(mut fresh) = fresh {
             let _ = fresh.tables_mut().beat(self.now().mono.0);
             let synced = fresh.sync(self.coordinator.desired(), self.coordinator.settings()).map(|_| ());
-            std::mem::swap(&mut self.shield, fresh);
+            self.shield = fresh;
             self.armed = Armed::default();
             self.lost_before = self.shield.tables().lost_events().unwrap_or(0);
             self.note_sync(synced);
@@ -722,11 +837,49 @@ impl App {
             self.shield.set_plan(plan);
         }
         self.telemetry.set_level(config.log.level);
-        self.config = config;
+        (self.config, self.text) = (config, text);
         self.places = self.shield.places();
         self.shield.follow(self.coordinator.desired().attached);
         self.read_tor_peers();
-        Ok(self.with_interfaces(answer_of(Ok(reply)), &come, &gone))
+    }
+
+    /// Brings back the configuration before the trial. Whatever cannot be had now is left out: the limits count most.
+    fn undo_trial(&mut self) {
+        let Some(trial) = self.coordinator.ledger().trial.clone() else { return };
+        let (mut config, trouble) = settings::before_trial(&trial.before, &self.config);
+        self.troubles.trial = trouble;
+        let mut plan = settings::plan(&config);
+        let fresh = self.open_beside(&plan).unwrap_or_else(|error| {
+            config.shield.tables = self.config.shield.tables.clone();
+            plan = settings::plan(&config);
+            self.troubles.trial = Some(format!("the tables keep the size that they had on trial: {error}"));
+            None
+        });
+        let settings = match config.settings() {
+            Ok(settings) => settings,
+            Err(error) => {
+                self.troubles.trial = Some(error.to_string());
+                return;
+            }
+        };
+        let now = self.now();
+        let mut outcome = self.coordinator.handle(Event::Undone(Box::new(settings)), now);
+        self.keep_if_possible(&mut outcome, "undo the trial once more");
+        let _ = self.take_in(outcome, Reach::Everything, now);
+        self.adopt(config, trial.before, plan, fresh);
+    }
+
+    /// The answer, with a sentence if the session that the caller is logged in by comes in by an interface that is new.
+    fn with_session(&self, answer: Answer, come: &[String], request: request::Reload) -> Answer {
+        let Answer::Done(mut done) = answer else { return answer };
+        let carrier = request.session.and_then(host::interface_of).filter(|name| come.contains(name));
+        done.changes.extend(carrier.map(|name| match request.confirm_seconds {
+            Some(_) => format!("{name} carries your SSH session: confirm from another one"),
+            None => format!(
+                "{name} carries your SSH session, and nothing undoes this by itself; `tunica reload --confirm` would"
+            ),
+        }));
+        Answer::Done(done)
     }
 
     /// The answer, with a sentence for each interface that came or went.
@@ -762,6 +915,7 @@ impl App {
                 }
             }
         }
+        reasons.extend(self.undone());
         reasons.extend(self.troubles.tables.clone());
         reasons
     }
@@ -780,6 +934,13 @@ impl App {
         metrics.set_program_matches(views::program_matches(&interfaces));
         metrics.set_generation(self.shield.tables().policy().map_or(0, |policy| policy.generation));
         metrics.set_bypassed(self.coordinator.ledger().bypass.is_some());
+        let trial = self.coordinator.ledger().trial.as_ref();
+        metrics.set_trial(
+            trial.is_some_and(|trial| !trial.is_undone),
+            trial.is_some_and(|trial| trial.is_undone),
+        );
+        metrics.set_under_attack(self.coordinator.is_under_attack());
+        metrics.set_attack_mode(self.coordinator.ledger().attack_mode.is_some());
         for table in views::tables(&self.coordinator) {
             metrics.set_table(&table.name, table.used, table.capacity);
         }

@@ -11,7 +11,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, interval_at},
 };
-use tunica_api::request::Request;
+use tunica_api::request::{self, Request};
 use tunica_common::event::{Event as KernelEvent, Proof};
 use zerocopy::FromBytes;
 
@@ -68,9 +68,12 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
             _ = tick.tick() => {
                 inputs.systemd.feed_watchdog();
                 app.tick();
+                // A trial that was undone may have brought other tables.
+                events = Ring::watch(app.shield_mut().take_events())?.or(events);
+                proofs = Ring::watch(app.shield_mut().take_proofs())?.or(proofs);
             }
             Some(request) = inputs.control.changes.recv() => {
-                let is_reload = matches!(request.request, Request::Reload {});
+                let is_reload = matches!(request.request, Request::Reload(_));
                 answer(app, request);
                 if is_reload {
                     events = Ring::watch(app.shield_mut().take_events())?.or(events);
@@ -80,7 +83,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
             _ = hangup.recv() => {
                 let _span = telemetry::event_span("reload").entered();
                 inputs.systemd.reloading();
-                app.reload();
+                app.reload(request::Reload::default());
                 events = Ring::watch(app.shield_mut().take_events())?.or(events);
                 proofs = Ring::watch(app.shield_mut().take_proofs())?.or(proofs);
                 inputs.systemd.ready();

@@ -259,8 +259,14 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
             to.insert(key, fact.clone());
         }
     }
-    let (bypass, syncookies_before) = (ledger.bypass.clone(), ledger.syncookies_before);
-    let mut part = Ledger { bypass, syncookies_before, next_id: ledger.next_id, ..Ledger::default() };
+    let mut part = Ledger {
+        bypass: ledger.bypass.clone(),
+        attack_mode: ledger.attack_mode,
+        trial: ledger.trial.clone(),
+        syncookies_before: ledger.syncookies_before,
+        next_id: ledger.next_id,
+        ..Ledger::default()
+    };
     for command in commands {
         match command {
             Command::SetBan { source, .. } | Command::LiftBan { source } => {
@@ -276,6 +282,10 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
                 copy(*source, &ledger.memories, &mut part.memories);
             }
             Command::SetBypass { .. } | Command::ClearBypass => {}
+            Command::SetAttackMode { .. } | Command::ClearAttackMode => {}
+            Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => {}
+            // Whether an older one goes depends on all of them.
+            Command::SetIncident { .. } => part.incidents.clone_from(&ledger.incidents),
             Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
         }
     }

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         Some(Command::Reference { page: Page::Messages }) => print(&telemetry::messages_markdown()),
         Some(Command::Reference { page: Page::Metrics }) => print(&metrics::metrics_markdown()),
         Some(Command::Preflight { json: _, config }) => {
-            return with_config(config.unwrap_or(arguments.config), |_, config| preflight(&config));
+            return with_config(config.unwrap_or(arguments.config), |_, config, _| preflight(&config));
         }
         None => return with_config(arguments.config, serve),
     };
@@ -67,9 +67,9 @@ fn main() -> ExitCode {
 }
 
 /// Reads the configuration and goes on, or prints every problem and ends with 78.
-fn with_config(path: PathBuf, go_on: impl FnOnce(PathBuf, Config) -> anyhow::Result<()>) -> ExitCode {
-    match tunica_config::read_file(&path) {
-        Ok(config) => finish(go_on(path, config)),
+fn with_config(path: PathBuf, go_on: impl FnOnce(PathBuf, Config, String) -> anyhow::Result<()>) -> ExitCode {
+    match tunica_config::read_file_and_text(&path) {
+        Ok((config, text)) => finish(go_on(path, config, text)),
         Err(problems) => {
             complain(&problems.to_string());
             ExitCode::from(BAD_CONFIGURATION)
@@ -93,7 +93,7 @@ fn preflight(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
+fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
     let telemetry = Telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -102,7 +102,7 @@ fn serve(path: PathBuf, config: Config) -> anyhow::Result<()> {
         // Sockets first: a second daemon must fail before it touches the kernel.
         let socket = control_socket::bind(&config.control)?;
         let pages = if config.http.enabled { Some(http::bind(config.http.listen).await?) } else { None };
-        let mut app = App::start(&path, config, telemetry)?;
+        let mut app = App::start(&path, config, text, telemetry)?;
         let control_task =
             tokio::spawn(control_socket::serve(socket, control_sender, app.metrics().control()));
         let http_task =

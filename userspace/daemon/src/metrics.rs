@@ -107,6 +107,16 @@ metrics! {
         "Number of the policy in force; every change adds 1.";
     bypassed: IntGauge, "tunica_shield_bypassed", [],
         "1 while an operator has the shield detached, else 0.";
+    attack_mode: IntGauge, "tunica_attack_mode_active", [],
+        "1 while `tunica panic` has stricter settings in force than the configured ones, else 0.";
+    incidents: IntCounter, "tunica_incidents_total", [],
+        "Attacks that began since the daemon started; `tunica incident list` shows them.";
+    incident_active: IntGauge, "tunica_incident_active", [],
+        "1 while a defence speaks against packets or has in the last minute, else 0.";
+    trial: IntGauge, "tunica_config_trial_active", [],
+        "1 while the configuration is on trial and waits for `tunica confirm`, else 0.";
+    undone: IntGauge, "tunica_config_undone", [],
+        "1 while the configuration before a trial is in force, because nobody confirmed the file, else 0.";
     used: IntGaugeVec, "tunica_table_used", ["table"],
         "Rows in use of a kernel table.";
     capacity: IntGaugeVec, "tunica_table_capacity", ["table"],
@@ -310,6 +320,27 @@ impl Metrics {
         self.families.bypassed.set(i64::from(is_bypassed));
     }
 
+    /// Shows whether attack mode is in force.
+    pub fn set_attack_mode(&self, is_in_force: bool) {
+        self.families.attack_mode.set(i64::from(is_in_force));
+    }
+
+    /// Counts an attack that began.
+    pub fn count_incident(&self) {
+        self.families.incidents.inc();
+    }
+
+    /// Shows whether an attack goes on.
+    pub fn set_under_attack(&self, is_under_attack: bool) {
+        self.families.incident_active.set(i64::from(is_under_attack));
+    }
+
+    /// Shows whether the configuration is on trial, and whether one was undone.
+    pub fn set_trial(&self, is_on_trial: bool, is_undone: bool) {
+        self.families.trial.set(i64::from(is_on_trial));
+        self.families.undone.set(i64::from(is_undone));
+    }
+
     /// Shows how full one of [`TABLES`] is, in rows. Other tables are not shown.
     pub fn set_table(&self, table: &str, used: u64, capacity: u64) {
         if TABLES.contains(&table) {
@@ -509,6 +540,9 @@ impl ControlRequests {
             | Answer::Done(_)
             | Answer::Sources(_)
             | Answer::Explanation(_)
+            | Answer::Tuning(_)
+            | Answer::Incidents(_)
+            | Answer::Incident(_)
             | Answer::Doctor(_) => "ok",
         };
         self.0.with_label_values(&[verb.unwrap_or("unreadable"), result]).inc();
@@ -700,6 +734,11 @@ mod tests {
             ("tunica_shield_program_matches", 1.0, Box::new(|it| it.set_program_matches(true))),
             ("tunica_shield_policy_generation", 9.0, Box::new(|it| it.set_generation(9))),
             ("tunica_shield_bypassed", 1.0, Box::new(|it| it.set_bypassed(true))),
+            ("tunica_attack_mode_active", 1.0, Box::new(|it| it.set_attack_mode(true))),
+            ("tunica_incidents_total", 1.0, Box::new(Metrics::count_incident)),
+            ("tunica_incident_active", 1.0, Box::new(|it| it.set_under_attack(true))),
+            ("tunica_config_trial_active", 1.0, Box::new(|it| it.set_trial(true, false))),
+            ("tunica_config_undone", 1.0, Box::new(|it| it.set_trial(false, true))),
             ("tunica_table_used{table=\"bans\"}", 3.0, Box::new(|it| it.set_table("bans", 3, 8))),
             ("tunica_table_used{table=\"cidrs\"}", 2.0, Box::new(|it| it.set_table("cidrs", 2, 8))),
             ("tunica_table_capacity{table=\"bans\"}", 8.0, Box::new(|it| it.set_table("bans", 3, 8))),

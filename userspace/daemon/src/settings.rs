@@ -1,6 +1,6 @@
 //! What of the configuration the daemon itself acts on: the kernel's objects, and what only a start can change.
 
-use tunica_config::{Attach, Config};
+use tunica_config::{Attach, Config, Mode};
 
 use crate::shell::xdp::{Plan, attach::Wanted, object::Sizes};
 
@@ -19,6 +19,32 @@ pub fn plan(config: &Config) -> Plan {
             nets: shield.tables.cidrs.get(),
             allow: shield.tables.allow.get(),
         },
+    }
+}
+
+/// The configuration that was in force before a trial, from the text that the ledger kept, with what only a start can
+/// change as in `present`. The sentence says what is amiss if this version cannot read the text: then `present` is in
+/// force, and drops nothing.
+pub fn before_trial(text: &str, present: &Config) -> (Config, Option<String>) {
+    match tunica_config::read(text, "the configuration before the trial") {
+        Ok(mut before) => {
+            before.http = present.http.clone();
+            before.control = present.control.clone();
+            before.ledger = present.ledger.clone();
+            before.log.format = present.log.format;
+            before.shield.pin_path.clone_from(&present.shield.pin_path);
+            (before, None)
+        }
+        Err(problems) => {
+            let mut harmless = present.clone();
+            harmless.shield.mode = Mode::Observe;
+            harmless.shield.lockdown = false;
+            let sentence = format!(
+                "the configuration before the trial cannot be read by this tunicad, so the present one is in force and \
+                 drops nothing; correct the file and run `tunica reload`: {problems}"
+            );
+            (harmless, Some(sentence))
+        }
     }
 }
 
@@ -49,6 +75,27 @@ pub fn restart_needed(fixed: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_before_a_trial_comes_back_but_for_what_a_start_fixes() {
+        let read = |text: &str| tunica_config::read(text, "a test").unwrap();
+        let text = "shield = { interfaces = [\"eth0\"], mode = \"observe\", allow = [\"192.0.2.7\"] }";
+        let present = read(
+            "shield = { interfaces = [\"eth1\"], mode = \"enforce\", lockdown = true, pin_path = \"/sys/fs/bpf/x\" }\n\
+             ledger = { path = \"/var/l\" }\nlog = { format = \"json\", level = \"debug\" }",
+        );
+        let (before, problem) = before_trial(text, &present);
+        assert_eq!((before.shield.interfaces.as_slice(), problem), (&["eth0".to_owned()][..], None));
+        assert_eq!((before.shield.mode, before.shield.lockdown), (Mode::Observe, false));
+        assert_eq!(before.shield.allow, read(text).shield.allow);
+        assert_eq!(before.log.level, read(text).log.level);
+        assert!(fixed_keys_changed(&present, &before).is_empty());
+
+        let (before, problem) = before_trial("shield = 7", &present);
+        assert_eq!((before.shield.mode, before.shield.lockdown), (Mode::Observe, false));
+        assert_eq!(before.shield.interfaces, present.shield.interfaces);
+        assert!(problem.is_some_and(|problem| problem.contains("drops nothing")));
+    }
 
     #[test]
     fn a_fixed_key_that_changed_is_named_and_is_among_the_differences() {

@@ -147,8 +147,10 @@ messages! {
     "host_watch_failed", "warn",
         "The kernel's messages about addresses and interfaces cannot be heard; changes are found every 30 s instead.";
     "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass, was not made; see to the disk.";
+    "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass or attack mode, was not made; see to the disk.";
     "ledger_damaged", "error", "The ledger could not be read and was set aside; bans and allow entries made before are not in force.";
     "config_reloaded", "info", "The configuration file was read again and is in force.";
+    "config_undone", "error", "The daemon started with the configuration before a trial that nobody confirmed; `tunica reload` brings the file into force.";
     "config_refused", "error", "The configuration file was read again and has faults; the one before stays in force.";
     "configuration_warning", "warn", "The configuration is in force, but something in it is rarely what is wanted.";
     "tor_peers_read_failed", "warn", "Tor's connections could not be read; the peers known before stay protected for `tor.keep_seconds`.";

@@ -3,8 +3,9 @@
 use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
-    Allow, Allows, ArmedPort, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence, Differences,
-    Done, Heartbeat, Interface, NeverBan, Program, Refused, RefusedCode, Source, Sources, Status, Table,
+    Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
+    Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Proposal, Refused,
+    RefusedCode, Softirq, Source, Sources, Spoken, Status, Table, Trial, Tuning,
 };
 use tunica_common::{
     event::tally_slot,
@@ -131,6 +132,12 @@ pub fn differences(
         | Command::LiftAllow { .. }
         | Command::SetBypass { .. }
         | Command::ClearBypass
+        | Command::SetAttackMode { .. }
+        | Command::ClearAttackMode
+        | Command::SetTrial { .. }
+        | Command::UndoTrial
+        | Command::ClearTrial
+        | Command::SetIncident { .. }
         | Command::SetSyncookies { .. }
         | Command::ClearSyncookies => None,
     });
@@ -196,6 +203,57 @@ pub fn reply(reply: Reply) -> tunica_api::view::Answer {
             refused(code, message)
         }
     }
+}
+
+/// One attack.
+pub fn incident(id: u32, known: &tunica_core::incident::Incident) -> Incident {
+    let percent = |thousandths: u32| f64::from(thousandths) / 10.0;
+    Incident {
+        id,
+        start: known.start,
+        end: known.is_over.then_some(known.last),
+        last: known.last,
+        defences: known.defences.clone(),
+        peak_packets_per_second: known.peak_packets_per_second,
+        dropped_packets: known.packets(Action::Drop),
+        answered_packets: known.packets(Action::Answer),
+        would_drop_packets: known.packets(Action::WouldDrop),
+        would_answer_packets: known.packets(Action::WouldAnswer),
+        rows: known
+            .rows
+            .iter()
+            .map(|row| Spoken {
+                verdict: row.verdict.clone(),
+                action: row.action.clone(),
+                packets: row.packets,
+            })
+            .collect(),
+        ports_over_budget: known.ports.clone(),
+        softirq: known.softirq.map(|load| Softirq {
+            before_percent: load.before.map(percent),
+            average_percent: percent(load.average),
+            peak_percent: percent(load.peak),
+        }),
+    }
+}
+
+/// What limits follow from what was seen.
+pub fn tuning(since: WallTime, minutes: u64, proposals: Vec<tunica_core::tune::Proposal>) -> Tuning {
+    let toml = tunica_core::tune::toml(&proposals);
+    let row = |row: tunica_core::tune::Proposal| Proposal {
+        key: row.key.to_owned(),
+        present: row.present,
+        proposed: row.proposed,
+        seen: row.seen,
+        why: row.why,
+    };
+    Tuning { since, minutes, proposals: proposals.into_iter().map(row).collect(), toml }
+}
+
+/// The last attacks, the newest first.
+pub fn incidents(coordinator: &Coordinator) -> Incidents {
+    let known = coordinator.incidents();
+    Incidents { incidents: known.iter().rev().map(|(id, known)| incident(*id, known)).collect() }
 }
 
 /// A refusal.
@@ -264,6 +322,16 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
             .bypass
             .as_ref()
             .map(|fact| Bypass { since: fact.since, reason: fact.reason.clone() }),
+        attack_mode: coordinator
+            .ledger()
+            .attack_mode
+            .map(|fact| AttackMode { since: fact.since, expires: fact.expires }),
+        trial: coordinator.ledger().trial.as_ref().map(|fact| Trial {
+            since: fact.since,
+            expires: fact.expires,
+            seconds_left: coordinator.trial_left(now).map_or(0, |left| left.as_secs()),
+            undone: fact.is_undone,
+        }),
         program: Program {
             object_sha256: object::object_sha256(),
             expected_tag: tag(shield.tag()),

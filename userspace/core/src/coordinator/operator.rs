@@ -5,14 +5,15 @@ use std::{fmt::Display, time::Duration};
 use thiserror::Error;
 
 use super::{
-    AllowRequest, BanRequest, Coordinator, LONGEST, Length, MOST_REASON_CHARACTERS, Outcome, RefusedCode,
-    Reply, SHORTEST, WIDEST_V4, WIDEST_V6, lift,
+    AllowRequest, BanRequest, Coordinator, LONGEST, LONGEST_TRIAL, Length, MOST_REASON_CHARACTERS,
+    MOST_TRIAL_BYTES, Outcome, RefusedCode, Reply, SHORTEST, SHORTEST_TRIAL, WIDEST_V4, WIDEST_V6, lift,
 };
 use crate::{
+    attack_mode,
     ban_ladder::Climb,
     evidence::Offence,
     id::{BanTarget, PacketSource, Prefix},
-    ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact, Command},
+    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, Command},
     limits::{Mode, Settings},
     never_ban::Protection,
     notice::span,
@@ -95,6 +96,30 @@ pub(super) enum Refusal {
         "the shield is not bypassed, so there is nothing to end; `tunica status` shows whether it is attached"
     )]
     NotBypassed,
+    #[error(
+        "{} s is no length of attack mode, so nothing was changed; give {} to {} s, and put limits that are right for longer into the configuration",
+        .0.as_secs(), attack_mode::SHORTEST.as_secs(), attack_mode::LONGEST.as_secs()
+    )]
+    BadAttackModeLength(Duration),
+    #[error(
+        "{} s is no length of a trial; give {} to {} s",
+        .0.as_secs(), SHORTEST_TRIAL.as_secs(), LONGEST_TRIAL.as_secs()
+    )]
+    BadTrialLength(Duration),
+    #[error(
+        "the configuration in force has {0} bytes, too many to be kept beside a trial; write at most {MOST_TRIAL_BYTES}, or reload without a trial"
+    )]
+    LongConfiguration(usize),
+    #[error(
+        "no configuration is on trial, so there is nothing to confirm; `tunica reload --confirm` begins a trial"
+    )]
+    NoTrial,
+    #[error(
+        "the trial was over at {0}, so the configuration before is in force; `tunica reload` brings the file into force"
+    )]
+    TrialOver(WallTime),
+    #[error("attack mode is not in force, so there is nothing to end; `tunica status` shows what is")]
+    NoAttackMode,
 }
 
 impl Refusal {
@@ -105,7 +130,9 @@ impl Refusal {
             | Self::NotAllowed(_)
             | Self::AllowedByConfig(_)
             | Self::AllowedByTor(_)
-            | Self::NotBypassed => RefusedCode::NotFound,
+            | Self::NotBypassed
+            | Self::NoAttackMode
+            | Self::NoTrial => RefusedCode::NotFound,
             Self::BansFull(_) | Self::NetsFull(_) | Self::AllowsFull(_) | Self::IdsExhausted => {
                 RefusedCode::Full
             }
@@ -116,6 +143,10 @@ impl Refusal {
             | Self::RangeNeedsLength(_)
             | Self::TooWide(_)
             | Self::BanReachesIntoIpv4(_)
+            | Self::BadAttackModeLength(_)
+            | Self::BadTrialLength(_)
+            | Self::LongConfiguration(_)
+            | Self::TrialOver(_)
             | Self::ReachesIntoIpv4(_)
             | Self::AlreadyBypassed(_) => RefusedCode::Invalid,
         }
@@ -339,6 +370,54 @@ impl Coordinator {
         })
     }
 
+    pub(super) fn plan_attack_mode_on(&self, length: Duration, now: Now) -> Result<Plan, Refusal> {
+        if !(attack_mode::SHORTEST..=attack_mode::LONGEST).contains(&length) {
+            return Err(Refusal::BadAttackModeLength(length));
+        }
+        let before = self.ledger.attack_mode;
+        let expires = now.wall.after(length);
+        let since = before.map_or(now.wall, |fact| fact.since);
+        let fact = AttackModeFact { since, expires };
+        let mut changes = attack_mode::changes(&self.configured);
+        changes.push("allow list, bans, port rules and lockdown stay as they are".into());
+        changes.push(match before {
+            None => format!("this ends by itself after {} s, at {expires}", length.as_secs()),
+            Some(before) => {
+                format!("this is in force already, and now ends at {expires} instead of {}", before.expires)
+            }
+        });
+        if self.ledger.bypass.is_some() {
+            changes.push("the shield is bypassed, so nothing is dropped until `tunica bypass off`".into());
+        }
+        let commands = vec![Command::SetAttackMode { fact }];
+        Ok(Plan { commands, changes, undo: Some("tunica panic off".into()) })
+    }
+
+    pub(super) fn plan_attack_mode_off(&self) -> Result<Plan, Refusal> {
+        let fact = self.ledger.attack_mode.ok_or(Refusal::NoAttackMode)?;
+        let mode = self.configured.mode.label();
+        Ok(Plan {
+            commands: vec![Command::ClearAttackMode],
+            changes: vec![format!(
+                "attack mode, in force since {}, ended; the configured settings are in force, mode `{mode}`",
+                fact.since
+            )],
+            undo: Some("tunica panic".into()),
+        })
+    }
+
+    pub(super) fn plan_confirm(&self, now: Now) -> Result<Plan, Refusal> {
+        let fact = self.ledger.trial.as_ref().ok_or(Refusal::NoTrial)?;
+        if fact.is_undone || self.in_force.trial_ends.is_none_or(|at| at <= now.mono) {
+            return Err(Refusal::TrialOver(fact.expires));
+        }
+        Ok(Plan {
+            commands: vec![Command::ClearTrial],
+            changes: vec!["the configuration on trial stays in force".into()],
+            undo: None,
+        })
+    }
+
     /// Makes room where as many sources are remembered as can be banned: the one that would be forgotten first goes.
     fn room_for_memory(&self, source: PacketSource) -> Option<Command> {
         let is_known = self.ledger.memories.contains_key(&source);
@@ -383,6 +462,16 @@ fn check_range(prefix: Prefix) -> Result<(), Refusal> {
     }
     let widest = if prefix.address().is_ipv4() { WIDEST_V4 } else { WIDEST_V6 };
     if prefix.length() < widest { Err(Refusal::TooWide(prefix)) } else { Ok(()) }
+}
+
+pub(super) fn check_trial(length: Duration, before: &str) -> Result<(), Refusal> {
+    if !(SHORTEST_TRIAL..=LONGEST_TRIAL).contains(&length) {
+        return Err(Refusal::BadTrialLength(length));
+    }
+    if before.len() > MOST_TRIAL_BYTES {
+        return Err(Refusal::LongConfiguration(before.len()));
+    }
+    Ok(())
 }
 
 fn check_length(length: Duration) -> Result<Duration, Refusal> {

@@ -9,7 +9,7 @@ use tunica_common::verdict::Verdict;
 use super::*;
 use crate::{
     desired::{AllowKey, Tables},
-    limits::{Mode, tests::settings},
+    limits::tests::settings,
     reconcile::diff,
     time::WallTime,
 };
@@ -22,13 +22,16 @@ struct World {
     kernel: Tables,
     now: Now,
     heard: Vec<Notice>,
+    /// What the daemon would read from the text of a configuration.
+    texts: BTreeMap<String, Settings>,
 }
 
 impl World {
     fn new(settings: Settings) -> Self {
         let now = Now { mono: Monotime(1_000_000_000), wall: WallTime(20_000 * DAY) };
         let (file, kernel, heard) = (Ledger::default(), Tables::default(), Vec::new());
-        Self { coordinator: Coordinator::new(settings, file.clone(), now), file, kernel, now, heard }
+        let coordinator = Coordinator::new(settings, file.clone(), now);
+        Self { coordinator, file, kernel, now, heard, texts: BTreeMap::new() }
     }
 
     /// Does what the daemon does with an outcome.
@@ -44,6 +47,10 @@ impl World {
         assert_eq!(self.coordinator.ledger(), &self.file);
         for edit in diff(&self.kernel, &self.coordinator.desired().tables) {
             self.kernel.apply(edit);
+        }
+        if outcome.undoes_trial {
+            let before = self.texts[&self.file.trial.as_ref().unwrap().before].clone();
+            self.event(Event::Undone(Box::new(before)));
         }
         outcome.reply
     }
@@ -78,7 +85,14 @@ impl World {
 
     /// The daemon dies and starts again from its file; the kernel keeps its tables.
     fn restart(&mut self) {
-        self.coordinator = Coordinator::new(self.coordinator.settings().clone(), self.file.clone(), self.now);
+        self.restart_with(self.coordinator.configured().clone());
+    }
+
+    /// The same, where `written` is what the configuration file says.
+    fn restart_with(&mut self, written: Settings) {
+        let over = self.file.trial.as_ref().filter(|trial| trial.is_over(self.now.wall));
+        let settings = over.map_or(written, |trial| self.texts[&trial.before].clone());
+        self.coordinator = Coordinator::new(settings, self.file.clone(), self.now);
         self.advance();
     }
 
@@ -495,17 +509,38 @@ fn a_reload_that_cannot_be_kept_changes_nothing() {
 }
 
 #[test]
-fn defences_fall_quiet_by_themselves() {
+fn defences_fall_quiet_by_themselves_and_an_incident_is_kept() {
     let mut world = World::new(settings());
     let mut totals = Totals::default();
     world.event(Event::Totals(Box::new(totals.clone())));
     totals.set(Verdict::Land, Action::Drop, 1);
-    world.event(Event::Totals(Box::new(totals)));
-    assert_eq!(world.names(), ["defence_triggered"]);
+    world.event(Event::Totals(Box::new(totals.clone())));
+    assert_eq!(world.names(), ["defence_triggered", "incident_begun"]);
+    assert!(world.coordinator.is_under_attack() && world.file.incidents.is_empty());
     world.pass(59);
     assert!(world.names().is_empty());
+    assert!(!world.file.incidents[&1].is_over);
     world.pass(1);
-    assert_eq!(world.names(), ["defence_quiet"]);
+    assert_eq!(world.names(), ["defence_quiet", "incident_ended"]);
+    assert!(world.file.incidents[&1].is_over && !world.coordinator.is_under_attack());
+    assert_eq!(world.coordinator.next_deadline(), None);
+    assert_eq!(world.coordinator.incidents(), world.file.incidents);
+
+    // The next begins after a restart, which an incident outlives.
+    world.restart();
+    world.event(Event::Totals(Box::new(totals.clone())));
+    totals.set(Verdict::SynRate, Action::WouldDrop, 40);
+    world.event(Event::Totals(Box::new(totals.clone())));
+    world.pass(30);
+    world.restart();
+    assert!(world.coordinator.is_under_attack());
+    world.event(Event::Totals(Box::new(totals.clone())));
+    totals.set(Verdict::SynRate, Action::WouldDrop, 50);
+    world.event(Event::Totals(Box::new(totals)));
+    world.pass(60);
+    let incident = &world.file.incidents[&2];
+    assert_eq!((incident.is_over, incident.packets(Action::WouldDrop)), (true, 50));
+    assert_eq!(incident.last.since(incident.start), Duration::from_secs(30));
 }
 
 #[test]
@@ -577,6 +612,222 @@ fn a_bypass_detaches_until_it_ends() {
     assert_eq!(undo.as_deref(), Some(r"tunica bypass on --reason 'it'\''s a test'"));
     assert!(world.coordinator.desired().attached);
     assert_eq!(world.names(), ["bypass_on", "ban_set", "bypass_off"]);
+}
+
+#[test]
+fn attack_mode_tightens_for_a_while_and_ends_by_itself() {
+    let observing = || Settings { mode: Mode::Observe, ..settings() };
+    let mut world = World::new(observing());
+    let on = |seconds, dry_run| Event::AttackModeOn { length: Duration::from_secs(seconds), dry_run };
+    for seconds in [0, 59, 86_401] {
+        assert_eq!(refused(world.event(on(seconds, false))).0, RefusedCode::Invalid);
+    }
+    assert_eq!(refused(world.event(Event::AttackModeOff { dry_run: false })).0, RefusedCode::NotFound);
+    let told = world.event(on(3_600, true));
+    assert!(matches!(&told, Some(Reply::Done { dry_run: true, .. })), "{told:?}");
+    assert_eq!(world.coordinator.settings(), &observing());
+
+    let (changes, undo) = done(world.event(on(3_600, false)));
+    assert_eq!(undo.as_deref(), Some("tunica panic off"));
+    assert!(changes.iter().any(|change| change.starts_with("the mode is `enforce` instead of `observe`")));
+    assert_eq!(world.coordinator.settings(), &attack_mode::overlay(&observing()));
+    assert_eq!(world.coordinator.configured(), &observing());
+    world.pass(3_599);
+    assert_eq!(world.coordinator.settings().mode, Mode::Enforce);
+    // It survives a restart, follows a reload, and ends on time all the same.
+    world.restart();
+    assert_eq!(world.coordinator.settings().mode, Mode::Enforce);
+    let slower = Settings { syn: tunica_common::gcra::Limit::new(4, 8), ..observing() };
+    let (changes, _) = done(world.event(Event::Reloaded(Box::new(slower.clone()))));
+    assert!(changes.iter().any(|change| change.starts_with("attack mode goes on over them")), "{changes:?}");
+    assert_eq!(world.coordinator.settings(), &attack_mode::overlay(&slower));
+    world.pass(1);
+    assert_eq!(world.coordinator.settings(), &slower);
+    assert_eq!(world.file.attack_mode, None);
+    assert_eq!(world.names(), ["attack_mode_on", "attack_mode_off"]);
+
+    // Its end can be moved, and brought about.
+    done(world.event(on(60, false)));
+    world.pass(59);
+    done(world.event(on(600, false)));
+    world.pass(500);
+    assert_eq!(world.coordinator.settings().mode, Mode::Enforce);
+    done(world.event(Event::AttackModeOff { dry_run: false }));
+    assert_eq!(world.coordinator.settings(), &slower);
+}
+
+#[test]
+fn attack_mode_ends_even_where_its_end_cannot_be_kept() {
+    let mut world = World::new(Settings { mode: Mode::Observe, ..settings() });
+    world.event(Event::AttackModeOn { length: Duration::from_secs(60), dry_run: false });
+    world.now.mono = world.now.mono.after(Duration::from_secs(60));
+    let outcome = world.coordinator.advance(world.now);
+    assert_eq!(outcome.commands, [Command::ClearAttackMode]);
+    assert_eq!(world.coordinator.settings().mode, Mode::Observe);
+    // It comes again until it is kept.
+    assert!(world.coordinator.next_deadline().is_some_and(|at| at <= world.now.mono));
+    let again = world.coordinator.advance(world.now);
+    world.carry_out(again);
+    assert_eq!((world.file.attack_mode, world.coordinator.next_deadline()), (None, None));
+}
+
+/// A world in observe, whose file says enforce, and the trial of that.
+fn on_trial(seconds: u64) -> (World, Settings, Settings) {
+    let (observing, enforcing) = (Settings { mode: Mode::Observe, ..settings() }, settings());
+    let mut world = World::new(observing.clone());
+    world.texts.insert("observe".into(), observing.clone());
+    let (changes, _) = done(world.event(tried(&enforcing, seconds, "observe")));
+    let promise = format!("unless `tunica confirm` comes within {seconds} s");
+    assert!(changes.iter().any(|change| change.starts_with(&promise)), "{changes:?}");
+    assert!(!changes.iter().any(|change| change.starts_with("nothing undoes")), "{changes:?}");
+    assert_eq!(world.coordinator.settings(), &enforcing);
+    assert_eq!(world.coordinator.trial_left(world.now), Some(Duration::from_secs(seconds)));
+    (world, observing, enforcing)
+}
+
+fn tried(settings: &Settings, seconds: u64, before: &str) -> Event {
+    Event::Tried(Box::new(TrialRequest {
+        settings: settings.clone(),
+        length: Duration::from_secs(seconds),
+        before: before.into(),
+    }))
+}
+
+#[test]
+fn a_trial_that_nobody_confirms_is_undone_and_stays_so() {
+    let (mut world, observing, enforcing) = on_trial(120);
+    world.pass(119);
+    assert_eq!(world.coordinator.settings(), &enforcing);
+    world.pass(1);
+    assert_eq!(world.coordinator.settings(), &observing);
+    assert_eq!(world.names(), ["trial_begun", "trial_undone"]);
+    assert_eq!((world.coordinator.trial_left(world.now), world.coordinator.next_deadline()), (None, None));
+    assert_eq!(refused(world.event(Event::Confirmed)).0, RefusedCode::Invalid);
+    // The file still says otherwise. A clock that steps back does not bring the trial back.
+    world.now.wall = WallTime(5);
+    world.restart_with(enforcing.clone());
+    assert_eq!(world.coordinator.settings(), &observing);
+    // A reload means it.
+    let (changes, _) = done(world.event(Event::Reloaded(Box::new(enforcing.clone()))));
+    assert!(changes.iter().any(|change| change.starts_with("nothing undoes this by itself")), "{changes:?}");
+    world.restart_with(enforcing.clone());
+    assert_eq!((world.coordinator.settings(), &world.file.trial), (&enforcing, &None));
+    assert_eq!(world.names(), ["trial_ended"]);
+}
+
+#[test]
+fn a_trial_outlives_the_daemon() {
+    // Seconds until the daemon dies and until another starts, and what is in force then.
+    for (lives, gone, is_undone) in [(10, 10, false), (10, 109, false), (10, 110, true), (10, 9_999, true)] {
+        let (mut world, observing, enforcing) = on_trial(120);
+        world.pass(lives);
+        world.now.mono = world.now.mono.after(Duration::from_secs(gone));
+        world.now.wall = world.now.wall.after(Duration::from_secs(gone));
+        world.restart_with(enforcing.clone());
+        let expected = if is_undone { &observing } else { &enforcing };
+        assert_eq!(world.coordinator.settings(), expected, "{lives} {gone}");
+        assert_eq!(world.file.trial.as_ref().map(|trial| trial.is_undone), Some(is_undone));
+        world.pass(120);
+        assert_eq!(world.coordinator.settings(), &observing);
+    }
+}
+
+#[test]
+fn a_trial_is_confirmed_renewed_and_bypassed() {
+    let (mut world, observing, enforcing) = on_trial(120);
+    done(world.event(Event::Confirmed));
+    assert_eq!(refused(world.event(Event::Confirmed)).0, RefusedCode::NotFound);
+    world.pass(1_000);
+    assert_eq!((world.coordinator.settings(), &world.file.trial), (&enforcing, &None));
+    assert_eq!(world.names(), ["trial_begun", "trial_ended"]);
+
+    // What comes back is what was confirmed last, however often another is tried, and whether or not a plain reload
+    // comes between.
+    let (mut world, _, _) = on_trial(120);
+    let lockdown = Settings { lockdown: true, ..enforcing.clone() };
+    world.pass(100);
+    done(world.event(tried(&lockdown, 60, "enforce")));
+    let (changes, _) = done(world.event(Event::Reloaded(Box::new(lockdown.clone()))));
+    assert!(changes.iter().any(|change| change.starts_with("the trial goes on")), "{changes:?}");
+    world.pass(59);
+    assert_eq!(world.coordinator.settings(), &lockdown);
+    // A bypass detaches meanwhile, and goes on after the trial.
+    done(world.event(Event::BypassOn { reason: "locked out".into() }));
+    assert!(!world.coordinator.desired().attached);
+    world.pass(1);
+    assert_eq!(world.coordinator.settings(), &observing);
+    assert!(!world.coordinator.desired().attached);
+
+    for (seconds, before) in
+        [(9, "observe".into()), (3_601, "observe".into()), (60, "x".repeat(MOST_TRIAL_BYTES + 1))]
+    {
+        assert_eq!(refused(world.event(tried(&enforcing, seconds, &before))).0, RefusedCode::Invalid);
+        assert_eq!(world.coordinator.settings(), &observing);
+    }
+}
+
+#[test]
+fn a_trial_ends_attack_mode_or_not_as_each_says() {
+    let (mut world, observing, _) = on_trial(120);
+    done(world.event(Event::AttackModeOn { length: Duration::from_secs(600), dry_run: false }));
+    world.pass(120);
+    assert_eq!(world.coordinator.configured(), &observing);
+    assert_eq!(world.coordinator.settings(), &attack_mode::overlay(&observing));
+    world.pass(480);
+    assert_eq!(world.coordinator.settings(), &observing);
+}
+
+#[test]
+fn reloads_that_can_cut_off_say_so() {
+    let observing = Settings { mode: Mode::Observe, ..settings() };
+    let lockdown = Settings { lockdown: true, ..settings() };
+    for (before, after, clauses) in [
+        (observing.clone(), settings(), 1),
+        (observing.clone(), lockdown.clone(), 2),
+        (settings(), lockdown.clone(), 1),
+        (observing.clone(), Settings { lockdown: true, ..observing.clone() }, 0),
+        (lockdown, observing, 0),
+        (settings(), Settings { syn: None, ..settings() }, 0),
+    ] {
+        assert_eq!(after.hazards_from(&before).len(), clauses);
+        let mut world = World::new(before);
+        let (changes, _) = done(world.event(Event::Reloaded(Box::new(after))));
+        assert_eq!(changes.iter().any(|change| change.starts_with("nothing undoes this")), clauses > 0);
+    }
+}
+
+#[test]
+fn tuning_waits_begins_anew_with_other_limits_and_leaves_attack_mode_out() {
+    let mut world = World::new(settings());
+    let mut totals = Totals::default();
+    let mut refused_syns = |world: &mut World| {
+        totals.set(Verdict::SynRate, Action::Drop, totals.get(Verdict::SynRate, Action::Drop) + 5);
+        world.event(Event::Totals(Box::new(totals.clone())));
+        world.pass(60);
+    };
+    world.event(Event::Totals(Box::default()));
+    (0..59).for_each(|_| refused_syns(&mut world));
+    assert!(world.coordinator.tune(false, world.now).unwrap_err().contains("for 59 minutes only"));
+    assert!(world.coordinator.tune(true, world.now).is_ok());
+    refused_syns(&mut world);
+    let changed = |world: &World| {
+        let (_, minutes, proposals) = world.coordinator.tune(false, world.now).unwrap();
+        (minutes, proposals.iter().filter(|row| row.proposed.is_some()).count())
+    };
+    assert_eq!(changed(&world), (60, 2));
+    // The same settings again are no new observation; others are.
+    world.event(Event::Reloaded(Box::new(settings())));
+    assert_eq!(changed(&world), (60, 2));
+    world.event(Event::Reloaded(Box::new(Settings { lockdown: true, ..settings() })));
+    assert!(world.coordinator.tune(false, world.now).is_err());
+    world.event(Event::AttackModeOn { length: Duration::from_secs(7_200), dry_run: false });
+    (0..60).for_each(|_| refused_syns(&mut world));
+    assert_eq!(changed(&world), (60, 0));
+    world.pass(3_600);
+    world.event(Event::Totals(Box::default()));
+    assert_eq!(changed(&world), (120, 0));
+    world.event(Event::Reloaded(Box::new(Settings { mode: Mode::Off, ..settings() })));
+    assert!(world.coordinator.tune(true, world.now).unwrap_err().contains("`off`"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `status`: its first line answers whether the host is protected.
 
-use tunica_api::view::{ArmedPort, Cookies, Defence, Interface, Program, Status, Table};
+use tunica_api::view::{ArmedPort, AttackMode, Cookies, Defence, Interface, Program, Status, Table, Trial};
 
 use super::text::{Align, count, duration, table, wrap};
 use crate::verb::status::{is_attached_as_requested, is_stale};
@@ -8,6 +8,18 @@ use crate::verb::status::{is_attached_as_requested, is_stale};
 /// The state of every defence.
 pub(crate) fn status(view: &Status) -> String {
     let mut out = wrap("", "  ", &headline(view));
+
+    if let Some(attack_mode) = &view.attack_mode {
+        let AttackMode { since, expires } = attack_mode;
+        let text = format!(
+            "ATTACK MODE since {since}: stricter than configured until {expires}; `tunica panic off` ends it"
+        );
+        out.push_str(&wrap("", "  ", &text));
+    }
+
+    if let Some(trial) = &view.trial {
+        out.push_str(&wrap("", "  ", &on_trial(trial)));
+    }
 
     out.push('\n');
     out.push_str(&interfaces(&view.interfaces));
@@ -65,6 +77,20 @@ fn cookies(view: &Cookies) -> String {
     };
     let ports = view.ports.iter().map(port).collect::<Vec<_>>().join(", ");
     format!("{state}; OVER THE SYN BUDGET: port {ports}")
+}
+
+fn on_trial(trial: &Trial) -> String {
+    if trial.undone {
+        return format!(
+            "UNDONE at {}: nobody confirmed the configuration file, so the one before is in force",
+            trial.expires
+        );
+    }
+    format!(
+        "ON TRIAL since {}: `tunica confirm` within {}, or the configuration before is in force again",
+        trial.since,
+        duration(trial.seconds_left)
+    )
 }
 
 /// Whether the host is protected.

@@ -162,6 +162,7 @@ fn compare(config: &Config, host: &Host) -> Vec<Finding> {
         findings.push(check_interface(interface, config.shield.attach, host));
     }
     findings.extend(config.tor.user.as_deref().map(|user| check_tor_user(user, host)));
+    findings.extend(check_session(config, host));
     findings.push(check_group(&config.control.group, host));
     findings.push(check_pin_path(&config.shield.pin_path, host));
     findings.push(check_directory("ledger_directory", &config.ledger.path, host));
@@ -200,6 +201,27 @@ fn check_interface(name: &str, attach: Attach, host: &Host) -> Finding {
         Some(mtu) => finding(CHECK, Level::Ok, format!("{name} exists, MTU {mtu}"), ""),
         None => finding(CHECK, Level::Ok, format!("{name} exists"), ""),
     }
+}
+
+/// What the configuration means for the SSH session that asks, if its packets come in by a protected interface.
+fn check_session(config: &Config, host: &Host) -> Option<Finding> {
+    const CHECK: &str = "session";
+    let peer = host.ssh_peer()?;
+    let carrier = host.interface_towards(peer)?;
+    if !config.shield.interfaces.contains(&carrier) {
+        return None;
+    }
+    if config.shield.allow.iter().any(|prefix| prefix.contains(peer)) {
+        let found = format!("{carrier} carries your SSH session, and shield.allow names {peer}");
+        return Some(finding(CHECK, Level::Ok, found, ""));
+    }
+    Some(finding(
+        CHECK,
+        Level::Warning,
+        format!("{carrier} carries your SSH session, and shield.allow does not name {peer}"),
+        "a ban or a limit could keep you from logging in again; add the address to allow under [shield], and bring \
+         changes into force with `tunica reload --confirm`, which undoes them unless you confirm",
+    ))
 }
 
 fn check_tor_user(user: &str, host: &Host) -> Finding {
@@ -375,7 +397,17 @@ mod tests {
         let ledger = format!("{CONFIG}[ledger]\npath = \"/srv/tunica/ledger.redb\"\n");
         let generic = CONFIG.replace("]\n[tor]", "]\nattach = \"native-or-generic\"\n[tor]");
         let jumbo = [("sys/class/net/eth0/mtu", "9000\n")];
-        let rows: [Misfit<'_>; 13] = [
+        let route = "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
+        let session = [
+            ("proc/net/route", route),
+            ("proc/self/environ", "SSH_CONNECTION=198.51.100.7 50022 192.0.2.1 22\0"),
+        ];
+        let allowing = CONFIG.replace("]\n[tor]", "]\nallow = [\"198.51.100.0/24\"]\n[tor]");
+        let elsewhere = [session[1], ("proc/net/route", &*route.replace("eth0", "eth1"))];
+        let rows: [Misfit<'_>; 16] = [
+            (CONFIG, &session, Some(("session", Level::Warning))),
+            (&allowing, &session, None),
+            (CONFIG, &elsewhere, None),
             (&eth9, &[], Some(("interface", Level::Failure))),
             (CONFIG, &jumbo, Some(("interface", Level::Warning))),
             (&generic, &jumbo, None),

@@ -30,6 +30,9 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
                 | Answer::Done(_)
                 | Answer::Sources(_)
                 | Answer::Explanation(_)
+                | Answer::Tuning(_)
+                | Answer::Incidents(_)
+                | Answer::Incident(_)
                 | Answer::Refused(_) => {
                     show(global, &reply)?;
                     Err(Failure::new(

@@ -97,8 +97,23 @@ impl Init {
             return Ok(Exit::Done);
         }
         write(&output, &text, self.force)?;
-        report(global, &output, &answers, &config.warnings())
+        let mut warnings = config.warnings();
+        warnings.extend(cut_off(&answers, &host));
+        report(global, &output, &answers, &warnings)
     }
+}
+
+/// What to mind if the operator is logged in by an interface that is to be protected.
+fn cut_off(answers: &Answers, host: &Host) -> Option<String> {
+    let peer = host.ssh_peer()?;
+    let carrier = host.interface_towards(peer).filter(|carrier| answers.interfaces.contains(carrier))?;
+    let is_allowed = answers.allow.iter().any(|prefix| prefix.contains(peer));
+    let allow =
+        if is_allowed { "" } else { "; --allow does not name its far end, so a ban could cut it off" };
+    Some(format!(
+        "{carrier} carries your SSH session{allow}. Some cards restart when the shield is attached, which takes \
+         seconds; bring later changes into force with `tunica reload --confirm`"
+    ))
 }
 
 fn report(global: &Global, output: &Path, answers: &Answers, warnings: &[String]) -> Result<Exit, Failure> {
@@ -334,6 +349,29 @@ mod tests {
         assert_eq!(proposed.interfaces, ["eth1"]);
         assert_eq!(proposed.tor_user.as_deref(), Some("tor"));
         assert_eq!(proposed.allow, given.allow);
+    }
+
+    #[test]
+    fn who_is_logged_in_by_a_protected_interface_is_told() {
+        let (root, host) = machine();
+        let answers = |interface: &str, allow: &[&str]| Answers {
+            interfaces: vec![interface.to_owned()],
+            tor_user: None,
+            allow: allow.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+        };
+        assert_eq!(cut_off(&answers("eth0", &[]), &host), None);
+        fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        let environment = "SSH_CONNECTION=198.51.100.7 50022 192.0.2.1 22\0";
+        fs::write(root.path().join("proc/self/environ"), environment).unwrap();
+        for (interface, allow, parts) in [
+            ("eth1", &[][..], None),
+            ("eth0", &[], Some(["eth0 carries your SSH session; --allow does not name", "--confirm"])),
+            ("eth0", &["198.51.100.7"], Some(["eth0 carries your SSH session. Some", "--confirm"])),
+        ] {
+            let told = cut_off(&answers(interface, allow), &host);
+            assert_eq!(told.is_some(), parts.is_some(), "{told:?}");
+            assert!(parts.iter().flatten().all(|part| told.as_ref().unwrap().contains(part)), "{told:?}");
+        }
     }
 
     #[test]

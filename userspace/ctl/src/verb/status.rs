@@ -28,6 +28,7 @@ pub(crate) fn is_stale(heartbeat: &Heartbeat) -> bool {
 /// Whether the host is not protected as its configuration says: exit status 7.
 pub(crate) fn needs_attention(status: &Status) -> bool {
     status.bypass.is_some()
+        || status.trial.is_some_and(|trial| trial.undone)
         || !status.interfaces.iter().all(is_attached_as_requested)
         || !status.program.matches
         || is_stale(&status.heartbeat)

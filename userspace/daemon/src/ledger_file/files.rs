@@ -12,7 +12,8 @@ use redb::ReadableDatabase;
 use tunica_core::{
     ban_ladder::Memory,
     id::{PacketSource, Prefix},
-    ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin, BypassFact},
+    incident::{self, Incident, Row, Softirq},
+    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, TrialFact},
 };
 
 use super::*;
@@ -34,6 +35,46 @@ fn ban(number: u32, id: u32) -> Command {
 
 fn net_ban(prefix: Prefix, id: u32) -> Command {
     Command::SetNetBan { prefix, fact: fact(id) }
+}
+
+fn incident(id: u32) -> Incident {
+    Incident {
+        start: NOW,
+        last: NOW,
+        is_over: id.is_multiple_of(2),
+        defences: vec!["syn_rate".to_owned()],
+        peak_packets_per_second: 7,
+        rows: vec![Row { verdict: "syn_rate".to_owned(), action: "drop".to_owned(), packets: 9 }],
+        ports: vec![443],
+        softirq: Some(Softirq { before: Some(1), average: 2, peak: 3, readings: 4 }),
+    }
+}
+
+#[test]
+fn incidents_are_kept_and_a_ledger_that_knows_none_opens() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ledger.redb");
+    let mut opened = reopened(&path);
+    for id in 1..=incident::MOST as u32 + 5 {
+        commit(&mut opened, &[Command::SetIncident { id, incident: incident(id) }]);
+    }
+    commit(&mut opened, &[ban(1, 1)]);
+    let ledger = opened.ledger.clone();
+    drop(opened);
+    assert_eq!(reopened(&path).ledger, ledger);
+    // What an earlier version wrote: the table is not there.
+    let database = builder().open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let rows: redb::TableDefinition<'_, &[u8], &[u8]> = redb::TableDefinition::new("incidents");
+    assert!(transaction.delete_table(rows).unwrap());
+    transaction.commit().unwrap();
+    drop(database);
+    let mut opened = reopened(&path);
+    assert_eq!((opened.ledger.incidents.len(), opened.ledger.bans.len()), (0, 1));
+    commit(&mut opened, &[Command::SetIncident { id: 1, incident: incident(1) }]);
+    let ledger = opened.ledger.clone();
+    drop(opened);
+    assert_eq!(reopened(&path).ledger, ledger);
 }
 
 fn commit(opened: &mut Opened, commands: &[Command]) {
@@ -282,6 +323,21 @@ fn command() -> impl Strategy<Value = Command> {
         host.prop_map(|host| Command::ForgetMemory { source: source(host) }),
         Just(Command::SetBypass { fact: BypassFact { since: NOW, reason: String::new() } }),
         Just(Command::ClearBypass),
+        (0u64..9).prop_map(|end| Command::SetAttackMode {
+            fact: AttackModeFact { since: NOW, expires: WallTime(end) }
+        }),
+        Just(Command::ClearAttackMode),
+        (0u64..9).prop_map(|end| Command::SetTrial {
+            fact: TrialFact {
+                since: NOW,
+                expires: WallTime(end),
+                before: "[shield]\n".to_owned(),
+                is_undone: false,
+            }
+        }),
+        Just(Command::UndoTrial),
+        Just(Command::ClearTrial),
+        (0u32..9).prop_map(|id| Command::SetIncident { id, incident: incident(id) }),
     ]
 }
 

@@ -21,11 +21,14 @@ const BANS: Rows = TableDefinition::new("bans");
 const NETS: Rows = TableDefinition::new("nets");
 const ALLOWS: Rows = TableDefinition::new("allows");
 const MEMORIES: Rows = TableDefinition::new("memories");
+const INCIDENTS: Rows = TableDefinition::new("incidents");
 const SINGLES: Rows = TableDefinition::new("singles");
 
 const KEY_SCHEMA: &str = "schema";
 const KEY_BYPASS: &str = "bypass";
+const KEY_ATTACK_MODE: &str = "attack_mode";
 const KEY_NEXT_ID: &str = "next_id";
+const KEY_TRIAL: &str = "trial";
 const KEY_SYNCOOKIES: &str = "syncookies_before";
 
 /// Why a database is not read.
@@ -71,7 +74,7 @@ pub fn initialise(database: &Database) -> Result<(), redb::Error> {
     let transaction = begin(database)?;
     put(&mut transaction.open_table(META)?, KEY_SCHEMA, &SCHEMA)?;
     put(&mut transaction.open_table(SINGLES)?, KEY_NEXT_ID, &Ledger::default().next_id)?;
-    for table in [BANS, NETS, ALLOWS, MEMORIES] {
+    for table in [BANS, NETS, ALLOWS, MEMORIES, INCIDENTS] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -103,17 +106,24 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
     check_schema(database)?;
     let transaction = database.begin_read()?;
     let singles = transaction.open_table(SINGLES)?;
+    // Files made before these facts were known have no such tables; the first commit makes them.
     let nets = match transaction.open_table(NETS) {
-        // Files made before ranges could be banned have no such table; the first commit makes it.
         Err(TableError::TableDoesNotExist(_)) => BTreeMap::new(),
         table => load_table(&table?, NETS)?,
     };
+    let incidents = match transaction.open_table(INCIDENTS) {
+        Err(TableError::TableDoesNotExist(_)) => BTreeMap::new(),
+        table => load_table(&table?, INCIDENTS)?,
+    };
     Ok(Ledger {
+        incidents,
         bans: load_table(&transaction.open_table(BANS)?, BANS)?,
         nets,
         allows: load_table(&transaction.open_table(ALLOWS)?, ALLOWS)?,
         memories: load_table(&transaction.open_table(MEMORIES)?, MEMORIES)?,
         bypass: get(&singles, SINGLES, KEY_BYPASS)?,
+        attack_mode: get(&singles, SINGLES, KEY_ATTACK_MODE)?,
+        trial: get(&singles, SINGLES, KEY_TRIAL)?,
         syncookies_before: get(&singles, SINGLES, KEY_SYNCOOKIES)?,
         next_id: get(&singles, SINGLES, KEY_NEXT_ID)?
             .ok_or_else(|| LoadError::Damaged("no row `next_id` in table `singles`".to_owned()))?,
@@ -125,17 +135,36 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
 /// # Errors
 /// When the database cannot be written.
 pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) -> Result<(), redb::Error> {
-    let Ledger { bans, nets, allows, memories, bypass, syncookies_before, next_id } = after;
+    let Ledger {
+        bans,
+        nets,
+        allows,
+        memories,
+        bypass,
+        attack_mode,
+        trial,
+        syncookies_before,
+        incidents,
+        next_id,
+    } = after;
     let transaction = begin(database)?;
     write_table(&transaction, BANS, &before.bans, bans)?;
     write_table(&transaction, NETS, &before.nets, nets)?;
     write_table(&transaction, ALLOWS, &before.allows, allows)?;
     write_table(&transaction, MEMORIES, &before.memories, memories)?;
-    let singles = |ledger: &Ledger| (ledger.next_id, ledger.bypass.clone(), ledger.syncookies_before);
+    if before.incidents != *incidents {
+        write_table(&transaction, INCIDENTS, &before.incidents, incidents)?;
+    }
+    let singles = |ledger: &Ledger| {
+        let (bypass, trial) = (ledger.bypass.clone(), ledger.trial.clone());
+        (ledger.next_id, bypass, trial, ledger.attack_mode, ledger.syncookies_before)
+    };
     if singles(before) != singles(after) {
         let mut table = transaction.open_table(SINGLES)?;
         put(&mut table, KEY_NEXT_ID, next_id)?;
         put_or_remove(&mut table, KEY_BYPASS, bypass.as_ref())?;
+        put_or_remove(&mut table, KEY_ATTACK_MODE, attack_mode.as_ref())?;
+        put_or_remove(&mut table, KEY_TRIAL, trial.as_ref())?;
         put_or_remove(&mut table, KEY_SYNCOOKIES, syncookies_before.as_ref())?;
     }
     transaction.commit()?;
@@ -166,7 +195,10 @@ where
     for row in table.iter()? {
         let (key, value) = row?;
         let key = read_key(key.value()).ok_or_else(|| {
-            LoadError::Damaged(format!("a key in table `{}` names no source or range", definition.name()))
+            LoadError::Damaged(format!(
+                "a key in table `{}` names no source, range or number",
+                definition.name()
+            ))
         })?;
         facts.insert(key, read_value(value.value(), definition)?);
     }

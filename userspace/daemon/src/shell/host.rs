@@ -10,7 +10,10 @@ use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 use thiserror::Error;
 use tunica_api::view::{Doctor, Finding, Level};
 use tunica_config::Config;
-use tunica_core::limits::{CookieState, HostFacts};
+use tunica_core::{
+    incident::CpuTimes,
+    limits::{CookieState, HostFacts},
+};
 
 use self::vitals::Vitals;
 use super::xdp::{
@@ -33,6 +36,17 @@ pub fn addresses() -> io::Result<BTreeSet<IpAddr>> {
         }
     }
     Ok(found)
+}
+
+/// The interface that has this address.
+pub fn interface_of(address: IpAddr) -> Option<String> {
+    let has_it = |interface: &nix::ifaddrs::InterfaceAddress| {
+        let found = interface.address.as_ref();
+        let v4 = found.and_then(|found| found.as_sockaddr_in()).map(|found| IpAddr::V4(found.ip()));
+        let v6 = found.and_then(|found| found.as_sockaddr_in6()).map(|found| IpAddr::V6(found.ip()));
+        v4.or(v6) == Some(address.to_canonical())
+    };
+    nix::ifaddrs::getifaddrs().ok()?.find(has_it).map(|interface| interface.interface_name)
 }
 
 /// The uid of the account `name`, or `None` if there is none.
@@ -97,6 +111,19 @@ pub struct SysctlError {
     value: u32,
     #[source]
     source: io::Error,
+}
+
+/// How all CPUs together spent their time, in ticks since boot; `None` where the kernel does not say.
+pub fn cpu_times() -> Option<CpuTimes> {
+    cpu_times_of(&fs::read_to_string("/proc/stat").ok()?)
+}
+
+/// The first line of /proc/stat (proc(5)): user, nice, system, idle, iowait, irq, softirq, steal, and guests, which user
+/// time holds already.
+fn cpu_times_of(text: &str) -> Option<CpuTimes> {
+    let fields = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8);
+    let ticks: Vec<u64> = fields.map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some(CpuTimes { softirq: *ticks.get(6)?, all: ticks.iter().sum() })
 }
 
 /// Looks at everything the shield depends on. Changes nothing.
@@ -236,4 +263,24 @@ fn tor(user: Option<&str>) -> Finding {
         found,
         "guards cannot be told from strangers, so a ban could hit one; set tor.user to the account that tor runs as",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_times_are_read() {
+        for (text, expected) in [
+            ("cpu  10 20 30 40 50 60 70 80 1000 1000\ncpu0 1 2\n", Some((70, 360))),
+            ("cpu  10 20 30 40 50 60 70\n", Some((70, 280))),
+            ("cpu  10 20 30\n", None),
+            ("cpu  10 x 30 40 50 60 70 80\n", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|(softirq, all)| CpuTimes { softirq, all });
+            assert_eq!(cpu_times_of(text), expected, "{text}");
+        }
+        assert!(cpu_times().is_some_and(|times| times.all > times.softirq));
+    }
 }

@@ -9,7 +9,10 @@ use std::{
 
 use nix::unistd::getegid;
 use tokio::task::JoinHandle;
-use tunica_api::view::{Bans, Done};
+use tunica_api::{
+    request::Reload,
+    view::{Bans, Done},
+};
 
 use super::*;
 use crate::metrics::Metrics;
@@ -234,7 +237,7 @@ async fn strangers_may_read_and_change_nothing() {
 
 #[test]
 fn who_may_do_what() {
-    let (read, change) = (Request::Status {}, Request::Reload {});
+    let (read, change) = (Request::Status {}, Request::Reload(Reload::default()));
     for (peer, own, request, expected) in [
         (Some(0), 500, &change, true),
         (Some(500), 500, &change, true),
