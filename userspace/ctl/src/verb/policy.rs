@@ -2,7 +2,8 @@
 
 use clap::{Args, Subcommand};
 use tunica_config::ReadFileError;
-use tunica_nft::{DIFFERENCES, SynLimit, ruleset};
+use tunica_core::{limits::HostFacts, time::Monotime};
+use tunica_nft::{DIFFERENCES, Plan, allowing};
 
 use crate::{Failure, Global, exit::Exit, note, say};
 
@@ -35,11 +36,14 @@ impl Render {
             }
         };
         let settings = config.settings().map_err(|error| Failure::new(Exit::BadConfig, error.to_string()))?;
-        let syn = &config.shield.syn;
-        let limit = syn
-            .enabled
-            .then(|| SynLimit { per_second: syn.per_source_per_second.get(), burst: syn.burst.get() });
-        let objects = ruleset(&config.shield.interfaces, &settings, limit, &config.shield.allow, &[]);
+        let plan = Plan {
+            interfaces: &config.shield.interfaces,
+            settings: &settings,
+            ephemeral_low: HostFacts::default().ephemeral_low,
+            drop_invalid: config.shield.nft.drop_invalid,
+            socks_port: None,
+        };
+        let objects = plan.transaction(&allowing(&settings.config_allow), Monotime(0));
         let text = serde_json::to_string_pretty(&objects)
             .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
         say(&format!("{text}\n"))?;
