@@ -41,7 +41,8 @@ pub const DIFFERENCES: &[&str] = &[
     "land: nftables cannot compare two fields of one packet; from this host's own addresses it is own_source, else the \
      kernel's martian check drops it",
     "frames that are no IP, and more VLAN tags than the host has interfaces for, never reach nftables",
-    "extension_headers: nftables looks behind all of them",
+    "extension_headers: nftables looks behind any number of them, but not behind authentication, mobility, HIP and shim6 \
+     headers, which count so",
     "syn_rate, icmp_rate, no_socket: a meter holds 65 535 sources; beyond them nftables stops limiting, where the \
      shield's sketch goes on",
     "syn_rate_net: neighbouring IPv6 /64 never share a limit",

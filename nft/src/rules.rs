@@ -14,8 +14,8 @@ use crate::{
     elements::SetName,
     words::{
         Rate, Statements, address, connection_is, counter, field, fragment_v4, fragment_v6, goto, is,
-        is_below, is_local, is_not, jump, meta, named_counter, number, one_of, range, socket_is_wildcard,
-        source, tcp_flags, text,
+        is_local, is_not, jump, meta, named_counter, number, one_of, range, socket_is_wildcard, source,
+        tcp_flags, text,
     },
 };
 
@@ -51,6 +51,8 @@ const FLAG_RULES: &[(Verdict, u32, u32)] = &[
 
 /// IP in IP, IPv6 in IP, GRE, ESP, EtherIP, L2TP.
 const TUNNELS: [u32; 6] = [4, 41, 47, 50, 97, 115];
+/// Headers of IPv6 behind which nftables does not look: authentication, mobility, HIP, shim6.
+const OPAQUE_HEADERS: [u32; 4] = [51, 135, 139, 140];
 
 /// Every chain, those that others lead to before those that lead there.
 pub(crate) fn chains(plan: &Plan<'_>) -> Vec<Chain> {
@@ -71,6 +73,7 @@ pub(crate) fn chains(plan: &Plan<'_>) -> Vec<Chain> {
     chain("udp", rules.udp());
     chain("segment", rules.segment());
     chain("syn", rules.syn());
+    chain("fragment", rules.fragment());
     chain("judge", rules.judge());
     let interfaces = || is(meta(MetaKey::Iifname), one_of(plan.interfaces.iter().cloned().map(text)));
     let mut first = Vec::new();
@@ -233,19 +236,16 @@ impl Rules<'_> {
     }
 
     fn judge(&self) -> Vec<Statements> {
-        let mut rules = exemptions();
+        // What rules say of ports and flags must not be asked of a fragment without them.
+        let later = [is_not(fragment_v4(), number(0)), is_not(fragment_v6(), number(0))];
+        let mut rules: Vec<_> = later.map(|later| vec![later, goto("fragment")]).into();
+        rules.extend(exemptions());
         rules.extend(self.sanity());
-        for (looked_up, set, verdict) in [
-            (source(true), SetName::Bans4, Verdict::Banned),
-            (source(false), SetName::Bans6, Verdict::Banned),
-            (address(true), SetName::Nets4, Verdict::BannedNet),
-            (address(false), SetName::Nets6, Verdict::BannedNet),
-        ] {
-            rules.push(vec![is(looked_up, in_set(set)), goto(unless_allowed(verdict))]);
-        }
-        for later in [is_not(fragment_v4(), number(0)), is_not(fragment_v6(), number(0))] {
-            rules.push(self.uninspected(Verdict::LaterFragment, vec![later]));
-        }
+        rules.extend(self.own_source());
+        rules.extend(banned());
+        let opaque = one_of(OPAQUE_HEADERS.into_iter().map(number));
+        let opaque = vec![is(meta(MetaKey::Nfproto), text("ipv6")), is(meta(MetaKey::L4proto), opaque)];
+        rules.push(self.uninspected(Verdict::ExtensionHeaders, opaque));
         let tunnels = one_of(TUNNELS.into_iter().map(number));
         rules.push(self.uninspected(Verdict::Tunnel, vec![is(meta(MetaKey::L4proto), tunnels)]));
         rules.push(self.uninspected(Verdict::Tunnel, vec![is(field("ip", "protocol"), number(51))]));
@@ -263,20 +263,39 @@ impl Rules<'_> {
         rules
     }
 
-    fn sanity(&self) -> Vec<Statements> {
-        let cut = [is_below(field("tcp", "doff"), number(5)), is_below(field("udp", "length"), number(8))]
-            .map(|short| (Verdict::BadLength, vec![short]));
+    /// Later fragments: only their addresses tell.
+    fn fragment(&self) -> Vec<Statements> {
         let tcp = || is(meta(MetaKey::L4proto), number(6));
-        let hidden = [fragment_v4(), fragment_v6()]
-            .map(|offset| (Verdict::BadFragment, vec![tcp(), is(offset, number(1))]));
+        let mut rules = Vec::new();
+        if self.has_rule(Verdict::BadFragment) {
+            for offset in [fragment_v4(), fragment_v6()] {
+                rules.push(self.refuse(Verdict::BadFragment, vec![tcp(), is(offset, number(1))]));
+            }
+        }
+        rules.extend(self.own_source());
+        rules.extend(banned());
+        rules.push(self.uninspected(Verdict::LaterFragment, Vec::new()));
+        rules
+    }
+
+    /// Whether this rule of class Sanity is in force.
+    const fn has_rule(&self, verdict: Verdict) -> bool {
+        self.settings.sanity_mask & verdict.bit() != 0
+    }
+
+    fn own_source(&self) -> Option<Statements> {
+        let is_ours = || vec![is_local(FibFlag::Saddr, true)];
+        self.has_rule(Verdict::OwnSource).then(|| self.refuse(Verdict::OwnSource, is_ours()))
+    }
+
+    fn sanity(&self) -> Vec<Statements> {
+        let cut = [is(field("tcp", "doff"), range(0, 4)), is(field("udp", "length"), range(0, 7))]
+            .map(|short| (Verdict::BadLength, vec![short]));
         let flags =
             FLAG_RULES.iter().map(|(verdict, mask, value)| (*verdict, vec![tcp_flags(*mask, *value)]));
-        let own = (Verdict::OwnSource, vec![is_local(FibFlag::Saddr, true)]);
         cut.into_iter()
-            .chain(hidden)
             .chain(flags)
-            .chain([own])
-            .filter(|(verdict, _)| self.settings.sanity_mask & verdict.bit() != 0)
+            .filter(|(verdict, _)| self.has_rule(*verdict))
             .map(|(verdict, matches)| self.refuse(verdict, matches))
             .collect()
     }
@@ -296,6 +315,17 @@ impl Rules<'_> {
         let open: Vec<_> = self.ports(transport).filter(|(_, settings)| settings.is_open).collect();
         (!open.is_empty()).then(|| one_of(open.iter().map(|(port, _)| number(port.number.get().into()))))
     }
+}
+
+/// Leads what a ban names to the allow list.
+fn banned() -> [Statements; 4] {
+    [
+        (source(true), SetName::Bans4, Verdict::Banned),
+        (source(false), SetName::Bans6, Verdict::Banned),
+        (address(true), SetName::Nets4, Verdict::BannedNet),
+        (address(false), SetName::Nets6, Verdict::BannedNet),
+    ]
+    .map(|(looked_up, set, verdict)| vec![is(looked_up, in_set(set)), goto(unless_allowed(verdict))])
 }
 
 /// Neighbour discovery, DHCP, and path-MTU messages under the ceiling. ARP is not of family `inet`.

@@ -156,10 +156,6 @@ pub(crate) const fn is_not(left: Expression<'static>, right: Expression<'static>
     Statement::Match(Match { left, right, op: Operator::NEQ })
 }
 
-pub(crate) const fn is_below(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match { left, right, op: Operator::LT })
-}
-
 pub(crate) fn tcp_flags(mask: u32, value: u32) -> Statement<'static> {
     is(masked(field("tcp", "flags"), number(mask)), number(value))
 }

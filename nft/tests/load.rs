@@ -175,6 +175,7 @@ const COVERED: &[Verdict] = &[
     Verdict::SynOverBudget,
 ];
 const REFUSED: &[Verdict] = &[
+    Verdict::ExtensionHeaders,
     Verdict::LaterFragment,
     Verdict::Tunnel,
     Verdict::BadLength,
