@@ -10,6 +10,7 @@
 mod elements;
 mod listing;
 mod rules;
+pub mod script;
 mod words;
 
 use std::{collections::BTreeSet, num::NonZeroU16};
@@ -19,6 +20,7 @@ use nftables::{
     stmt::{self, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
+use tunica_common::gcra::Pace;
 use tunica_core::{
     limits::{Mode, Settings},
     time::Monotime,
@@ -33,6 +35,9 @@ pub const TABLE: &str = "tunica";
 pub const CT_INVALID: &str = "ct_invalid";
 /// How every line of the drop log begins.
 pub const DROP_LOG_PREFIX: &str = "SHIELD_DOS_DROP: ";
+
+/// New connections of tor's SOCKS port: 20 per 10 s.
+pub const SOCKS_PACE: Pace = [500_000_000, 19 * 500_000_000];
 
 /// What the table does otherwise than the shield: one sentence each.
 pub const DIFFERENCES: &[&str] = &[
@@ -66,8 +71,8 @@ pub struct Plan<'a> {
     pub ephemeral_low: u16,
     /// Whether packets that connection tracking calls invalid are dropped. It makes the kernel track every connection.
     pub drop_invalid: bool,
-    /// A port on loopback that takes 20 new connections per 10 s: tor's SOCKS port.
-    pub socks_port: Option<NonZeroU16>,
+    /// TCP ports on loopback and the new connections that each takes, such as tor's SOCKS port: [`SOCKS_PACE`].
+    pub loopback: &'a [(NonZeroU16, Pace)],
 }
 
 impl Plan<'_> {

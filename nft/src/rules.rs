@@ -77,10 +77,8 @@ pub(crate) fn chains(plan: &Plan<'_>) -> Vec<Chain> {
     chain("judge", rules.judge());
     let interfaces = || is(meta(MetaKey::Iifname), one_of(plan.interfaces.iter().cloned().map(text)));
     let mut first = Vec::new();
-    if let Some(port) = plan.socks_port {
-        // 20 new connections per 10 s.
-        let rate = Rate::of([500_000_000, 19 * 500_000_000]);
-        first.extend(rate.map(|rate| {
+    for (port, pace) in plan.loopback {
+        first.extend(Rate::of(*pace).map(|rate| {
             let port = is(field("tcp", "dport"), number(port.get().into()));
             let on_loopback = is(meta(MetaKey::Iifname), text("lo"));
             rules.refuse(Verdict::PortRate, vec![on_loopback, tcp_flags(SYN | ACK, SYN), port, rate.over()])

@@ -10,12 +10,13 @@
 use std::{
     collections::BTreeMap,
     io::Write,
+    num::NonZeroU16,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use tunica_common::{
-    gcra::{self, Limit},
+    gcra::{self, Limit, Pace},
     keys::{ALLOW_BY_CONFIG, AllowEntry, BanEntry},
     verdict::{Class, Verdict},
 };
@@ -29,7 +30,7 @@ use tunica_core::{
     },
     time::Monotime,
 };
-use tunica_nft::{Difference, Elements, Listing, Plan, edit, elements, removal};
+use tunica_nft::{Difference, Elements, Listing, Plan, SOCKS_PACE, edit, elements, removal};
 
 fn settings(mode: Mode) -> Settings {
     Settings {
@@ -122,18 +123,15 @@ fn tables() -> Tables {
 /// The time at which every table of these tests is made.
 const NOW: Monotime = Monotime(1_000);
 
+/// Tor's SOCKS port.
+const LOOPBACK: [(NonZeroU16, Pace); 1] = [(NonZeroU16::new(9_050).unwrap(), SOCKS_PACE)];
+
 fn interfaces() -> Vec<String> {
     ["eth0", "eth1"].map(str::to_owned).into()
 }
 
 fn plan<'a>(interfaces: &'a [String], settings: &'a Settings) -> Plan<'a> {
-    Plan {
-        interfaces,
-        settings,
-        ephemeral_low: 32_768,
-        drop_invalid: true,
-        socks_port: Some(9_050.try_into().unwrap()),
-    }
+    Plan { interfaces, settings, ephemeral_low: 32_768, drop_invalid: true, loopback: &LOOPBACK }
 }
 
 fn render(settings: &Settings) -> String {
@@ -243,7 +241,7 @@ fn observing_counts_and_drops_nothing() {
 fn what_is_switched_off_has_no_rule() {
     let bare = Settings { sanity_mask: 0, syn: None, log_lines_per_minute: None, ..settings(Mode::Enforce) };
     let interfaces = interfaces();
-    let plan = Plan { drop_invalid: false, socks_port: None, ..plan(&interfaces, &bare) };
+    let plan = Plan { drop_invalid: false, loopback: &[], ..plan(&interfaces, &bare) };
     let objects = plan.transaction(&Elements::new(), NOW);
     let listed = in_namespace(LOAD, &serde_json::to_string(&objects).unwrap());
     for absent in ["limit rate", "meter", "ct state", "log prefix", "9050", "elements", "xmas", "fib"] {

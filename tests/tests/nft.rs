@@ -222,7 +222,7 @@ impl Host {
             settings: &settings,
             ephemeral_low: world.ephemeral_low,
             drop_invalid: false,
-            socks_port: None,
+            loopback: &[],
         };
         let objects = plan.transaction(&elements(&tables(world), NOW), NOW);
         self.nft(&["-j", "-f", "-"], &serde_json::to_string(&objects)?)?;

@@ -454,6 +454,11 @@ pub fn policy(
 /// Nanoseconds in a second.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
+/// The pace of so many a second in the long run and `burst` at once; `None` where [`gcra::pace`] has none.
+pub const fn each_second(count: u32, burst: u32) -> Option<gcra::Pace> {
+    gcra::pace(count, SECOND_NS, burst)
+}
+
 impl Settings {
     /// One sentence for each way in which these settings differ from those `before`.
     pub(crate) fn changes_from(&self, before: &Self) -> Vec<String> {
