@@ -513,6 +513,8 @@ choices! {
         Native = "native",
         /// The driver's hook where it has one, else the kernel's generic hook, which is slower.
         NativeOrGeneric = "native-or-generic",
+        /// No XDP: the policy in nftables.
+        Nftables = "nftables",
     }
     /// `shield.fallback`: what protects the interfaces while the program cannot be attached.
     Fallback {

@@ -130,7 +130,7 @@ keys! {
     ATTACH: OneOf<Attach> = "shield.attach",
         Absent::Default(r#""native""#),
         OneOf(PhantomData),
-        "`native` uses the network driver's own XDP hook or none; `native-or-generic` falls back to the kernel's generic hook, which costs more for each packet.";
+        "`native` uses the network driver's own XDP hook or none; `native-or-generic` falls back to the kernel's generic hook, which costs more for each packet; `nftables` uses no XDP but the table that `fallback` speaks of.";
     FALLBACK: OneOf<Fallback> = "shield.fallback",
         Absent::Default(r#""nftables""#),
         OneOf(PhantomData),

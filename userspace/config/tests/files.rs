@@ -177,7 +177,7 @@ fn words_read_back() {
     for word in [Mode::Off, Mode::Observe, Mode::Enforce] {
         assert_eq!(word.label().parse(), Ok(word));
     }
-    for word in [Attach::Native, Attach::NativeOrGeneric] {
+    for word in [Attach::Native, Attach::NativeOrGeneric, Attach::Nftables] {
         assert_eq!(word.label().parse(), Ok(word));
     }
     for word in [OnStale::KeepLimits, OnStale::SanityOnly, OnStale::Pass] {
