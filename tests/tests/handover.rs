@@ -179,6 +179,9 @@ fn where_the_hook_is_taken_nftables_stands_in_until_it_is_free() {
     let series = "tunica_shield_attached{actual=\"nftables\",interface=\"h0\",requested=\"native\"}";
     assert_eq!(lab.metric(series).unwrap(), Some(0.0));
 
+    let explained = lab.must(&["explain", "203.0.113.9"]).unwrap();
+    assert!(explained.contains("not attached on h0: nftables stands in there"), "{explained}");
+
     // Bans come and go as elements: the table and its counts stay.
     count_leaks(&lab);
     let mut frame = xmas();
@@ -229,4 +232,16 @@ fn without_a_fallback_nothing_is_touched() {
     lab.start().unwrap();
     assert_eq!(actual(&lab), "native");
     assert!(tables(&lab).contains("tunica"), "somebody else's table of this name is not ours to remove");
+}
+
+/// CAP_NET_ADMIN is all that nft needs: the unit's two capabilities suffice.
+#[test]
+fn the_unit_s_capabilities_suffice_for_nft() {
+    let mut lab = Lab::new("nftcaps").unwrap();
+    configure(&lab, "nftables");
+    let granted = "-all,+net_admin,+cap_39";
+    let (bounding, inherited) = (format!("--bounding-set={granted}"), format!("--inh-caps={granted}"));
+    lab.start_through(&["setpriv", &bounding, &inherited, "--no-new-privs"]).unwrap();
+    assert_eq!(actual(&lab), "nftables");
+    assert!(listed(&lab).contains("goto judge"));
 }

@@ -333,20 +333,14 @@ pub fn in_truth(coordinator: &Coordinator, shield: &Shield) -> Option<String> {
             fact.since
         ));
     }
-    let interfaces = shield.interfaces();
-    if interfaces.iter().any(|state| state.by_nftables) {
-        return Some(
-            "nftables stands in for the program, with the same rules; `tunica render nft` says where it differs".to_owned(),
-        );
-    }
-    let interfaces = interfaces.into_iter();
-    let bare: Vec<String> = interfaces.filter(|state| !state.is_ours).map(|state| state.name).collect();
-    (!bare.is_empty()).then(|| {
-        let names = bare.join(", ");
-        format!(
-            "not attached on {names}: packets that arrive there are not inspected; `tunica status` says why"
-        )
-    })
+    let bare: Vec<_> = shield.interfaces().into_iter().filter(|state| !state.is_ours).collect();
+    let names = bare.iter().map(|state| state.name.as_str()).collect::<Vec<_>>().join(", ");
+    let then = if bare.iter().all(|state| state.by_nftables) {
+        "nftables stands in there, with the same rules and counts of its own; `tunica render nft` says where it differs"
+    } else {
+        "packets that arrive there are not inspected; `tunica status` says why"
+    };
+    (!bare.is_empty()).then(|| format!("not attached on {names}: {then}"))
 }
 
 /// How full each table is.
