@@ -53,6 +53,8 @@ pub const DIFFERENCES: &[&str] = &[
     "syn_rate_net: neighbouring IPv6 /64 never share a limit",
     "syn_cookie: nothing is answered here; SYNs over a port's budget are counted as syn_over_budget, and the kernel's \
      own cookies answer them (net.ipv4.tcp_syncookies = 1)",
+    "no_listener: SYNs over the budget of a port without a listener are counted as syn_over_budget too; the kernel \
+     answers them with a reset",
     "no_socket: a returned cookie counts like any segment without a socket; a listener bound to one address counts as \
      a connection",
     "heartbeat: nftables has none; bans end by their timeout alone",

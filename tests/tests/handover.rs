@@ -234,12 +234,12 @@ fn without_a_fallback_nothing_is_touched() {
     assert!(tables(&lab).contains("tunica"), "somebody else's table of this name is not ours to remove");
 }
 
-/// CAP_NET_ADMIN is all that nft needs: the unit's two capabilities suffice.
+/// CAP_NET_ADMIN, 12, is all that nft needs; the program takes CAP_PERFMON, 38, and CAP_BPF, 39.
 #[test]
 fn the_unit_s_capabilities_suffice_for_nft() {
     let mut lab = Lab::new("nftcaps").unwrap();
     configure(&lab, "nftables");
-    let granted = "-all,+net_admin,+cap_39";
+    let granted = "-all,+net_admin,+cap_38,+cap_39";
     let (bounding, inherited) = (format!("--bounding-set={granted}"), format!("--inh-caps={granted}"));
     lab.start_through(&["setpriv", &bounding, &inherited, "--no-new-privs"]).unwrap();
     assert_eq!(actual(&lab), "nftables");
