@@ -37,16 +37,16 @@ enum What {
 /// What of a policy can be said on the command line.
 #[derive(Clone, Copy, Debug, Args)]
 struct Ports {
-    /// SYNs a second that a port takes; three times as many at once
+    /// SYNs a second of one port; burst threefold
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     syn_rate: Option<u32>,
-    /// A port on loopback that takes 20 new connections per 10 s
+    /// Loopback port: 20 connections per 10 s
     #[arg(long, value_name = "PORT")]
     socks_port: Option<NonZeroU16>,
-    /// An onion service's virtual port; its ingress port is meant
+    /// Onion virtual port; the ingress port is meant
     #[arg(long, value_name = "PORT")]
     hs_port: Option<NonZeroU16>,
-    /// Where tor hands over the streams of --hs-port, on loopback
+    /// Loopback port of the streams of --hs-port
     #[arg(long, value_name = "PORT", default_value = "10000", requires = "hs_port")]
     ingress_port: NonZeroU16,
     /// Drop what connection tracking calls invalid
