@@ -46,7 +46,7 @@ struct Ports {
     /// Onion virtual port; the ingress port is meant
     #[arg(long, value_name = "PORT")]
     hs_port: Option<NonZeroU16>,
-    /// Loopback port of the streams of --hs-port
+    /// Loopback port of --hs-port
     #[arg(long, value_name = "PORT", default_value = "10000", requires = "hs_port")]
     ingress_port: NonZeroU16,
     /// Drop what connection tracking calls invalid
