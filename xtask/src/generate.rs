@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use tunica_common::verdict::{Class, Verdict};
+use tunica_nft::script;
 
 use crate::{process, workspace};
 
@@ -20,6 +21,7 @@ pub(crate) struct Arguments {
 type Generated = (&'static str, fn() -> Result<String>);
 
 const FILES: &[Generated] = &[
+    ("deploy/iptables-shield.sh", || Ok(script::iptables(&script::Options::default()))),
     ("deploy/tunica.toml", || Ok(tunica_config::example())),
     ("docs/reference/configuration.md", || Ok(tunica_config::reference_markdown())),
     ("docs/reference/messages.md", || asked_of_the_daemon("messages")),

@@ -60,6 +60,8 @@ pub struct Shield {
     pub mode: Mode,
     /// `attach`, `native` by default.
     pub attach: Attach,
+    /// `fallback`, `nftables` by default.
+    pub fallback: Fallback,
     /// `on_stale`, `keep-limits` by default.
     pub on_stale: OnStale,
     /// `stale_after_seconds`: how long without the daemon's heartbeat until `on_stale` applies; 30 s by default.
@@ -82,6 +84,8 @@ pub struct Shield {
     pub icmp: Icmp,
     /// `[shield.ports]`.
     pub ports: Ports,
+    /// `[shield.nft]`.
+    pub nft: Nft,
     /// `[shield.sanity]`.
     pub sanity: Sanity,
     /// `[shield.uninspected]`.
@@ -217,6 +221,14 @@ impl Ports {
         }
         ports
     }
+}
+
+/// `[shield.nft]`: what stands in for the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Nft {
+    /// `drop_invalid`: whether what connection tracking calls invalid is dropped; `false` by default.
+    pub drop_invalid: bool,
 }
 
 /// `[shield.sanity]`: drops of packets that no honest sender makes.
@@ -531,6 +543,15 @@ choices! {
         Native = "native",
         /// The driver's hook where it has one, else the kernel's generic hook, which is slower.
         NativeOrGeneric = "native-or-generic",
+        /// No XDP: the policy in nftables.
+        Nftables = "nftables",
+    }
+    /// `shield.fallback`: what protects the interfaces while the program cannot be attached.
+    Fallback {
+        /// Nothing.
+        None = "none",
+        /// The same policy in nftables.
+        Nftables = "nftables",
     }
     /// `shield.on_stale`: what stays in force while the daemon's heartbeat is missing.
     OnStale {

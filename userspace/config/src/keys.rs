@@ -5,7 +5,7 @@ use std::{marker::PhantomData, sync::LazyLock};
 use tunica_common::{gcra, verdict::Class};
 
 use crate::{
-    config::{Attach, LogFormat, LogLevel, Mode, OnStale},
+    config::{Attach, Fallback, LogFormat, LogLevel, Mode, OnStale},
     rule::{
         AbsolutePath, Account, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf, PortName, PortRate,
         Rule, Switch, VerdictOf,
@@ -83,6 +83,7 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ),
     ("shield.icmp", "Ping and other ICMP messages. Neighbour discovery is always free."),
     ("shield.ports", "Rules for single ports of this host."),
+    ("shield.nft", "The table `inet tunica`, where `shield.fallback` has nftables stand in."),
     ("shield.sanity", "Drops of packets that no honest sender makes."),
     ("shield.uninspected", "Packets that the shield cannot look into."),
     ("shield.tables", "How much the kernel's tables hold."),
@@ -130,7 +131,11 @@ keys! {
     ATTACH: OneOf<Attach> = "shield.attach",
         Absent::Default(r#""native""#),
         OneOf(PhantomData),
-        "`native` uses the network driver's own XDP hook or none; `native-or-generic` falls back to the kernel's generic hook, which costs more for each packet.";
+        "`native` uses the network driver's own XDP hook or none; `native-or-generic` falls back to the kernel's generic hook, which costs more for each packet; `nftables` uses no XDP but the table that `fallback` speaks of.";
+    FALLBACK: OneOf<Fallback> = "shield.fallback",
+        Absent::Default(r#""nftables""#),
+        OneOf(PhantomData),
+        "What protects the interfaces while the program cannot be attached to one of them as `attach` asks: `nftables` puts the same policy into a table of its own, `inet tunica`, and touches no other; `none` leaves them unprotected.";
     ON_STALE: OneOf<OnStale> = "shield.on_stale",
         Absent::Default(r#""keep-limits""#),
         OneOf(PhantomData),
@@ -301,6 +306,11 @@ keys! {
         Absent::Default("[]"),
         List { each: PortRate { of: "packets" }, least: 0, most: Some(256), below: "" },
         "UDP ports whose packets are limited, whoever sends them: an attacker can use the limit up. Other ports are not limited.";
+
+    DROP_INVALID: Switch = "shield.nft.drop_invalid",
+        Absent::Default("false"),
+        Switch,
+        "Whether packets that connection tracking calls invalid are dropped too, and counted as `ct_invalid`. It makes the kernel track every connection, whose table an attacker can fill.";
 
     SANITY_OFF: List<VerdictOf> = "shield.sanity.off",
         Absent::Default("[]"),

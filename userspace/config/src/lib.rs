@@ -19,8 +19,8 @@ mod rule;
 
 pub use changes::{Change, Written, changes};
 pub use config::{
-    Attach, Bans, Config, Control, DropLog, Events, Http, Ledger, Log, LogFormat, LogLevel, Mode, OnStale,
-    Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
+    Attach, Bans, Config, Control, DropLog, Events, Fallback, Http, Ledger, Log, LogFormat, LogLevel, Mode,
+    OnStale, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
 };
 pub use keys::{KeyDoc, REFERENCE};
 pub use problem::{Problem, Problems};

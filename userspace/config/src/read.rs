@@ -19,7 +19,7 @@ use tunica_core::limits::SECOND_NS;
 use crate::{
     changes::Values,
     config::{
-        Bans, Config, Control, Cookies, DropLog, Events, Evidence, Http, Icmp, Ledger, Log, NoSocket,
+        Bans, Config, Control, Cookies, DropLog, Events, Evidence, Http, Icmp, Ledger, Log, Nft, NoSocket,
         PortSyn, Ports, Sanity, Shield, Syn, Tables, Tor, Uninspected,
     },
     keys::{self, Absent, Key, LONGEST_DEBT_MINUTES, REFERENCE, SECTIONS},
@@ -448,6 +448,7 @@ impl<'t> Reader<'t> {
         let mode = self.value(root, &keys::MODE);
         let allow = self.value(root, &keys::ALLOW);
         let attach = self.value(root, &keys::ATTACH);
+        let fallback = self.value(root, &keys::FALLBACK);
         let on_stale = self.value(root, &keys::ON_STALE);
         let stale_after = self.value(root, &keys::STALE_AFTER);
         let pin_path = self.value(root, &keys::PIN_PATH);
@@ -458,6 +459,7 @@ impl<'t> Reader<'t> {
         let no_socket = self.no_socket(root);
         let icmp = self.icmp(root);
         let ports = self.ports(root);
+        let drop_invalid = self.value(root, &keys::DROP_INVALID);
         let off = self.value(root, &keys::SANITY_OFF);
         let drop = self.value(root, &keys::UNINSPECTED_DROP);
         let table_bans = self.value(root, &keys::TABLE_BANS);
@@ -489,6 +491,7 @@ impl<'t> Reader<'t> {
             interfaces: interfaces?.value,
             mode: mode?.value,
             attach: attach?.value,
+            fallback: fallback?.value,
             on_stale: on_stale?.value,
             stale_after: seconds(stale_after?.value),
             pin_path: pin_path?.value,
@@ -500,6 +503,7 @@ impl<'t> Reader<'t> {
             no_socket: no_socket?,
             icmp: icmp?,
             ports: ports?,
+            nft: Nft { drop_invalid: drop_invalid?.value },
             sanity: Sanity { off: off?.value },
             uninspected: Uninspected { drop: drop?.value },
             tables: Tables { bans: table_bans?.value, cidrs: table_cidrs?.value, allow: table_allow?.value },

@@ -39,6 +39,7 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("shield.mode", text(shield.mode)),
         ("shield.allow", list(shield.allow.iter().map(text))),
         ("shield.attach", text(shield.attach)),
+        ("shield.fallback", text(shield.fallback)),
         ("shield.on_stale", text(shield.on_stale)),
         ("shield.stale_after_seconds", plain(shield.stale_after.as_secs())),
         ("shield.pin_path", text(shield.pin_path.display())),
@@ -65,6 +66,7 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("shield.ports.open", list(shield.ports.open.iter().map(text))),
         ("shield.ports.new_connections", list(shield.ports.new_connections.iter().map(text))),
         ("shield.ports.udp", list(shield.ports.udp.iter().map(text))),
+        ("shield.nft.drop_invalid", plain(shield.nft.drop_invalid)),
         ("shield.sanity.off", labels(&shield.sanity.off)),
         ("shield.uninspected.drop", labels(&shield.uninspected.drop)),
         ("shield.tables.bans", plain(shield.tables.bans)),
@@ -180,7 +182,7 @@ fn words_read_back() {
     for word in [Mode::Off, Mode::Observe, Mode::Enforce] {
         assert_eq!(word.label().parse(), Ok(word));
     }
-    for word in [Attach::Native, Attach::NativeOrGeneric] {
+    for word in [Attach::Native, Attach::NativeOrGeneric, Attach::Nftables] {
         assert_eq!(word.label().parse(), Ok(word));
     }
     for word in [OnStale::KeepLimits, OnStale::SanityOnly, OnStale::Pass] {

@@ -157,6 +157,16 @@ impl Prefix {
         }
     }
 
+    /// The prefix behind a key of [`Self::kernel_key`]; `None` where the length is beyond 128 bits.
+    pub fn from_kernel_key((length, bytes): (u32, AddressBytes)) -> Option<Self> {
+        let length = u8::try_from(length).ok().filter(|length| *length <= 128)?;
+        let address = Ipv6Addr::from(bytes);
+        Some(match (address.to_ipv4_mapped(), length.checked_sub(96)) {
+            (Some(v4), Some(length)) => Self { address: v4.into(), length },
+            (Some(_) | None, _) => Self { address: address.into(), length },
+        })
+    }
+
     /// Whether `address` lies in the range. Families never mix.
     pub fn contains(self, address: IpAddr) -> bool {
         self.address.is_ipv4() == address.is_ipv4() && mask(address, self.length) == self.address
@@ -486,6 +496,15 @@ mod tests {
         });
         prop_oneof![v4, v6, edge]
             .prop_map(|(address, length)| Prefix { address: mask(address, length), length })
+    }
+
+    #[test]
+    fn kernel_keys_read_back() {
+        for text in ["192.0.2.7/32", "0.0.0.0/0", "10.0.0.0/8", "2001:db8::/32", "2001:db8::7/128", "::/0"] {
+            let prefix: Prefix = text.parse().unwrap();
+            assert_eq!(Prefix::from_kernel_key(prefix.kernel_key()), Some(prefix), "{text}");
+        }
+        assert_eq!(Prefix::from_kernel_key((129, [0; 16])), None);
     }
 
     proptest! {

@@ -465,6 +465,11 @@ pub fn policy(
 /// Nanoseconds in a second.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
+/// The pace of so many a second in the long run and `burst` at once; `None` where [`gcra::pace`] has none.
+pub const fn each_second(count: u32, burst: u32) -> Option<gcra::Pace> {
+    gcra::pace(count, SECOND_NS, burst)
+}
+
 impl Settings {
     /// In how far these settings can cut off an operator whom those `before` let in: a clause each.
     pub(crate) fn hazards_from(&self, before: &Self) -> Vec<&'static str> {

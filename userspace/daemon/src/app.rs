@@ -20,7 +20,7 @@ use tunica_common::{
     event::{self as kernel, tally_slot},
     verdict::{Action, Verdict},
 };
-use tunica_config::Config;
+use tunica_config::{Attach, Config, Fallback};
 use tunica_core::{
     coordinator::{AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply, TrialRequest},
     defence::Totals,
@@ -39,6 +39,7 @@ use crate::{
     settings,
     shell::{
         host::{self, vitals::Vitals},
+        nft::{self, Nft},
         tor_peers,
         xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe},
     },
@@ -57,6 +58,7 @@ pub struct App {
     text: String,
     coordinator: Coordinator,
     shield: Shield,
+    nft: Nft,
     probe: Probe,
     ledger: LedgerFile,
     metrics: Metrics,
@@ -138,6 +140,7 @@ struct Troubles {
     sysctl: Option<String>,
     deaf: Option<String>,
     trial: Option<String>,
+    nft: Option<String>,
 }
 
 impl Troubles {
@@ -152,6 +155,7 @@ impl Troubles {
             &self.sysctl,
             &self.deaf,
             &self.trial,
+            &self.nft,
         ];
         all.into_iter().flatten().cloned().collect()
     }
@@ -211,6 +215,7 @@ impl App {
             text,
             coordinator,
             shield,
+            nft: Nft::default(),
             probe: Probe::default(),
             ledger: opened.file,
             metrics,
@@ -229,7 +234,7 @@ impl App {
         app.read_tor_peers();
         app.sync(Reach::Everything);
         app.places = app.shield.places();
-        app.shield.follow(app.coordinator.desired().attached);
+        app.follow();
         tracing::info!(
             message_id = "policy_in_force",
             mode = app.coordinator.settings().mode.label(),
@@ -344,6 +349,57 @@ impl App {
             Reach::Everything => self.shield.sync(desired, settings),
         };
         self.note_sync(result.map(|_| ()));
+        if !self.nft.interfaces().is_empty() {
+            self.stand_in();
+        }
+    }
+
+    /// Attaches or detaches as it was decided, and has nftables stand in where that is so configured. What comes is in
+    /// force before what goes is taken away. Returns how many links had to be made.
+    fn follow(&mut self) -> u64 {
+        let is_nft_wanted = self.config.shield.attach == Attach::Nftables;
+        if is_nft_wanted {
+            self.stand_in();
+        }
+        let is_nft_there = is_nft_wanted && !self.nft.interfaces().is_empty();
+        let changes = self.shield.follow(self.coordinator.desired().attached && !is_nft_there);
+        self.stand_in();
+        changes
+    }
+
+    /// Puts the table of nftables in force for the interfaces that need it, or removes it.
+    fn stand_in(&mut self) {
+        let shield = &self.config.shield;
+        let is_nft_wanted = shield.attach == Attach::Nftables;
+        if !is_nft_wanted && shield.fallback == Fallback::None && self.nft.interfaces().is_empty() {
+            return;
+        }
+        let desired = self.coordinator.desired();
+        let needs = |name: &str| match (desired.attached, shield.attach, shield.fallback) {
+            (false, ..) => false,
+            (true, Attach::Nftables, _) => true,
+            (true, Attach::Native | Attach::NativeOrGeneric, Fallback::None) => false,
+            (true, Attach::Native | Attach::NativeOrGeneric, Fallback::Nftables) => !self.shield.is_on(name),
+        };
+        let interfaces: Vec<String> = shield.interfaces.iter().filter(|name| needs(name)).cloned().collect();
+        let wish = (!interfaces.is_empty()).then(|| nft::Wish {
+            interfaces,
+            settings: self.coordinator.settings().clone(),
+            ephemeral_low: desired.host.ephemeral_low,
+            drop_invalid: shield.nft.drop_invalid,
+        });
+        let result = self.nft.follow(wish, desired, self.now().mono);
+        self.note_nft(result);
+    }
+
+    fn note_nft(&mut self, result: Result<(), nft::NftError>) {
+        let text = result.err().map(|error| format!("nftables cannot stand in: {error}"));
+        if let Some(text) = text.as_ref().filter(|text| self.troubles.nft.as_ref() != Some(text)) {
+            self.metrics.count_reconcile_failure();
+            tracing::error!(message_id = "nft_failed", "{text}");
+        }
+        self.troubles.nft = text;
+        self.shield.set_stand_ins(self.nft.interfaces());
     }
 
     fn note_sync(&mut self, result: Result<(), crate::shell::xdp::SyncError>) {
@@ -421,14 +477,25 @@ impl App {
     /// Compares the kernel with what it should hold, repairs it, and reads the host's addresses anew.
     pub fn audit(&mut self) {
         self.read_own_addresses();
-        let result = self.shield.audit(self.coordinator.desired(), self.coordinator.settings());
+        let mut result = self.shield.audit(self.coordinator.desired(), self.coordinator.settings());
+        let link = self.follow();
+        let mut differences = Vec::new();
+        let audited = self.nft.audit(self.now().mono).map(|found| differences = found);
+        if !self.nft.interfaces().is_empty() {
+            self.note_nft(audited);
+        }
+        if let Ok(repairs) = &mut result {
+            (repairs.link, repairs.nft) = (link, differences.len() as u64);
+        }
         if let Ok(repairs) = result
             && repairs.total() > 0
         {
             self.metrics.count_repairs(repairs);
+            let in_nftables: Vec<String> = differences.iter().map(ToString::to_string).collect();
             tracing::warn!(
                 message_id = "drift_repaired",
                 ?repairs,
+                in_nftables = in_nftables.join("; "),
                 "the kernel's state had drifted and was repaired"
             );
         }
@@ -460,7 +527,7 @@ impl App {
         self.places = places;
         self.metrics.count_host_change(HostChange::Interfaces);
         tracing::info!(message_id = "interfaces_changed", "an interface of the configuration changed");
-        self.shield.follow(self.coordinator.desired().attached);
+        self.follow();
         self.read_host();
     }
 
@@ -644,11 +711,13 @@ impl App {
         let begins = outcome.commands.iter().any(|command| matches!(command, Command::SetBypass { .. }));
         if begins {
             self.shield.follow(false);
+            let removed = self.nft.remove();
+            self.note_nft(removed);
         }
         let then = if begins { "end the bypass" } else { "bring the bypass back" };
         self.keep_if_possible(&mut outcome, then);
         let result = self.take_in(outcome, reach, now);
-        self.shield.follow(self.coordinator.desired().attached);
+        self.follow();
         answer_of(result)
     }
 
@@ -839,7 +908,7 @@ impl App {
         self.telemetry.set_level(config.log.level);
         (self.config, self.text) = (config, text);
         self.places = self.shield.places();
-        self.shield.follow(self.coordinator.desired().attached);
+        self.follow();
         self.read_tor_peers();
     }
 
@@ -911,7 +980,8 @@ impl App {
             for state in self.shield.interfaces() {
                 if !views::is_as_requested(&state, wanted) {
                     let why = state.problem.clone().unwrap_or_else(|| "not attached".to_owned());
-                    reasons.push(format!("{}: {why}", state.name));
+                    let then = if state.by_nftables { "; nftables stands in" } else { "" };
+                    reasons.push(format!("{}: {why}{then}", state.name));
                 }
             }
         }

@@ -28,7 +28,7 @@ use crate::shell::{
 /// The tables whose fill is shown.
 pub const TABLES: [&str; 4] = ["bans", "cidrs", "allow", "own"];
 /// What the audit repairs.
-const REPAIRED: [&str; 7] = ["bans", "cidrs", "ports", "allow", "own", "policy", "link"];
+const REPAIRED: [&str; 8] = ["bans", "cidrs", "ports", "allow", "own", "policy", "link", "nft"];
 const ORIGINS: [BanOrigin; 2] = BanOrigin::ALL;
 const BAN_REFUSALS: [&str; 3] = ["protected", "full", "invalid"];
 
@@ -433,8 +433,8 @@ impl Metrics {
 
     /// Counts repairs of drift.
     pub fn count_repairs(&self, repairs: Repairs) {
-        let Repairs { bans, nets, ports, allow, own, policy, link } = repairs;
-        for (table, count) in REPAIRED.into_iter().zip([bans, nets, ports, allow, own, policy, link]) {
+        let Repairs { bans, nets, ports, allow, own, policy, link, nft } = repairs;
+        for (table, count) in REPAIRED.into_iter().zip([bans, nets, ports, allow, own, policy, link, nft]) {
             self.families.edits.with_label_values(&[table]).inc_by(count);
         }
     }

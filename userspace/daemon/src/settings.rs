@@ -12,6 +12,7 @@ pub fn plan(config: &Config) -> Plan {
         wanted: match shield.attach {
             Attach::Native => Wanted::Native,
             Attach::NativeOrGeneric => Wanted::NativeOrGeneric,
+            Attach::Nftables => Wanted::Nftables,
         },
         root: shield.pin_path.clone(),
         sizes: Sizes {

@@ -133,6 +133,9 @@ messages! {
     "shield_attach_failed", "error",
         "The shield could not be attached to an interface, which stays unprotected; it is tried again every 30 s.";
     "shield_detached", "warn", "The shield was detached from an interface, because of a bypass or because the configuration no longer names it.";
+    "nft_applied", "info", "nftables stands in for the program on the interfaces named, because it cannot be attached there or because `shield.attach` says so.";
+    "nft_removed", "info", "The table `inet tunica` was removed: the program is attached, or the shield is bypassed.";
+    "nft_failed", "error", "nftables cannot stand in, or its table cannot be removed; it is tried again every 30 s.";
     "stale_pin_left", "warn", "A pin of an earlier daemon could not be removed; remove it by hand if `tunica doctor` names it.";
     "program_refused", "warn", "The kernel took the shield but refused a program that it jumps to: `cookie` answers SYN floods, `segment` judges segments by their sockets. The shield does without it; the message names the kernel's reason.";
     "policy_in_force", "info", "The kernel judges by the policy that the configuration asks for.";

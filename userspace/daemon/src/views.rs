@@ -266,33 +266,36 @@ pub const fn requested(wanted: Wanted) -> &'static str {
     match wanted {
         Wanted::Native => "native",
         Wanted::NativeOrGeneric => "native-or-generic",
+        Wanted::Nftables => "nftables",
     }
 }
 
-/// The word for what is true of an interface: our program's mode, or `none`.
+/// The word for what is true of an interface: our program's mode, `nftables` where that stands in, or `none`.
 pub fn actual(state: &InterfaceState) -> &'static str {
     match (state.is_ours, state.hook) {
         (true, Some(hook)) => hook.mode.label(),
+        _ if state.by_nftables => "nftables",
         _ => Mode::None.label(),
     }
 }
 
 /// Whether an interface is as the configuration asks.
 pub fn is_as_requested(state: &InterfaceState, wanted: Wanted) -> bool {
-    state.is_ours
-        && match (state.hook.map(|hook| hook.mode), wanted) {
-            (Some(Mode::Native | Mode::Offloaded), Wanted::Native | Wanted::NativeOrGeneric) => true,
-            (Some(Mode::Generic), Wanted::NativeOrGeneric) => true,
-            (Some(Mode::Generic), Wanted::Native) => false,
-            (Some(Mode::Multiple | Mode::None) | None, Wanted::Native | Wanted::NativeOrGeneric) => false,
-        }
+    match (state.hook.map(|hook| hook.mode), wanted) {
+        (_, Wanted::Nftables) => state.by_nftables,
+        (Some(Mode::Native | Mode::Offloaded), Wanted::Native | Wanted::NativeOrGeneric) => state.is_ours,
+        (Some(Mode::Generic), Wanted::NativeOrGeneric) => state.is_ours,
+        (Some(Mode::Generic), Wanted::Native) => false,
+        (Some(Mode::Multiple | Mode::None) | None, Wanted::Native | Wanted::NativeOrGeneric) => false,
+    }
 }
 
-/// Whether the program that is attached is, on every interface, the one this daemon carries and checked.
+/// Whether the program that is attached is, on every interface for which nftables does not stand in, the one this daemon
+/// carries and checked.
 pub fn program_matches(interfaces: &[InterfaceState]) -> bool {
     object::object_sha256() == object::recorded_sha256()
         && !interfaces.is_empty()
-        && interfaces.iter().all(|interface| interface.is_ours)
+        && interfaces.iter().all(|interface| interface.is_ours || interface.by_nftables)
 }
 
 /// What [`status`] needs beyond the coordinator and the shield.
@@ -398,14 +401,14 @@ pub fn in_truth(coordinator: &Coordinator, shield: &Shield) -> Option<String> {
             fact.since
         ));
     }
-    let interfaces = shield.interfaces().into_iter();
-    let bare: Vec<String> = interfaces.filter(|state| !state.is_ours).map(|state| state.name).collect();
-    (!bare.is_empty()).then(|| {
-        let names = bare.join(", ");
-        format!(
-            "not attached on {names}: packets that arrive there are not inspected; `tunica status` says why"
-        )
-    })
+    let bare: Vec<_> = shield.interfaces().into_iter().filter(|state| !state.is_ours).collect();
+    let names = bare.iter().map(|state| state.name.as_str()).collect::<Vec<_>>().join(", ");
+    let then = if bare.iter().all(|state| state.by_nftables) {
+        "nftables stands in there, with the same rules and counts of its own; `tunica render nft` says where it differs"
+    } else {
+        "packets that arrive there are not inspected; `tunica status` says why"
+    };
+    (!bare.is_empty()).then(|| format!("not attached on {names}: {then}"))
 }
 
 /// How full each table is.

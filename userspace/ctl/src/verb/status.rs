@@ -14,7 +14,10 @@ pub(crate) fn request() -> Request {
 pub(crate) fn is_attached_as_requested(interface: &Interface) -> bool {
     match (interface.requested.as_str(), interface.actual.as_str()) {
         (_, "native" | "offloaded") => true,
-        (requested, actual) => requested == "native-or-generic" && actual == "generic",
+        (requested, actual) => {
+            (requested == "native-or-generic" && actual == "generic")
+                || (requested == "nftables" && actual == "nftables")
+        }
     }
 }
 

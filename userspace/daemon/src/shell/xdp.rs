@@ -71,12 +71,14 @@ pub struct Repairs {
     pub policy: u64,
     /// Programs attached again, links pinned again.
     pub link: u64,
+    /// Differences of the table in nftables.
+    pub nft: u64,
 }
 
 impl Repairs {
     /// How many there were.
     pub const fn total(self) -> u64 {
-        self.bans + self.nets + self.ports + self.allow + self.own + self.policy + self.link
+        self.bans + self.nets + self.ports + self.allow + self.own + self.policy + self.link + self.nft
     }
 
     const fn count(&mut self, edit: Edit) {
@@ -140,6 +142,8 @@ pub struct InterfaceState {
     pub is_ours: bool,
     /// Identity of our link.
     pub link_id: Option<u32>,
+    /// Whether nftables stands in for it.
+    pub by_nftables: bool,
     /// Why nothing of ours is attached, or how it differs from the request.
     pub problem: Option<String>,
 }
@@ -170,6 +174,8 @@ pub struct Shield {
     proofs: Option<RingBuf<MapData>>,
     /// Why handshakes prove nothing.
     without_handshakes: Option<String>,
+    /// Interfaces for which nftables stands in.
+    stand_ins: Vec<String>,
     /// What this daemon last wrote; the kernel's own truth is read by [`Shield::audit`].
     written: Rows,
 }
@@ -218,6 +224,7 @@ impl Shield {
             proofs: handshakes::take_proofs(&mut ebpf),
             without_handshakes: handshakes::attach(&mut ebpf).err().map(|error| error.to_string()),
             ebpf,
+            stand_ins: Vec::new(),
             plan,
             written,
         })
@@ -286,6 +293,11 @@ impl Shield {
         self.program_id
     }
 
+    /// Notes for which interfaces nftables stands in, to be told by [`Shield::interfaces`].
+    pub fn set_stand_ins(&mut self, interfaces: &[String]) {
+        interfaces.clone_into(&mut self.stand_ins);
+    }
+
     /// Whether the kernel took the program that answers with cookies.
     pub const fn has_cookies(&self) -> bool {
         self.has_cookies
@@ -335,7 +347,7 @@ impl Shield {
         self.write(&edits, desired, settings)
     }
 
-    /// Reads the tables back and writes what differs from `desired`; attaches again what is not attached.
+    /// Reads the tables back and writes what differs from `desired`.
     ///
     /// # Errors
     /// [`SyncError`] after everything that could be repaired was.
@@ -343,9 +355,7 @@ impl Shield {
         let one = |first| SyncError { failed: 1, edits: 1, first };
         self.written = read(&self.tables).map_err(one)?;
         let edits = reconcile::diff(&self.written, &desired.tables);
-        let mut repairs = self.write(&edits, desired, settings)?;
-        repairs.link = self.follow(desired.attached);
-        Ok(repairs)
+        self.write(&edits, desired, settings)
     }
 
     fn write(
@@ -489,6 +499,11 @@ impl Shield {
         changes
     }
 
+    /// Whether the hook of this interface runs our program.
+    pub fn is_on(&self, name: &str) -> bool {
+        hook::read(name).is_ok_and(|hook| hook.is_some_and(|hook| hook.program_id == Some(self.program_id)))
+    }
+
     /// Every configured interface as it is now.
     pub fn interfaces(&self) -> Vec<InterfaceState> {
         self.plan.interfaces.iter().map(|name| self.interface(name)).collect()
@@ -521,6 +536,7 @@ impl Shield {
             name: name.to_owned(),
             hook,
             is_ours,
+            by_nftables: !is_ours && self.stand_ins.iter().any(|stand_in| stand_in == name),
             link_id: self.attachments.get(name).and_then(Attachment::link_id),
             problem: unread.or_else(|| self.problems.get(name).cloned()).or(differs),
         }

@@ -35,6 +35,8 @@ pub enum Wanted {
     Native,
     /// In the driver, else in the network core.
     NativeOrGeneric,
+    /// Not at all, as long as nftables stands in; in the driver where that cannot be had.
+    Nftables,
 }
 
 /// Why nothing was attached to an interface.
@@ -229,14 +231,14 @@ fn replace(program: &mut Xdp, link: FdLink, interface: &str) -> Result<FdLink, A
 fn create(program: &mut Xdp, index: u32, interface: &str, wanted: Wanted) -> Result<FdLink, AttachError> {
     let named = || interface.to_owned();
     let id = match (program.attach_to_if_index(index, XdpMode::Driver), wanted) {
-        (Ok(id), Wanted::Native | Wanted::NativeOrGeneric) => id,
-        (Err(source), Wanted::Native) if lacks_native(&source) => {
+        (Ok(id), Wanted::Native | Wanted::NativeOrGeneric | Wanted::Nftables) => id,
+        (Err(source), Wanted::Native | Wanted::Nftables) if lacks_native(&source) => {
             return Err(AttachError::NoNative { interface: named(), source: Box::new(source) });
         }
         (Err(source), Wanted::NativeOrGeneric) if lacks_native(&source) => program
             .attach_to_if_index(index, XdpMode::Skb)
             .map_err(|source| AttachError::Refused { interface: named(), source: Box::new(source) })?,
-        (Err(source), Wanted::Native | Wanted::NativeOrGeneric) => {
+        (Err(source), Wanted::Native | Wanted::NativeOrGeneric | Wanted::Nftables) => {
             return Err(AttachError::Refused { interface: named(), source: Box::new(source) });
         }
     };
