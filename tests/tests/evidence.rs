@@ -154,7 +154,7 @@ fn a_sender_who_hears_nothing_proves_nothing() {
     assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().len(), 0);
     // One that hears does.
     let address = SocketAddr::from((HOST, 443));
-    lab.client.run(|| Ok(drop(TcpStream::connect(address)?))).unwrap();
+    drop(lab.client.run(|| Ok(TcpStream::connect(address)?)).unwrap());
     lab.wait_for("a verified source", |lab| Ok(rows_of(lab, "VERIFIED").len() == 1)).unwrap();
 }
 
