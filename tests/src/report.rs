@@ -497,14 +497,18 @@ fn on_success(act: Act, debian: &Row, enforce: &Row) -> String {
 fn on_latency(debian: &Row, enforce: &Row) -> Option<String> {
     let (theirs, ours) = (debian.visits.percentile(99)?, enforce.visits.percentile(99)?);
     let ratio = f64::from(ours.max(1)) / f64::from(theirs.max(1));
-    let word = match ratio {
-        _ if ours.abs_diff(theirs) < UNNOTICED_MICROSECONDS => "much the same",
-        ratio if ratio > SAME_LATENCY => "slower with Tunica enforcing",
-        ratio if ratio < 1.0 / SAME_LATENCY => "faster with Tunica enforcing",
-        _ => "much the same",
+    let is_same = ours.abs_diff(theirs) < UNNOTICED_MICROSECONDS;
+    let (word, times) = match ratio {
+        ratio if !is_same && ratio > SAME_LATENCY => {
+            ("slower with Tunica enforcing", format!(", {ratio:.1} times as long"))
+        }
+        ratio if !is_same && ratio < 1.0 / SAME_LATENCY => {
+            ("faster with Tunica enforcing", format!(", {:.1} times faster", 1.0 / ratio))
+        }
+        _ => ("much the same", String::new()),
     };
     Some(format!(
-        "The slowest visits are {word}: p99 {} µs under Debian's default, {} µs under Tunica, {ratio:.1} times as long.",
+        "The slowest visits are {word}: p99 {} µs under Debian's default, {} µs under Tunica{times}.",
         grouped(theirs.into()),
         grouped(ours.into())
     ))
