@@ -51,7 +51,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 #[command(name = "demo", bin_name = "cargo xtask demo")]
 struct Arguments {
     /// How long each act lasts, in seconds.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
     /// Which acts, separated by commas; the quiet one is always played, since the others are measured against it.
     /// Without this option all of them.
@@ -383,7 +383,7 @@ fn reading(seconds: u64) -> String {
          {longest} ms, for {seconds} s an act; a visit fails after {} ms. The service's backlog is {}. p50 and p99 are of \
          visits that succeeded. In the acts over IPv6 the visitors come over IPv6, too, each from a /64 of its own.\n\
          - Attack packets/s are those that reached the host's interface; of completed handshakes, all their segments. Shares \
-         of the verdicts are of all such packets; verdicts below 0.1 % are left out if another stands there.\n\
+         of the verdicts are of all such packets; verdicts below 0.1 % are left out if another stands there. Visitors' SYNs that are answered count with the attack's.\n\
          - The attackers' packets are socket buffers made by a packet socket on the same machine, and a veth pair hands \
          them to the host on the processor that sends them: generator and receiver share the cores. Here XDP cannot \
          save the making of a socket buffer, as it does on a network card, and the pair copies every such packet for it \
