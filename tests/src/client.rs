@@ -6,7 +6,7 @@
 use std::{
     fmt,
     io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc,
@@ -19,8 +19,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::sys::{
     socket::{
-        AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrIn, bind, connect, listen, setsockopt,
-        shutdown, socket, sockopt,
+        AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, bind, connect, listen,
+        setsockopt, shutdown, socket, sockopt,
     },
     time::TimeVal,
 };
@@ -49,7 +49,7 @@ impl Service {
     ///
     /// # Errors
     /// When it cannot listen at `address`.
-    pub fn start(namespace: &Namespace, address: SocketAddrV4) -> Result<Self> {
+    pub fn start(namespace: &Namespace, address: SocketAddr) -> Result<Self> {
         let listener =
             namespace.run(|| listen_at(address).with_context(|| format!("listening at {address}")))?;
         let listener = Arc::new(listener);
@@ -79,16 +79,39 @@ impl Drop for Service {
     }
 }
 
-fn listen_at(address: SocketAddrV4) -> Result<TcpListener> {
-    let listener = tcp_socket()?;
+fn listen_at(address: SocketAddr) -> Result<TcpListener> {
+    let listener = tcp_socket(address)?;
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
-    bind(listener.as_raw_fd(), &SockaddrIn::from(address))?;
+    bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
     Ok(TcpListener::from(listener))
 }
 
-fn tcp_socket() -> nix::Result<OwnedFd> {
-    socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+/// A socket of the address's family.
+fn tcp_socket(address: SocketAddr) -> nix::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+}
+
+/// A connection from `own` to `service`, made within `wait`; not waiting at all is not possible.
+///
+/// # Errors
+/// `Ok(Err)` when the service, or the way to it, refused; `Err` when not even the attempt was possible.
+pub fn connected(
+    own: IpAddr,
+    service: SocketAddr,
+    wait: Duration,
+) -> nix::Result<Result<OwnedFd, nix::Error>> {
+    let socket = tcp_socket(service)?;
+    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(own, 0)))?;
+    // connect(2) waits as long as sending may (socket(7), SO_SNDTIMEO).
+    let wait = i64::try_from(wait.as_micros().max(1)).unwrap_or(i64::MAX);
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(wait / 1_000_000, wait % 1_000_000))?;
+    Ok(connect(socket.as_raw_fd(), &SockaddrStorage::from(service)).map(|()| socket))
 }
 
 fn answer(mut stream: &TcpStream) -> io::Result<()> {
@@ -112,10 +135,10 @@ fn answer(mut stream: &TcpStream) -> io::Result<()> {
 pub struct Visitors {
     /// How many, each with an address of its own.
     pub count: u8,
-    /// The first one's address; the others follow.
-    pub first: Ipv4Addr,
-    /// The service.
-    pub service: SocketAddrV4,
+    /// The first one's address; the others follow, over IPv6 each in the next /64, by which the shield counts.
+    pub first: IpAddr,
+    /// The service, of the same family.
+    pub service: SocketAddr,
     /// Shortest and longest pause between two visits, milliseconds.
     pub think_milliseconds: (u32, u32),
 }
@@ -186,16 +209,24 @@ impl Visitors {
         };
         for number in 0..u32::from(self.count) {
             let (stop, counts) = (Arc::clone(&running.stop), Arc::clone(&running.counts));
-            let address = Ipv4Addr::from_bits(self.first.to_bits() + number);
+            let address = self.address(number);
             let visitor = move || self.visit_until(address, &stop, &counts, Random(u64::from(number) << 32));
             running.threads.push(namespace.spawn("visitor", visitor)?);
         }
         Ok(running)
     }
 
+    /// The address of the visitor with this number, from 0 on.
+    pub fn address(&self, number: u32) -> IpAddr {
+        match self.first {
+            IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits() + number).into(),
+            IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits() + (u128::from(number) << 64)).into(),
+        }
+    }
+
     fn visit_until(
         self,
-        own: Ipv4Addr,
+        own: IpAddr,
         stop: &AtomicBool,
         counts: &Counts,
         mut random: Random,
@@ -272,15 +303,10 @@ enum Failure {
     Own(nix::Error),
 }
 
-fn visit(own: Ipv4Addr, service: SocketAddrV4, deadline: Instant) -> Result<(), Failure> {
-    let socket = tcp_socket().map_err(Failure::Own)?;
-    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).map_err(Failure::Own)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(own, 0))).map_err(Failure::Own)?;
-    // connect(2) waits as long as sending may (socket(7), SO_SNDTIMEO).
-    let wait = i64::try_from(time_left(deadline)?.as_micros()).unwrap_or(i64::MAX);
-    let wait = TimeVal::new(wait / 1_000_000, wait % 1_000_000);
-    setsockopt(&socket, sockopt::SendTimeout, &wait).map_err(Failure::Own)?;
-    connect(socket.as_raw_fd(), &SockaddrIn::from(service)).map_err(|error| failed(&error.into()))?;
+fn visit(own: IpAddr, service: SocketAddr, deadline: Instant) -> Result<(), Failure> {
+    let socket = connected(own, service, time_left(deadline)?)
+        .map_err(Failure::Own)?
+        .map_err(|error| failed(&error.into()))?;
     let mut stream = TcpStream::from(socket);
     stream.write_all(REQUEST).map_err(|error| failed(&error))?;
     let mut answer = [0; 64];

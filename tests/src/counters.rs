@@ -57,9 +57,15 @@ pub fn wait_until_drained(namespace: &Namespace, interface: &str) -> Result<()> 
         let now = received(namespace, interface)?;
         let backlog =
             backlog_of(&fs::read_to_string("/proc/net/softnet_stat").context("reading softnet_stat")?);
-        let table = namespace
-            .run(|| fs::read_to_string("/proc/thread-self/net/tcp").context("reading /proc/net/tcp"))?;
-        let half_open = half_open_of(&table);
+        let half_open = namespace.run(|| {
+            let mut half_open = 0;
+            for table in ["tcp", "tcp6"] {
+                let table = format!("/proc/thread-self/net/{table}");
+                half_open +=
+                    half_open_of(&fs::read_to_string(&table).with_context(|| format!("reading {table}"))?);
+            }
+            Ok(half_open)
+        })?;
         if now == before && backlog == 0 && half_open == 0 {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 
 pub mod armed;
 pub mod client;
+pub mod connections;
 pub mod counters;
 pub mod disk;
 pub mod flood;

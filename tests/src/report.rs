@@ -24,11 +24,34 @@ pub enum Act {
     Fixed,
     /// XMAS, NULL and SYN+FIN segments to many ports.
     Scan,
+    /// Completed handshakes from 64 real sources, closed at once.
+    Connections,
+    /// ACK segments from random, forged sources.
+    Ack,
+    /// SYNs and UDP datagrams to closed ports, from random, forged sources.
+    Closed,
+    /// ICMP echo requests from random, forged sources.
+    Icmp,
+    /// SYNs from random, forged sources over IPv6, as are the visitors.
+    Forged6,
+    /// ACK segments from random, forged sources over IPv6, as are the visitors.
+    Ack6,
 }
 
 impl Act {
     /// Every act, in the order in which they are played.
-    pub const ALL: [Self; 4] = [Self::Quiet, Self::Forged, Self::Fixed, Self::Scan];
+    pub const ALL: [Self; 10] = [
+        Self::Quiet,
+        Self::Forged,
+        Self::Fixed,
+        Self::Scan,
+        Self::Connections,
+        Self::Ack,
+        Self::Closed,
+        Self::Icmp,
+        Self::Forged6,
+        Self::Ack6,
+    ];
 
     /// What the table calls it.
     pub const fn title(self) -> &'static str {
@@ -37,6 +60,41 @@ impl Act {
             Self::Forged => "forged-source SYN flood",
             Self::Fixed => "fixed-source SYN flood",
             Self::Scan => "scan",
+            Self::Connections => "completed handshakes",
+            Self::Ack => "forged-source ACK flood",
+            Self::Closed => "closed ports",
+            Self::Icmp => "ping flood",
+            Self::Forged6 => "forged-source SYN flood, IPv6",
+            Self::Ack6 => "forged-source ACK flood, IPv6",
+        }
+    }
+
+    /// Whether attack and visitors come over IPv6.
+    pub const fn is_v6(self) -> bool {
+        match self {
+            Self::Forged6 | Self::Ack6 => true,
+            Self::Quiet
+            | Self::Forged
+            | Self::Fixed
+            | Self::Scan
+            | Self::Connections
+            | Self::Ack
+            | Self::Closed
+            | Self::Icmp => false,
+        }
+    }
+
+    /// Whether half-open connections could fill the service's queue, so that SYN cookies matter.
+    pub const fn fills_queue(self) -> bool {
+        match self {
+            Self::Forged | Self::Fixed | Self::Forged6 => true,
+            Self::Quiet
+            | Self::Scan
+            | Self::Connections
+            | Self::Ack
+            | Self::Closed
+            | Self::Icmp
+            | Self::Ack6 => false,
         }
     }
 }
@@ -48,9 +106,9 @@ pub enum Baseline {
     NoCookies,
     /// The kernel alone, `tcp_syncookies=1`.
     Debian,
-    /// As Debian, and Tunica counts what it would drop.
+    /// `tcp_syncookies=2`, and Tunica counts what it would drop and answer.
     Observe,
-    /// As Debian, and Tunica drops.
+    /// `tcp_syncookies=2`, and Tunica drops and answers.
     Enforce,
 }
 
@@ -68,11 +126,14 @@ impl Baseline {
         }
     }
 
-    /// The value of `net.ipv4.tcp_syncookies`.
+    /// The value of `net.ipv4.tcp_syncookies`: Tunica answers with cookies only where the listener accepts them, which it
+    /// does with 2. The kernel then sends cookies for every SYN that reaches it, attack or not; observing shows what that
+    /// does alone.
     pub const fn syncookies(self) -> &'static str {
         match self {
             Self::NoCookies => "0",
-            Self::Debian | Self::Observe | Self::Enforce => "1",
+            Self::Debian => "1",
+            Self::Observe | Self::Enforce => "2",
         }
     }
 
@@ -101,7 +162,7 @@ pub struct Row {
     pub arrived: u64,
     /// Time in soft interrupts in that time, all processors, in units of [`TICK`].
     pub softirq_ticks: u64,
-    /// Attack packets sent in the whole act, before and after the window too.
+    /// Attack packets that reached the host in the whole act, before and after the window too.
     pub sent: u64,
     /// What Tunica said about all packets of the whole act, where it ran.
     pub packets: Option<Packets>,
@@ -161,7 +222,7 @@ impl Row {
         Some(Cost::Measured { milliseconds: ticks * milliseconds, deviation: deviation * milliseconds })
     }
 
-    /// Everything that Tunica dropped or would have dropped, most frequent first.
+    /// Everything that Tunica dropped or answered, or would have, most frequent first.
     fn spoken(&self) -> Vec<(Verdict, &'static str, u64)> {
         let mut spoken: Vec<_> = self
             .packets
@@ -178,9 +239,16 @@ impl Row {
         if self.packets.is_none() {
             return "–".to_owned();
         }
+        // The foremost, and others that are worth a digit.
+        let is_shown = |(place, (_, _, count)): &(usize, (Verdict, &'static str, u64))| {
+            *place == 0 || self.sent == 0 || *count * 1000 >= self.sent
+        };
         let words: Vec<String> = self
             .spoken()
             .into_iter()
+            .enumerate()
+            .filter(is_shown)
+            .map(|(_, spoken)| spoken)
             .map(|(verdict, action, count)| {
                 let action = action.replace('_', " ");
                 if self.sent == 0 {
@@ -199,6 +267,9 @@ pub struct Report {
     /// Rows in the order in which they were measured.
     pub rows: Vec<Row>,
 }
+
+/// Part of the visits, 0 to 1, that must succeed in every act with Tunica enforcing.
+pub const AIM: f64 = 0.99;
 
 const HEADINGS: [&str; 9] = [
     "act",
@@ -231,6 +302,31 @@ impl Report {
     /// What the attack of this act cost under this baseline.
     pub fn cost(&self, act: Act, baseline: Baseline) -> Option<Cost> {
         self.row(act, baseline)?.cost(self.row(Act::Quiet, baseline)?)
+    }
+
+    /// Acts in which Tunica, enforcing, kept fewer visitors than [`AIM`], with the part that it kept.
+    pub fn missed(&self) -> Vec<(Act, f64)> {
+        let enforced = self.rows.iter().filter(|row| row.baseline == Baseline::Enforce);
+        // Where nobody came, nobody was served.
+        let parts = enforced.map(|row| (row.act, row.visits.success().unwrap_or(0.0)));
+        parts.filter(|(_, part)| *part < AIM).collect()
+    }
+
+    /// Whether the aim was met, as a sentence; nothing if Tunica was not played enforcing.
+    pub fn verdict(&self) -> Option<String> {
+        let played = self.rows.iter().filter(|row| row.baseline == Baseline::Enforce).count();
+        let missed: Vec<String> = self
+            .missed()
+            .into_iter()
+            .map(|(act, part)| format!("{} ({})", act.title(), percent(Some(part))))
+            .collect();
+        let aim =
+            format!("at least {:.0} % of visits succeed in every act with Tunica enforcing", 100.0 * AIM);
+        match (played, missed.is_empty()) {
+            (0, _) => None,
+            (_, true) => Some(format!("The aim is met: {aim}.")),
+            (_, false) => Some(format!("The aim is missed ({aim}): {}.", missed.join(", "))),
+        }
     }
 
     /// Rows of the table, grouped by act.
@@ -339,26 +435,34 @@ impl Report {
         if act == Act::Quiet {
             return notes;
         }
-        if let Some(dropped) = enforce.and_then(|row| row.share_of_action(Action::Drop)) {
-            notes.push(match dropped {
-                dropped if dropped > 0.9 => {
-                    format!("Tunica drops {} of the attack before the network stack sees it.", percent(Some(dropped)))
+        let shares =
+            |row: &Row, drop, answer| Some((row.share_of_action(drop)?, row.share_of_action(answer)?));
+        if let Some((dropped, answered)) = enforce.and_then(|row| shares(row, Action::Drop, Action::Answer)) {
+            let (drops, answers) = (percent(Some(dropped)), percent(Some(answered)));
+            notes.push(match dropped + answered {
+                _ if answered > 0.9 => {
+                    format!("Tunica answers {answers} of the attack with cookies before the network stack sees it.")
                 }
-                dropped if dropped < 0.05 => format!(
-                    "Tunica drops {} of the attack: each source sends too little for a limit per source, so the kernel's \
-                     SYN cookies carry this act.",
-                    percent(Some(dropped))
+                _ if dropped > 0.9 => format!("Tunica drops {drops} of the attack before the network stack sees it."),
+                stopped if stopped < 0.05 => format!(
+                    "Tunica drops {drops} and answers {answers} of the attack: no limit of it is exceeded, so the kernel \
+                     carries this act."
                 ),
-                dropped => format!("Tunica drops {} of the attack.", percent(Some(dropped))),
+                _ => format!("Tunica drops {drops} and answers {answers} of the attack; the rest reaches the network stack."),
             });
         }
-        if let Some(row) = observe {
-            let (dropped, would) =
-                (row.share_of_action(Action::Drop), row.share_of_action(Action::WouldDrop));
+        if let Some(row) = observe
+            && let Some((would_drop, would_answer)) = shares(row, Action::WouldDrop, Action::WouldAnswer)
+        {
+            let (dropped, answered) =
+                (row.share_of_action(Action::Drop), row.share_of_action(Action::Answer));
             notes.push(format!(
-                "Observing, Tunica drops {} and counts {} that it would have dropped.",
+                "Observing, Tunica drops {} and answers {}, and counts {} that it would have dropped and {} that it would \
+                 have answered.",
                 percent(dropped),
-                percent(would)
+                percent(answered),
+                percent(Some(would_drop)),
+                percent(Some(would_answer))
             ));
         }
         notes
@@ -393,14 +497,18 @@ fn on_success(act: Act, debian: &Row, enforce: &Row) -> String {
 fn on_latency(debian: &Row, enforce: &Row) -> Option<String> {
     let (theirs, ours) = (debian.visits.percentile(99)?, enforce.visits.percentile(99)?);
     let ratio = f64::from(ours.max(1)) / f64::from(theirs.max(1));
-    let word = match ratio {
-        _ if ours.abs_diff(theirs) < UNNOTICED_MICROSECONDS => "much the same",
-        ratio if ratio > SAME_LATENCY => "slower with Tunica enforcing",
-        ratio if ratio < 1.0 / SAME_LATENCY => "faster with Tunica enforcing",
-        _ => "much the same",
+    let is_same = ours.abs_diff(theirs) < UNNOTICED_MICROSECONDS;
+    let (word, times) = match ratio {
+        ratio if !is_same && ratio > SAME_LATENCY => {
+            ("slower with Tunica enforcing", format!(", {ratio:.1} times as long"))
+        }
+        ratio if !is_same && ratio < 1.0 / SAME_LATENCY => {
+            ("faster with Tunica enforcing", format!(", {:.1} times faster", 1.0 / ratio))
+        }
+        _ => ("much the same", String::new()),
     };
     Some(format!(
-        "The slowest visits are {word}: p99 {} µs under Debian's default, {} µs under Tunica.",
+        "The slowest visits are {word}: p99 {} µs under Debian's default, {} µs under Tunica{times}.",
         grouped(theirs.into()),
         grouped(ours.into())
     ))
@@ -511,7 +619,10 @@ mod tests {
         assert!(text.contains("Debian's default does as well for the visitors"), "{text}");
         assert!(text.contains("Tunica spends less: 193 ms"), "{text}");
         assert!(text.contains("drops 99.0 % of the attack before the network stack"), "{text}");
-        assert!(text.contains("Observing, Tunica drops 0.0 % and counts 99.0 %"), "{text}");
+        assert!(
+            text.contains("Observing, Tunica drops 0.0 % and answers 0.0 %, and counts 99.0 %"),
+            "{text}"
+        );
         let last = report.rows.last_mut().unwrap();
         last.softirq_ticks = 360;
         last.visits.failures = 700;
@@ -521,6 +632,18 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Tunica spends more"), "{text}");
+    }
+
+    #[test]
+    fn a_missed_aim_is_named() {
+        let mut report = report();
+        assert!(report.missed().is_empty());
+        assert!(report.verdict().unwrap().contains("is met"));
+        report.rows.last_mut().unwrap().visits.failures = 8;
+        assert_eq!(report.missed().len(), 1);
+        let text = report.verdict().unwrap();
+        assert!(text.contains("missed") && text.contains("fixed-source SYN flood (98.9 %)"), "{text}");
+        assert_eq!(Report::default().verdict(), None);
     }
 
     #[test]

@@ -66,11 +66,14 @@ pub fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// The system call's, if not even the first frame was taken; ENOBUFS means that the interface's ring is full.
-pub fn send_frames<const N: usize>(socket: BorrowedFd<'_>, frames: &[[u8; N]]) -> io::Result<usize> {
+pub fn send_frames(socket: BorrowedFd<'_>, frames: &[impl AsRef<[u8]>]) -> io::Result<usize> {
     let mut pieces: Vec<libc::iovec> = frames
         .iter()
         .take(BATCH)
-        .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: N })
+        .map(|frame| {
+            let bytes = frame.as_ref();
+            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+        })
         .collect();
     let mut messages: Vec<libc::mmsghdr> = pieces
         .iter_mut()
@@ -83,8 +86,8 @@ pub fn send_frames<const N: usize>(socket: BorrowedFd<'_>, frames: &[[u8; N]]) -
         })
         .collect();
     let count = libc::c_uint::try_from(messages.len()).map_err(io::Error::other)?;
-    // SAFETY: `messages` has `count` entries. Each points to its entry of `pieces`, which points to a frame of `N`
-    // bytes that the kernel only reads; all three outlive the call.
+    // SAFETY: `messages` has `count` entries. Each points to its entry of `pieces`, which points to a frame
+    // and says its length; the kernel only reads it, and all three outlive the call.
     let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }

@@ -36,7 +36,7 @@ fn steady(lab: &Lab) -> tunica_tests::flood::Running {
         pattern: Pattern::FixedSyn { sources: 1 },
         rate: 5_000,
         macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443),
+        victim: (HOST, 443).into(),
         seed: 7,
     };
     flood.start(&lab.client, CLIENT_INTERFACE).unwrap()

@@ -247,7 +247,7 @@ fn every_metric_moves_by_its_cause() {
         pattern,
         rate: 30_000,
         macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443),
+        victim: (HOST, 443).into(),
         seed: 9,
     });
     watch.lab.signal(Signal::SIGSTOP).unwrap();
@@ -272,7 +272,7 @@ fn every_metric_moves_by_its_cause() {
         pattern: Pattern::ForgedSyn,
         rate: 100_000,
         macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443),
+        victim: (HOST, 443).into(),
         seed: 11,
     };
     let attack = forged.start(&watch.lab.client, CLIENT_INTERFACE).unwrap();

@@ -237,7 +237,7 @@ fn a_port_over_its_budget_is_explained() {
         pattern: Pattern::ForgedSyn,
         rate: 2_000,
         macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443),
+        victim: (HOST, 443).into(),
         seed: 5,
     };
     let attack = flood.start(&lab.client, CLIENT_INTERFACE).unwrap();

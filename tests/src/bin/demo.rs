@@ -28,7 +28,7 @@ use tunica_tests::{
     client::{PATIENCE, Service},
     counters::{received, softirq_ticks, wait_until_drained},
     report::{Act, Baseline, Report, Row, svg},
-    stage::{ATTACK_SIDE, ATTACKERS_INTERFACE, CLIENT_SIDE, SERVICE, Stage, VISITORS},
+    stage::{ATTACK_SIDE, Attack, CLIENT_SIDE, CONNECTIONS, Stage, VISITORS},
     traces::{Traces, remove_folder},
 };
 
@@ -41,7 +41,7 @@ const LEAD: Duration = Duration::from_millis(500);
 const BLINK: Duration = Duration::from_millis(250);
 
 /// Where the kernel keeps the network's sysctls that the self-check compares.
-const SYSCTLS: [&str; 2] = ["/proc/sys/net/core", "/proc/sys/net/ipv4"];
+const SYSCTLS: [&str; 3] = ["/proc/sys/net/core", "/proc/sys/net/ipv4", "/proc/sys/net/ipv6"];
 
 /// Set by Ctrl-C and its kin.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -51,20 +51,41 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 #[command(name = "demo", bin_name = "cargo xtask demo")]
 struct Arguments {
     /// How long each act lasts, in seconds.
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
     /// Which acts, separated by commas; the quiet one is always played, since the others are measured against it.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Act::ALL)]
-    acts: Vec<Act>,
-    /// Which baselines, separated by commas.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Baseline::ALL)]
-    baselines: Vec<Baseline>,
+    /// Without this option all of them.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    acts: Option<Vec<Act>>,
+    /// Which baselines, separated by commas. Without this option all of them, but the kernel without cookies only in the
+    /// quiet act and in SYN floods, where cookies matter.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    baselines: Option<Vec<Baseline>>,
     /// Where `demo.md` and `demo.svg` are written.
     #[arg(long, default_value = "target/demo")]
     out: PathBuf,
     /// Write them to `docs` as well.
     #[arg(long)]
     write_docs: bool,
+}
+
+impl Arguments {
+    /// What is played, in this order.
+    fn plan(&self) -> Vec<(Baseline, Act)> {
+        let is_whole = self.acts.is_none() && self.baselines.is_none();
+        let is_named = |act: &Act| self.acts.as_ref().is_none_or(|acts| acts.contains(act));
+        let baselines = Baseline::ALL
+            .into_iter()
+            .filter(|baseline| self.baselines.as_ref().is_none_or(|named| named.contains(baseline)));
+        let pairs = baselines.flat_map(|baseline| Act::ALL.map(|act| (baseline, act)));
+        pairs
+            .filter(|(_, act)| *act == Act::Quiet || is_named(act))
+            .filter(|(baseline, act)| {
+                let is_telling = *act == Act::Quiet || act.fills_queue();
+                !is_whole || *baseline != Baseline::NoCookies || is_telling
+            })
+            .collect()
+    }
 }
 
 fn main() -> ExitCode {
@@ -152,22 +173,18 @@ fn play(arguments: &Arguments, traces: Traces) -> Result<()> {
         println!("Removing what the demo of process {} left behind.", dead.pid());
         dead.remove()?;
     }
-    let mut baselines = arguments.baselines.clone();
-    baselines.sort_unstable();
-    baselines.dedup();
-    let acts: Vec<Act> =
-        Act::ALL.into_iter().filter(|act| *act == Act::Quiet || arguments.acts.contains(act)).collect();
-    let needs_daemon = baselines.iter().any(|baseline| baseline.mode().is_some());
+    let plan = arguments.plan();
+    let needs_daemon = plan.iter().any(|(baseline, _)| baseline.mode().is_some());
     let program = needs_daemon.then(|| armed::program("tunicad")).transpose()?;
     let (folder, pins) = (traces.folder(), traces.pins());
     fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
     let machine = machine();
-    println!("Tunica's demo on {machine}: {} acts of {} s.", acts.len() * baselines.len(), arguments.seconds);
+    println!("Tunica's demo on {machine}: {} acts of {} s.", plan.len(), arguments.seconds);
 
     let stage = Stage::build(PURPOSE)?;
-    let mut progress = Progress::new(acts.len() * baselines.len(), arguments.seconds);
+    let mut progress = Progress::new(plan.len(), arguments.seconds);
     let mut report = Report::default();
-    for baseline in baselines {
+    for (baseline, act) in plan {
         go_on()?;
         stage.host.write_sysctl("net/ipv4/tcp_syncookies", baseline.syncookies())?;
         let daemon = match (baseline.mode(), &program) {
@@ -185,19 +202,11 @@ fn play(arguments: &Arguments, traces: Traces) -> Result<()> {
                 Some(Daemon::start(setup, &INTERRUPTED)?)
             }
         };
-        for act in &acts {
-            report.rows.push(perform(
-                *act,
-                baseline,
-                &stage,
-                daemon.as_ref(),
-                arguments.seconds,
-                &mut progress,
-            )?);
-        }
+        report.rows.push(perform(act, baseline, &stage, daemon.as_ref(), arguments.seconds, &mut progress)?);
         if let Some(daemon) = daemon {
             daemon.stop()?;
-            // The filter outlives the daemon by its pins, so these go, and the next baseline starts with empty tables.
+            // The filter outlives the daemon by its pins, so these go: a port still answers with cookies a minute after
+            // a flood, and every act begins with a host that knows of no attack.
             remove_folder(&pins)?;
         }
     }
@@ -216,12 +225,13 @@ fn perform(
     let host = &stage.host;
     wait_until_drained(host, ATTACK_SIDE)?;
     // A new listener each time: it has no half-open connection and remembers no overflow.
-    let service = Service::start(host, SERVICE)?;
+    let visitors = Stage::visitors(act);
+    let service = Service::start(host, visitors.service)?;
     let packets = daemon.map(Daemon::packets).transpose()?;
-    let flood =
-        Stage::attack(act).map(|attack| attack.start(&stage.attackers, ATTACKERS_INTERFACE)).transpose()?;
+    let before = received(host, ATTACK_SIDE)?;
+    let attack = stage.start_attack(act)?;
     pause(LEAD)?;
-    let visitors = VISITORS.start(&stage.client)?;
+    let visitors = visitors.start(&stage.client)?;
     let (begun, first) = (Instant::now(), received(host, ATTACK_SIDE)?);
     let ticks = softirq_ticks()?;
     let mut seen = (begun, first);
@@ -237,9 +247,10 @@ fn perform(
     let (window, arrived) = (begun.elapsed(), received(host, ATTACK_SIDE)? - first);
     // The attack goes on while the last visitors wait.
     let visits = visitors.stop()?;
-    let sent = flood.map(tunica_tests::flood::Running::stop).transpose()?.unwrap_or(0);
+    attack.map(Attack::stop).transpose()?;
     drop(service);
     wait_until_drained(host, ATTACK_SIDE)?;
+    let sent = if act == Act::Quiet { 0 } else { received(host, ATTACK_SIDE)? - before };
     if daemon.is_some() {
         pause(COUNTS_LAG)?;
     }
@@ -320,14 +331,16 @@ fn tell(report: &Report, machine: &str, arguments: &Arguments) -> Result<()> {
         let _ = writeln!(notes, "- **{title}**: {}", sentences.join(" "));
     }
     println!("{}\n{}", notes.replace("**", ""), reading(arguments.seconds));
+    let verdict = report.verdict();
 
     let page = format!(
         "# Demo: a host under attack, with and without Tunica\n\n\
          Written by `cargo xtask demo --seconds {}` on {machine}.\n\n\
          ![success of legitimate visits and softirq time, by act and baseline](demo.svg)\n\n{}\n\
-         ## What the numbers say\n\n{notes}\n## How to read them\n\n{}",
+         ## What the numbers say\n\n{}{notes}\n## How to read them\n\n{}",
         arguments.seconds,
         report.markdown(),
+        verdict.as_ref().map(|verdict| format!("{verdict}\n\n")).unwrap_or_default(),
         reading(arguments.seconds),
     );
     let image = svg(report, machine);
@@ -336,6 +349,11 @@ fn tell(report: &Report, machine: &str, arguments: &Arguments) -> Result<()> {
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         write(&folder.join("demo.md"), &page)?;
         write(&folder.join("demo.svg"), &image)?;
+    }
+    match verdict {
+        Some(missed) if !report.missed().is_empty() => bail!("{missed}"),
+        Some(met) => println!("{met}"),
+        None => {}
     }
     Ok(())
 }
@@ -351,11 +369,21 @@ fn reading(seconds: u64) -> String {
     let (shortest, longest) = VISITORS.think_milliseconds;
     format!(
         "- Baselines: the kernel alone with `net.ipv4.tcp_syncookies=0`; the kernel alone with 1, as Debian sets it; \
-         with 1 and Tunica in mode `observe`; with 1 and Tunica in mode `enforce`, every other setting at its default.\n\
+         Tunica in mode `observe`; Tunica in mode `enforce`, every other setting of Tunica at its default, and started anew \
+         for each act.\n\
+         - With Tunica the sysctl is 2, because only then the listener accepts the cookies that Tunica sends. The kernel \
+         then sends cookies for every SYN that reaches it, attack or not. Observing, Tunica touches nothing, so that row \
+         against Debian's default shows what the sysctl and the counting do, and enforcing against observing what \
+         dropping and answering do. Where the sysctl stays 1, Tunica sends no cookies, and the kernel's defend the port.\n\
+         - Unless acts or baselines are named, the kernel without cookies plays only the quiet act and the SYN floods.\n\
+         - Attackers forge a random source for each packet, except in the fixed-source flood (64 sources), the scan (16) \
+         and the completed handshakes: there {} sources really connect, up to {} times a second each, and reset the \
+         connection at once. Closed ports get SYNs and UDP datagrams in turn, on 16 ports.\n\
          - {} visitors, each with its own address, connect, ask once, read one answer, close, and think for {shortest} to \
          {longest} ms, for {seconds} s an act; a visit fails after {} ms. The service's backlog is {}. p50 and p99 are of \
-         visits that succeeded.\n\
-         - Attack packets/s are those that reached the host's interface. Shares of the verdicts are of all packets sent.\n\
+         visits that succeeded. In the acts over IPv6 the visitors come over IPv6, too, each from a /64 of its own.\n\
+         - Attack packets/s are those that reached the host's interface; of completed handshakes, all their segments. Shares \
+         of the verdicts are of all such packets; verdicts below 0.1 % are left out if another stands there. Visitors' SYNs that are answered count with the attack's.\n\
          - The attackers' packets are socket buffers made by a packet socket on the same machine, and a veth pair hands \
          them to the host on the processor that sends them: generator and receiver share the cores. Here XDP cannot \
          save the making of a socket buffer, as it does on a network card, and the pair copies every such packet for it \
@@ -363,6 +391,8 @@ fn reading(seconds: u64) -> String {
          - Softirq time is `/proc/stat`'s for all processors minus that of the quiet act under the same baseline, with one \
          standard deviation of its sampling. It holds the host's receiving and answering, and the attackers' \
          receiving of the answers. Other work on the machine during the demo adds to it.\n",
+        CONNECTIONS.sources,
+        CONNECTIONS.rate,
         VISITORS.count,
         PATIENCE.as_millis(),
         tunica_tests::client::BACKLOG,

@@ -1,19 +1,25 @@
-//! The chart: two panels of bars, one bar for each act and baseline.
+//! The chart: two panels of bars, one above the other, one bar for each act and baseline.
 
 use std::fmt::Write as _;
 
 use super::{Act, Baseline, Cost, Report};
 
 const WIDTH: f64 = 960.0;
-const HEIGHT: f64 = 430.0;
-const PANEL_WIDTH: f64 = 410.0;
-const PANEL_HEIGHT: f64 = 250.0;
+const HEIGHT: f64 = 680.0;
+const LEFT: f64 = 40.0;
+const PANEL_WIDTH: f64 = 890.0;
+const PANEL_HEIGHT: f64 = 180.0;
+/// From the top of one panel's title to that of the next.
+const PANEL_STEP: f64 = 285.0;
 const TOP: f64 = 110.0;
-const BAR: f64 = 22.0;
+/// The widest that a bar may be, with its gap.
+const BAR: f64 = 24.0;
+/// Letters in a line under the bars.
+const LINE: usize = 13;
 
 /// One panel.
 struct Panel<'a> {
-    left: f64,
+    top: f64,
     title: &'static str,
     acts: &'a [Act],
     most: f64,
@@ -62,14 +68,14 @@ pub fn svg(report: &Report, machine: &str) -> String {
     }
     let panels = [
         Panel {
-            left: 50.0,
+            top: TOP,
             title: "legitimate visits that succeed, %",
             acts: &acts,
             most: 100.0,
             value: &success,
         },
         Panel {
-            left: 520.0,
+            top: TOP + PANEL_STEP,
             title: "softirq time for 100 000 attack packets, ms",
             acts: &attacks,
             most,
@@ -85,34 +91,45 @@ pub fn svg(report: &Report, machine: &str) -> String {
 
 impl Panel<'_> {
     fn draw(&self, image: &mut String) {
-        let bottom = TOP + 20.0 + PANEL_HEIGHT;
-        label(image, (self.left, TOP), "start", 13.0, self.title);
-        let _ = writeln!(
-            image,
-            "<path d=\"M{0} {bottom}H{1}\" stroke=\"#222\"/>",
-            self.left,
-            self.left + PANEL_WIDTH
-        );
+        let bottom = self.top + 20.0 + PANEL_HEIGHT;
+        label(image, (LEFT, self.top), "start", 13.0, self.title);
+        let _ = writeln!(image, "<path d=\"M{LEFT} {bottom}H{}\" stroke=\"#222\"/>", LEFT + PANEL_WIDTH);
         let step = PANEL_WIDTH / self.acts.len().max(1) as f64;
+        let width = BAR.min(step / (Baseline::ALL.len() as f64 + 0.5));
         for (place, act) in self.acts.iter().enumerate() {
-            let middle = self.left + step * (place as f64 + 0.5);
-            for (line, words) in act.title().splitn(2, ' ').enumerate() {
-                label(image, (middle, bottom + 18.0 + 14.0 * line as f64), "middle", 12.0, words);
+            let middle = LEFT + step * (place as f64 + 0.5);
+            for (line, words) in lines(act.title()).iter().enumerate() {
+                label(image, (middle, bottom + 16.0 + 13.0 * line as f64), "middle", 11.0, words);
             }
-            let mut left = middle - BAR * Baseline::ALL.len() as f64 / 2.0;
+            let mut left = middle - width * Baseline::ALL.len() as f64 / 2.0;
             for baseline in Baseline::ALL {
                 if let Some((value, text)) = (self.value)(*act, baseline) {
                     let height = (PANEL_HEIGHT - 14.0) * value / self.most;
                     // Where there is nothing to show, the number says so.
                     if height > 0.0 {
-                        bar(image, (left, bottom - height), (BAR - 3.0, height), colour(baseline));
+                        bar(image, (left, bottom - height), (width - 3.0, height), colour(baseline));
                     }
-                    label(image, (left + (BAR - 3.0) / 2.0, bottom - height - 4.0), "middle", 10.0, &text);
+                    label(image, (left + (width - 3.0) / 2.0, bottom - height - 4.0), "middle", 9.0, &text);
                 }
-                left += BAR;
+                left += width;
             }
         }
     }
+}
+
+/// A title in lines of at most [`LINE`] letters, unless a word is longer.
+fn lines(title: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in title.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= LINE => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) | None => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn bar(image: &mut String, (left, top): (f64, f64), (width, height): (f64, f64), colour: &str) {
@@ -133,6 +150,12 @@ fn label(image: &mut String, (left, base): (f64, f64), anchor: &str, size: f64, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn titles_break_between_words() {
+        assert_eq!(lines("forged-source SYN flood, IPv6"), ["forged-source", "SYN flood,", "IPv6"]);
+        assert_eq!(lines("scan"), ["scan"]);
+    }
 
     #[test]
     fn an_empty_report_is_still_an_image() {
