@@ -125,7 +125,7 @@ fn a_sender_who_hears_nothing_proves_nothing() {
         pattern: Pattern::ForgedSyn,
         rate: 5_000,
         macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443),
+        victim: (HOST, 443).into(),
         seed: 5,
     };
     let running = flood.start(&lab.client, CLIENT_INTERFACE).unwrap();
