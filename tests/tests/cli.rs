@@ -278,7 +278,7 @@ fn a_reload_adds_drops_and_renames_interfaces() {
     // A new interface that cannot be attached to refuses the whole.
     let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/prebuilt/shield.o");
     let pin = format!("{}-other", lab.pins().display());
-    lab.run_in_host("bpftool", &["prog", "load", object, &pin, "type", "xdp"]).unwrap();
+    lab.run_in_host("bpftool", &["prog", "load", object, &pin]).unwrap();
     let attached = lab.run_in_host("bpftool", &["net", "attach", "xdpdrv", "pinned", &pin, "dev", "h1"]);
     fs::remove_file(&pin).unwrap();
     attached.unwrap();
