@@ -63,13 +63,14 @@ shared_struct! {
 pub const PROOF_RING_BYTES: usize = 64 * 1024;
 
 shared_struct! {
-    /// A source completed a handshake beyond its pace. The kernel's word: nobody completes one with a forged address.
+    /// A source completed a handshake beyond its pace, or returned a good cookie beyond its limit. The kernel's word:
+    /// nobody does either with a forged address.
     pub struct Proof {
         /// When, nanoseconds of `CLOCK_MONOTONIC` (coarse).
         pub time_ns: u64,
         /// The peer of the connection.
         pub source: AddressBytes,
-        /// How many handshakes of it were too many, this one among them.
+        /// How many handshakes of it were too many, this one among them; 0 if a cookie is the proof.
         pub violations: u64,
         /// The port it connected to, host order.
         pub port: u32,

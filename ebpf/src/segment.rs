@@ -5,6 +5,7 @@
 //! source, which costs an honest peer nothing: its segments find their socket first.
 
 use tunica_common::{
+    event::Proof,
     gcra::Limit,
     keys::SourceKey,
     policy::{Policy, keyed_hash},
@@ -51,7 +52,7 @@ fn objection(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet) -> Option<
     let may_return_cookie = packet.tcp_flags & (FLAG_ACK | FLAG_SYN | FLAG_RST) == FLAG_ACK;
     if socket == Socket::Listener && may_return_cookie && sockets::returns_cookie(frame, packet) {
         packet.kind = Verdict::CookieAck;
-        return if is_first(policy, packet, hash) { returned(policy, packet, now, &key, hash) } else { None };
+        return returned_once(policy, packet, now, &key, hash);
     }
     let limit =
         Limit { cost_ticks: policy.segment_cost_ticks, tolerance_ticks: policy.segment_tolerance_ticks };
@@ -61,23 +62,46 @@ fn objection(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet) -> Option<
     Some(Objection { verdict: Verdict::NoSocket, now: Some(now) })
 }
 
-/// Whether no segment of this connection came before. Several may, until the first has made a socket, and one connection
-/// counts once. Two connections that share a row and alternate count more often.
+/// What speaks against a connection whose cookie came back. Several of its segments may come until the first has made a
+/// socket, and all of them share the answer that the first one got. Two connections that share a row and alternate count
+/// more often.
 #[inline(always)]
-fn is_first(policy: &Policy, packet: &Packet, hash: u64) -> bool {
+fn returned_once(
+    policy: &Policy,
+    packet: &Packet,
+    now: u64,
+    key: &SourceKey,
+    hash: u64,
+) -> Option<Objection> {
+    /// The low bit of a row says that the connection was refused.
+    const REFUSED: u64 = 1;
     let [secret, _] = policy.secret;
     let ports = u64::from(packet.source_port) << 16 | u64::from(packet.destination_port);
     let [high, low] = packet.source;
     // The whole source, which for IPv6 is more than what it counts by.
-    let mark = (hash ^ ports.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low.rotate_left(17) ^ high ^ secret) | 1;
-    match tables::returned(mark) {
-        Some(last) if *last == mark => false,
-        Some(last) => {
-            *last = mark;
-            true
-        }
-        None => true,
+    let mark =
+        (hash ^ ports.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low.rotate_left(17) ^ high ^ secret) & !REFUSED;
+    let last = tables::returned(mark)?;
+    if *last & !REFUSED == mark {
+        let is_refused = *last & REFUSED != 0;
+        return is_refused.then_some(Objection { verdict: Verdict::SynRate, now: Some(now) });
     }
+    let objection = returned(policy, packet, now, key, hash);
+    *last = mark;
+    if let Some(objection) = &objection {
+        *last = mark | REFUSED;
+        if objection.verdict.slot() != Verdict::PortRate.slot() {
+            // The cookie proves who it is that wants too much.
+            tables::prove(&Proof {
+                time_ns: now,
+                source: shield::address(packet.source),
+                violations: 0,
+                port: u32::from(packet.destination_port),
+                reserved: 0,
+            });
+        }
+    }
+    objection
 }
 
 /// A good cookie completes a handshake whose SYN was not counted: its source and its port count it now.

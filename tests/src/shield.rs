@@ -23,7 +23,7 @@ use tunica_common::{
     event::{Event, tally_slot},
     gcra::Limit,
     keys::{ALLOW_BY_OPERATOR, AddressBytes, AllowEntry, BAN_DYNAMIC, BanEntry},
-    layout::SEGMENT_GATE,
+    layout::{PROOFS, SEGMENT_GATE},
     policy::{DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS, HostState, Policy, PortState},
     verdict::{Action, Verdict},
 };
@@ -52,6 +52,9 @@ const XDP_TX: u32 = 3;
 /// The secret of test shields: fixed, so that a failure repeats.
 pub const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 
+const DEFAULT_SIZES: Sizes =
+    Sizes { bans: DEFAULT_BANS as u32, nets: DEFAULT_NETS as u32, allow: DEFAULT_ALLOW as u32 };
+
 /// A loaded shield.
 pub struct Shield {
     ebpf: Ebpf,
@@ -71,9 +74,17 @@ impl Shield {
     /// # Errors
     /// If this is not root, or the kernel refuses.
     pub fn load() -> Result<Self> {
-        let sizes =
-            Sizes { bans: DEFAULT_BANS as u32, nets: DEFAULT_NETS as u32, allow: DEFAULT_ALLOW as u32 };
-        Self::load_sized(sizes)
+        // The program looks for sockets where the caller is. This thread stays there.
+        unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace for this thread")?;
+        Self::load_sized(DEFAULT_SIZES)
+    }
+
+    /// Loads the embedded object, its listeners in the caller's own network namespace.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn load_here() -> Result<Self> {
+        Self::load_sized(DEFAULT_SIZES)
     }
 
     /// Loads the embedded object with tables of these sizes.
@@ -82,8 +93,6 @@ impl Shield {
     /// If this is not root, or the kernel refuses.
     pub fn load_sized(sizes: Sizes) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "loading a BPF program needs root: run the tests as root");
-        // The program looks for sockets where the caller is. This thread stays there.
-        unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace for this thread")?;
         let mut ebpf = object::load(sizes, None)?;
         let gate = ebpf.map_mut(SEGMENT_GATE).context("the object has no gate of segments")?;
         let mut gate: PerCpuArray<_, u64> = PerCpuArray::try_from(gate)?;
@@ -331,6 +340,16 @@ impl Shield {
             events.push(event);
         }
         Ok(events)
+    }
+
+    /// Takes every proof out of its ring buffer, and says how many there were.
+    ///
+    /// # Errors
+    /// If the object has no such buffer.
+    pub fn proofs(&mut self) -> Result<usize> {
+        let ring = self.ebpf.map_mut(PROOFS).context("the object has no ring of proofs")?;
+        let mut ring = RingBuf::try_from(ring)?;
+        Ok(std::iter::from_fn(|| ring.next().map(|_| ())).count())
     }
 
     /// Reads every tally anew, so that the next [`Shield::run`] counts from here.

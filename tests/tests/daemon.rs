@@ -120,7 +120,8 @@ fn without_a_heartbeat_the_policy_for_silence_applies_and_ends_with_it() {
 fn generic_mode_only_where_it_is_allowed_and_never_in_silence() {
     let mut lab = Lab::new("generic").unwrap();
     let on_loopback = |lab: &Lab, attach: &str| {
-        lab.configure(&format!("mode = \"observe\"\nattach = \"{attach}\""), "").unwrap();
+        let shield = format!("mode = \"observe\"\nattach = \"{attach}\"\nfallback = \"none\"");
+        lab.configure(&shield, "").unwrap();
         let path = lab.path("tunica.toml");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace(HOST_INTERFACE, "lo")).unwrap();

@@ -142,7 +142,7 @@ fn machine() -> Result<()> {
 /// Loads the shield, runs the rows, attaches and sends frames.
 fn shield() -> Result<()> {
     check_capabilities()?;
-    let mut shield = match Shield::load() {
+    let mut shield = match Shield::load_here() {
         Ok(shield) => shield,
         Err(error) => {
             // Whether this kernel should have refused is for the host to say.

@@ -294,9 +294,9 @@ pub struct Bans {
 pub struct Evidence {
     /// `handshakes`: whether completed connections count; `true` by default.
     pub handshakes: bool,
-    /// `connections_per_second`: what one source may complete in the long run; 5 by default.
+    /// `connections_per_second`: what one source may complete in the long run; 10 by default.
     pub connections_per_second: NonZeroU32,
-    /// `burst`: connections at once; 40 by default.
+    /// `burst`: connections at once; 100 by default.
     pub burst: NonZeroU32,
     /// `ban_threshold`: violations that ban a source; 5 by default.
     pub ban_threshold: NonZeroU32,

@@ -394,15 +394,15 @@ keys! {
         Switch,
         "Whether completed connections count: nobody completes one with a forged address. Needs a mounted control group hierarchy of version 2.";
     HANDSHAKE_RATE: Number = "evidence.connections_per_second",
-        Absent::Default("5"),
+        Absent::Default("10"),
         Number {
             least: 1, most: 1_000, unit: "connections a second",
             below: "every visitor would be an offender",
             above: "no source could connect so fast, so none would ever offend",
         },
-        "How many connections a second one source may complete in the long run; each one beyond is a violation. Below `shield.syn.per_source_per_second`, which refuses what is faster before it completes.";
+        "How many connections a second one source may complete in the long run; each one beyond is a violation. So is a good SYN cookie that comes back beyond the limit of `[shield.syn]`. A number below `shield.syn.per_source_per_second` makes offenders of sources that the limit lets through.";
     HANDSHAKE_BURST: Number = "evidence.burst",
-        Absent::Default("40"),
+        Absent::Default("100"),
         Number {
             least: 1, most: 10_000, unit: "connections",
             below: "every visitor would be an offender",
