@@ -232,6 +232,7 @@ fn a_port_over_its_budget_is_explained() {
     lab.host.write_sysctl("net/ipv4/tcp_syncookies", "2").unwrap();
     lab.configure("mode = \"enforce\"", "[shield.port_syn]\nper_second = 10\nburst = 10").unwrap();
     lab.start().unwrap();
+    let _listener = lab.host.run(|| Ok(std::net::TcpListener::bind("[::]:443")?)).unwrap();
     assert_eq!(lab.json(&["explain", "192.0.2.7"]).unwrap()["over_budget"], Value::Null);
     let flood = Flood {
         pattern: Pattern::ForgedSyn,

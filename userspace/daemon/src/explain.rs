@@ -250,6 +250,12 @@ fn undo(
             (Class::Port, _) => {
                 advice.push("raise the port's limit under [shield.ports], then `tunica reload`".to_owned());
             }
+            (Class::NoSocket, Verdict::NoListener) => {
+                advice.push(
+                    "start the service that should listen there, on all addresses for this probe to find it"
+                        .to_owned(),
+                );
+            }
             (Class::NoSocket, _) => {
                 advice.push("raise the limits under [shield.no_socket], then `tunica reload`".to_owned());
             }

@@ -536,7 +536,7 @@ impl Shield {
             name: name.to_owned(),
             hook,
             is_ours,
-            by_nftables: !is_ours && self.stand_ins.iter().any(|stand_in| stand_in == name),
+            by_nftables: hook.is_some() && !is_ours && self.stand_ins.iter().any(|stand_in| stand_in == name),
             link_id: self.attachments.get(name).and_then(Attachment::link_id),
             problem: unread.or_else(|| self.problems.get(name).cloned()).or(differs),
         }
