@@ -149,7 +149,6 @@ messages! {
         "Disk, memory or clock of the host is not well or not known; it is said again only after it was well.";
     "host_watch_failed", "warn",
         "The kernel's messages about addresses and interfaces cannot be heard; changes are found every 30 s instead.";
-    "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass, was not made; see to the disk.";
     "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass or attack mode, was not made; see to the disk.";
     "ledger_damaged", "error", "The ledger could not be read and was set aside; bans and allow entries made before are not in force.";
     "config_reloaded", "info", "The configuration file was read again and is in force.";
