@@ -104,7 +104,7 @@ pub fn answer(frame: &Frame<'_>) -> u32 {
     }
     let Some(scratch) = tables::scratch() else { return xdp_action::XDP_PASS };
     let Some(start) = frame.get::<3>(12) else { return xdp_action::XDP_PASS };
-    let room = Room(scratch.as_mut_ptr().cast());
+    let room = Room { start: scratch.as_mut_ptr().cast(), zero: policy.zero as usize };
     let is_v4 = match start {
         [0x08, 0x00, 0x45] => true,
         [0x86, 0xdd, version] if version >> 4 == 6 => false,
@@ -144,12 +144,15 @@ fn answer_ip<const V4: bool>(
         return shield::pass(frame, Verdict::SynTrickle, bytes);
     }
     let header_bytes = usize::from(room.byte(AT_TCP + 12) >> 4) << 2;
-    let option_bytes = header_bytes.wrapping_sub(TCP_BYTES);
-    if option_bytes > 40 {
+    if header_bytes < TCP_BYTES {
         return shield::pass(frame, Verdict::SynOverBudget, bytes);
     }
+    // At most 40. The mask says so to the verifier, and the 0 keeps the compiler from removing it: it knows better already.
+    let option_bytes = ((header_bytes - TCP_BYTES) | policy.zero as usize) & 0x3f;
+    // The same for "at least one": not every verifier remembers a comparison with 0.
+    let at_least_one = ((option_bytes.wrapping_sub(1) | policy.zero as usize) & 0x3f) + 1;
     if option_bytes > 0
-        && !room.load(frame, ETHERNET_BYTES + ip_bytes + TCP_BYTES, AT_TCP + TCP_BYTES, option_bytes)
+        && !room.load(frame, ETHERNET_BYTES + ip_bytes + TCP_BYTES, AT_TCP + TCP_BYTES, at_least_one)
     {
         return shield::pass(frame, Verdict::SynOverBudget, bytes);
     }
@@ -158,7 +161,7 @@ fn answer_ip<const V4: bool>(
     }
     // SAFETY: the headers lie in the scratch room at these offsets, which the verifier checks.
     let made = unsafe {
-        let (ip, tcp) = (room.0.add(AT_IP), room.0.add(AT_TCP));
+        let (ip, tcp) = (room.start.add(AT_IP), room.start.add(AT_TCP));
         if V4 {
             bpf_tcp_raw_gen_syncookie_ipv4(ip.cast(), tcp.cast(), (option_bytes + TCP_BYTES) as u32)
         } else {
@@ -365,31 +368,35 @@ const fn folded(sum: u64) -> u16 {
 }
 
 /// The scratch room as bytes. Offsets are constants, or masked so that they stay inside: the verifier checks each one.
-struct Room(*mut u8);
+struct Room {
+    start: *mut u8,
+    /// [`Policy::zero`]: what it is added to, the compiler cannot prove small, so that a mask stays.
+    zero: usize,
+}
 
 impl Room {
     #[inline(always)]
     fn byte(&self, at: usize) -> u8 {
         // SAFETY: see the type.
-        unsafe { *self.0.add(at) }
+        unsafe { *self.start.add(at) }
     }
 
     #[inline(always)]
     fn half(&self, at: usize) -> u16 {
         // SAFETY: see the type; every caller's offset is even.
-        unsafe { *self.0.add(at).cast() }
+        unsafe { *self.start.add(at).cast() }
     }
 
     #[inline(always)]
     fn set_half(&self, at: usize, half: u16) {
         // SAFETY: as above.
-        unsafe { *self.0.add(at).cast() = half }
+        unsafe { *self.start.add(at).cast() = half }
     }
 
     /// The byte at `at` of the TCP options.
     #[inline(always)]
     fn option(&self, at: usize) -> u8 {
-        self.byte(AT_TCP + TCP_BYTES + (at & 0x3f))
+        self.byte(AT_TCP + TCP_BYTES + ((at | self.zero) & 0x3f))
     }
 
     #[inline(always)]
@@ -397,7 +404,7 @@ impl Room {
         let mut index = 0;
         while index < PLACES / 8 {
             // SAFETY: see the type. Volatile, because the compiler would make a call of four plain stores.
-            unsafe { self.0.add(AT_PLACES).cast::<u64>().add(index).write_volatile(0) };
+            unsafe { self.start.add(AT_PLACES).cast::<u64>().add(index).write_volatile(0) };
             index += 1;
         }
     }
@@ -406,7 +413,7 @@ impl Room {
     #[inline(always)]
     fn note(&self, kind: u8, at: usize) {
         // SAFETY: see the type.
-        unsafe { *self.0.add(AT_PLACES + (usize::from(kind) & (PLACES - 1))) = at.wrapping_add(1) as u8 }
+        unsafe { *self.start.add(AT_PLACES + (usize::from(kind) & (PLACES - 1))) = at.wrapping_add(1) as u8 }
     }
 
     /// Where an option of this kind, or of one with the same low bits, begins; or [`NOWHERE`].
@@ -419,7 +426,7 @@ impl Room {
     #[inline(always)]
     fn load(&self, frame: &Frame<'_>, from: usize, to: usize, length: usize) -> bool {
         // SAFETY: see the type.
-        let to = unsafe { self.0.add(to) };
+        let to = unsafe { self.start.add(to) };
         frame.copy_to(from, to, length)
     }
 
@@ -427,7 +434,7 @@ impl Room {
     #[inline(always)]
     fn store(&self, frame: &Frame<'_>, length: u32) -> bool {
         // SAFETY: see the type.
-        let from = unsafe { self.0.add(AT_REPLY) };
+        let from = unsafe { self.start.add(AT_REPLY) };
         frame.overwrite(from, length)
     }
 }
