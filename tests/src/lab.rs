@@ -241,13 +241,23 @@ impl Lab {
     /// # Errors
     /// If it cannot be started.
     pub fn tunica_as(&self, gid: u32, arguments: &[&str]) -> Result<Ran> {
+        self.tunica_by(65_534, gid, arguments)
+    }
+
+    /// Runs `tunica` as user `uid` with group `gid` alone.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn tunica_by(&self, uid: u32, gid: u32, arguments: &[&str]) -> Result<Ran> {
         // The folders of the build and of the test are root's alone on some machines, so the program is copied.
-        let copy = PathBuf::from(format!("/dev/shm/tunica-cli-{}", std::process::id()));
+        let lab = self.folder.path().file_name().unwrap_or_default();
+        let copy = Path::new("/dev/shm").join(lab);
         fs::copy(program("tunica")?, &copy)?;
         open_to_all(&copy, 0o755)?;
         open_to_all(self.folder.path(), 0o755)?;
         let mut command = Command::new("setpriv");
-        command.args(["--reuid", "65534", "--regid", &gid.to_string(), "--clear-groups"]).arg(&copy);
+        let (uid, gid) = (uid.to_string(), gid.to_string());
+        command.args(["--reuid", &uid, "--regid", &gid, "--clear-groups"]).arg(&copy);
         let ran = self.finish(command.args(arguments));
         let _ = fs::remove_file(&copy);
         ran

@@ -18,7 +18,11 @@ use std::{
     thread,
 };
 
-use tunica_tests::lab::Lab;
+use nix::sys::signal::Signal;
+use tunica_tests::{
+    frame::{TCP, tcp, v4},
+    lab::{HOST, Lab},
+};
 use tunicad::shell::xdp::{object, probe};
 
 /// Names the socket to a copy of this executable that runs as a guest.
@@ -237,4 +241,105 @@ fn a_ban_of_ones_own_ssh_session_is_refused_unless_meant() {
     let ran = lab.tunica_over_ssh("203.0.113.5", &["ban", "add", "203.0.113.5", "--even-me"]).unwrap();
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().len(), 2);
+}
+
+/// The numbers of Debian's base-passwd.
+const MAIL: u32 = 8;
+const NEWS: u32 = 9;
+
+#[test]
+fn reports_of_configured_accounts_ban_and_those_of_others_do_not() {
+    let mut lab = Lab::new("reports").unwrap();
+    lab.configure(
+        "mode = \"enforce\"\nstale_after_seconds = 5",
+        "[evidence]\nban_threshold = 3\nreporters = [\"mail 6/3600s\", \"no-such-account 1/1s\"]",
+    )
+    .unwrap();
+    lab.count_in_stack("seen", "ip saddr 203.0.113.5").unwrap();
+    lab.start().unwrap();
+    let warnings = lab.json(&["status"]).unwrap()["warnings"].to_string();
+    assert!(warnings.contains("accounts that cannot be found: no-such-account;"), "{warnings}");
+
+    let group = nix::unistd::Group::from_name("nogroup").unwrap().expect("the group nogroup").gid.as_raw();
+    let report = |lab: &Lab, uid: u32, source: &str, more: &[&str]| {
+        let arguments = [&["report", source, "--reason", "wrong password"], more].concat();
+        lab.tunica_by(uid, group, &arguments).unwrap()
+    };
+    let bans = |lab: &Lab| lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().clone();
+    let reports = |lab: &Lab, result: &str| {
+        lab.metric(&format!("tunica_reports_total{{result=\"{result}\"}}")).unwrap()
+    };
+
+    // Members of the group whom the configuration does not name are heard by nobody.
+    for _ in 0..4 {
+        let ran = report(&lab, NEWS, "203.0.113.5", &[]);
+        assert_eq!(ran.code, Some(5), "{ran:?}");
+        assert!(ran.err.contains("uid 9 is no reporter"), "{ran:?}");
+    }
+    // A reporter outside the group does not reach the socket, and one inside may do nothing else.
+    let ran = lab.tunica_by(MAIL, MAIL, &["report", "203.0.113.5", "--reason", "x"]).unwrap();
+    assert_eq!(ran.code, Some(5), "{ran:?}");
+    assert!(ran.err.contains("join the group"), "{ran:?}");
+    let ran = lab.tunica_by(MAIL, group, &["ban", "add", "203.0.113.5"]).unwrap();
+    assert_eq!(ran.code, Some(5), "{ran:?}");
+    assert_eq!(lab.tunica_by(MAIL, group, &["ban", "list"]).unwrap().code, Some(0));
+
+    let mut ip = v4([203, 0, 113, 5], TCP);
+    ip.destination = HOST.octets();
+    let syn = ip.frame(&tcp(2, 5));
+    for count in 1..=2 {
+        let expected =
+            format!("report {count} of 3 against 203.0.113.5 within 3600 s; the last of them bans it\n");
+        let as_words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let dry = report(&lab, MAIL, "203.0.113.5", &["--dry-run"]);
+        assert!(as_words(&dry.out).ends_with(&as_words(&expected)), "{dry:?}");
+        let ran = report(&lab, MAIL, "203.0.113.5", &["--service", "imap"]);
+        assert_eq!(as_words(&ran.out), as_words(&expected), "{ran:?}");
+    }
+    lab.send(&syn, 5).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 5);
+    let ran = report(&lab, MAIL, "203.0.113.5", &["--service", "imap"]);
+    assert!(ran.out.contains("203.0.113.5 is banned for 300 s") && ran.out.contains("rung 1"), "{ran:?}");
+    lab.send(&syn, 5).unwrap();
+    assert_eq!(lab.in_stack("seen").unwrap(), 5);
+    let ban = &bans(&lab)[0];
+    assert_eq!((ban["origin"].as_str(), ban["rung"].as_u64()), (Some("report"), Some(1)));
+    assert_eq!(ban["reason"], "3 reports, the last by uid 8 (imap): wrong password");
+    assert_eq!(lab.metric("tunica_bans_active{origin=\"report\"}").unwrap(), Some(1.0));
+
+    // Whoever is protected cannot be reported, and a budget is a budget; root has none.
+    let ran = report(&lab, MAIL, "10.77.0.1", &[]);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(ran.err.contains("own addresses"), "{ran:?}");
+    for source in ["203.0.113.6", "203.0.113.7"] {
+        assert_eq!(report(&lab, MAIL, source, &[]).code, Some(0));
+    }
+    for more in [&[][..], &["--dry-run"]] {
+        let ran = report(&lab, MAIL, "203.0.113.6", more);
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(ran.err.contains("uid 8 has used up its budget"), "{ran:?}");
+    }
+    lab.must(&["report", "203.0.113.6", "--reason", "by root"]).unwrap();
+    assert_eq!(bans(&lab).len(), 1);
+    for (result, count) in [
+        ("accepted", 6.0),
+        ("refused_budget", 1.0),
+        ("refused_protected", 1.0),
+        ("refused_forbidden", 4.0),
+        ("refused_full", 0.0),
+    ] {
+        assert_eq!(reports(&lab, result), Some(count), "{result}");
+    }
+    let log = lab.log();
+    assert!(log.contains("reporter_over_budget") && log.contains("report_refused_protected"), "{log}");
+    assert!(!log.contains("203.0.113") && !log.contains("wrong password"), "{log}");
+
+    // The ban rests on somebody's word, so it lapses with the daemon that took it.
+    lab.signal(Signal::SIGSTOP).unwrap();
+    lab.wait_for("the ban to lapse", |lab| {
+        lab.send(&syn, 1)?;
+        Ok(lab.in_stack("seen")? > 5)
+    })
+    .unwrap();
+    lab.signal(Signal::SIGCONT).unwrap();
 }

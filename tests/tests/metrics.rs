@@ -206,6 +206,10 @@ fn every_metric_moves_by_its_cause() {
     watch.exceeds("tunica_ledger_commits_total", commits);
     watch.lab.tunica(&["ban", "add", "127.0.0.1"]).unwrap();
     watch.becomes("tunica_bans_refused_total{reason=\"protected\"}", 1.0);
+    for (source, result) in [("203.0.113.77", "accepted"), ("127.0.0.1", "refused_protected")] {
+        watch.lab.tunica(&["report", source, "--reason", "test"]).unwrap();
+        watch.becomes(&format!("tunica_reports_total{{result=\"{result}\"}}"), 1.0);
+    }
     watch.exceeds("tunica_control_requests_total{result=\"ok\",verb=\"ban_add\"}", 0.0);
     watch.exceeds("tunica_control_requests_total{result=\"refused\",verb=\"ban_add\"}", 0.0);
     watch.exceeds("tunica_http_requests_total{path=\"/metrics\",status=\"200\"}", 1.0);

@@ -11,7 +11,7 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 use tunica_api::{
-    request::{AllowAdd, BanAdd, Explain, Length, Reload, Request},
+    request::{AllowAdd, BanAdd, Explain, Length, Reload, Report, Request},
     wire::{MAX_REQUEST_BYTES, read_answer, read_request, write_answer, write_request},
 };
 use tunica_core::id::{BanTarget, PacketSource, Prefix};
@@ -130,6 +130,7 @@ fn requests() -> Vec<Request> {
         }),
         Request::BanRemove { source: source.into(), dry_run: false },
         Request::BanRemove { source: BanTarget::Range(prefix), dry_run: true },
+        Request::Report(Report { source, reason: reason(), service: Some("imap".to_owned()), dry_run: true }),
         Request::AllowList {},
         Request::AllowAdd(AllowAdd { prefix, length: Length::Forever, reason: reason(), dry_run: false }),
         Request::AllowRemove { prefix, dry_run: true },
@@ -160,6 +161,12 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
         Request::BanRemove { .. } => {
             Request::BanRemove { source: target(drawn)?, dry_run: drawn.arbitrary()? }
         }
+        Request::Report(_) => Request::Report(Report {
+            source: source(drawn)?,
+            reason: drawn.arbitrary()?,
+            service: drawn.arbitrary()?,
+            dry_run: drawn.arbitrary()?,
+        }),
         Request::AllowAdd(_) => Request::AllowAdd(AllowAdd {
             prefix: prefix(drawn)?,
             length: length(drawn)?,

@@ -261,10 +261,8 @@ fn command(
     Ok(match drawn.choose_iter(commands_of_each_kind())? {
         Command::SetBan { .. } => {
             let (rung, reason) = (drawn.arbitrary()?, drawn.arbitrary()?);
-            Command::SetBan {
-                source,
-                fact: BanFact { id, since, expires, rung, origin: BanOrigin::Operator, reason },
-            }
+            let origin = drawn.choose_iter(BanOrigin::ALL)?;
+            Command::SetBan { source, fact: BanFact { id, since, expires, rung, origin, reason } }
         }
         Command::LiftBan { .. } => Command::LiftBan { source },
         Command::SetNetBan { .. } => {

@@ -25,6 +25,8 @@ pub enum Request {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Count an offence against a source; enough of them ban it.
+    Report(Report),
     /// The whole allow list, with who asked for each entry.
     AllowList {},
     /// Protect a range from bans and per-source limits.
@@ -103,6 +105,7 @@ impl Request {
             | Self::Doctor {} => true,
             Self::BanAdd(_)
             | Self::BanRemove { .. }
+            | Self::Report(_)
             | Self::AllowAdd(_)
             | Self::AllowRemove { .. }
             | Self::Reload(_)
@@ -114,6 +117,12 @@ impl Request {
         }
     }
 
+    /// Whether whoever reaches the socket may make the request, because the answer depends on who asks: the daemon believes
+    /// the accounts that its configuration names.
+    pub const fn is_report(&self) -> bool {
+        matches!(self, Self::Report(_))
+    }
+
     /// The verb as it stands on the wire and in log messages.
     pub const fn verb(&self) -> &'static str {
         match self {
@@ -123,6 +132,7 @@ impl Request {
             Self::BanList {} => "ban_list",
             Self::BanAdd(_) => "ban_add",
             Self::BanRemove { .. } => "ban_remove",
+            Self::Report(_) => "report",
             Self::AllowList {} => "allow_list",
             Self::AllowAdd(_) => "allow_add",
             Self::AllowRemove { .. } => "allow_remove",
@@ -167,6 +177,22 @@ pub struct BanAdd {
     /// Where the caller is logged in from: a ban that hits it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<PacketSource>,
+    /// Say what would happen and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// See [`Request::Report`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// Whom; never a range.
+    pub source: PacketSource,
+    /// What it did: at most 200 characters, kept in the ledger if the source is banned.
+    pub reason: String,
+    /// Towards which service: at most 32 letters, digits, `.`, `_` and `-`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
     /// Say what would happen and change nothing.
     #[serde(default)]
     pub dry_run: bool,

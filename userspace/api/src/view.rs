@@ -59,8 +59,10 @@ pub enum RefusedCode {
     Full,
     /// A value is out of range or the request makes no sense.
     Invalid,
-    /// The caller may only read.
+    /// The caller may only read, or its reports are not believed.
     Forbidden,
+    /// The caller has used up its budget of reports.
+    OverBudget,
     /// The new configuration has faults; the old one stays in force.
     BadConfig,
     /// The request was fine but the daemon failed at it.

@@ -106,7 +106,7 @@ mod tests {
     use tunica_core::time::WallTime;
 
     use crate::{
-        request::{BanAdd, Length},
+        request::{BanAdd, Length, Report},
         view::{Change, Counter, Counters, Differences},
     };
 
@@ -125,6 +125,23 @@ mod tests {
             "{\"schema\":1,\"verb\":\"ban_add\",\"source\":\"192.0.2.7\",\"length\":{\"seconds\":300},\"reason\":\"scan\",\"operator\":\"2001:db8::/64\",\"dry_run\":true}\n"
         );
         assert_eq!(read_request(&line).unwrap(), request);
+    }
+
+    #[test]
+    fn reports_name_a_source_and_no_range() {
+        let line =
+            "{\"schema\":1,\"verb\":\"report\",\"source\":\"2001:db8::9\",\"reason\":\"wrong password\"}\n";
+        let request = Request::Report(Report {
+            source: "2001:db8::/64".parse().unwrap(),
+            reason: "wrong password".to_owned(),
+            service: None,
+            dry_run: false,
+        });
+        assert_eq!(read_request(line.as_bytes()).unwrap(), request);
+        assert!(request.is_report() && !request.is_read_only());
+        let range = line.replace("2001:db8::9", "192.0.2.0/24");
+        let message = read_request(range.as_bytes()).unwrap_err().to_string();
+        assert!(message.contains("192.0.2.0/24"), "{message}");
     }
 
     #[test]

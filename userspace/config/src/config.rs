@@ -302,6 +302,31 @@ pub struct Evidence {
     pub ban_threshold: NonZeroU32,
     /// `window_seconds`: how long a violation counts; 60 s by default.
     pub window: Duration,
+    /// `reporters`: accounts whose reports are believed; none by default.
+    pub reporters: Vec<Reporter>,
+    /// `report_window_seconds`: how long a report counts; an hour by default.
+    pub report_window: Duration,
+}
+
+/// An account whose reports are believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reporter {
+    /// Its name.
+    pub account: String,
+    /// How many reports it may make, and as many at once.
+    pub count: NonZeroU32,
+    /// In how many seconds.
+    pub seconds: NonZeroU32,
+    /// The two numbers above in core's units.
+    pub pace: Pace,
+}
+
+impl fmt::Display for Reporter {
+    /// As in a configuration file: `mail 20/60s`.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}/{}s", self.account, self.count, self.seconds)
+    }
 }
 
 /// `[tor]`: whose connections may never be banned.
@@ -360,7 +385,7 @@ fn each_second(count: NonZeroU32) -> Pace {
 }
 
 impl Config {
-    /// What the coordinator decides by.
+    /// What the coordinator decides by. Names of accounts are for the daemon to look up, so nobody may report yet.
     ///
     /// # Errors
     /// [`LadderError`], which a validated ladder gives no cause for.
@@ -406,6 +431,8 @@ impl Config {
             }),
             ban_threshold: self.evidence.ban_threshold.get(),
             violation_window: self.evidence.window,
+            reporters: BTreeMap::new(),
+            report_window: self.evidence.report_window,
             lockdown: shield.lockdown,
             ports: shield.ports.settings(),
             net_capacity: shield.tables.cidrs.get(),

@@ -7,8 +7,8 @@ use tunica_common::{gcra, verdict::Class};
 use crate::{
     config::{Attach, Fallback, LogFormat, LogLevel, Mode, OnStale},
     rule::{
-        AbsolutePath, Account, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf, PortName, PortRate,
-        Rule, Switch, VerdictOf,
+        AbsolutePath, Account, AccountRate, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf,
+        PortName, PortRate, Rule, Switch, VerdictOf,
     },
 };
 
@@ -426,6 +426,18 @@ keys! {
             above: "a busy visitor would be banned for what it did yesterday",
         },
         "How long a violation counts.";
+    REPORTERS: List<AccountRate> = "evidence.reporters",
+        Absent::Default("[]"),
+        List { each: AccountRate, least: 0, most: Some(64), below: "" },
+        "Accounts whose `tunica report` is believed, each with its budget; they must be members of `control.group` to reach the socket. Their names are looked up at start and at a reload. Root needs no entry, and has a budget only if it has one.";
+    REPORT_WINDOW: Number = "evidence.report_window_seconds",
+        Absent::Default("3600"),
+        Number {
+            least: 10, most: 86_400, unit: "seconds",
+            below: "reports would be forgotten before they add up",
+            above: "people would be banned for what they mistyped days ago",
+        },
+        "How long a report counts; `ban_threshold` of one source within this long ban it, by the ladder.";
 
     TOR_USER: Account = "tor.user",
         Absent::Unset { example: r#""debian-tor""# },

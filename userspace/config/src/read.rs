@@ -398,6 +398,8 @@ impl<'t> Reader<'t> {
         let handshake_burst = self.value(root, &keys::HANDSHAKE_BURST);
         let ban_threshold = self.value(root, &keys::BAN_THRESHOLD);
         let violation_window = self.value(root, &keys::VIOLATION_WINDOW);
+        let reporters = self.value(root, &keys::REPORTERS);
+        let report_window = self.value(root, &keys::REPORT_WINDOW);
         let tor = self.tor(root);
         let http_enabled = self.value(root, &keys::HTTP_ENABLED);
         let listen = self.value(root, &keys::HTTP_LISTEN);
@@ -433,6 +435,8 @@ impl<'t> Reader<'t> {
                 burst: handshake_burst?.value,
                 ban_threshold: ban_threshold?.value,
                 window: seconds(violation_window?.value),
+                reporters: reporters?.value,
+                report_window: seconds(report_window?.value),
             },
             tor: tor?,
             http: Http { enabled: http_enabled?.value, listen: listen?.value },

@@ -24,7 +24,7 @@ use tunica_core::{
 
 use crate::{
     changes::Written,
-    config::{Choice, PortLimit},
+    config::{Choice, PortLimit, Reporter},
     nearest::nearest,
 };
 
@@ -140,6 +140,9 @@ pub(crate) struct PortRate {
     /// What is counted.
     pub(crate) of: &'static str,
 }
+
+/// An account and how many reports it may make in how long.
+pub(crate) struct AccountRate;
 
 /// A list of `least` to `most` entries.
 pub(crate) struct List<E> {
@@ -368,23 +371,35 @@ impl Rule for Account {
         let Some(name) = value.get_ref().as_str() else {
             return Err(Fault::wrong_type(value, &self.allowed()));
         };
-        let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
-        let has_odd =
-            name.chars().any(|c| matches!(c, ':' | ',' | '/') || c.is_whitespace() || c.is_control());
-        let consequence = if name.is_empty() {
-            format!("no {} has an empty name", self.of)
-        } else if is_number {
-            format!("a number would be looked up as the name of a {}, and none has such a name", self.of)
-        } else if has_odd || name.starts_with('-') || name.len() > LONGEST_ACCOUNT_NAME {
-            format!("no {} can have such a name", self.of)
-        } else {
-            return Ok(name.to_owned());
-        };
-        Err(Fault::at(value, consequence, format!("give {}", self.allowed())))
+        match self.judge(name) {
+            None => Ok(name.to_owned()),
+            Some(consequence) => Err(Fault::at(value, consequence, format!("give {}", self.allowed()))),
+        }
     }
 
     fn write(&self, value: &String) -> Written {
         Written::text(value)
+    }
+}
+
+impl Account {
+    /// What would follow from such a name; `None`: it is good.
+    fn judge(&self, name: &str) -> Option<String> {
+        let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
+        let has_odd =
+            name.chars().any(|c| matches!(c, ':' | ',' | '/') || c.is_whitespace() || c.is_control());
+        if name.is_empty() {
+            Some(format!("no {} has an empty name", self.of))
+        } else if is_number {
+            Some(format!(
+                "a number would be looked up as the name of a {}, and none has such a name",
+                self.of
+            ))
+        } else if has_odd || name.starts_with('-') || name.len() > LONGEST_ACCOUNT_NAME {
+            Some(format!("no {} can have such a name", self.of))
+        } else {
+            None
+        }
     }
 }
 
@@ -622,6 +637,24 @@ fn whole(text: &str) -> Option<NonZeroU32> {
     is_plain.then(|| text.parse().ok()).flatten()
 }
 
+/// So many in so long, and as many at once.
+struct Rate {
+    count: NonZeroU32,
+    seconds: NonZeroU32,
+    pace: gcra::Pace,
+}
+
+impl Rate {
+    /// Reads `20/10s`, at most a day.
+    fn read(text: &str) -> Option<Self> {
+        let (count, span) = text.split_once('/')?;
+        let (count, seconds) = (whole(count)?, whole(span.strip_suffix('s')?)?);
+        let pace = gcra::pace(count.get(), u64::from(seconds.get()) * limits::SECOND_NS, count.get());
+        let is_short = seconds.get() <= 86_400;
+        Some(Self { count, seconds, pace: pace.filter(|_| is_short)? })
+    }
+}
+
 impl Rule for PortRate {
     type Value = PortLimit;
 
@@ -642,12 +675,8 @@ impl Rule for PortRate {
             return Err(Fault::wrong_type(value, &self.allowed()));
         };
         let parsed = text.split_once(' ').and_then(|(port, rate)| {
-            let (count, span) = rate.split_once('/')?;
-            let (count, seconds) = (whole(count)?, whole(span.strip_suffix('s')?)?);
-            let pace = gcra::pace(count.get(), u64::from(seconds.get()) * limits::SECOND_NS, count.get());
-            let is_short = seconds.get() <= 86_400;
-            let number = whole(port)?.try_into().ok()?;
-            Some(PortLimit { number, count, seconds, pace: pace.filter(|_| is_short)? })
+            let Rate { count, seconds, pace } = Rate::read(rate)?;
+            Some(PortLimit { number: whole(port)?.try_into().ok()?, count, seconds, pace })
         });
         parsed.ok_or_else(|| {
             let consequence = "this is no port with a rate, so nothing would be limited";
@@ -667,6 +696,53 @@ impl Element for PortRate {
         let ports: Vec<Entry<NonZeroU16>> =
             entries.iter().map(|entry| Entry { number: entry.number, value: entry.value.number }).collect();
         repeated(&ports, "a port has one limit, so one of the two would do nothing")
+    }
+}
+
+impl Rule for AccountRate {
+    type Value = Reporter;
+
+    fn kind(&self) -> String {
+        "string".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        "the name of a user, a space, how many reports it may make, a slash and in how many seconds (at most 86400), such \
+         as \"mail 20/60s\"; as many may come at once"
+            .to_owned()
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Self::Value, Vec<Fault>> {
+        let Some(text) = value.get_ref().as_str() else {
+            return Err(Fault::wrong_type(value, &self.allowed()));
+        };
+        let fix = format!("give {}", self.allowed());
+        let user = Account { of: "user", example: "mail" };
+        let parsed = text.split_once(' ').and_then(|(account, rate)| Some((account, Rate::read(rate)?)));
+        let Some((account, Rate { count, seconds, pace })) = parsed else {
+            let consequence = "this is no account with a rate, so nobody could report";
+            return Err(Fault::at(value, consequence, fix));
+        };
+        match user.judge(account) {
+            None => Ok(Reporter { account: account.to_owned(), count, seconds, pace }),
+            Some(consequence) => Err(Fault::at(value, consequence, fix)),
+        }
+    }
+
+    fn write(&self, value: &Reporter) -> Written {
+        Written::text(&value.to_string())
+    }
+}
+
+impl Element for AccountRate {
+    const RELATION: &'static str = "different";
+
+    fn unrelated(&self, entries: &[Entry<Self::Value>]) -> Vec<Unrelated> {
+        let accounts: Vec<Entry<&str>> = entries
+            .iter()
+            .map(|entry| Entry { number: entry.number, value: entry.value.account.as_str() })
+            .collect();
+        repeated(&accounts, "an account has one budget, so one of the two would do nothing")
     }
 }
 

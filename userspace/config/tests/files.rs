@@ -82,6 +82,8 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("evidence.burst", plain(evidence.burst)),
         ("evidence.ban_threshold", plain(evidence.ban_threshold)),
         ("evidence.window_seconds", plain(evidence.window.as_secs())),
+        ("evidence.reporters", list(evidence.reporters.iter().map(text))),
+        ("evidence.report_window_seconds", plain(evidence.report_window.as_secs())),
         ("tor.user", tor.user.as_ref().and_then(text)),
         ("tor.scan_every_seconds", plain(tor.scan_every.as_secs())),
         ("tor.keep_seconds", plain(tor.keep.as_secs())),

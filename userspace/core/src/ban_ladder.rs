@@ -90,15 +90,19 @@ impl Ladder {
     ///
     /// | proof | standing | rung of the next ban |
     /// |---|---|---|
-    /// | operator | 0: unknown or forgiven | 1 |
-    /// | operator | below the top | standing + 1 |
-    /// | operator | the top | the top |
+    /// | any | 0: unknown or forgiven | 1 |
+    /// | any | below the top | standing + 1 |
+    /// | any | the top | the top |
     pub fn climb(&self, memory: Option<Memory>, offence: &Offence, now: WallTime) -> Climb {
         let standing = memory.map_or(0, |memory| self.standing(memory, now));
         let rung = match (offence.proof(), standing) {
-            (Proven::Operator | Proven::Handshakes, 0) => 1,
-            (Proven::Operator | Proven::Handshakes, standing) if standing < self.top() => standing + 1,
-            (Proven::Operator | Proven::Handshakes, _) => self.top(),
+            (Proven::Operator | Proven::Handshakes | Proven::Report { .. }, 0) => 1,
+            (Proven::Operator | Proven::Handshakes | Proven::Report { .. }, standing)
+                if standing < self.top() =>
+            {
+                standing + 1
+            }
+            (Proven::Operator | Proven::Handshakes | Proven::Report { .. }, _) => self.top(),
         };
         Climb { length: self.length(rung), memory: Memory { rung, last_offence: now } }
     }

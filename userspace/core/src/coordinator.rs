@@ -12,6 +12,7 @@
 //! ```
 
 mod operator;
+mod report;
 #[cfg(test)]
 mod simulation;
 
@@ -32,6 +33,7 @@ use crate::{
     limits::{CookieState, HostFacts, Mode, Settings},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
+    reports::{Report, Reports},
     sources::TopSources,
     time::{Monotime, Now, WallTime},
     timetable::Timetable,
@@ -53,6 +55,7 @@ pub struct Coordinator {
     defences: Defences,
     armed: ArmedPorts,
     violations: Violations,
+    reports: Reports,
     incidents: Incidents,
     observation: Observation,
     drop_log: DropLog,
@@ -103,6 +106,8 @@ pub enum Event {
     Samples(Vec<Forgeable>),
     /// A source completed a handshake too many.
     Handshake(Handshake),
+    /// An application reports a source.
+    Report(Report),
     /// The kernel's counters were read. The first reading is the base line, so read once before attaching.
     Totals(Box<Totals>),
     /// The host told how its CPUs spent their time; to be told before the counters of the same second.
@@ -249,6 +254,10 @@ pub enum RefusedCode {
     Full,
     /// A value is out of range, or the request makes no sense now.
     Invalid,
+    /// The configuration does not name the account as a reporter.
+    Forbidden,
+    /// The account has used up its budget of reports.
+    OverBudget,
 }
 
 impl Coordinator {
@@ -275,6 +284,7 @@ impl Coordinator {
             defences: Defences::new(&settings, ledger.bypass.is_some(), now.wall),
             armed: ArmedPorts::default(),
             violations: Violations::default(),
+            reports: Reports::default(),
             incidents: Incidents::new(&ledger.incidents, now),
             observation: Observation::new(now),
             drop_log: DropLog::default(),
@@ -319,6 +329,7 @@ impl Coordinator {
                 Outcome { notices, ..Outcome::default() }
             }
             Event::Handshake(handshake) => self.too_many_handshakes(handshake, now),
+            Event::Report(report) => self.reported(&report, now),
             Event::Totals(totals) => Outcome { notices: self.count(*totals, now), ..Outcome::default() },
             Event::CpuTimes(times) => {
                 self.incidents.load(times);
@@ -372,6 +383,9 @@ impl Coordinator {
                 break;
             }
             self.in_force.follow(command, &self.settings.ladder, now);
+            if let Command::SetBan { source, .. } = command {
+                self.reports.forget(*source);
+            }
             if let Command::SetIncident { id, .. } = command {
                 self.incidents.kept(*id);
             }
@@ -572,7 +586,7 @@ impl Coordinator {
     /// The ban that a proven offence earns, by the ladder.
     fn ban_for(&mut self, offence: &Offence, now: Now) -> Outcome {
         match self.plan_offence(offence, now) {
-            Ok(commands) => Outcome { commands, ..Outcome::default() },
+            Ok(plan) => Outcome { commands: plan.commands, ..Outcome::default() },
             Err(refusal) => {
                 let mut outcome = Outcome::default();
                 if let Some(protection) = refusal.protection() {

@@ -132,7 +132,7 @@ pub(crate) fn net_table(
 pub const fn ban_flags(origin: BanOrigin) -> u32 {
     match origin {
         BanOrigin::Operator => 0,
-        BanOrigin::Evidence => BAN_DYNAMIC,
+        BanOrigin::Evidence | BanOrigin::Report => BAN_DYNAMIC,
     }
 }
 

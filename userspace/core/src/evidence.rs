@@ -38,6 +38,11 @@ pub enum Proven {
     Operator,
     /// The kernel saw it complete handshakes beyond its pace. Nobody completes one with a forged address.
     Handshakes,
+    /// An account that the configuration believes reported it, by the kernel's word about the account.
+    Report {
+        /// The account's number.
+        uid: u32,
+    },
 }
 
 /// A proven offence: the only input of the ban ladder.
@@ -57,6 +62,11 @@ impl Offence {
     /// What the kernel proved of `source`. The coordinator alone makes it, from completed handshakes.
     pub(crate) const fn by_handshakes(source: PacketSource, reason: String) -> Self {
         Self { source, proof: Proven::Handshakes, reason }
+    }
+
+    /// What an application says of `source`. The coordinator alone makes it, from the reports of accounts that are believed.
+    pub(crate) const fn by_report(source: PacketSource, uid: u32, reason: String) -> Self {
+        Self { source, proof: Proven::Report { uid }, reason }
     }
 
     /// Who offended.

@@ -72,6 +72,8 @@ pub enum BanOrigin {
     Operator,
     /// The kernel's word about completed handshakes.
     Evidence,
+    /// Reports of an account that the configuration believes: `tunica report`.
+    Report,
 }
 
 /// An entry of the allow list.
@@ -412,17 +414,19 @@ impl BanOrigin {
         match self {
             Self::Operator => "operator",
             Self::Evidence => "evidence",
+            Self::Report => "report",
         }
     }
 
     /// Every origin.
-    pub const ALL: [Self; 2] = [Self::Operator, Self::Evidence];
+    pub const ALL: [Self; 3] = [Self::Operator, Self::Evidence, Self::Report];
 
     /// The origin of a ban that rests on this proof.
     pub const fn of(proof: Proven) -> Self {
         match proof {
             Proven::Operator => Self::Operator,
             Proven::Handshakes => Self::Evidence,
+            Proven::Report { .. } => Self::Report,
         }
     }
 }

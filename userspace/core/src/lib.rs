@@ -21,6 +21,7 @@ pub mod limits;
 pub mod never_ban;
 pub mod notice;
 pub mod reconcile;
+pub mod reports;
 pub mod sources;
 pub mod time;
 mod timetable;

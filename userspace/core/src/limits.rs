@@ -45,6 +45,10 @@ pub struct Settings {
     pub ban_threshold: u32,
     /// See `ban_threshold`.
     pub violation_window: Duration,
+    /// Accounts that may report sources, by number, and how often each may; the daemon looks them up.
+    pub reporters: BTreeMap<u32, gcra::Pace>,
+    /// How long a report counts towards `ban_threshold`.
+    pub report_window: Duration,
     /// Whether only the open ports of `ports` are open.
     pub lockdown: bool,
     /// What was said of single ports.
@@ -526,6 +530,14 @@ impl Settings {
                 ),
             ),
             (self.handshakes != before.handshakes, "what counts as too many connections changed".into()),
+            (
+                self.reporters != before.reporters,
+                format!("accounts that may report sources: {}", self.reporters.len()),
+            ),
+            (
+                self.report_window != before.report_window,
+                format!("a report counts for {} s", self.report_window.as_secs()),
+            ),
             (self.icmp != before.icmp, "the ICMP limits changed".into()),
             (
                 self.lockdown != before.lockdown,
@@ -593,6 +605,8 @@ pub(crate) mod tests {
                 ceiling: gcra::pace(1_000, SECOND_NS, 1_000).unwrap(),
             }),
             handshakes: gcra::pace(5, SECOND_NS, 40),
+            reporters: BTreeMap::new(),
+            report_window: Duration::from_secs(3_600),
             ban_threshold: 5,
             violation_window: Duration::from_secs(60),
             lockdown: false,

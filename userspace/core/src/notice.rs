@@ -60,6 +60,18 @@ pub enum Notice {
         /// What protects it.
         protection: Protection,
     },
+    /// A report was refused.
+    ReportRefusedProtected {
+        /// Whose.
+        source: PacketSource,
+        /// What protects it.
+        protection: Protection,
+    },
+    /// An account has used up its budget of reports.
+    ReporterOverBudget {
+        /// The account's number.
+        uid: u32,
+    },
     /// An entry of the allow list came into force or was replaced.
     AllowSet {
         /// Which addresses.
@@ -207,6 +219,10 @@ kinds! {
         "A ban was lifted because it would now hit one of this host's addresses, a peer of tor, or the configuration's allow list.";
     BanRefusedProtected, "ban_refused_protected", Warn,
         "A ban was asked for and refused, because it would have hit a protected address.";
+    ReportRefusedProtected, "report_refused_protected", Warn,
+        "A report of a protected source was refused; the application may see a proxy, tor or this host itself instead of its visitor. At most 5 lines a minute, those of the next message among them.";
+    ReporterOverBudget, "reporter_over_budget", Warn,
+        "An account has used up its budget in `evidence.reporters`, so its reports are refused; look at the application, or raise the budget.";
     AllowSet, "allow_set", Info, "An entry of the allow list came into force or was replaced; `tunica allow list` shows it.";
     AllowLifted, "allow_lifted", Info, "An operator removed an entry of the allow list.";
     AllowExpired, "allow_expired", Info, "An entry of the allow list ended by itself.";
@@ -257,12 +273,15 @@ impl Notice {
             | Self::BanExpired { target, .. }
             | Self::BanWithdrawn { target, .. }
             | Self::BanRefusedProtected { target, .. } => Some(target.prefix()),
-            Self::DropSample { source, .. } => Some(source.prefix()),
+            Self::DropSample { source, .. } | Self::ReportRefusedProtected { source, .. } => {
+                Some(source.prefix())
+            }
             Self::AllowSet { prefix, .. }
             | Self::AllowLifted { prefix, .. }
             | Self::AllowExpired { prefix, .. } => Some(*prefix),
             Self::BypassOn
             | Self::BypassOff
+            | Self::ReporterOverBudget { .. }
             | Self::AttackModeOn { .. }
             | Self::TrialBegun { .. }
             | Self::TrialEnded { .. }
@@ -292,6 +311,10 @@ impl fmt::Display for Notice {
                 write!(out, "ban {id} lifted, because what it hits must not be banned: {protection}")
             }
             Self::BanRefusedProtected { protection, .. } => write!(out, "ban refused: {protection}"),
+            Self::ReportRefusedProtected { protection, .. } => write!(out, "report refused: {protection}"),
+            Self::ReporterOverBudget { uid } => {
+                write!(out, "reports refused: uid {uid} has used up its budget")
+            }
             Self::AllowSet { id, length, .. } => write!(out, "allow entry {id} set {}", span(*length)),
             Self::AllowLifted { id, .. } => write!(out, "allow entry {id} removed"),
             Self::AllowExpired { id, .. } => write!(out, "allow entry {id} expired"),
@@ -389,6 +412,8 @@ mod tests {
             Notice::BanExpired { target, id },
             Notice::BanWithdrawn { target, id, protection },
             Notice::BanRefusedProtected { target, protection },
+            Notice::ReportRefusedProtected { source, protection },
+            Notice::ReporterOverBudget { uid: 8 },
             Notice::AllowSet { prefix, id, length: None },
             Notice::AllowLifted { prefix, id },
             Notice::AllowExpired { prefix, id },

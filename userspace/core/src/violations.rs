@@ -39,12 +39,32 @@ impl Violations {
         }
         let count = u32::try_from(times.len()).unwrap_or(u32::MAX);
         self.order.insert((now, source), ());
+        // Whoever's last offence is too old to count is nobody's business any more.
+        while let Some((&(last, oldest), ())) = self.order.first_key_value()
+            && now.since(last) >= window
+        {
+            self.order.pop_first();
+            self.times.remove(&oldest);
+        }
         if self.times.len() > MOST_SOURCES
             && let Some(((_, oldest), ())) = self.order.pop_first()
         {
             self.times.remove(&oldest);
         }
         count
+    }
+
+    /// What [`Self::note`] would return.
+    pub(crate) fn with_one_more(
+        &self,
+        source: PacketSource,
+        threshold: u32,
+        window: std::time::Duration,
+        now: Monotime,
+    ) -> u32 {
+        let times = self.times.get(&source).into_iter().flatten();
+        let before = times.filter(|at| now.since(**at) < window).count();
+        u32::try_from(before + 1).unwrap_or(u32::MAX).min(threshold.max(1))
     }
 
     /// Forgets a source, which has been dealt with.
@@ -93,7 +113,9 @@ mod tests {
                 seen.push((who, now));
                 let expected = seen.iter().filter(|(other, at)| *other == who && now.since(*at) < window).count();
                 let expected = u32::try_from(expected).unwrap().min(threshold);
+                prop_assert_eq!(violations.with_one_more(source(who), threshold, window, now), expected);
                 prop_assert_eq!(violations.note(source(who), threshold, window, now), expected);
+                prop_assert!(violations.order.keys().all(|(last, _)| now.since(*last) < window));
                 prop_assert_eq!(violations.times.len(), violations.order.len());
             }
         }

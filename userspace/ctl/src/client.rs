@@ -45,7 +45,7 @@ pub(crate) enum AskError {
     /// The socket's permissions keep this user out.
     #[error(
         "this user may not speak to tunicad ({}: {source}): nothing was asked; run as root, or join the group that \
-         [control] group names to use the verbs that only read",
+         [control] group names to use the verbs that only read, and `report`",
         socket.display()
     )]
     Forbidden {

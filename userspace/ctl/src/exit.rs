@@ -14,7 +14,7 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The command line makes no sense.
     Usage = 2,
-    /// The daemon refused: the source is protected, a table is full, a value is invalid.
+    /// The daemon refused: the source is protected, a table is full, a budget is used up, a value is invalid.
     Refused = 3,
     /// What was named is not there.
     NotFound = 4,
@@ -49,7 +49,7 @@ impl Exit {
             Self::Done => "done",
             Self::Failed => "tunicad, or this program, failed at it",
             Self::Usage => "the command line makes no sense",
-            Self::Refused => "refused: protected, table full, or value invalid",
+            Self::Refused => "refused: protected, table full, over budget, or value invalid",
             Self::NotFound => "what was named is not there",
             Self::Forbidden => "not permitted",
             Self::Unreachable => "tunicad does not answer",
@@ -96,7 +96,9 @@ pub(crate) fn of(answer: &Answer) -> Exit {
         | Answer::Incidents(_)
         | Answer::Incident(_) => Exit::Done,
         Answer::Refused(refused) => match refused.code {
-            RefusedCode::Protected | RefusedCode::Full | RefusedCode::Invalid => Exit::Refused,
+            RefusedCode::Protected | RefusedCode::Full | RefusedCode::Invalid | RefusedCode::OverBudget => {
+                Exit::Refused
+            }
             RefusedCode::NotFound => Exit::NotFound,
             RefusedCode::Forbidden => Exit::Forbidden,
             RefusedCode::BadConfig => Exit::BadConfig,

@@ -14,6 +14,7 @@ mod length;
 mod panic;
 mod policy;
 mod reload;
+mod report;
 mod sources;
 pub(crate) mod status;
 mod top;
@@ -43,6 +44,8 @@ pub(crate) enum Verb {
     /// List, add or remove ranges that are never banned or rate-limited
     #[command(subcommand)]
     Allow(allow::Allow),
+    /// Report a source that misbehaved; enough reports ban it
+    Report(report::Report),
     /// Show the sources seen most often in sampled events
     Sources(sources::Sources),
     /// Try a source's packets on clones of the live tables, and say why
@@ -84,6 +87,7 @@ impl Verb {
             Self::Top(verb) => verb.run(global),
             Self::Ban(verb) => ask(global, &verb.request(&Host::at("/"))),
             Self::Allow(verb) => ask(global, &verb.request()),
+            Self::Report(verb) => ask(global, &verb.request()),
             Self::Sources(verb) => ask(global, &verb.request()),
             Self::Explain(verb) => ask(global, &verb.request()),
             Self::Check(verb) => verb.run(global),

@@ -29,6 +29,7 @@ use tunica_core::{
     ledger::Command,
     limits::HostFacts,
     notice::Notice,
+    reports::{Report, Reporter},
     time::{Monotime, Now, WallTime},
 };
 
@@ -91,6 +92,7 @@ impl Reach {
     fn of(event: &Event) -> Self {
         match event {
             Event::Samples(_) | Event::Handshake(_) | Event::CpuTimes(_) => Self::Nothing,
+            Event::Report(_) => Self::Nothing,
             Event::Totals(_) | Event::ArmedPorts(_) => Self::Nothing,
             // The policy follows the host; comparing it alone is cheap.
             Event::Host(_) => Self::Bans(Vec::new()),
@@ -140,6 +142,7 @@ struct Troubles {
     sysctl: Option<String>,
     deaf: Option<String>,
     trial: Option<String>,
+    reporters: Option<String>,
     nft: Option<String>,
 }
 
@@ -155,6 +158,7 @@ impl Troubles {
             &self.sysctl,
             &self.deaf,
             &self.trial,
+            &self.reporters,
             &self.nft,
         ];
         all.into_iter().flatten().cloned().collect()
@@ -206,7 +210,9 @@ impl App {
             telemetry.set_level(config.log.level);
         }
         let mut shield = Shield::open(settings::plan(&config))?;
-        let coordinator = Coordinator::new(config.settings()?, opened.ledger, now);
+        let (settings, strangers) = settings::of(&config)?;
+        troubles.reporters = strangers;
+        let coordinator = Coordinator::new(settings, opened.ledger, now);
         let lost_before = shield.tables().lost_events().unwrap_or(0);
         shield.tables_mut().beat(now.mono.0)?;
         let mut app = Self {
@@ -622,8 +628,8 @@ impl App {
         }
     }
 
-    /// Answers one request.
-    pub fn answer(&mut self, request: Request) -> Answer {
+    /// Answers one request of `caller`, who may make it.
+    pub fn answer(&mut self, request: Request, caller: Reporter) -> Answer {
         match request {
             Request::Status {} => self.status(),
             Request::Counters {} => self.counters(),
@@ -655,6 +661,7 @@ impl App {
             },
             Request::Doctor {} => Answer::Doctor(doctor(&self.config)),
             Request::BanAdd(ban) => self.ban(ban),
+            Request::Report(report) => self.report(report, caller),
             Request::BanRemove { source, dry_run } => self.decide(Event::Unban { target: source, dry_run }),
             Request::AllowAdd(allow) => {
                 let request = AllowRequest {
@@ -696,6 +703,15 @@ impl App {
             Ok(None) => no_answer(),
             Err(text) => views::refused(RefusedCode::Failed, text),
         }
+    }
+
+    fn report(&mut self, report: request::Report, reporter: Reporter) -> Answer {
+        let request::Report { source, reason, service, dry_run } = report;
+        let result = self.step(Event::Report(Report { source, reporter, reason, service, dry_run }));
+        if !dry_run {
+            self.metrics.count_report(result.as_ref().ok().and_then(Option::as_ref));
+        }
+        answer_of(result)
     }
 
     fn decide(&mut self, event: Event) -> Answer {
@@ -760,7 +776,7 @@ impl App {
     fn diff(&mut self) -> Answer {
         let read = tunica_config::read_file(&self.config_path).map_err(|error| error.to_string());
         let found = read.and_then(|config| {
-            let settings = config.settings().map_err(|error| error.to_string())?;
+            let (settings, _) = settings::of(&config).map_err(|error| error.to_string())?;
             Ok((config, settings))
         });
         let (config, settings) = match found {
@@ -849,7 +865,7 @@ impl App {
         if let Some(message) = settings::restart_needed(&fixed) {
             return Err(bad(message));
         }
-        let settings = config.settings().map_err(|error| bad(error.to_string()))?;
+        let (settings, strangers) = settings::of(&config).map_err(|error| bad(error.to_string()))?;
         let plan = settings::plan(&config);
         let come = only_in(&plan.interfaces, &self.shield.plan().interfaces);
         let gone = only_in(&self.shield.plan().interfaces, &plan.interfaces);
@@ -876,6 +892,7 @@ impl App {
         }
         self.adopt(config, text, plan, fresh);
         self.troubles.trial = None;
+        self.troubles.reporters = strangers;
         let answer = self.with_interfaces(answer, &come, &gone);
         Ok(self.with_session(answer, &come, request))
     }
@@ -924,8 +941,11 @@ impl App {
             self.troubles.trial = Some(format!("the tables keep the size that they had on trial: {error}"));
             None
         });
-        let settings = match config.settings() {
-            Ok(settings) => settings,
+        let settings = match settings::of(&config) {
+            Ok((settings, strangers)) => {
+                self.troubles.reporters = strangers;
+                settings
+            }
             Err(error) => {
                 self.troubles.trial = Some(error.to_string());
                 return;

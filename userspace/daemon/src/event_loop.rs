@@ -155,7 +155,7 @@ enum Next {
 
 fn answer(app: &mut App, request: ControlRequest) {
     let _span = request.span.enter();
-    let answer = app.answer(request.request);
+    let answer = app.answer(request.request, request.caller);
     // The client may have gone; what was asked is done all the same.
     let _ = request.reply.send(answer);
 }

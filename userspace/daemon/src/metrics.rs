@@ -29,7 +29,16 @@ use crate::shell::{
 pub const TABLES: [&str; 4] = ["bans", "cidrs", "allow", "own"];
 /// What the audit repairs.
 const REPAIRED: [&str; 8] = ["bans", "cidrs", "ports", "allow", "own", "policy", "link", "nft"];
-const ORIGINS: [BanOrigin; 2] = BanOrigin::ALL;
+const ORIGINS: [BanOrigin; BanOrigin::ALL.len()] = BanOrigin::ALL;
+const REPORTS: [&str; 7] = [
+    "accepted",
+    "refused_budget",
+    "refused_protected",
+    "refused_forbidden",
+    "refused_full",
+    "refused_invalid",
+    "failed",
+];
 const BAN_REFUSALS: [&str; 3] = ["protected", "full", "invalid"];
 
 /// A metric, as the reference lists it.
@@ -141,6 +150,8 @@ metrics! {
         "Bans in force, of sources and of ranges.";
     bans_refused: IntCounterVec, "tunica_bans_refused_total", ["reason"],
         "Bans that were asked for and refused: they would have hit a protected address, the table is full, or the request is invalid.";
+    reports: IntCounterVec, "tunica_reports_total", ["result"],
+        "Reports of sources by `tunica report`: accepted; refused because the account has used up its budget, the source is protected, the account is no reporter, the ban table is full or the report is invalid; or failed because the ledger could not be written.";
     tor_peers: IntGauge, "tunica_never_ban_tor_peers", [],
         "Far ends of tor's own connections that may not be banned.";
     never_ban_age: Gauge, "tunica_never_ban_age_seconds", [],
@@ -255,6 +266,9 @@ impl Metrics {
         for origin in ORIGINS {
             families.bans_set.with_label_values(&[origin.label()]);
             families.bans_active.with_label_values(&[origin.label()]);
+        }
+        for result in REPORTS {
+            families.reports.with_label_values(&[result]);
         }
         for reason in BAN_REFUSALS {
             families.bans_refused.with_label_values(&[reason]);
@@ -399,9 +413,27 @@ impl Metrics {
                 RefusedCode::Protected => "protected",
                 RefusedCode::Full => "full",
                 RefusedCode::Invalid | RefusedCode::NotFound => "invalid",
+                // Of reports alone.
+                RefusedCode::Forbidden | RefusedCode::OverBudget => return,
             },
         };
         self.families.bans_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts what became of a report; `None` if what came of it could not be made durable.
+    pub fn count_report(&self, reply: Option<&Reply>) {
+        let result = match reply {
+            None => "failed",
+            Some(Reply::Done { .. }) => "accepted",
+            Some(Reply::Refused { code, .. }) => match code {
+                RefusedCode::Protected => "refused_protected",
+                RefusedCode::OverBudget => "refused_budget",
+                RefusedCode::Forbidden => "refused_forbidden",
+                RefusedCode::Full => "refused_full",
+                RefusedCode::Invalid | RefusedCode::NotFound => "refused_invalid",
+            },
+        };
+        self.families.reports.with_label_values(&[result]).inc();
     }
 
     /// Shows the set of addresses that may not be banned: tor's peers in it, and how long ago tor's connections were
@@ -530,6 +562,7 @@ impl ControlRequests {
                 | Refusal::Full
                 | Refusal::Invalid
                 | Refusal::Forbidden
+                | Refusal::OverBudget
                 | Refusal::BadConfig => "refused",
             },
             Answer::Status(_)
@@ -788,6 +821,22 @@ mod tests {
                 "tunica_bans_refused_total{reason=\"invalid\"}",
                 1.0,
                 Box::new(move |it| it.count_ban_reply(&reply(RefusedCode::Invalid))),
+            ),
+            ("tunica_reports_total{result=\"failed\"}", 1.0, Box::new(|it| it.count_report(None))),
+            (
+                "tunica_reports_total{result=\"refused_budget\"}",
+                1.0,
+                Box::new(move |it| it.count_report(Some(&reply(RefusedCode::OverBudget)))),
+            ),
+            (
+                "tunica_reports_total{result=\"refused_forbidden\"}",
+                1.0,
+                Box::new(move |it| it.count_report(Some(&reply(RefusedCode::Forbidden)))),
+            ),
+            (
+                "tunica_reports_total{result=\"refused_full\"}",
+                1.0,
+                Box::new(move |it| it.count_report(Some(&reply(RefusedCode::Full)))),
             ),
             ("tunica_never_ban_tor_peers", 5.0, Box::new(|it| it.set_never_ban(5, None))),
             ("tunica_never_ban_age_seconds", -1.0, Box::new(|it| it.set_never_ban(5, None))),

@@ -1,8 +1,36 @@
 //! What of the configuration the daemon itself acts on: the kernel's objects, and what only a start can change.
 
 use tunica_config::{Attach, Config, Mode};
+use tunica_core::{ban_ladder::LadderError, limits::Settings};
 
-use crate::shell::xdp::{Plan, attach::Wanted, object::Sizes};
+use crate::shell::{
+    host,
+    xdp::{Plan, attach::Wanted, object::Sizes},
+};
+
+/// What the coordinator decides by, accounts looked up, and a sentence about those that there are none of.
+///
+/// # Errors
+/// [`LadderError`], which a validated ladder gives no cause for.
+pub fn of(config: &Config) -> Result<(Settings, Option<String>), LadderError> {
+    let mut settings = config.settings()?;
+    let mut missing = Vec::new();
+    for reporter in &config.evidence.reporters {
+        match host::uid(&reporter.account) {
+            Ok(Some(uid)) => drop(settings.reporters.insert(uid, reporter.pace)),
+            Ok(None) => missing.push(reporter.account.clone()),
+            Err(error) => missing.push(format!("{} ({error})", reporter.account)),
+        }
+    }
+    let sentence = (!missing.is_empty()).then(|| {
+        format!(
+            "evidence.reporters names accounts that cannot be found: {}; their reports do not count; correct the names, or \
+             run `tunica reload` once the accounts exist",
+            missing.join(", ")
+        )
+    });
+    Ok((settings, sentence))
+}
 
 /// What the kernel's objects are made by.
 pub fn plan(config: &Config) -> Plan {
@@ -96,6 +124,18 @@ mod tests {
         assert_eq!((before.shield.mode, before.shield.lockdown), (Mode::Observe, false));
         assert_eq!(before.shield.interfaces, present.shield.interfaces);
         assert!(problem.is_some_and(|problem| problem.contains("drops nothing")));
+    }
+
+    #[test]
+    fn reporters_are_looked_up_and_strangers_named_in_one_sentence() {
+        let evidence = "[evidence]\nreporters = [\"no-such-a 1/1s\", \"root 20/60s\", \"no-such-b 1/1s\"]";
+        let text = format!("shield.interfaces = [\"eth0\"]\n{evidence}");
+        let (settings, sentence) = of(&tunica_config::read(&text, "a test").unwrap()).unwrap();
+        assert_eq!(settings.reporters, [(0, [3_000_000_000, 57_000_000_000])].into());
+        assert!(sentence.unwrap().contains("no-such-a, no-such-b; their reports do not count"));
+        let (settings, sentence) =
+            of(&tunica_config::read("shield.interfaces = [\"eth0\"]", "a test").unwrap()).unwrap();
+        assert_eq!((settings.reporters.len(), sentence), (0, None));
     }
 
     #[test]

@@ -199,6 +199,8 @@ pub fn reply(reply: Reply) -> tunica_api::view::Answer {
                 coordinator::RefusedCode::NotFound => RefusedCode::NotFound,
                 coordinator::RefusedCode::Full => RefusedCode::Full,
                 coordinator::RefusedCode::Invalid => RefusedCode::Invalid,
+                coordinator::RefusedCode::Forbidden => RefusedCode::Forbidden,
+                coordinator::RefusedCode::OverBudget => RefusedCode::OverBudget,
             };
             refused(code, message)
         }

@@ -17,14 +17,22 @@ use crate::{
     limits::{Mode, Settings},
     never_ban::Protection,
     notice::span,
+    reports::MOST_SERVICE_BYTES,
     time::{Now, WallTime},
 };
 
 /// What would be done.
 pub(super) struct Plan {
-    commands: Vec<Command>,
+    pub(super) commands: Vec<Command>,
     changes: Vec<String>,
     undo: Option<String>,
+}
+
+impl Plan {
+    /// One that changes no durable fact.
+    pub(super) fn of(change: String) -> Self {
+        Self { commands: Vec::new(), changes: vec![change], undo: None }
+    }
 }
 
 /// Why nothing is done.
@@ -118,12 +126,24 @@ pub(super) enum Refusal {
         "the trial was over at {0}, so the configuration before is in force; `tunica reload` brings the file into force"
     )]
     TrialOver(WallTime),
+    #[error(
+        "uid {0} is no reporter, so the report does not count; name its account in `reporters` under [evidence] and run `tunica reload`"
+    )]
+    NotAReporter(u32),
+    #[error(
+        "uid {0} has used up its budget of reports, so this one does not count; report single offences, or raise the budget in `evidence.reporters`"
+    )]
+    OverBudget(u32),
+    #[error(
+        "the service has no name that can be kept, so the report does not count; write 1 to {MOST_SERVICE_BYTES} letters, digits, `.`, `_` or `-`"
+    )]
+    BadService,
     #[error("attack mode is not in force, so there is nothing to end; `tunica status` shows what is")]
     NoAttackMode,
 }
 
 impl Refusal {
-    const fn code(&self) -> RefusedCode {
+    pub(super) const fn code(&self) -> RefusedCode {
         match self {
             Self::Protected { .. } => RefusedCode::Protected,
             Self::NotBanned(_)
@@ -136,6 +156,8 @@ impl Refusal {
             Self::BansFull(_) | Self::NetsFull(_) | Self::AllowsFull(_) | Self::IdsExhausted => {
                 RefusedCode::Full
             }
+            Self::NotAReporter(_) => RefusedCode::Forbidden,
+            Self::OverBudget(_) => RefusedCode::OverBudget,
             Self::LongReason(_)
             | Self::ControlCharacter
             | Self::BadLength(_)
@@ -147,6 +169,7 @@ impl Refusal {
             | Self::BadTrialLength(_)
             | Self::LongConfiguration(_)
             | Self::TrialOver(_)
+            | Self::BadService
             | Self::ReachesIntoIpv4(_)
             | Self::AlreadyBypassed(_) => RefusedCode::Invalid,
         }
@@ -200,16 +223,11 @@ impl Coordinator {
         let expires = length.map(|length| now.wall.after(length));
         let (id, since, reason) = (self.fresh_id()?, now.wall, request.reason.clone());
         let fact = BanFact { id, since, expires, rung, origin, reason };
+        let mut changes = self.sentences(target, &fact);
         commands.push(match target {
             BanTarget::Source(source) => Command::SetBan { source, fact },
             BanTarget::Range(prefix) => Command::SetNetBan { prefix, fact },
         });
-
-        let mut changes = vec![format!("{target} is banned {}{}", span(length), until(expires))];
-        if let Some(rung) = rung {
-            changes
-                .push(format!("that is rung {rung} of the {} of the ban ladder", self.settings.ladder.top()));
-        }
         if let Some(before) = before {
             changes.push(format!("it replaces ban {}{}", before.id, until(before.expires)));
         }
@@ -219,6 +237,15 @@ impl Coordinator {
             |before| undo_line("ban", target, before.expires, &before.reason, now.wall),
         );
         Ok(Plan { commands, changes, undo: Some(undo) })
+    }
+
+    /// Whom a ban hits and for how long.
+    fn sentences(&self, target: BanTarget, fact: &BanFact) -> Vec<String> {
+        let length = fact.expires.map(|expires| expires.since(fact.since));
+        let top = self.settings.ladder.top();
+        let rung = fact.rung.map(|rung| format!("that is rung {rung} of the {top} of the ban ladder"));
+        let whom = format!("{target} is banned {}{}", span(length), until(fact.expires));
+        std::iter::once(whom).chain(rung).collect()
     }
 
     /// Fails if the table has no row for another ban.
@@ -236,7 +263,7 @@ impl Coordinator {
     }
 
     /// The ban that an offence earns without an operator's request.
-    pub(super) fn plan_offence(&self, offence: &Offence, now: Now) -> Result<Vec<Command>, Refusal> {
+    pub(super) fn plan_offence(&self, offence: &Offence, now: Now) -> Result<Plan, Refusal> {
         let source = offence.source();
         let target = BanTarget::Source(source);
         if let Some(protection) = self.protection(target.prefix(), now.mono) {
@@ -255,8 +282,10 @@ impl Coordinator {
             origin: BanOrigin::of(offence.proof()),
             reason: offence.reason().to_owned(),
         };
+        let mut changes = self.sentences(target, &fact);
+        changes.extend(self.caveat());
         commands.push(Command::SetBan { source, fact });
-        Ok(commands)
+        Ok(Plan { commands, changes, undo: Some(format!("tunica ban remove {target}")) })
     }
 
     /// The next rung of the ladder for an offence, and the commands that remember it.
@@ -445,7 +474,7 @@ impl Coordinator {
     }
 }
 
-fn check_reason(reason: &str) -> Result<(), Refusal> {
+pub(super) fn check_reason(reason: &str) -> Result<(), Refusal> {
     let characters = reason.chars().count();
     if characters > MOST_REASON_CHARACTERS {
         return Err(Refusal::LongReason(characters));
@@ -483,7 +512,7 @@ fn is_full(rows: usize, capacity: u32) -> bool {
 }
 
 /// ", until …", or nothing where only a hand ends it.
-fn until(expires: Option<WallTime>) -> String {
+pub(super) fn until(expires: Option<WallTime>) -> String {
     expires.map_or_else(String::new, |expires| format!(", until {expires}"))
 }
 

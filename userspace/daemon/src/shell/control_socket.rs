@@ -1,6 +1,7 @@
 //! The Unix socket that `tunica` speaks to: one request line and one answer line a connection.
 //!
-//! Root and the daemon's own user may ask for everything; whoever else the socket's permissions let in may only read.
+//! Root and the daemon's own user may ask for everything; whoever else the socket's permissions let in may read,
+//! and report: which accounts are believed is not decided here.
 
 use std::{
     fs, io,
@@ -34,6 +35,7 @@ use tunica_api::{
     wire::{self, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES},
 };
 use tunica_config::Control;
+use tunica_core::reports::Reporter;
 
 use crate::{directory, metrics::ControlRequests, telemetry};
 
@@ -58,6 +60,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ControlRequest {
     /// What is asked. The caller may ask it.
     pub request: Request,
+    /// Who asks.
+    pub caller: Reporter,
     /// Takes the answer. It is gone if the loop took too long.
     pub reply: oneshot::Sender<Answer>,
     /// To be entered while the request is carried out, so that its log lines share one `event_id`.
@@ -70,7 +74,7 @@ pub struct ControlQueues {
     /// Requests that change something, which are root's and the daemon's user's, and come before everything that only
     /// asks.
     pub changes: mpsc::Receiver<ControlRequest>,
-    /// Requests that change nothing.
+    /// Requests that everybody may make whom the socket's permissions let in: those that change nothing, and reports.
     pub reads: mpsc::Receiver<ControlRequest>,
 }
 
@@ -90,7 +94,7 @@ pub fn queues() -> (ControlSenders, ControlQueues) {
 
 impl ControlSenders {
     async fn send(&self, request: ControlRequest) -> Option<()> {
-        let queue = if request.request.is_read_only() { &self.reads } else { &self.changes };
+        let queue = if is_open(&request.request) { &self.reads } else { &self.changes };
         queue.send(request).await.ok()
     }
 }
@@ -319,8 +323,11 @@ async fn converse(
         Err(message) => (None, refused(RefusedCode::Invalid, message)),
         Ok(request) => {
             let verb = request.verb();
-            let answer = if may(peer, geteuid().as_raw(), &request) {
-                ask(request, &requests).await
+            let own = geteuid().as_raw();
+            let answer = if may(peer, own, &request) {
+                // No account has the number -1 (POSIX, chown).
+                let caller = Reporter { uid: peer.unwrap_or(u32::MAX), is_operator: may_change(peer, own) };
+                ask(request, caller, &requests).await
             } else {
                 let message = format!(
                     "`{verb}` changes something, which only root and the daemon's user may: nothing was changed; run \
@@ -340,7 +347,12 @@ async fn converse(
 
 /// Whether user `peer` may ask this of a daemon of user `own`.
 fn may(peer: Option<u32>, own: u32, request: &Request) -> bool {
-    request.is_read_only() || may_change(peer, own)
+    is_open(request) || may_change(peer, own)
+}
+
+/// Whether everybody may ask this whom the socket's permissions let in.
+const fn is_open(request: &Request) -> bool {
+    request.is_read_only() || request.is_report()
 }
 
 /// Whether user `peer` may change something in a daemon of user `own`.
@@ -369,11 +381,11 @@ pub async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> Option<Result<V
     }
 }
 
-async fn ask(request: Request, requests: &ControlSenders) -> Answer {
+async fn ask(request: Request, caller: Reporter, requests: &ControlSenders) -> Answer {
     let is_read_only = request.is_read_only();
     let (reply, answer) = oneshot::channel();
     let outcome = timeout(LOOP_TIMEOUT, async {
-        requests.send(ControlRequest { request, reply, span: Span::current() }).await?;
+        requests.send(ControlRequest { request, caller, reply, span: Span::current() }).await?;
         answer.await.ok()
     });
     if let Ok(Some(answer)) = outcome.await {

@@ -50,12 +50,15 @@ fn served(requests: ControlSenders) -> Served {
 fn answered() -> Served {
     let (senders, mut queues) = queues();
     tokio::spawn(async move {
-        while let Some(ControlRequest { request, reply, span }) = tokio::select! {
+        while let Some(ControlRequest { request, caller, reply, span }) = tokio::select! {
             change = queues.changes.recv() => change,
             read = queues.reads.recv() => read,
         } {
             let _entered = span.entered();
-            let answer = if request.is_read_only() {
+            let answer = if request.is_report() {
+                let changes = vec![format!("{} {}", caller.uid, caller.is_operator)];
+                Answer::Done(Done { dry_run: false, changes, undo: None })
+            } else if request.is_read_only() {
                 Answer::Bans(Bans { bans: Vec::new() })
             } else {
                 let changes = vec![request.verb().to_owned()];
@@ -66,6 +69,15 @@ fn answered() -> Served {
         }
     });
     served(senders)
+}
+
+fn report() -> Request {
+    Request::Report(tunica_api::request::Report {
+        source: "192.0.2.7".parse().unwrap(),
+        reason: String::new(),
+        service: None,
+        dry_run: false,
+    })
 }
 
 /// Sends `bytes`, ends the sending side, and reads the answer.
@@ -188,7 +200,7 @@ const STRANGER: &str = "TUNICA_TEST_CONTROL_SOCKET";
 #[tokio::test]
 async fn strangers_may_read_and_change_nothing() {
     if let Some(path) = env::var_os(STRANGER) {
-        for request in [Request::BanList {}, Request::BypassOff {}] {
+        for request in [Request::BanList {}, Request::BypassOff {}, report()] {
             let mut stream = StdStream::connect(&path).unwrap();
             stream.write_all(&wire::write_request(&request).unwrap()).unwrap();
             let mut line = String::new();
@@ -226,8 +238,11 @@ async fn strangers_may_read_and_change_nothing() {
         .filter_map(|line| line.split_once("answer ").map(|(_, line)| line))
         .map(|line| wire::read_answer(line.as_bytes()).unwrap())
         .collect();
-    assert_eq!(answers.len(), 2, "{output}");
+    assert_eq!(answers.len(), 3, "{output}");
     assert_eq!(answers[0], Answer::Bans(Bans { bans: Vec::new() }));
+    // Whether a report counts is not for the socket to say, but it says who made it.
+    let who = if is_root { format!("{NOBODY} false") } else { format!("{} true", geteuid()) };
+    assert_eq!(answers[2], Answer::Done(Done { dry_run: false, changes: vec![who], undo: None }));
     if is_root {
         assert_refused(&answers[1], RefusedCode::Forbidden, "nothing was changed");
     } else {
@@ -244,6 +259,7 @@ fn who_may_do_what() {
         (Some(501), 500, &change, false),
         (Some(501), 500, &read, true),
         (None, 500, &change, false),
+        (Some(501), 500, &report(), true),
         (None, 500, &read, true),
         (Some(500), 0, &change, false),
     ] {
