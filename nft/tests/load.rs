@@ -51,6 +51,8 @@ fn settings(mode: Mode) -> Settings {
         },
         no_socket: None,
         icmp: None,
+        reporters: Default::default(),
+        report_window: Duration::from_secs(3_600),
         handshakes: None,
         ban_threshold: 5,
         violation_window: Duration::from_secs(60),

@@ -266,6 +266,8 @@ impl Host {
 fn settings(world: &World) -> Settings {
     let mask = |verdicts: &BTreeSet<Verdict>| verdicts.iter().fold(0, |mask, verdict| mask | verdict.bit());
     Settings {
+        reporters: Default::default(),
+        report_window: Duration::from_secs(3_600),
         handshakes: None,
         ban_threshold: 5,
         violation_window: Duration::from_secs(60),
