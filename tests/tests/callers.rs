@@ -343,3 +343,34 @@ fn reports_of_configured_accounts_ban_and_those_of_others_do_not() {
     .unwrap();
     lab.signal(Signal::SIGCONT).unwrap();
 }
+
+/// The guide's hook for sshd reads lines in which strangers choose the name, so nothing but sshd's own words may count.
+#[test]
+fn the_guides_hook_for_sshd_reads_the_peer_and_no_name() {
+    let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/guide.md")).unwrap();
+    let (_, rest) = guide.split_once("sed -un '").expect("the hook");
+    let (pattern, _) = rest.split_once('\'').unwrap();
+    for (line, peer) in [
+        ("Failed password for root from 203.0.113.5 port 4242 ssh2", "203.0.113.5"),
+        ("Failed password for invalid user a from 2001:db8::9 port 1 ssh2", "2001:db8::9"),
+        ("Failed keyboard-interactive/pam for root from 203.0.113.5 port 4242 ssh2", "203.0.113.5"),
+        (
+            "Failed password for invalid user from 192.0.2.1 port 1 ssh2 from 203.0.113.5 port 4242 ssh2",
+            "203.0.113.5",
+        ),
+        ("Failed publickey for root from 203.0.113.5 port 4242 ssh2: RSA SHA256:abc", ""),
+        ("Accepted password for root from 203.0.113.5 port 4242 ssh2", ""),
+        ("Invalid user Failed password for a from 192.0.2.1 port 1 ssh2 from 203.0.113.5 port 4242", ""),
+        ("Failed password for root from host.example port 4242 ssh2", ""),
+    ] {
+        let mut sed = Command::new("sed")
+            .args(["-un", pattern])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writeln!(sed.stdin.take().unwrap(), "{line}").unwrap();
+        let found = String::from_utf8(sed.wait_with_output().unwrap().stdout).unwrap();
+        assert_eq!(found.trim_end(), peer, "{line}");
+    }
+}

@@ -417,7 +417,7 @@ keys! {
             below: "nobody would have to do anything to be banned",
             above: "nobody would ever be banned",
         },
-        "How many proven violations of one source within `window_seconds` ban it, by the ladder.";
+        "How many proven violations of one source within `window_seconds`, or how many reports of it within `report_window_seconds`, ban it by the ladder.";
     VIOLATION_WINDOW: Number = "evidence.window_seconds",
         Absent::Default("60"),
         Number {
@@ -437,7 +437,7 @@ keys! {
             below: "reports would be forgotten before they add up",
             above: "people would be banned for what they mistyped days ago",
         },
-        "How long a report counts; `ban_threshold` of one source within this long ban it, by the ladder.";
+        "How long a report counts.";
 
     TOR_USER: Account = "tor.user",
         Absent::Unset { example: r#""debian-tor""# },

@@ -220,7 +220,7 @@ kinds! {
     BanRefusedProtected, "ban_refused_protected", Warn,
         "A ban was asked for and refused, because it would have hit a protected address.";
     ReportRefusedProtected, "report_refused_protected", Warn,
-        "A report of a protected source was refused; the application may see a proxy, tor or this host itself instead of its visitor. At most 5 lines a minute, those of the next message among them.";
+        "A report of a protected source was refused; the application may see a proxy, tor or this host itself instead of its visitor. At most 5 lines a minute, those of `reporter_over_budget` among them.";
     ReporterOverBudget, "reporter_over_budget", Warn,
         "An account has used up its budget in `evidence.reporters`, so its reports are refused; look at the application, or raise the budget.";
     AllowSet, "allow_set", Info, "An entry of the allow list came into force or was replaced; `tunica allow list` shows it.";
