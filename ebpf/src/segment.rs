@@ -52,6 +52,11 @@ fn objection(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet) -> Option<
     let may_return_cookie = packet.tcp_flags & (FLAG_ACK | FLAG_SYN | FLAG_RST) == FLAG_ACK;
     if socket == Socket::Listener && may_return_cookie && sockets::returns_cookie(frame, packet) {
         packet.kind = Verdict::CookieAck;
+        let flags = shield::rule(policy, packet).map_or(0, |rule| rule.flags);
+        if !shield::has_cookies(policy, flags) {
+            // The kernel made this cookie, for a SYN that was counted.
+            return None;
+        }
         return returned_once(policy, packet, now, &key, hash);
     }
     let limit =

@@ -15,7 +15,7 @@ use std::{
 
 use tunica_common::{
     gcra::Limit,
-    policy::{COOKIES_PLAIN, COOKIES_WITH_OPTIONS},
+    policy::{COOKIES_OFF, COOKIES_PLAIN, COOKIES_WITH_OPTIONS},
     verdict::{Action, Verdict},
 };
 use tunica_tests::{
@@ -169,6 +169,28 @@ fn returned_cookies_count_for_their_source_once_each() {
         assert_eq!(outcomes, [CookieAck, CookieAck, CookieAck, SynRate, SynRate]);
         // Each connection too many is one proof, however many segments it has.
         assert_eq!(shield.proofs().unwrap(), 2);
+    }
+}
+
+#[test]
+fn cookies_of_the_kernel_are_not_counted_again() {
+    let mut shield = Shield::load().unwrap();
+    for family in 0..2 {
+        // A cookie of this host, made while the shield may.
+        shield.set(&armed(COOKIES_PLAIN)).unwrap();
+        let syn = &both(7, &segment((40_000, PORT), 1_000, 0, SYN, &LINUX))[family];
+        shield.repeat(syn, 1).unwrap();
+        shield.settle().unwrap();
+        let cookie = answered(&mut shield, syn).cookie;
+        // The port is over its budget, and the shield may not answer: the SYN was counted when it came.
+        let world = World { syn: Limit::new(1, 1), cookies: COOKIES_OFF, ..armed(COOKIES_OFF) };
+        shield.set(&world).unwrap();
+        shield.settle().unwrap();
+        let back = &both(7, &segment((40_000, PORT), 1_001, cookie.wrapping_add(1), ACK, &[]))[family];
+        for _ in 0..5 {
+            assert_eq!(shield.run(back).unwrap().0, Verdict::CookieAck);
+        }
+        assert_eq!(shield.proofs().unwrap(), 0);
     }
 }
 
