@@ -140,8 +140,9 @@ fn every_act_is_enforced_and_the_visitors_are_served() {
         ("forged-source SYN flood", "syn_cookie answer", 90.0),
         ("fixed-source SYN flood", "syn_cookie answer", 90.0),
         ("scan", "xmas drop", 33.0),
-        ("completed handshakes", "syn_cookie answer", 20.0),
-        ("completed handshakes", "syn_rate drop", 20.0),
+        // Sources that really connect too often prove it, and are banned before long.
+        ("completed handshakes", "banned drop", 10.0),
+        ("completed handshakes", "syn_rate drop", 1.0),
         ("closed ports", "no_listener drop", 35.0),
         ("ping flood", "icmp_host_rate drop", 90.0),
         ("forged-source SYN flood, IPv6", "syn_cookie answer", 90.0),
