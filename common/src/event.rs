@@ -17,6 +17,49 @@ pub const fn tally_slot(verdict: Verdict, action: Action) -> u32 {
     verdict.slot() * Action::ALL.len() as u32 + action as u32
 }
 
+/// How a candidate policy may differ from the one in force on a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// It would refuse what passes or is answered now.
+    Refuses = 0,
+    /// It would pass or answer what is refused now.
+    Passes = 1,
+}
+
+impl Difference {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Refuses, Self::Passes];
+
+    /// The word in metrics and answers.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Refuses => "refuses",
+            Self::Passes => "passes",
+        }
+    }
+}
+
+/// One tally for every difference and the verdict of the policy that refuses.
+pub const DIFFERENCE_SLOTS: usize = Verdict::COUNT * Difference::ALL.len();
+
+/// The slot of [`crate::layout::DIFFERENCES`] for a packet that one of the two policies refuses by this verdict.
+#[inline(always)]
+pub const fn difference_slot(difference: Difference, verdict_slot: u32) -> u32 {
+    difference as u32 * Verdict::COUNT as u32 + verdict_slot
+}
+
+/// A word of [`crate::layout::JUDGED`]: what a policy said of a packet. Never 0.
+#[inline(always)]
+pub const fn judged(verdict: Verdict, is_refused: bool) -> u64 {
+    1 << 32 | (is_refused as u64) << 16 | verdict.slot() as u64
+}
+
+/// The slot of the verdict in such a word, and whether it refuses.
+#[inline(always)]
+pub const fn read_judged(word: u64) -> (u32, bool) {
+    (word as u32 & 0xffff, word >> 16 & 1 != 0)
+}
+
 shared_struct! {
     /// What one CPU counted for one verdict and action.
     pub struct Tally {

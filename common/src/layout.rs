@@ -92,6 +92,10 @@ pub const LOST_PROOFS: &str = "LOST_PROOFS";
 pub const JUMPS: &str = "JUMPS";
 /// Room to rebuild a packet in, on each CPU.
 pub const SCRATCH: &str = "SCRATCH";
+/// What the candidate policy said of a packet: two words on each CPU, see [`crate::event::judged`].
+pub const JUDGED: &str = "JUDGED";
+/// Packets on which candidate and policy in force differ, on each CPU, see [`crate::event::difference_slot`].
+pub const DIFFERENCES: &str = "DIFFERENCES";
 /// Words of [`SCRATCH`].
 pub const SCRATCH_WORDS: usize = 32;
 
@@ -102,7 +106,7 @@ const fn sketch(name: &'static str) -> MapShape {
 }
 
 /// Every map of the shield.
-pub const MAPS: [MapShape; 25] = [
+pub const MAPS: [MapShape; 27] = [
     MapShape { name: ACTIVE, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries: 1 },
     MapShape {
         name: POLICIES,
@@ -221,6 +225,14 @@ pub const MAPS: [MapShape; 25] = [
         key_bytes: 4,
         value_bytes: size_of::<event::Tally>() as u32,
         entries: event::TALLY_SLOTS as u32,
+    },
+    MapShape { name: JUDGED, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 16, entries: 1 },
+    MapShape {
+        name: DIFFERENCES,
+        kind: MapKind::PerCpuArray,
+        key_bytes: 4,
+        value_bytes: size_of::<event::Tally>() as u32,
+        entries: event::DIFFERENCE_SLOTS as u32,
     },
     MapShape {
         name: EVENTS,

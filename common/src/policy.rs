@@ -55,8 +55,21 @@ pub const COOKIES_WITH_OPTIONS: u32 = 2;
 pub const JUMP_COOKIE: u32 = 0;
 /// Index of a program in [`crate::layout::JUMPS`]: judges segments that are no SYN by their sockets.
 pub const JUMP_SEGMENT: u32 = 1;
+/// Index of a program in [`crate::layout::JUMPS`]: the shield itself, to which a candidate hands the packet on.
+pub const JUMP_SHIELD: u32 = 2;
+/// Index of a program in [`crate::layout::JUMPS`]: the shield that judges by the candidate policy.
+pub const JUMP_CANDIDATE: u32 = 3;
+/// [`Policy::jump_base`] of the candidate: its own programs for cookies and segments stand this much further.
+pub const CANDIDATE_JUMPS: u32 = 4;
 /// How many programs the shield jumps to.
-pub const JUMP_PROGRAMS: usize = 2;
+pub const JUMP_PROGRAMS: usize = 6;
+
+/// [`Policy::candidate`]: there is none.
+pub const CANDIDATE_NONE: u32 = 0;
+/// [`Policy::candidate`]: this policy is in force, and another one is tried beside it on each packet before.
+pub const CANDIDATE_BESIDE: u32 = 1;
+/// [`Policy::candidate`]: this policy is tried. It decides nothing: what it would do is counted, and the packet handed on.
+pub const CANDIDATE_SELF: u32 = 2;
 
 shared_struct! {
     /// Everything the program consults besides tables. The host writes the slot that is not in force, then flips
@@ -135,8 +148,12 @@ shared_struct! {
         pub cookie_mss_v6: u32,
         /// Window scale that the listeners use (RFC 7323), 0 to 14.
         pub cookie_window_scale: u32,
+        /// One of the `CANDIDATE_…` numbers.
+        pub candidate: u32,
+        /// What is added to [`JUMP_COOKIE`] and [`JUMP_SEGMENT`].
+        pub jump_base: u32,
     }
-    size = 256
+    size = 264
 }
 
 shared_struct! {

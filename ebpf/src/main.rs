@@ -9,6 +9,7 @@
 // Two loads of `packet.rs` are written in assembly, which is unstable for this target.
 #![feature(asm_experimental_arch)]
 
+mod candidate;
 mod handshake;
 mod limit;
 mod packet;
@@ -35,7 +36,7 @@ pub fn shield(ctx: XdpContext) -> u32 {
 /// Answers a SYN to a port that is over its budget; the shield jumps here.
 #[xdp(frags)]
 pub fn cookie(ctx: XdpContext) -> u32 {
-    syncookie::answer(&Frame::of(&ctx))
+    syncookie::judge(&Frame::of(&ctx))
 }
 
 /// Judges a segment by its socket; the shield jumps here.

@@ -13,7 +13,7 @@ use tunica_common::{
 };
 
 use crate::{
-    limit,
+    candidate, limit,
     packet::{self, FLAG_ACK, FLAG_RST, FLAG_SYN, Frame, PROTOCOL_UDP, Packet},
     shield::{self, Objection},
     sockets::{self, Socket},
@@ -28,10 +28,11 @@ pub fn judge(frame: &Frame<'_>) -> u32 {
     };
     let mut packet = packet::read(frame);
     packet.forget(policy.zero);
-    match objection(frame, policy, &mut packet) {
+    let action = match objection(frame, policy, &mut packet) {
         Some(objection) => shield::refuse(frame, policy, &packet, &objection),
-        None => shield::pass(frame, packet.kind, packet.bytes),
-    }
+        None => shield::pass(frame, policy, packet.kind, packet.bytes),
+    };
+    candidate::leave(frame, policy, action)
 }
 
 #[inline(always)]

@@ -16,14 +16,15 @@ use tunica_common::{
     gcra::{Limit, Pace},
     keys::{AddressBytes, BAN_DYNAMIC, BanEntry, SourceKey, WIDTH_V4_HOST, WIDTH_V6_NET},
     policy::{
-        COOKIES_OFF, JUMP_COOKIE, JUMP_SEGMENT, MODE_ENFORCE, MODE_OFF, PORT_OPEN, PORT_WITHOUT_COOKIES,
-        Policy, PortRule, STALE_PASS, STALE_SANITY_ONLY, ban_filter_position, keyed_hash, own_bit, port_key,
+        CANDIDATE_BESIDE, COOKIES_OFF, JUMP_CANDIDATE, JUMP_COOKIE, JUMP_SEGMENT, MODE_ENFORCE, MODE_OFF,
+        PORT_OPEN, PORT_WITHOUT_COOKIES, Policy, PortRule, STALE_PASS, STALE_SANITY_ONLY,
+        ban_filter_position, keyed_hash, own_bit, port_key,
     },
     verdict::{Action, Class, Verdict},
 };
 
 use crate::{
-    limit,
+    candidate, limit,
     packet::{self, FLAG_ACK, FLAG_SYN, Frame, Icmp, PROTOCOL_TCP, Packet},
     tables::{self, Sketch},
 };
@@ -35,18 +36,23 @@ pub fn judge(frame: &Frame<'_>) -> u32 {
         return xdp_action::XDP_PASS;
     };
     if policy.mode == MODE_OFF {
-        return pass(frame, Verdict::Unarmed, 0);
+        return pass(frame, policy, Verdict::Unarmed, 0);
+    }
+    if policy.candidate == CANDIDATE_BESIDE && !candidate::has_judged() {
+        // It comes back here; if it is not there, the packet is judged by the policy in force alone.
+        tables::jump(frame, JUMP_CANDIDATE);
     }
     let mut packet = packet::read(frame);
     packet.forget(policy.zero);
-    match decide(frame, policy, &mut packet) {
-        Decision::Pass => pass(frame, packet.kind, packet.bytes),
+    let action = match decide(frame, policy, &mut packet) {
+        Decision::Pass => pass(frame, policy, packet.kind, packet.bytes),
         Decision::Refuse(objection) => refuse(frame, policy, &packet, &objection),
         Decision::Jump(program) => {
-            tables::jump(frame, program);
-            pass(frame, packet.kind, packet.bytes)
+            tables::jump(frame, policy.jump_base.wrapping_add(program));
+            pass(frame, policy, packet.kind, packet.bytes)
         }
-    }
+    };
+    candidate::leave(frame, policy, action)
 }
 
 /// What is to become of a packet.
@@ -368,11 +374,12 @@ fn lowest(faults: u64) -> Verdict {
 
 /// Counts a packet that passes.
 #[inline(always)]
-pub fn pass(frame: &Frame<'_>, verdict: Verdict, bytes: u64) -> u32 {
+pub fn pass(frame: &Frame<'_>, policy: &Policy, verdict: Verdict, bytes: u64) -> u32 {
     if let Some(tally) = tables::tally(tally_slot(verdict, Action::Pass)) {
         tally.packets += 1;
         tally.bytes += length(frame, bytes);
     }
+    candidate::compare(policy, verdict, false, bytes);
     xdp_action::XDP_PASS
 }
 
@@ -432,6 +439,7 @@ pub fn answers(policy: &Policy, verdict: Verdict, bytes: u64) -> bool {
         tally.packets += 1;
         tally.bytes += bytes;
     }
+    candidate::compare(policy, verdict, false, bytes);
     policy.mode == MODE_ENFORCE
 }
 
@@ -445,11 +453,11 @@ pub fn refuse(frame: &Frame<'_>, policy: &Policy, packet: &Packet, objection: &O
         None => tables::now(),
     };
     if is_waived(policy, verdict, now) {
-        return pass(frame, packet.kind, packet.bytes);
+        return pass(frame, policy, packet.kind, packet.bytes);
     }
     let by_source = BY_SOURCE & verdict.bit() != 0;
     if by_source && policy.allow_present != 0 && tables::is_allowed(address(packet.source)) {
-        return pass(frame, Verdict::Allowed, packet.bytes);
+        return pass(frame, policy, Verdict::Allowed, packet.bytes);
     }
     let action = if policy.mode == MODE_ENFORCE { Action::Drop } else { Action::WouldDrop };
     if let Some(tally) = tables::tally(tally_slot(verdict, action)) {
@@ -468,6 +476,7 @@ pub fn refuse(frame: &Frame<'_>, policy: &Policy, packet: &Packet, objection: &O
             );
         }
     }
+    candidate::compare(policy, verdict, true, packet.bytes);
     match action {
         Action::Drop => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_PASS,

@@ -20,7 +20,7 @@ use tunica_common::{
 };
 
 use crate::{
-    limit,
+    candidate, limit,
     packet::{self, Frame, PROTOCOL_TCP},
     shield::{self, Objection},
     sockets::{self, Socket},
@@ -76,8 +76,13 @@ const NO_WINDOW_SCALE: u8 = 0xf;
 /// A SYN that finds more than a listener belongs to the kernel: it may reopen a connection in `TIME_WAIT`, which knows
 /// nothing of cookies. Where nobody listens, an answer would be a lie, and the kernel's resets are work for nobody.
 #[inline(always)]
-pub fn answer(frame: &Frame<'_>) -> u32 {
+pub fn judge(frame: &Frame<'_>) -> u32 {
     let Some(policy) = tables::policy() else { return xdp_action::XDP_PASS };
+    candidate::leave(frame, policy, answer(frame, policy))
+}
+
+#[inline(always)]
+fn answer(frame: &Frame<'_>, policy: &Policy) -> u32 {
     let now = tables::now();
     let mut packet = packet::read(frame);
     packet.forget(policy.zero);
@@ -88,7 +93,7 @@ pub fn answer(frame: &Frame<'_>) -> u32 {
         let _ = shield::arm(policy, packet.destination_port, now);
     }
     match sockets::find(frame, &packet) {
-        Socket::Own => return shield::pass(frame, Verdict::Syn, packet.bytes),
+        Socket::Own => return shield::pass(frame, policy, Verdict::Syn, packet.bytes),
         Socket::None => {
             let objection = Objection { verdict: Verdict::NoListener, now: Some(now) };
             return shield::refuse(frame, policy, &packet, &objection);
@@ -97,10 +102,10 @@ pub fn answer(frame: &Frame<'_>) -> u32 {
     }
     let flags = shield::rule(policy, &packet).map_or(0, |rule| rule.flags);
     if !shield::has_cookies(policy, flags) {
-        return shield::pass(frame, Verdict::SynOverBudget, packet.bytes);
+        return shield::pass(frame, policy, Verdict::SynOverBudget, packet.bytes);
     }
     if shield::is_waived(policy, Verdict::SynCookie, now) {
-        return shield::pass(frame, Verdict::Syn, packet.bytes);
+        return shield::pass(frame, policy, Verdict::Syn, packet.bytes);
     }
     let Some(scratch) = tables::scratch() else { return xdp_action::XDP_PASS };
     let Some(start) = frame.get::<3>(12) else { return xdp_action::XDP_PASS };
@@ -108,7 +113,7 @@ pub fn answer(frame: &Frame<'_>) -> u32 {
     let is_v4 = match start {
         [0x08, 0x00, 0x45] => true,
         [0x86, 0xdd, version] if version >> 4 == 6 => false,
-        _ => return shield::pass(frame, Verdict::SynOverBudget, packet.bytes),
+        _ => return shield::pass(frame, policy, Verdict::SynOverBudget, packet.bytes),
     };
     if is_v4 {
         let is_read = room.load(frame, ETHERNET_BYTES, AT_IP, IPV4_BYTES)
@@ -116,7 +121,7 @@ pub fn answer(frame: &Frame<'_>) -> u32 {
         // More fragments are to come.
         let is_fragment = room.half(AT_IP + 6) & u16::to_be(0x3fff) != 0;
         if !is_read || is_fragment {
-            return shield::pass(frame, Verdict::SynOverBudget, packet.bytes);
+            return shield::pass(frame, policy, Verdict::SynOverBudget, packet.bytes);
         }
         answer_ip::<true>(frame, policy, &room, port, packet.bytes, now)
     } else {
@@ -124,7 +129,7 @@ pub fn answer(frame: &Frame<'_>) -> u32 {
             && room.load(frame, ETHERNET_BYTES + IPV6_BYTES, AT_TCP, TCP_BYTES);
         // Extension headers stand in between.
         if !is_read || room.byte(AT_IP + 6) != PROTOCOL_TCP {
-            return shield::pass(frame, Verdict::SynOverBudget, packet.bytes);
+            return shield::pass(frame, policy, Verdict::SynOverBudget, packet.bytes);
         }
         answer_ip::<false>(frame, policy, &room, port, packet.bytes, now)
     }
@@ -141,11 +146,11 @@ fn answer_ip<const V4: bool>(
 ) -> u32 {
     let ip_bytes = if V4 { IPV4_BYTES } else { IPV6_BYTES };
     if policy.trickle_pace[0] != 0 && limit::admit(&mut port.trickle_tat, now, policy.trickle_pace) {
-        return shield::pass(frame, Verdict::SynTrickle, bytes);
+        return shield::pass(frame, policy, Verdict::SynTrickle, bytes);
     }
     let header_bytes = usize::from(room.byte(AT_TCP + 12) >> 4) << 2;
     if header_bytes < TCP_BYTES {
-        return shield::pass(frame, Verdict::SynOverBudget, bytes);
+        return shield::pass(frame, policy, Verdict::SynOverBudget, bytes);
     }
     // At most 40. The mask says so to the verifier, and the 0 keeps the compiler from removing it: it knows better already.
     let option_bytes = ((header_bytes - TCP_BYTES) | policy.zero as usize) & 0x3f;
@@ -154,7 +159,7 @@ fn answer_ip<const V4: bool>(
     if option_bytes > 0
         && !room.load(frame, ETHERNET_BYTES + ip_bytes + TCP_BYTES, AT_TCP + TCP_BYTES, at_least_one)
     {
-        return shield::pass(frame, Verdict::SynOverBudget, bytes);
+        return shield::pass(frame, policy, Verdict::SynOverBudget, bytes);
     }
     if !shield::answers(policy, Verdict::SynCookie, bytes) {
         return xdp_action::XDP_PASS;

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use tunica_common::{
-    event::{Event, PROOF_RING_BYTES, Proof, RING_BYTES, TALLY_SLOTS, Tally},
+    event::{DIFFERENCE_SLOTS, Event, PROOF_RING_BYTES, Proof, RING_BYTES, TALLY_SLOTS, Tally},
     keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
     layout::SCRATCH_WORDS,
     policy::{
@@ -65,6 +65,10 @@ static VERIFIED: LruHashMap<SourceKey, Verified, VERIFIED_SOURCES> = LruHashMap:
 static PROOFS: RingBuf<(), PROOF_RING_BYTES> = RingBuf::new();
 #[btf_map]
 static LOST_PROOFS: PerCpuArray<u64, 1> = PerCpuArray::new();
+#[btf_map]
+static JUDGED: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+#[btf_map]
+static DIFFERENCES: PerCpuArray<Tally, DIFFERENCE_SLOTS> = PerCpuArray::new();
 #[btf_map]
 static TALLIES: PerCpuArray<Tally, TALLY_SLOTS> = PerCpuArray::new();
 // No value type: libbpf refuses a ring buffer that declares a value size.
@@ -223,6 +227,20 @@ pub fn jump(frame: &Frame<'_>, program: u32) {
 pub fn tally(slot: u32) -> Option<&'static mut Tally> {
     // SAFETY: the slot belongs to this CPU, and XDP programs do not interrupt each other on one CPU.
     TALLIES.get_ptr_mut(slot).map(|tally| unsafe { &mut *tally })
+}
+
+/// What the candidate said: first of the packet that it hands on, then of the one being judged; 0 where it said nothing.
+#[inline(always)]
+pub fn judged() -> Option<&'static mut [u64; 2]> {
+    // SAFETY: as for `tally`.
+    JUDGED.get_ptr_mut(0).map(|words| unsafe { &mut *words })
+}
+
+/// This CPU's tally of a difference between candidate and policy in force.
+#[inline(always)]
+pub fn difference(slot: u32) -> Option<&'static mut Tally> {
+    // SAFETY: as for `tally`.
+    DIFFERENCES.get_ptr_mut(slot).map(|tally| unsafe { &mut *tally })
 }
 
 /// Hands an event to the daemon, or counts it as lost.

@@ -24,7 +24,7 @@ use tunica_common::{
     gcra::Limit,
     keys::{ALLOW_BY_OPERATOR, AddressBytes, AllowEntry, BAN_DYNAMIC, BanEntry},
     layout::{PROOFS, SEGMENT_GATE},
-    policy::{DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS, HostState, Policy, PortState},
+    policy::{CANDIDATE_NONE, DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS, HostState, Policy, PortState},
     verdict::{Action, Verdict},
 };
 use tunica_core::id::PacketSource;
@@ -225,6 +225,8 @@ impl Shield {
             cookie_mss_v4: 1_460,
             cookie_mss_v6: 1_440,
             cookie_window_scale: 7,
+            candidate: CANDIDATE_NONE,
+            jump_base: 0,
         }
     }
 

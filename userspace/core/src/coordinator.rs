@@ -24,6 +24,7 @@ use crate::{
     armed::{ArmedPort, ArmedPorts},
     attack_mode,
     ban_ladder::{Ladder, Memory},
+    candidate,
     defence::{Defence, DefenceState, Defences, Totals},
     desired::{self, Desired},
     evidence::{Forgeable, Handshake, Offence},
@@ -718,12 +719,7 @@ impl Coordinator {
         let is_bypassed = self.ledger.bypass.is_some();
         let desired = &mut self.in_force.desired;
         desired.attached = !is_bypassed;
-        desired.tables.ports = self
-            .settings
-            .ports
-            .iter()
-            .map(|(port, settings)| (port.key(), settings.rule(port.transport)))
-            .collect();
+        desired.tables.ports = candidate::ports(&self.settings);
         desired.tables.nets = desired::net_table(&self.ledger.nets, &self.in_force.net_ends);
         desired.tables.own = desired::own_table(self.never_ban.own().iter());
         desired.tables.allow = desired::allow_table(

@@ -57,6 +57,17 @@ impl Desired {
     /// The policy that goes with these tables; `generation` and `secret` come from the daemon, see
     /// [`limits::policy`].
     pub fn policy(&self, settings: &Settings, generation: u32, secret: [u64; 2]) -> Policy {
+        self.policy_of(&self.host, settings, generation, secret)
+    }
+
+    /// [`Desired::policy`] on a host of which other things are true.
+    pub(crate) fn policy_of(
+        &self,
+        host: &HostFacts,
+        settings: &Settings,
+        generation: u32,
+        secret: [u64; 2],
+    ) -> Policy {
         let tables = &self.tables;
         let presence = Presence {
             own_filter: tables.own_filter(),
@@ -64,7 +75,7 @@ impl Desired {
             nets: !tables.nets.is_empty(),
             allow: !tables.allow.is_empty(),
         };
-        limits::policy(settings, &self.host, generation, secret, presence)
+        limits::policy(settings, host, generation, secret, presence)
     }
 }
 

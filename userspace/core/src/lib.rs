@@ -10,6 +10,7 @@
 pub mod armed;
 pub mod attack_mode;
 pub mod ban_ladder;
+pub mod candidate;
 pub mod coordinator;
 pub mod defence;
 pub mod desired;

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU16, time::Duration};
 use tunica_common::{
     gcra,
     policy::{
-        COOKIES_OFF, COOKIES_PLAIN, COOKIES_WITH_OPTIONS, MODE_ENFORCE, MODE_OBSERVE, MODE_OFF, PORT_OPEN,
-        Policy, PortRule, STALE_KEEP_LIMITS, STALE_PASS, STALE_SANITY_ONLY, port_key,
+        CANDIDATE_NONE, COOKIES_OFF, COOKIES_PLAIN, COOKIES_WITH_OPTIONS, MODE_ENFORCE, MODE_OBSERVE,
+        MODE_OFF, PORT_OPEN, Policy, PortRule, STALE_KEEP_LIMITS, STALE_PASS, STALE_SANITY_ONLY, port_key,
     },
 };
 
@@ -463,6 +463,8 @@ pub fn policy(
         cookie_mss_v4: host.mtu.saturating_sub(40).clamp(536, 65_495),
         cookie_mss_v6: host.mtu.saturating_sub(60).clamp(536, 65_475),
         cookie_window_scale: host.window_scale.min(14),
+        candidate: CANDIDATE_NONE,
+        jump_base: 0,
     }
 }
 

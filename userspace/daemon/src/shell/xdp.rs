@@ -5,6 +5,7 @@
 
 pub mod armed;
 pub mod attach;
+pub mod candidate;
 pub mod handshakes;
 pub mod hook;
 pub mod object;
@@ -25,7 +26,7 @@ use aya::{
     programs::ProgramError,
 };
 use thiserror::Error;
-use tunica_common::policy::Policy;
+use tunica_common::policy::{CANDIDATE_BESIDE, CANDIDATE_NONE, Policy};
 use tunica_core::{
     desired::{Desired, Tables as Rows},
     id::PacketSource,
@@ -35,6 +36,7 @@ use tunica_core::{
 
 use self::{
     attach::{AttachError, Attachment, Wanted},
+    candidate::Candidate,
     hook::{Hook, Mode},
     object::{LoadError, Sizes},
     pins::{Pins, PinsError},
@@ -176,6 +178,7 @@ pub struct Shield {
     without_handshakes: Option<String>,
     /// Interfaces for which nftables stands in.
     stand_ins: Vec<String>,
+    candidate: Option<Candidate>,
     /// What this daemon last wrote; the kernel's own truth is read by [`Shield::audit`].
     written: Rows,
 }
@@ -204,6 +207,12 @@ impl Shield {
         let mut ebpf = object::load(plan.sizes, Some(&directory))?;
         let mut tables = Tables::take(&mut ebpf, crate::sys::random_words().map_err(OpenError::Random)?)?;
         tables.repair_filter()?;
+        // A candidate that an earlier daemon left is nobody's any more.
+        let left = tables.policy()?;
+        if left.candidate != CANDIDATE_NONE {
+            tables.swap_policy(&Policy { candidate: CANDIDATE_NONE, ..left })?;
+        }
+        candidate::clear_jumps(&mut tables)?;
         let program = object::program(&mut ebpf)?;
         let info = program.info()?;
         let pin = directory.join(pins::PROGRAM);
@@ -225,6 +234,7 @@ impl Shield {
             without_handshakes: handshakes::attach(&mut ebpf).err().map(|error| error.to_string()),
             ebpf,
             stand_ins: Vec::new(),
+            candidate: None,
             plan,
             written,
         })
@@ -396,6 +406,11 @@ impl Shield {
             Ok(changed) => repairs.policy = u64::from(changed),
             Err(error) => failures.push(error),
         }
+        if let Some(candidate) = &mut self.candidate
+            && let Err(error) = candidate.follow(desired)
+        {
+            failures.push(error);
+        }
         let failed = failures.len();
         match failures.into_iter().next() {
             None => Ok(repairs),
@@ -416,6 +431,7 @@ impl Shield {
     fn write_policy(&mut self, desired: &Desired, settings: &Settings) -> Result<bool, TableError> {
         let current = self.tables.policy()?;
         let mut next = desired.policy(settings, current.generation, self.tables.secret());
+        next.candidate = if self.candidate.is_some() { CANDIDATE_BESIDE } else { CANDIDATE_NONE };
         if next == current {
             return Ok(false);
         }
@@ -425,6 +441,7 @@ impl Shield {
             nets_present: current.nets_present,
             cookies: current.cookies,
             allow_present: current.allow_present,
+            candidate: current.candidate,
             ..next
         } == current;
         if !same_rules {

@@ -13,8 +13,11 @@ use aya::{
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tunica_common::{
-    layout::{ALLOW, BANNED_NETS, BANS, JUMPS, LAYOUT_HASH, MAPS, MapKind, MapShape},
-    policy::{JUMP_COOKIE, JUMP_SEGMENT},
+    layout::{
+        ALLOW, BAN_FILTER, BANNED_NETS, BANS, DIFFERENCES, EVENTS, HEARTBEAT, JUDGED, JUMPS, LAYOUT_HASH,
+        MAPS, MapKind, MapShape, OWN, PROOFS, SCRATCH, VERIFIED,
+    },
+    policy::{CANDIDATE_JUMPS, JUMP_CANDIDATE, JUMP_COOKIE, JUMP_SEGMENT, JUMP_SHIELD},
 };
 
 /// The object that `cargo xtask build-ebpf` wrote.
@@ -136,23 +139,56 @@ pub fn recorded_sha256() -> &'static str {
     RECORDED.split_whitespace().next().unwrap_or_default()
 }
 
+/// Maps that a candidate shares with the shield in force: facts rather than rules, and what the two tell each other.
+const SHARED: [&str; 11] =
+    [HEARTBEAT, BANS, BAN_FILTER, BANNED_NETS, ALLOW, OWN, JUMPS, JUDGED, DIFFERENCES, VERIFIED, SCRATCH];
+/// The smallest ring buffer there is: a page.
+const LEAST_RING_BYTES: u32 = 4_096;
+
 /// Loads the object, its maps pinned in the directory `pins` (reused if already there and of the same shape) or, with `None`,
 /// private to this process.
 ///
 /// # Errors
 /// See [`LoadError`]; nothing is attached yet, so a failure leaves the host as it was.
 pub fn load(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
+    let mut ebpf = load_maps(sizes, &mut EbpfLoader::new(), pins, |_| true)?;
+    load_target(&mut ebpf, PROGRAM, JUMP_SHIELD)?;
+    load_jump_targets(&mut ebpf, 0);
+    Ok(ebpf)
+}
+
+/// Loads the object once more beside the one whose maps are pinned in `pins`, for a candidate: it shares what is no rule,
+/// and has limits, clocks and counters of its own. Nothing jumps to it until a policy says so.
+///
+/// # Errors
+/// See [`LoadError`]; the shield in force is as it was.
+pub fn load_candidate(sizes: Sizes, pins: &Path) -> Result<Ebpf, LoadError> {
+    let mut loader = EbpfLoader::new();
+    // Nobody reads these.
+    loader.map_max_entries(EVENTS, LEAST_RING_BYTES).map_max_entries(PROOFS, LEAST_RING_BYTES);
+    let mut ebpf = load_maps(sizes, &mut loader, Some(pins), |name| SHARED.contains(&name))?;
+    load_target(&mut ebpf, PROGRAM, JUMP_CANDIDATE)?;
+    load_jump_targets(&mut ebpf, CANDIDATE_JUMPS);
+    Ok(ebpf)
+}
+
+/// Makes the maps, or opens those that are pinned, of which `is_pinned` says so.
+fn load_maps(
+    sizes: Sizes,
+    loader: &mut EbpfLoader<'_>,
+    pins: Option<&Path>,
+    is_pinned: fn(&str) -> bool,
+) -> Result<Ebpf, LoadError> {
     let found = object_sha256();
     if found != recorded_sha256() {
         return Err(LoadError::Checksum { found, recorded: recorded_sha256().to_owned() });
     }
-    let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(BANS, sizes.bans)
         .map_max_entries(BANNED_NETS, sizes.nets)
         .map_max_entries(ALLOW, sizes.allow);
     if let Some(pins) = pins {
-        for shape in &MAPS {
+        for shape in MAPS.iter().filter(|shape| is_pinned(shape.name)) {
             let path = pins.join(shape.name);
             // aya opens whatever is pinned there, so the shape is compared before.
             if path.exists() {
@@ -161,17 +197,18 @@ pub fn load(sizes: Sizes, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
             loader.map_pin_path(shape.name, path);
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|source| LoadError::Object { source: Box::new(source) })?;
-    program(&mut ebpf)?.load().map_err(|source| LoadError::Program { source: Box::new(source) })?;
+    loader.load(OBJECT).map_err(|source| LoadError::Object { source: Box::new(source) })
+}
+
+fn load_jump_targets(ebpf: &mut Ebpf, base: u32) {
     for (name, index) in JUMP_TARGETS {
-        if let Err(error) = load_target(&mut ebpf, name, index) {
+        if let Err(error) = load_target(ebpf, name, base + index) {
             tracing::warn!(message_id = "program_refused", program = name, "{error}");
         }
     }
-    Ok(ebpf)
 }
 
-/// Loads a program that the shield jumps to. The map of jumps then holds it, as long as somebody holds that.
+/// Loads a program that is jumped to. The map of jumps then holds it, as long as somebody holds that.
 fn load_target(ebpf: &mut Ebpf, name: &'static str, index: u32) -> Result<(), LoadError> {
     let program = named(ebpf, name)?;
     program.load().map_err(|source| LoadError::Program { source: Box::new(source) })?;

@@ -11,23 +11,26 @@ use std::{
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key,
+        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, ProgramArray, RingBuf,
+        lpm_trie::Key,
     },
 };
 use thiserror::Error;
 use tunica_common::{
-    event::{TALLY_SLOTS, Tally},
+    event::{DIFFERENCE_SLOTS, TALLY_SLOTS, Tally},
     gcra::{self, Limit},
     keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
     layout::{
-        ACTIVE, ALLOW, BAN_FILTER, BANNED_NETS, BANS, EVENTS, HEARTBEAT, HOST_STATE, JUMPS, LOST_EVENTS,
-        NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES,
+        ACTIVE, ALLOW, BAN_FILTER, BANNED_NETS, BANS, DIFFERENCES, EVENTS, HEARTBEAT, HOST_STATE, JUMPS,
+        LOST_EVENTS, NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES,
     },
     policy::{
         BAN_FILTER_WORDS, HostState, NetState, Policy, PortRule, PortState, SKETCH_CELLS, SKETCH_ROWS,
         ban_filter_position, keyed_hash, net_cell, own_bit, sketch_cells,
     },
 };
+
+use zerocopy::FromZeros as _;
 
 use super::object::LoadError;
 
@@ -73,7 +76,8 @@ pub struct Tables {
     host_state: Array<MapData, HostState>,
     net_state: Array<MapData, NetState>,
     /// Held, because the kernel empties a map of programs once nobody holds it.
-    _jumps: ProgramArray<MapData>,
+    jumps: ProgramArray<MapData>,
+    differences: PerCpuArray<MapData, Tally>,
     sketch: Array<MapData, u32>,
     tallies: PerCpuArray<MapData, Tally>,
     lost: PerCpuArray<MapData, u64>,
@@ -125,7 +129,8 @@ impl Tables {
             port_state: typed!(PORT_STATE),
             host_state: typed!(HOST_STATE),
             net_state: typed!(NET_STATE),
-            _jumps: typed!(JUMPS),
+            jumps: typed!(JUMPS),
+            differences: typed!(DIFFERENCES),
             sketch: typed!(SYN_SKETCH),
             tallies: typed!(TALLIES),
             lost: typed!(LOST_EVENTS),
@@ -559,11 +564,38 @@ impl Tables {
     /// # Errors
     /// [`TableError`].
     pub fn total(&self, slot: u32) -> Result<Total, TableError> {
-        let each = self.tallies.get(&slot, 0).map_err(TableError::new("read", TALLIES))?;
-        Ok(each.iter().fold(Total::default(), |sum, tally| Total {
-            packets: sum.packets + tally.packets,
-            bytes: sum.bytes + tally.bytes,
-        }))
+        sum(&self.tallies, TALLIES, slot)
+    }
+
+    /// Packets on which candidate and policy in force differ, summed over the CPUs, in slot order
+    /// ([`tunica_common::event::difference_slot`]).
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn differences(&self) -> Result<Vec<Total>, TableError> {
+        (0..DIFFERENCE_SLOTS as u32).map(|slot| sum(&self.differences, DIFFERENCES, slot)).collect()
+    }
+
+    /// Counts differences from nothing again.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn clear_differences(&mut self) -> Result<(), TableError> {
+        for slot in 0..DIFFERENCE_SLOTS as u32 {
+            let each = self.differences.get(&slot, 0).map_err(TableError::new("read", DIFFERENCES))?;
+            let zeros = PerCpuValues::try_from(vec![Tally::new_zeroed(); each.len()])
+                .map_err(|error| TableError::new("write", DIFFERENCES)(MapError::IoError(error)))?;
+            self.differences.set(slot, zeros, 0).map_err(TableError::new("write", DIFFERENCES))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a program out of those that are jumped to; it is no error if it was not there.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn clear_jump(&mut self, index: u32) -> Result<(), TableError> {
+        absent_is_none(self.jumps.clear_index(&index)).map(|_| ()).map_err(TableError::new("write", JUMPS))
     }
 
     /// Events lost because the ring buffer was full, summed over the CPUs.
@@ -574,6 +606,15 @@ impl Tables {
         let each = self.lost.get(&0, 0).map_err(TableError::new("read", LOST_EVENTS))?;
         Ok(each.iter().sum())
     }
+}
+
+/// One row of tallies, summed over the CPUs.
+fn sum(tallies: &PerCpuArray<MapData, Tally>, map: &'static str, slot: u32) -> Result<Total, TableError> {
+    let each = tallies.get(&slot, 0).map_err(TableError::new("read", map))?;
+    Ok(each.iter().fold(Total::default(), |sum, tally| Total {
+        packets: sum.packets + tally.packets,
+        bytes: sum.bytes + tally.bytes,
+    }))
 }
 
 /// The two words that the kernel program makes of an address.
