@@ -30,7 +30,7 @@ use crate::packet::Frame;
 /// only be replaced by one of the same kind.
 #[xdp(frags)]
 pub fn shield(ctx: XdpContext) -> u32 {
-    shield::judge(&Frame::of(&ctx))
+    shield::judge(&ctx)
 }
 
 /// Answers a SYN to a port that is over its budget; the shield jumps here.

@@ -10,7 +10,7 @@
 //! What a ban or a per-source limit would drop is first looked up in the allow list. Every packet adds to exactly one
 //! tally.
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use tunica_common::{
     event::{Event, tally_slot},
     gcra::{Limit, Pace},
@@ -31,17 +31,19 @@ use crate::{
 
 /// Decides about one packet and counts it. Returns an XDP action.
 #[inline(always)]
-pub fn judge(frame: &Frame<'_>) -> u32 {
+pub fn judge(ctx: &XdpContext) -> u32 {
     let Some(policy) = tables::policy() else {
         return xdp_action::XDP_PASS;
     };
     if policy.mode == MODE_OFF {
-        return pass(frame, policy, Verdict::Unarmed, 0);
+        return pass(&Frame::of(ctx), policy, Verdict::Unarmed, 0);
     }
     if policy.candidate == CANDIDATE_BESIDE && !candidate::has_judged() {
         // It comes back here; if it is not there, the packet is judged by the policy in force alone.
-        tables::jump(frame, JUMP_CANDIDATE);
+        tables::jump(&Frame::of(ctx), JUMP_CANDIDATE);
     }
+    // Not before: to some verifiers a jump that failed has moved the packet (Linux 6.12).
+    let frame = &Frame::of(ctx);
     let mut packet = packet::read(frame);
     packet.forget(policy.zero);
     let action = match decide(frame, policy, &mut packet) {

@@ -84,6 +84,14 @@ pub enum Request {
         /// Its number.
         id: u32,
     },
+    /// Try another configuration beside the one in force.
+    CandidateLoad(CandidateLoad),
+    /// What the candidate would do otherwise.
+    CandidateStatus {},
+    /// Hand out the candidate's text, to be written to the configuration file.
+    CandidatePromote {},
+    /// End the candidate's trial.
+    CandidateDrop {},
     /// What this host can do for the shield.
     Doctor {},
 }
@@ -102,6 +110,7 @@ impl Request {
             | Self::Tune { .. }
             | Self::IncidentList {}
             | Self::IncidentShow { .. }
+            | Self::CandidateStatus {}
             | Self::Doctor {} => true,
             Self::BanAdd(_)
             | Self::BanRemove { .. }
@@ -110,6 +119,9 @@ impl Request {
             | Self::AllowRemove { .. }
             | Self::Reload(_)
             | Self::Confirm {}
+            | Self::CandidateLoad(_)
+            | Self::CandidatePromote {}
+            | Self::CandidateDrop {}
             | Self::BypassOn { .. }
             | Self::BypassOff {}
             | Self::PanicOn { .. }
@@ -147,6 +159,10 @@ impl Request {
             Self::Tune { .. } => "tune",
             Self::IncidentList {} => "incident_list",
             Self::IncidentShow { .. } => "incident_show",
+            Self::CandidateLoad(_) => "candidate_load",
+            Self::CandidateStatus {} => "candidate_status",
+            Self::CandidatePromote {} => "candidate_promote",
+            Self::CandidateDrop {} => "candidate_drop",
             Self::Doctor {} => "doctor",
         }
     }
@@ -224,6 +240,23 @@ pub struct Reload {
     /// This host's end of the session that the caller is logged in by, so that the answer can name its interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<std::net::IpAddr>,
+}
+
+/// See [`Request::CandidateLoad`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CandidateLoad {
+    /// What the operator calls it: the path of its file.
+    pub name: String,
+    /// A whole configuration file.
+    pub text: String,
+}
+
+impl std::fmt::Debug for CandidateLoad {
+    /// Without the text, in which addresses may stand.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "CandidateLoad {{ name: {:?}, bytes: {} }}", self.name, self.text.len())
+    }
 }
 
 /// See [`Request::Explain`].

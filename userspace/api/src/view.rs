@@ -32,6 +32,10 @@ pub enum Answer {
     Incidents(Incidents),
     /// To `incident show`.
     Incident(Box<Incident>),
+    /// To `candidate status`.
+    Candidate(Box<Candidate>),
+    /// To `candidate promote`: the first half of it.
+    Promotion(Promotion),
     /// To `doctor`.
     Doctor(Doctor),
     /// The request was understood and refused, or could not be carried out.
@@ -88,6 +92,9 @@ pub struct Status {
     /// Set while the configuration file is on trial, and after it was undone.
     #[serde(default)]
     pub trial: Option<Trial>,
+    /// Set while a candidate is tried beside the configuration in force.
+    #[serde(default)]
+    pub candidate: Option<Tried>,
     /// One row for each configured interface.
     pub interfaces: Vec<Interface>,
     /// The program's identity.
@@ -305,6 +312,68 @@ pub struct Change {
     pub removed: Vec<String>,
     /// Whether only a restart of the daemon can bring the value into force.
     pub needs_restart: bool,
+}
+
+/// A configuration that is tried beside the one in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// What the operator calls it.
+    pub name: String,
+    /// Since when it is tried.
+    pub since: WallTime,
+    /// One row for each key whose value differs from the one in force.
+    pub changes: Vec<Change>,
+    /// Those of them that the kernel program does not try: they come into force with the promotion alone.
+    pub untried: Vec<String>,
+    /// Packets that the candidate would refuse and that pass or are answered now, by the candidate's verdict.
+    pub refuses: Vec<Difference>,
+    /// Packets that the candidate would pass or answer and that are refused now, or would be if the mode were `enforce`,
+    /// by the verdict in force.
+    pub passes: Vec<Difference>,
+    /// What the candidate decided about each packet that it saw: one row for each verdict and action that was counted.
+    pub counters: Vec<Counter>,
+}
+
+/// Packets on which candidate and policy in force differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The verdict's word.
+    pub verdict: String,
+    /// Packets since the candidate was loaded.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What has to be written to bring the candidate into force.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// The daemon's configuration file.
+    pub file: String,
+    /// What the file was read as when it came into force.
+    pub before: String,
+    /// What it has to be.
+    pub after: String,
+}
+
+impl std::fmt::Debug for Promotion {
+    /// Without the texts, in which addresses may stand.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Promotion {{ file: {:?} }}", self.file)
+    }
+}
+
+/// In `status`: how much the candidate differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// What the operator calls it.
+    pub name: String,
+    /// Since when it is tried.
+    pub since: WallTime,
+    /// Packets that it would refuse and that pass or are answered now.
+    pub refuses: u64,
+    /// Packets that it would pass or answer and that are refused now.
+    pub passes: u64,
 }
 
 /// Bans in force.

@@ -94,7 +94,9 @@ pub(crate) fn of(answer: &Answer) -> Exit {
         | Answer::Explanation(_)
         | Answer::Tuning(_)
         | Answer::Incidents(_)
-        | Answer::Incident(_) => Exit::Done,
+        | Answer::Incident(_)
+        | Answer::Candidate(_)
+        | Answer::Promotion(_) => Exit::Done,
         Answer::Refused(refused) => match refused.code {
             RefusedCode::Protected | RefusedCode::Full | RefusedCode::Invalid | RefusedCode::OverBudget => {
                 Exit::Refused

@@ -1,5 +1,6 @@
 //! Answers as text for people: pure functions of what was answered.
 
+mod candidate;
 mod differences;
 mod explanation;
 mod findings;
@@ -29,6 +30,8 @@ pub(crate) fn answer(answer: &Answer) -> String {
         Answer::Tuning(view) => tuning::tuning(view),
         Answer::Incidents(view) => incidents::incidents(view),
         Answer::Incident(view) => incidents::incident(view),
+        Answer::Candidate(view) => candidate::candidate(view),
+        Answer::Promotion(view) => format!("{} is to be written\n", text::clean(&view.file)),
         Answer::Doctor(view) => findings(&view.findings),
         Answer::Refused(view) => refused(view),
     }

@@ -3,6 +3,7 @@
 mod allow;
 mod ban;
 mod bypass;
+mod candidate;
 mod check;
 mod confirm;
 mod diff;
@@ -62,6 +63,9 @@ pub(crate) enum Verb {
     Reload(reload::Reload),
     /// Keep the configuration that `reload --confirm` put on trial
     Confirm,
+    /// Try another configuration on every packet, with no effect on it
+    #[command(subcommand)]
+    Candidate(candidate::Candidate),
     /// Detach the shield for a while, or attach it again
     #[command(subcommand)]
     Bypass(bypass::Bypass),
@@ -96,6 +100,7 @@ impl Verb {
             Self::Diff => ask(global, &diff::request()),
             Self::Reload(verb) => ask(global, &verb.request(&Host::at("/"))),
             Self::Confirm => ask(global, &confirm::request()),
+            Self::Candidate(verb) => verb.run(global),
             Self::Bypass(verb) => ask(global, &verb.request()),
             Self::Panic(verb) => ask(global, &verb.request()?),
             Self::Tune(verb) => verb.run(global),

@@ -51,6 +51,8 @@ use crate::{
 /// How often the real system is compared with what it should be.
 pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 
+mod candidate;
+
 /// Everything the event loop owns.
 pub struct App {
     config_path: PathBuf,
@@ -69,6 +71,8 @@ pub struct App {
     last: Cell<Now>,
     /// What is wrong outside of the configuration: one sentence each.
     troubles: Troubles,
+    /// The configuration that is tried beside the one in force.
+    candidate: Option<candidate::Tried>,
     /// Ports that went over their budget.
     armed: Armed,
     /// Events that were lost before this daemon started to read them.
@@ -229,6 +233,7 @@ impl App {
             started: now.wall,
             last: Cell::new(now),
             troubles,
+            candidate: None,
             armed: Armed::default(),
             lost_before,
             places: Vec::new(),
@@ -659,6 +664,10 @@ impl App {
                     format!("there is no incident {id}; `tunica incident list` shows those that are kept"),
                 ),
             },
+            Request::CandidateLoad(request) => self.load_candidate(request),
+            Request::CandidateStatus {} => self.candidate_status(),
+            Request::CandidatePromote {} => self.candidate_promotion(),
+            Request::CandidateDrop {} => self.drop_candidate(),
             Request::Doctor {} => Answer::Doctor(doctor(&self.config)),
             Request::BanAdd(ban) => self.ban(ban),
             Request::Report(report) => self.report(report, caller),
@@ -760,7 +769,9 @@ impl App {
         let mut warnings = self.warnings();
         warnings.extend(self.vitals().concerns().into_iter().map(|concern| concern.text));
         let around = views::Surroundings { config: &self.config, started: self.started, warnings };
-        Answer::Status(Box::new(views::status(&self.coordinator, &self.shield, &around, self.now())))
+        let mut status = views::status(&self.coordinator, &self.shield, &around, self.now());
+        status.candidate = self.candidate.as_ref().map(|tried| tried.line(&self.shield));
+        Answer::Status(Box::new(status))
     }
 
     fn counters(&self) -> Answer {
@@ -911,6 +922,8 @@ impl App {
     /// Goes over to a configuration whose settings are in force. Maps of another size are filled first, then the link moves
     /// to the program that reads them.
     fn adopt(&mut self, config: Config, text: String, plan: Plan, fresh: Option<Shield>) {
+        // It was compared with what goes now.
+        self.end_candidate("another configuration came into force");
         self.shield.release(&plan.interfaces);
         if let Some(mut fresh) = fresh {
             let _ = fresh.tables_mut().beat(self.now().mono.0);
@@ -1031,6 +1044,8 @@ impl App {
         );
         metrics.set_under_attack(self.coordinator.is_under_attack());
         metrics.set_attack_mode(self.coordinator.ledger().attack_mode.is_some());
+        metrics
+            .set_candidate(self.candidate.is_some(), &self.shield.tables().differences().unwrap_or_default());
         for table in views::tables(&self.coordinator) {
             metrics.set_table(&table.name, table.used, table.capacity);
         }

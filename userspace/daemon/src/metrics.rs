@@ -13,7 +13,10 @@ use prometheus::{
     Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 use tunica_api::view::{Answer, RefusedCode as Refusal};
-use tunica_common::verdict::{Action, Verdict};
+use tunica_common::{
+    event::Difference,
+    verdict::{Action, Verdict},
+};
 use tunica_core::{
     coordinator::{RefusedCode, Reply},
     ledger::{BanOrigin, Command},
@@ -22,7 +25,7 @@ use tunica_core::{
 
 use crate::shell::{
     host::vitals::{MEMORY_EVENTS, Vitals},
-    xdp::Repairs,
+    xdp::{Repairs, tables::Total},
 };
 
 /// The tables whose fill is shown.
@@ -118,6 +121,10 @@ metrics! {
         "1 while an operator has the shield detached, else 0.";
     attack_mode: IntGauge, "tunica_attack_mode_active", [],
         "1 while `tunica panic` has stricter settings in force than the configured ones, else 0.";
+    candidate: IntGauge, "tunica_candidate_loaded", [],
+        "1 while a candidate is tried beside the configuration in force, else 0.";
+    differences: IntCounterVec, "tunica_candidate_differences_total", ["verdict", "difference"],
+        "Packets that a candidate would refuse and that pass now (`refuses`, by its verdict), or the reverse (`passes`, by the verdict in force).";
     incidents: IntCounter, "tunica_incidents_total", [],
         "Attacks that began since the daemon started; `tunica incident list` shows them.";
     incident_active: IntGauge, "tunica_incident_active", [],
@@ -228,6 +235,8 @@ pub struct Metrics {
     families: Families,
     /// By verdict and action: packets, bytes.
     shield: Vec<(Verdict, Action, Follower, Follower)>,
+    /// In the order of the kernel's table.
+    differences: Vec<Follower>,
     events_lost: Follower,
     /// In the order of [`MEMORY_EVENTS`].
     memory_events: [Follower; MEMORY_EVENTS.len()],
@@ -256,6 +265,13 @@ impl Metrics {
                 shield.push((*verdict, action, packets, bytes));
             }
         }
+        let differences = Difference::ALL
+            .iter()
+            .flat_map(|difference| {
+                Verdict::ALL.iter().map(move |verdict| [verdict.label(), difference.label()])
+            })
+            .map(|labels| Follower::new(families.differences.with_label_values(&labels)))
+            .collect();
         for mode in Mode::ALL {
             families.mode.with_label_values(&[mode.label()]);
         }
@@ -290,7 +306,7 @@ impl Metrics {
         let events_lost = Follower::new(families.events_lost.clone());
         let memory_events =
             MEMORY_EVENTS.map(|event| Follower::new(families.memory_events.with_label_values(&[event])));
-        Ok(Self { registry, families, shield, events_lost, memory_events })
+        Ok(Self { registry, families, shield, differences, events_lost, memory_events })
     }
 
     /// Takes in what the kernel has counted for `verdict` ending in `action` since its maps were made.
@@ -342,6 +358,14 @@ impl Metrics {
     /// Counts an attack that began.
     pub fn count_incident(&self) {
         self.families.incidents.inc();
+    }
+
+    /// Shows whether a candidate is tried, and takes in the kernel's table of differences.
+    pub fn set_candidate(&self, is_loaded: bool, differences: &[Total]) {
+        self.families.candidate.set(i64::from(is_loaded));
+        for (follower, total) in self.differences.iter().zip(differences) {
+            follower.follow(total.packets);
+        }
     }
 
     /// Shows whether an attack goes on.
@@ -576,6 +600,8 @@ impl ControlRequests {
             | Answer::Tuning(_)
             | Answer::Incidents(_)
             | Answer::Incident(_)
+            | Answer::Candidate(_)
+            | Answer::Promotion(_)
             | Answer::Doctor(_) => "ok",
         };
         self.0.with_label_values(&[verb.unwrap_or("unreadable"), result]).inc();

@@ -154,6 +154,8 @@ messages! {
     "config_reloaded", "info", "The configuration file was read again and is in force.";
     "config_undone", "error", "The daemon started with the configuration before a trial that nobody confirmed; `tunica reload` brings the file into force.";
     "config_refused", "error", "The configuration file was read again and has faults; the one before stays in force.";
+    "candidate_loaded", "info", "A candidate is tried on every packet beside the configuration in force, and decides nothing.";
+    "candidate_dropped", "info", "The candidate is tried no more; the field `why` says what ended it.";
     "configuration_warning", "warn", "The configuration is in force, but something in it is rarely what is wanted.";
     "tor_peers_read_failed", "warn", "Tor's connections could not be read; the peers known before stay protected for `tor.keep_seconds`.";
     "control_request_refused", "info", "A request on the control socket was refused by the socket's own rules.";

@@ -4,11 +4,11 @@ use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
     Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
-    Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Proposal, Refused,
-    RefusedCode, Softirq, Source, Sources, Spoken, Status, Table, Trial, Tuning,
+    Difference, Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Proposal,
+    Refused, RefusedCode, Softirq, Source, Sources, Spoken, Status, Table, Trial, Tuning,
 };
 use tunica_common::{
-    event::tally_slot,
+    event::{self, difference_slot, tally_slot},
     verdict::{Action, Verdict},
 };
 use tunica_config::Config;
@@ -90,6 +90,17 @@ pub fn allow_of(coordinator: &Coordinator, address: IpAddr) -> Option<Allow> {
 
 /// Every counter; `totals` is in slot order, and `directory` is where the counters are pinned.
 pub fn counters(totals: &[Total], directory: &Path, started: WallTime, now: Now) -> Counters {
+    Counters {
+        started,
+        now: now.wall,
+        monotonic_milliseconds: now.mono.0 / 1_000_000,
+        tables: directory.display().to_string(),
+        rows: counter_rows(totals),
+    }
+}
+
+/// A row for each verdict and action.
+pub fn counter_rows(totals: &[Total]) -> Vec<Counter> {
     let row = |verdict: Verdict, action: Action| {
         let slot = tally_slot(verdict, action) as usize;
         let total = totals.get(slot).copied().unwrap_or_default();
@@ -100,16 +111,38 @@ pub fn counters(totals: &[Total], directory: &Path, started: WallTime, now: Now)
             bytes: total.bytes,
         }
     };
-    Counters {
-        started,
-        now: now.wall,
-        monotonic_milliseconds: now.mono.0 / 1_000_000,
-        tables: directory.display().to_string(),
-        rows: Verdict::ALL
-            .iter()
-            .flat_map(|verdict| Action::ALL.map(|action| row(*verdict, action)))
-            .collect(),
-    }
+    Verdict::ALL.iter().flat_map(|verdict| Action::ALL.map(|action| row(*verdict, action))).collect()
+}
+
+/// Packets that a candidate would refuse and that pass now, and the reverse, from the kernel's table of differences.
+pub fn candidate_differences(totals: &[Total]) -> (Vec<Difference>, Vec<Difference>) {
+    let rows = |difference| {
+        let row = |verdict: &Verdict| {
+            let total = totals.get(difference_slot(difference, verdict.slot()) as usize)?;
+            (total.packets > 0).then(|| Difference {
+                verdict: verdict.label().to_owned(),
+                packets: total.packets,
+                bytes: total.bytes,
+            })
+        };
+        Verdict::ALL.iter().filter_map(row).collect()
+    };
+    (rows(event::Difference::Refuses), rows(event::Difference::Passes))
+}
+
+/// Keys that differ, and which of them are `fixed` until a restart.
+pub fn changes(changes: Vec<tunica_config::Change>, fixed: &[&str]) -> Vec<Change> {
+    changes
+        .into_iter()
+        .map(|change| Change {
+            key: change.key.to_owned(),
+            added: change.added(),
+            removed: change.removed(),
+            old: change.old.map(|value| value.to_string()),
+            new: change.new.map(|value| value.to_string()),
+            needs_restart: fixed.contains(&change.key),
+        })
+        .collect()
 }
 
 /// What a reload of `file` would do: keys that differ, those of them that are `fixed` until a restart, and the bans that
@@ -143,17 +176,7 @@ pub fn differences(
     });
     Differences {
         file: file.display().to_string(),
-        changes: changes
-            .into_iter()
-            .map(|change| Change {
-                key: change.key.to_owned(),
-                added: change.added(),
-                removed: change.removed(),
-                old: change.old.map(|value| value.to_string()),
-                new: change.new.map(|value| value.to_string()),
-                needs_restart: fixed.contains(&change.key),
-            })
-            .collect(),
+        changes: self::changes(changes, fixed),
         lifted: lifted.collect(),
         obstacles,
     }
@@ -337,6 +360,7 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
             seconds_left: coordinator.trial_left(now).map_or(0, |left| left.as_secs()),
             undone: fact.is_undone,
         }),
+        candidate: None,
         program: Program {
             object_sha256: object::object_sha256(),
             expected_tag: tag(shield.tag()),

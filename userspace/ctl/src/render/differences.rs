@@ -47,7 +47,8 @@ fn differ(keys: usize) -> String {
     if keys == 1 { "1 key differs".to_owned() } else { format!("{keys} keys differ") }
 }
 
-fn row(change: &Change) -> String {
+/// A key with its values.
+pub(super) fn row(change: &Change) -> String {
     let restart = if change.needs_restart { " (needs a restart)" } else { "" };
     if change.added.is_empty() && change.removed.is_empty() {
         let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());

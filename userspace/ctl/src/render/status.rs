@@ -21,6 +21,18 @@ pub(crate) fn status(view: &Status) -> String {
         out.push_str(&wrap("", "  ", &on_trial(trial)));
     }
 
+    if let Some(tried) = &view.candidate {
+        let text = format!(
+            "CANDIDATE {} since {}: would refuse {} packets that pass, would pass {} that are refused; `tunica candidate \
+             status`",
+            tried.name,
+            tried.since,
+            count(tried.refuses),
+            count(tried.passes)
+        );
+        out.push_str(&wrap("", "  ", &text));
+    }
+
     out.push('\n');
     out.push_str(&interfaces(&view.interfaces));
     out.push('\n');

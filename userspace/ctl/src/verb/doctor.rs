@@ -24,6 +24,8 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
                 Answer::Doctor(_) => show(global, &reply),
                 Answer::Status(_)
                 | Answer::Counters(_)
+                | Answer::Candidate(_)
+                | Answer::Promotion(_)
                 | Answer::Differences(_)
                 | Answer::Bans(_)
                 | Answer::Allows(_)
