@@ -196,6 +196,18 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.must(&["panic", "off"]).unwrap();
     watch.becomes("tunica_attack_mode_active", 0.0);
 
+    // A candidate that finds nothing wrong with what is dropped.
+    let file = fs::read_to_string(watch.lab.path("tunica.toml")).unwrap();
+    let lenient = file.replacen("mode =", "sanity = { off = [\"null_flags\"] }\nmode =", 1);
+    fs::write(watch.lab.path("candidate.toml"), lenient).unwrap();
+    let candidate = watch.lab.path("candidate.toml");
+    watch.lab.must(&["candidate", "load", candidate.to_str().unwrap()]).unwrap();
+    watch.becomes("tunica_candidate_loaded", 1.0);
+    watch.lab.send(&null, 5).unwrap();
+    watch.becomes("tunica_candidate_differences_total{difference=\"passes\",verdict=\"null_flags\"}", 5.0);
+    watch.lab.must(&["candidate", "drop"]).unwrap();
+    watch.becomes("tunica_candidate_loaded", 0.0);
+
     // Bans, refusals, tables, ledger.
     let commits = watch.value("tunica_ledger_commits_total");
     watch.lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();

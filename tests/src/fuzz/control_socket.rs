@@ -11,7 +11,7 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 use tunica_api::{
-    request::{AllowAdd, BanAdd, Explain, Length, Reload, Report, Request},
+    request::{AllowAdd, BanAdd, CandidateLoad, Explain, Length, Reload, Report, Request},
     wire::{MAX_REQUEST_BYTES, read_answer, read_request, write_answer, write_request},
 };
 use tunica_core::id::{BanTarget, PacketSource, Prefix};
@@ -145,6 +145,10 @@ fn requests() -> Vec<Request> {
         Request::Tune { force: true },
         Request::BypassOn { reason: reason() },
         Request::BypassOff {},
+        Request::CandidateLoad(CandidateLoad { name: "/tmp/\u{1f9c5}.toml".to_owned(), text: reason() }),
+        Request::CandidateStatus {},
+        Request::CandidatePromote {},
+        Request::CandidateDrop {},
         Request::Doctor {},
     ]
 }
@@ -193,6 +197,9 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
         Request::IncidentShow { .. } => Request::IncidentShow { id: drawn.arbitrary()? },
         Request::Tune { .. } => Request::Tune { force: drawn.arbitrary()? },
         Request::BypassOn { .. } => Request::BypassOn { reason: drawn.arbitrary()? },
+        Request::CandidateLoad(_) => {
+            Request::CandidateLoad(CandidateLoad { name: drawn.arbitrary()?, text: drawn.arbitrary()? })
+        }
         plain @ (Request::Status {}
         | Request::Counters {}
         | Request::Diff {}
@@ -201,6 +208,9 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
         | Request::Confirm {}
         | Request::IncidentList {}
         | Request::BypassOff {}
+        | Request::CandidateStatus {}
+        | Request::CandidatePromote {}
+        | Request::CandidateDrop {}
         | Request::Doctor {}) => plain,
     })
 }
