@@ -38,6 +38,7 @@ use tunica_tests::{
 };
 use tunicad::shell::xdp::{
     attach::{self, Wanted},
+    handshakes,
     hook::{self, Mode},
     object,
 };
@@ -104,9 +105,12 @@ fn power_off() -> Result<()> {
 
 /// Makes the machine ready and starts the shield's process with the capabilities of the daemon's unit.
 fn machine() -> Result<()> {
-    for (kind, place, options) in
-        [("proc", "/proc", ""), ("sysfs", "/sys", ""), ("bpf", "/sys/fs/bpf", "mode=0700")]
-    {
+    for (kind, place, options) in [
+        ("proc", "/proc", ""),
+        ("sysfs", "/sys", ""),
+        ("bpf", "/sys/fs/bpf", "mode=0700"),
+        ("cgroup2", "/sys/fs/cgroup", ""),
+    ] {
         mount(Some(kind), place, Some(kind), MsFlags::empty(), Some(options))
             .with_context(|| format!("mounting {place}"))?;
     }
@@ -171,6 +175,8 @@ fn shield() -> Result<()> {
     for expect in [(Verdict::SynFin, Action::Drop), (Verdict::Arp, Action::Pass)] {
         send(&mut shield, expect)?;
     }
+    handshakes::attach(shield.ebpf()).context("counting handshakes")?;
+    say("handshakes", "attached");
     Ok(())
 }
 

@@ -19,6 +19,7 @@ pub(super) struct Report {
     faults: Vec<String>,
     attached: Option<String>,
     counted: Vec<String>,
+    handshakes: Option<String>,
     errors: Vec<String>,
     has_ended: bool,
 }
@@ -40,6 +41,7 @@ impl Report {
                 "fault" => report.faults.push(rest),
                 "attached" => report.attached = Some(rest),
                 "counted" => report.counted.push(rest),
+                "handshakes" => report.handshakes = Some(rest),
                 "error" => report.errors.push(rest),
                 "end" => report.has_ended = true,
                 _ => report.errors.push(format!("the guest said something unknown: {line}")),
@@ -81,6 +83,10 @@ impl Report {
                 self.counted.len() > 1,
                 format!("counters that moved with frames on the wire: {:?}", self.counted),
             );
+            demand(
+                self.handshakes.as_deref() == Some("attached"),
+                format!("the program that counts handshakes: {:?}", self.handshakes),
+            );
         }
         demand(self.has_ended, "the guest did not come to its end".to_owned());
         problems
@@ -99,6 +105,9 @@ impl Report {
         for counted in &self.counted {
             summary.push_str(&format!(", counted {counted}"));
         }
+        if let Some(handshakes) = &self.handshakes {
+            summary.push_str(&format!(", handshakes {handshakes}"));
+        }
         if let Some(instructions) = &self.instructions {
             summary.push_str(&format!(", verified {instructions} instructions"));
         }
@@ -114,7 +123,7 @@ mod tests {
     const GOOD: &str = "Booting from ROM..tunica-vm: release 6.1.0-56-cloud-amd64\r\n\
         tunica-vm: capabilities 000000c000001000\r\ntunica-vm: instructions 4711\r\n[    1.2] something\r\n\
         tunica-vm: rows 200 of 200\r\ntunica-vm: attached native\r\ntunica-vm: counted syn_fin drop 32 of 32\r\n\
-        tunica-vm: counted arp pass 32 of 32\r\ntunica-vm: end \r\n";
+        tunica-vm: counted arp pass 32 of 32\r\ntunica-vm: handshakes attached\r\ntunica-vm: end \r\n";
     const REFUSED: &str = "tunica-vm: release 5.10.0-46-cloud-amd64\r\ntunica-vm: capabilities 000000c000001000\r\n\
         tunica-vm: refused the kernel refused the program; the shield needs Linux 6.1 or later; it said no\r\ntunica-vm: end \r\n";
 
@@ -125,7 +134,7 @@ mod tests {
         assert_eq!(
             report.summary(),
             "6.1.0-56-cloud-amd64: rows passed 200 of 200, attached native, counted syn_fin drop 32 of 32, \
-             counted arp pass 32 of 32, verified 4711 instructions"
+             counted arp pass 32 of 32, handshakes attached, verified 4711 instructions"
         );
         assert_eq!(Report::read(REFUSED).problems(Line::V5_10, "5.10.0-46-cloud-amd64"), [""; 0]);
     }
@@ -139,6 +148,7 @@ mod tests {
             ("tunica-vm: rows", "rows"),
             ("attached native", "attached generic"),
             ("tunica-vm: counted arp", "arp"),
+            ("tunica-vm: handshakes", "handshakes"),
             ("tunica-vm: capabilities", ""),
             ("instructions 4711", "fault plain: Pass, not Drop"),
             ("instructions 4711", "error gone"),
