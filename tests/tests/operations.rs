@@ -219,6 +219,41 @@ fn a_daemon_that_starts_after_the_trial_begins_with_what_was_before() {
 }
 
 #[test]
+fn a_first_start_that_nobody_confirms_is_taken_away_again() {
+    let mut lab = Lab::new("first").unwrap();
+    lab.configure("mode = \"enforce\"\nfirst_attach_confirm_seconds = 10", "").unwrap();
+    lab.count_in_stack("null", "ip saddr 203.0.113.9").unwrap();
+    lab.start().unwrap();
+    assert_eq!(passing(&lab), 0);
+    let status = lab.tunica(&["status"]).unwrap();
+    assert!(status.out.contains("ON TRIAL") && status.out.contains("bypassed"), "{status:?}");
+    // A daemon that dies meanwhile keeps the promise.
+    lab.end(Signal::SIGKILL).unwrap();
+    assert_eq!(passing(&lab), 0);
+    lab.start().unwrap();
+    lab.wait_for("the bypass", |lab| Ok(lab.metric("tunica_shield_bypassed")? == Some(1.0))).unwrap();
+    let away = |lab: &Lab| {
+        assert_eq!(passing(lab), 10);
+        let status = lab.tunica(&["status"]).unwrap();
+        assert!(
+            status.code == Some(7) && status.out.contains("nobody confirmed the first start"),
+            "{status:?}"
+        );
+        assert_eq!(lab.metric("tunica_config_undone").unwrap(), Some(0.0));
+    };
+    away(&lab);
+    lab.end(Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    away(&lab);
+    lab.must(&["bypass", "off"]).unwrap();
+    assert_eq!((passing(&lab), lab.tunica(&["status"]).unwrap().code), (0, Some(0)));
+    // The next start is not the first.
+    lab.end(Signal::SIGTERM).unwrap();
+    lab.start().unwrap();
+    assert_eq!(lab.json(&["status"]).unwrap()["trial"], serde_json::Value::Null);
+}
+
+#[test]
 fn a_reload_names_the_interface_that_carries_the_session() {
     let mut lab = Lab::new("carrier").unwrap();
     let file = lab.path("tunica.toml");

@@ -143,6 +143,9 @@ pub struct Trial {
     pub seconds_left: u64,
     /// Whether nobody confirmed it, so that the configuration before is in force and not the file.
     pub undone: bool,
+    /// Whether it is the first start that is on trial, so that the shield is bypassed if nobody confirms.
+    #[serde(default)]
+    pub first_start: bool,
 }
 
 /// Attachment to one interface.

@@ -66,6 +66,8 @@ pub struct Shield {
     pub on_stale: OnStale,
     /// `stale_after_seconds`: how long without the daemon's heartbeat until `on_stale` applies; 30 s by default.
     pub stale_after: Duration,
+    /// `first_attach_confirm_seconds`: how long the very first start is on trial; unset: it is not.
+    pub first_attach_confirm: Option<Duration>,
     /// `pin_path`: absolute directory on bpffs; `/sys/fs/bpf/tunica` by default.
     pub pin_path: PathBuf,
     /// `allow`: ranges free from bans and per-source limits, none inside another; empty by default.

@@ -148,6 +148,14 @@ keys! {
             above: "bans of a dead daemon would stay in force for more than an hour",
         },
         "How long without a heartbeat until `on_stale` applies.";
+    FIRST_ATTACH_CONFIRM: Number = "shield.first_attach_confirm_seconds",
+        Absent::Unset { example: "120" },
+        Number {
+            least: 10, most: 3_600, unit: "seconds",
+            below: "there would be no time to try another login",
+            above: "a host that is cut off would stay so for more than an hour",
+        },
+        "Where it is set, the very first start, without a ledger from before, is on trial: unless `tunica confirm` comes within this time, the shield is bypassed until `tunica bypass off`. Without it nothing undoes the first attach by itself.";
     PIN_PATH: AbsolutePath = "shield.pin_path",
         Absent::Default(r#""/sys/fs/bpf/tunica""#),
         AbsolutePath {

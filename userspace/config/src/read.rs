@@ -455,6 +455,7 @@ impl<'t> Reader<'t> {
         let fallback = self.value(root, &keys::FALLBACK);
         let on_stale = self.value(root, &keys::ON_STALE);
         let stale_after = self.value(root, &keys::STALE_AFTER);
+        let first_attach_confirm = self.optional(root, &keys::FIRST_ATTACH_CONFIRM);
         let pin_path = self.value(root, &keys::PIN_PATH);
         let lockdown = self.value(root, &keys::LOCKDOWN);
         let syn = self.syn(root);
@@ -498,6 +499,7 @@ impl<'t> Reader<'t> {
             fallback: fallback?.value,
             on_stale: on_stale?.value,
             stale_after: seconds(stale_after?.value),
+            first_attach_confirm: first_attach_confirm?.map(seconds),
             pin_path: pin_path?.value,
             allow: allow?.value,
             lockdown: lockdown?.value,

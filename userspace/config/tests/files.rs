@@ -42,6 +42,10 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("shield.fallback", text(shield.fallback)),
         ("shield.on_stale", text(shield.on_stale)),
         ("shield.stale_after_seconds", plain(shield.stale_after.as_secs())),
+        (
+            "shield.first_attach_confirm_seconds",
+            shield.first_attach_confirm.and_then(|length| plain(length.as_secs())),
+        ),
         ("shield.pin_path", text(shield.pin_path.display())),
         ("shield.lockdown", plain(shield.lockdown)),
         ("shield.syn.enabled", plain(shield.syn.enabled)),
@@ -163,8 +167,8 @@ fn the_example_equals_the_defaults() {
         switched_on.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count(),
         REFERENCE.len()
     );
-    let user = "[tor]\nuser = \"debian-tor\"\n";
-    assert_eq!(read(&switched_on, "example"), read(&format!("{MINIMAL}{user}"), "minimal"));
+    let unset = "first_attach_confirm_seconds = 120\n[tor]\nuser = \"debian-tor\"\n";
+    assert_eq!(read(&switched_on, "example"), read(&format!("{MINIMAL}{unset}"), "minimal"));
 }
 
 #[test]

@@ -30,7 +30,7 @@ use crate::{
     evidence::{Forgeable, Handshake, Offence},
     id::{BanTarget, PacketSource, Prefix},
     incident::{CpuTimes, Incident, Incidents, Spoken},
-    ledger::{self, AllowFact, AttackModeFact, BanFact, Command, Ledger, Rejection, TrialFact},
+    ledger::{self, AllowFact, AttackModeFact, BanFact, BypassFact, Command, Ledger, Rejection, TrialFact},
     limits::{CookieState, HostFacts, Mode, Settings},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
@@ -125,6 +125,11 @@ pub enum Event {
     Reloaded(Box<Settings>),
     /// The same, for a while: see [`TrialRequest`].
     Tried(Box<TrialRequest>),
+    /// The very first start is on trial for so long.
+    FirstStart {
+        /// As [`TrialRequest::length`].
+        length: Duration,
+    },
     /// An operator keeps the configuration that is on trial.
     Confirmed,
     /// The configuration before the trial was read from the ledger's text, because [`Outcome::undoes_trial`] asked for it.
@@ -363,6 +368,7 @@ impl Coordinator {
             }
             Event::Reloaded(settings) => self.plan_reload(settings),
             Event::Tried(request) => self.plan_trial(*request, now),
+            Event::FirstStart { length } => plan_first_trial(length, now),
             Event::Confirmed => operator::answer(&self.plan_confirm(now), false),
             Event::Undone(settings) => self.plan_undo(settings),
         }
@@ -433,7 +439,15 @@ impl Coordinator {
         let mut notices = self.defences.advance(now.mono);
         notices.extend(self.incidents.advance(now.mono));
         commands.extend(self.incidents.commands());
-        let undoes_trial = self.in_force.trial_ends.is_some_and(|at| at <= now.mono);
+        let over =
+            self.ledger.trial.as_ref().filter(|_| self.in_force.trial_ends.is_some_and(|at| at <= now.mono));
+        let undoes_trial = over.is_some_and(|trial| !trial.is_of_first_start());
+        if let Some(trial) = over.filter(|trial| trial.is_of_first_start()) {
+            commands.push(Command::UndoTrial);
+            let reason = format!("nobody confirmed the first start, on trial since {}", trial.since);
+            let fact = BypassFact { since: now.wall, reason };
+            commands.extend(self.ledger.bypass.is_none().then_some(Command::SetBypass { fact }));
+        }
         Outcome { commands, notices, undoes_trial, ..Outcome::default() }
     }
 
@@ -649,9 +663,13 @@ impl Coordinator {
         let (mut commands, mut changes) = self.plan_settings(&settings);
         match &self.ledger.trial {
             Some(trial) if !trial.is_undone => changes.push(format!(
-                "the trial goes on: unless `tunica confirm` comes before {}, the configuration before it is in force \
-                 again",
-                trial.expires
+                "the trial goes on: unless `tunica confirm` comes before {}, {}",
+                trial.expires,
+                if trial.is_of_first_start() {
+                    "the shield is bypassed"
+                } else {
+                    "the configuration before it is in force again"
+                }
             )),
             trial => {
                 commands.extend(trial.as_ref().map(|_| Command::ClearTrial));
@@ -675,7 +693,9 @@ impl Coordinator {
         }
         let (mut commands, mut changes) = self.plan_settings(&settings);
         // What was never confirmed does not become what is returned to.
-        let before = self.ledger.trial.as_ref().map_or(before, |trial| trial.before.clone());
+        let unconfirmed =
+            self.ledger.trial.as_ref().filter(|trial| !(trial.is_of_first_start() && trial.is_undone));
+        let before = unconfirmed.map_or(before, |trial| trial.before.clone());
         let expires = now.wall.after(length);
         let fact = TrialFact { since: now.wall, expires, before, is_undone: false };
         commands.push(Command::SetTrial { fact });
@@ -758,10 +778,15 @@ impl Coordinator {
                 Some(Notice::AttackModeOn { length: fact.expires.since(now.wall) })
             }
             Command::SetTrial { fact } => Some(Notice::TrialBegun { length: fact.expires.since(fact.since) }),
-            Command::UndoTrial => Some(Notice::TrialUndone),
+            Command::UndoTrial => {
+                let trial = self.ledger.trial.as_ref();
+                // Of the first start it is said that the shield is bypassed.
+                (!trial.is_some_and(TrialFact::is_of_first_start)).then_some(Notice::TrialUndone)
+            }
             Command::ClearTrial => {
-                let is_confirmed = self.ledger.trial.as_ref().is_some_and(|trial| !trial.is_undone);
-                Some(Notice::TrialEnded { is_confirmed })
+                let trial = self.ledger.trial.as_ref()?;
+                let is_confirmed = !trial.is_undone;
+                (is_confirmed || !trial.is_of_first_start()).then_some(Notice::TrialEnded { is_confirmed })
             }
             Command::ClearAttackMode => {
                 let is_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
@@ -809,6 +834,17 @@ const fn lift(target: BanTarget) -> Command {
         BanTarget::Source(source) => Command::LiftBan { source },
         BanTarget::Range(prefix) => Command::LiftNetBan { prefix },
     }
+}
+
+/// What was not there before can only be taken away again.
+fn plan_first_trial(length: Duration, now: Now) -> Outcome {
+    let fact = TrialFact {
+        since: now.wall,
+        expires: now.wall.after(length),
+        before: String::new(),
+        is_undone: false,
+    };
+    Outcome { commands: vec![Command::SetTrial { fact }], ..Outcome::default() }
 }
 
 fn reloaded(settings: Box<Settings>, commands: Vec<Command>, changes: Vec<String>) -> Outcome {

@@ -124,7 +124,8 @@ pub struct TrialFact {
     pub since: WallTime,
     /// When the configuration before comes into force again unless the trial is confirmed.
     pub expires: WallTime,
-    /// The configuration before: the text of its file.
+    /// The configuration before: the text of its file. Empty if there was none, which makes this the trial of the first
+    /// start: what is returned to is a host without the shield.
     pub before: String,
     /// Whether the configuration before is in force again.
     pub is_undone: bool,
@@ -132,8 +133,18 @@ pub struct TrialFact {
 
 impl TrialFact {
     /// Whether the configuration before is to be in force at `now`, by which a daemon that starts goes.
-    pub fn is_over(&self, now: WallTime) -> bool {
+    fn is_over(&self, now: WallTime) -> bool {
         self.is_undone || self.expires <= now
+    }
+
+    /// The text of the configuration that a daemon which starts at `now` has to begin with instead of its file.
+    pub fn returns_to(&self, now: WallTime) -> Option<&str> {
+        (self.is_over(now) && !self.is_of_first_start()).then_some(&self.before)
+    }
+
+    /// Whether the first start is on trial, before which there was no configuration.
+    pub const fn is_of_first_start(&self) -> bool {
+        self.before.is_empty()
     }
 }
 

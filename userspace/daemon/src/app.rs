@@ -103,7 +103,7 @@ impl Reach {
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
             Event::BypassOn { .. } | Event::BypassOff => Self::Nothing,
             Event::AttackModeOn { .. } | Event::AttackModeOff { .. } => Self::Nothing,
-            Event::Confirmed => Self::Nothing,
+            Event::Confirmed | Event::FirstStart { .. } => Self::Nothing,
             Event::TorPeers(_) | Event::OwnAddresses(_) => Self::Everything,
             Event::Reloaded(_) | Event::Tried(_) | Event::Undone(_) => Self::Everything,
         }
@@ -203,14 +203,15 @@ impl App {
             ));
             metrics.set_ledger_damaged();
         }
-        if let Some(trial) = opened.ledger.trial.as_ref().filter(|trial| trial.is_over(now.wall)) {
+        let trial = opened.ledger.trial.as_ref();
+        if let Some((trial, before)) = trial.and_then(|trial| Some((trial, trial.returns_to(now.wall)?))) {
             tracing::error!(
                 message_id = "config_undone",
                 "nobody confirmed the configuration file, on trial since {}; the configuration before it is in force",
                 trial.since
             );
-            (config, troubles.trial) = settings::before_trial(&trial.before, &config);
-            text.clone_from(&trial.before);
+            (config, troubles.trial) = settings::before_trial(before, &config);
+            before.clone_into(&mut text);
             telemetry.set_level(config.log.level);
         }
         let mut shield = Shield::open(settings::plan(&config))?;
@@ -245,6 +246,17 @@ impl App {
         app.read_tor_peers();
         app.sync(Reach::Everything);
         app.places = app.shield.places();
+        if let Some(length) = app.config.shield.first_attach_confirm.filter(|_| opened.is_first) {
+            // Nothing is attached yet: without a ledger there is no promise.
+            app.step(Event::FirstStart { length }).map_err(anyhow::Error::msg)?;
+            tracing::warn!(
+                message_id = "first_start_on_trial",
+                "unless `tunica confirm` comes within {} s, the shield is bypassed",
+                length.as_secs()
+            );
+        }
+        // A trial that ended while no daemon ran.
+        app.advance();
         app.follow();
         tracing::info!(
             message_id = "policy_in_force",
@@ -478,7 +490,11 @@ impl App {
             let outcome = self.coordinator.advance(now);
             let undoes_trial = outcome.undoes_trial;
             // A ledger that cannot be written was reported; the commands come again.
+            let was_attached = self.coordinator.desired().attached;
             let _ = self.carry_out(outcome, Reach::Everything, now);
+            if was_attached != self.coordinator.desired().attached {
+                self.follow();
+            }
             if undoes_trial {
                 self.undo_trial();
             }
@@ -838,7 +854,8 @@ impl App {
     /// That the configuration file is not in force, if it was undone.
     fn undone(&self) -> Option<String> {
         let trial = self.coordinator.ledger().trial.as_ref().filter(|trial| trial.is_undone)?;
-        Some(format!(
+        // Of the first start the bypass speaks.
+        (!trial.is_of_first_start()).then(|| format!(
             "the configuration file is not in force: nobody confirmed its trial before {}; `tunica diff` shows what it \
              says, `tunica reload --confirm` tries it again",
             trial.expires
@@ -1040,7 +1057,7 @@ impl App {
         let trial = self.coordinator.ledger().trial.as_ref();
         metrics.set_trial(
             trial.is_some_and(|trial| !trial.is_undone),
-            trial.is_some_and(|trial| trial.is_undone),
+            trial.is_some_and(|trial| trial.is_undone && !trial.is_of_first_start()),
         );
         metrics.set_under_attack(self.coordinator.is_under_attack());
         metrics.set_attack_mode(self.coordinator.ledger().attack_mode.is_some());

@@ -60,6 +60,8 @@ pub struct Opened {
     pub file: LedgerFile,
     /// Every fact of the file.
     pub ledger: Ledger,
+    /// Whether there was no file.
+    pub is_first: bool,
     /// Set if the file was unreadable and a fresh one took its place.
     pub damaged: Option<Damaged>,
 }
@@ -185,7 +187,7 @@ impl LedgerFile {
             match read(path) {
                 Ok((database, ledger)) => {
                     let file = Self { path: path.to_owned(), database: Some(database) };
-                    return Ok(Opened { file, ledger, damaged: None });
+                    return Ok(Opened { file, ledger, is_first: false, damaged: None });
                 }
                 Err(ReadError::Open(error)) => return Err(error),
                 Err(ReadError::Damaged(reason)) => {
@@ -206,7 +208,7 @@ impl LedgerFile {
         // The names are on the disk before anything relies on them.
         claim.sync_all().map_err(|source| cannot("make durable the name of", path, source))?;
         let file = Self { path: path.to_owned(), database: Some(database) };
-        Ok(Opened { file, ledger: Ledger::default(), damaged })
+        Ok(Opened { file, ledger: Ledger::default(), is_first: !is_there, damaged })
     }
 
     /// Makes `commands` durable, all or none. `ledger` is the ledger in memory, to which they were not yet applied.

@@ -152,6 +152,7 @@ messages! {
     "ledger_failed", "error", "A change could not be made durable and, unless it is a bypass or attack mode, was not made; see to the disk.";
     "ledger_damaged", "error", "The ledger could not be read and was set aside; bans and allow entries made before are not in force.";
     "config_reloaded", "info", "The configuration file was read again and is in force.";
+    "first_start_on_trial", "warn", "This is the first start, and `shield.first_attach_confirm_seconds` puts it on trial: unless `tunica confirm` comes in time, the shield is bypassed.";
     "config_undone", "error", "The daemon started with the configuration before a trial that nobody confirmed; `tunica reload` brings the file into force.";
     "config_refused", "error", "The configuration file was read again and has faults; the one before stays in force.";
     "candidate_loaded", "info", "A candidate is tried on every packet beside the configuration in force, and decides nothing.";

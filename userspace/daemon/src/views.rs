@@ -354,12 +354,18 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
             .ledger()
             .attack_mode
             .map(|fact| AttackMode { since: fact.since, expires: fact.expires }),
-        trial: coordinator.ledger().trial.as_ref().map(|fact| Trial {
-            since: fact.since,
-            expires: fact.expires,
-            seconds_left: coordinator.trial_left(now).map_or(0, |left| left.as_secs()),
-            undone: fact.is_undone,
-        }),
+        trial: coordinator
+            .ledger()
+            .trial
+            .as_ref()
+            .filter(|fact| !(fact.is_undone && fact.is_of_first_start()))
+            .map(|fact| Trial {
+                since: fact.since,
+                expires: fact.expires,
+                seconds_left: coordinator.trial_left(now).map_or(0, |left| left.as_secs()),
+                undone: fact.is_undone,
+                first_start: fact.is_of_first_start(),
+            }),
         candidate: None,
         program: Program {
             object_sha256: object::object_sha256(),

@@ -392,8 +392,12 @@ impl Coordinator {
 
     pub(super) fn plan_bypass_off(&self) -> Result<Plan, Refusal> {
         let bypass = self.ledger.bypass.as_ref().ok_or(Refusal::NotBypassed)?;
+        let mut commands = vec![Command::ClearBypass];
+        // Nobody confirmed the first start, and now the shield is wanted.
+        let undone = self.ledger.trial.as_ref().filter(|trial| trial.is_undone && trial.is_of_first_start());
+        commands.extend(undone.map(|_| Command::ClearTrial));
         Ok(Plan {
-            commands: vec![Command::ClearBypass],
+            commands,
             changes: vec!["the shield is attached again".into()],
             undo: Some(format!("tunica bypass on --reason {}", quoted(&bypass.reason))),
         })

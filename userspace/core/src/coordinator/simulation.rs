@@ -90,8 +90,8 @@ impl World {
 
     /// The same, where `written` is what the configuration file says.
     fn restart_with(&mut self, written: Settings) {
-        let over = self.file.trial.as_ref().filter(|trial| trial.is_over(self.now.wall));
-        let settings = over.map_or(written, |trial| self.texts[&trial.before].clone());
+        let before = self.file.trial.as_ref().and_then(|trial| trial.returns_to(self.now.wall));
+        let settings = before.map_or(written, |before| self.texts[before].clone());
         self.coordinator = Coordinator::new(settings, self.file.clone(), self.now);
         self.advance();
     }
@@ -764,6 +764,53 @@ fn a_trial_is_confirmed_renewed_and_bypassed() {
         assert_eq!(refused(world.event(tried(&enforcing, seconds, &before))).0, RefusedCode::Invalid);
         assert_eq!(world.coordinator.settings(), &observing);
     }
+}
+
+#[test]
+fn a_first_start_that_nobody_confirms_ends_in_a_bypass() {
+    let first = || {
+        let mut world = World::new(settings());
+        world.event(Event::FirstStart { length: Duration::from_secs(60) });
+        world
+    };
+    let mut world = first();
+    world.pass(59);
+    assert!(world.coordinator.desired().attached);
+    done(world.event(Event::Confirmed));
+    world.pass(1_000);
+    assert!(world.coordinator.desired().attached && world.file.trial.is_none());
+
+    // While a daemon runs, and while none does.
+    for restarts in [false, true] {
+        let mut world = first();
+        if restarts {
+            world.now.mono = world.now.mono.after(Duration::from_secs(60));
+            world.now.wall = world.now.wall.after(Duration::from_secs(60));
+            world.restart();
+            world.pass(0);
+        } else {
+            world.pass(60);
+        }
+        assert!(!world.coordinator.desired().attached, "{restarts}");
+        let bypass = world.file.bypass.clone().unwrap();
+        assert!(bypass.reason.starts_with("nobody confirmed the first start"), "{bypass:?}");
+        assert_eq!(world.coordinator.settings(), &settings());
+        assert_eq!(refused(world.event(Event::Confirmed)).0, RefusedCode::Invalid);
+        // It goes on until somebody wants the shield, and is no trial then.
+        world.restart();
+        assert!(!world.coordinator.desired().attached);
+        done(world.event(Event::BypassOff));
+        assert!(world.coordinator.desired().attached && world.file.trial.is_none());
+    }
+
+    // A reload within it may be tried longer, and what nobody confirmed is still no configuration to return to.
+    let mut world = first();
+    let lockdown = Settings { lockdown: true, ..settings() };
+    done(world.event(tried(&lockdown, 100, "enforce")));
+    world.pass(99);
+    assert!(world.coordinator.desired().attached);
+    world.pass(1);
+    assert!(!world.coordinator.desired().attached);
 }
 
 #[test]

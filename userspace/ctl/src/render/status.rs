@@ -99,9 +99,14 @@ fn on_trial(trial: &Trial) -> String {
         );
     }
     format!(
-        "ON TRIAL since {}: `tunica confirm` within {}, or the configuration before is in force again",
+        "ON TRIAL since {}: `tunica confirm` within {}, or {}",
         trial.since,
-        duration(trial.seconds_left)
+        duration(trial.seconds_left),
+        if trial.first_start {
+            "the shield is bypassed"
+        } else {
+            "the configuration before is in force again"
+        }
     )
 }
 

@@ -19,16 +19,19 @@ use crate::{Failure, Global, exit::Exit, host::Host, render::text::wrap, say, sa
 /// See [`super::Verb::Init`].
 #[derive(Debug, Args)]
 pub(crate) struct Init {
-    /// Interface to protect, repeatable [default: by route]
+    /// What to protect, repeatable [default: by route]
     #[arg(long = "interface", value_name = "IF", value_parser = plain_word)]
     interfaces: Vec<String>,
-    /// Account that tor runs under [default: from /etc/passwd]
+    /// Tor's account [default: from /etc/passwd]
     #[arg(long, value_name = "USER", value_parser = plain_word)]
     tor_user: Option<String>,
-    /// Range never banned, repeatable [default: your SSH peer]
+    /// Never banned, repeatable [default: your SSH peer]
     #[arg(long = "allow", value_name = "CIDR")]
     allow: Vec<Prefix>,
-    /// Where to write, - for stdout [default: --config's path]
+    /// Put the first start on trial: 120 s, or so many
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "120")]
+    confirm: Option<u32>,
+    /// Where to write, - for stdout [default: as --config]
     #[arg(long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Replace a file that exists
@@ -53,6 +56,7 @@ struct Answers {
     interfaces: Vec<String>,
     tor_user: Option<String>,
     allow: Vec<Prefix>,
+    confirm: Option<u32>,
 }
 
 impl Init {
@@ -110,9 +114,13 @@ fn cut_off(answers: &Answers, host: &Host) -> Option<String> {
     let is_allowed = answers.allow.iter().any(|prefix| prefix.contains(peer));
     let allow =
         if is_allowed { "" } else { "; --allow does not name its far end, so a ban could cut it off" };
+    let first = match answers.confirm {
+        Some(seconds) => format!("; run `tunica confirm` within {seconds} s of the first start"),
+        None => "; `tunica init --force --confirm` has the first start undone unless you confirm it".to_owned(),
+    };
     Some(format!(
         "{carrier} carries your SSH session{allow}. Some cards restart when the shield is attached, which takes \
-         seconds; bring later changes into force with `tunica reload --confirm`"
+         seconds{first}; bring later changes into force with `tunica reload --confirm`"
     ))
 }
 
@@ -150,7 +158,7 @@ fn propose(flags: &Init, host: &Host, ssh_peer: Option<IpAddr>) -> Answers {
         allow.extend(ssh_peer.map(Prefix::host));
     }
     let tor_user = flags.tor_user.clone().or_else(|| host.tor_user().map(str::to_owned));
-    Answers { interfaces, tor_user, allow }
+    Answers { interfaces, tor_user, allow, confirm: flags.confirm }
 }
 
 /// Asks for each answer whose flag is missing; an empty line accepts what is proposed.
@@ -160,7 +168,7 @@ fn question(
     input: &mut impl BufRead,
     output: &mut impl Write,
 ) -> io::Result<Answers> {
-    let Answers { mut interfaces, mut tor_user, mut allow } = proposed;
+    let Answers { mut interfaces, mut tor_user, mut allow, confirm } = proposed;
     if flags.interfaces.is_empty() {
         interfaces = ask(input, output, "Interfaces to protect", &interfaces.join(", "), |text| {
             words(text).map(plain_word).collect()
@@ -182,7 +190,7 @@ fn question(
             words(text).map(|word| word.parse::<Prefix>().map_err(|error| error.to_string())).collect()
         })?;
     }
-    Ok(Answers { interfaces, tor_user, allow })
+    Ok(Answers { interfaces, tor_user, allow, confirm })
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
@@ -231,6 +239,12 @@ fn compose(answers: &Answers) -> String {
         Some(user) => format!("user = \"{user}\""),
         None => "# user = \"debian-tor\"".to_owned(),
     };
+    let confirm = answers.confirm.map_or_else(String::new, |seconds| {
+        format!(
+            "\n# The first start is on trial: without `tunica confirm` the shield is detached\n\
+             # after so many seconds.\nfirst_attach_confirm_seconds = {seconds}\n"
+        )
+    });
     format!(
         r#"# Configuration of tunicad. Every key left out has its default.
 # After a change: `tunica check --host`, then `tunica reload`.
@@ -243,7 +257,7 @@ interfaces = [{interfaces}]
 # `tunica status` and `tunica sources` for some days of your own traffic before
 # you change it.
 mode = "observe"
-
+{confirm}
 # Never banned or rate-limited: the addresses you administer this host from.
 allow = [{allow}]
 
@@ -316,7 +330,14 @@ mod tests {
     use super::*;
 
     fn flags() -> Init {
-        Init { interfaces: Vec::new(), tor_user: None, allow: Vec::new(), output: None, force: false }
+        Init {
+            interfaces: Vec::new(),
+            tor_user: None,
+            allow: Vec::new(),
+            confirm: None,
+            output: None,
+            force: false,
+        }
     }
 
     fn machine() -> (tempfile::TempDir, Host) {
@@ -358,6 +379,7 @@ mod tests {
             interfaces: vec![interface.to_owned()],
             tor_user: None,
             allow: allow.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+            confirm: None,
         };
         assert_eq!(cut_off(&answers("eth0", &[]), &host), None);
         fs::create_dir_all(root.path().join("proc/self")).unwrap();
@@ -402,14 +424,16 @@ mod tests {
             interfaces: vec!["eth0".to_owned(), "eth1.7".to_owned()],
             tor_user: Some("_tor".to_owned()),
             allow: vec!["192.0.2.7".parse().unwrap(), "2001:db8::/48".parse().unwrap()],
+            confirm: Some(90),
         };
         let config = tunica_config::read(&compose(&answers), "test").unwrap();
         assert_eq!(config.shield.interfaces, answers.interfaces);
         assert_eq!(config.shield.allow, answers.allow);
         assert_eq!(config.tor.user, answers.tor_user);
+        assert_eq!(config.shield.first_attach_confirm.map(|length| length.as_secs()), Some(90));
         assert_eq!(config.shield.mode, tunica_config::Mode::Observe);
 
-        let bare = Answers { tor_user: None, allow: Vec::new(), ..answers };
+        let bare = Answers { tor_user: None, allow: Vec::new(), confirm: None, ..answers };
         let config = tunica_config::read(&compose(&bare), "test").unwrap();
         assert_eq!((config.tor.user, config.shield.allow.len()), (None, 0));
     }
