@@ -59,7 +59,7 @@ pub const JUMP_SEGMENT: u32 = 1;
 pub const JUMP_SHIELD: u32 = 2;
 /// Index of a program in [`crate::layout::JUMPS`]: the shield that judges by the candidate policy.
 pub const JUMP_CANDIDATE: u32 = 3;
-/// [`Policy::jump_base`] of the candidate: its own programs for cookies and segments stand this much further.
+/// The candidate's own programs for cookies and segments stand this much further.
 pub const CANDIDATE_JUMPS: u32 = 4;
 /// How many programs the shield jumps to.
 pub const JUMP_PROGRAMS: usize = 6;
@@ -98,6 +98,8 @@ shared_struct! {
         pub trickle_pace: [u64; 2],
         /// Segments that are no SYN, on one CPU, below which their sockets are not looked up.
         pub segment_pace: [u64; 2],
+        /// Segments of no connection to the host, all sources together.
+        pub segment_host_pace: [u64; 2],
         /// Echo requests to the host.
         pub icmp_host_pace: [u64; 2],
         /// All other ICMP messages to the host but neighbour discovery.
@@ -150,10 +152,10 @@ shared_struct! {
         pub cookie_window_scale: u32,
         /// One of the `CANDIDATE_…` numbers.
         pub candidate: u32,
-        /// What is added to [`JUMP_COOKIE`] and [`JUMP_SEGMENT`].
-        pub jump_base: u32,
+        /// 1 where the host translates addresses, so that a connection of somebody behind it has no socket here.
+        pub translates: u32,
     }
-    size = 264
+    size = 280
 }
 
 shared_struct! {
@@ -214,8 +216,8 @@ shared_struct! {
         pub icmp_host_tat: u64,
         /// Clock of [`Policy::icmp_ceiling_pace`].
         pub icmp_ceiling_tat: u64,
-        /// Always 0.
-        pub reserved: u64,
+        /// Clock of [`Policy::segment_host_pace`].
+        pub segment_tat: u64,
     }
     size = 32
 }

@@ -174,7 +174,7 @@ verdicts! {
     /// The port's limit of UDP packets is exceeded.
     UdpRate = 31, "udp_rate", Port, "UDP packets to the port come faster than the port's limit";
     /// A TCP segment that belongs to no connection, from a source that sends many.
-    NoSocket = 32, "no_socket", NoSocket, "the segment belongs to no connection of this host, and its source sends many such";
+    NoSocket = 32, "no_socket", NoSocket, "the segment belongs to no connection of this host, and its source, or all together, send many such";
     /// Echo requests of the source exceed its limit.
     IcmpRate = 33, "icmp_rate", Icmp, "the source sends echo requests faster than its limit";
     /// Echo requests to the host exceed the host's limit.

@@ -6,7 +6,7 @@
 
 use tunica_common::{
     event::{Difference, difference_slot, judged, read_judged},
-    policy::{CANDIDATE_NONE, CANDIDATE_SELF, JUMP_SHIELD, Policy},
+    policy::{CANDIDATE_BESIDE, CANDIDATE_JUMPS, CANDIDATE_NONE, CANDIDATE_SELF, JUMP_SHIELD, Policy},
     verdict::Verdict,
 };
 
@@ -20,6 +20,16 @@ pub fn has_judged() -> bool {
     *current = *said;
     *said = 0;
     *current != 0
+}
+
+/// Where a program stands that this policy's shield jumps to.
+#[inline(always)]
+pub const fn target(policy: &Policy, program: u32) -> u32 {
+    const _: () = assert!(
+        (CANDIDATE_NONE | CANDIDATE_BESIDE) & CANDIDATE_SELF == 0 && CANDIDATE_SELF << 1 == CANDIDATE_JUMPS
+    );
+    // Without a branch, because the verifier would walk both ways to each jump.
+    program.wrapping_add((policy.candidate & CANDIDATE_SELF) << 1)
 }
 
 /// The end of a program: what the candidate judged goes on to the shield in force, whatever came of it.

@@ -2,7 +2,10 @@
 //!
 //! Established means that the kernel finds a socket of that connection; there is no table of connections here. What finds
 //! a listener may return a cookie, which proves its source. Everything else belongs to no connection and is limited by
-//! source, which costs an honest peer nothing: its segments find their socket first.
+//! source, and all sources together, which costs an honest peer nothing: its segments find their socket first.
+//!
+//! On a host that translates addresses, what belongs to somebody behind it looks like that too. There nothing is refused
+//! for want of a socket.
 
 use tunica_common::{
     event::Proof,
@@ -45,6 +48,9 @@ fn objection(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet) -> Option<
         return None;
     }
     if packet.protocol == PROTOCOL_UDP {
+        if policy.translates != 0 {
+            return None;
+        }
         return Some(Objection { verdict: Verdict::PortClosed, now: None });
     }
     let now = tables::now();
@@ -60,9 +66,16 @@ fn objection(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet) -> Option<
         }
         return returned_once(policy, packet, now, &key, hash);
     }
+    if policy.translates != 0 {
+        // It may be of somebody's behind this host, whose socket is elsewhere.
+        return None;
+    }
     let limit =
         Limit { cost_ticks: policy.segment_cost_ticks, tolerance_ticks: policy.segment_tolerance_ticks };
-    if limit::conforms_in(Sketch::Segment, limit, hash, policy, now) {
+    if limit::conforms_in(Sketch::Segment, limit, hash, policy, now)
+        && let Some(host) = tables::host()
+        && limit::admit(&mut host.segment_tat, now, policy.segment_host_pace)
+    {
         return None;
     }
     Some(Objection { verdict: Verdict::NoSocket, now: Some(now) })

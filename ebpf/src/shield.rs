@@ -50,7 +50,7 @@ pub fn judge(ctx: &XdpContext) -> u32 {
         Decision::Pass => pass(frame, policy, packet.kind, packet.bytes),
         Decision::Refuse(objection) => refuse(frame, policy, &packet, &objection),
         Decision::Jump(program) => {
-            tables::jump(frame, policy.jump_base.wrapping_add(program));
+            tables::jump(frame, candidate::target(policy, program));
             pass(frame, policy, packet.kind, packet.bytes)
         }
     };

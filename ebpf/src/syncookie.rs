@@ -74,7 +74,8 @@ const NO_WINDOW_SCALE: u8 = 0xf;
 /// Decides about a SYN to a port that is over its budget.
 ///
 /// A SYN that finds more than a listener belongs to the kernel: it may reopen a connection in `TIME_WAIT`, which knows
-/// nothing of cookies. Where nobody listens, an answer would be a lie, and the kernel's resets are work for nobody.
+/// nothing of cookies. Where nobody listens, an answer would be a lie, and the kernel's resets are work for nobody;
+/// unless the host translates addresses, since then somebody behind it may listen.
 #[inline(always)]
 pub fn judge(frame: &Frame<'_>) -> u32 {
     let Some(policy) = tables::policy() else { return xdp_action::XDP_PASS };
@@ -94,6 +95,9 @@ fn answer(frame: &Frame<'_>, policy: &Policy) -> u32 {
     }
     match sockets::find(frame, &packet) {
         Socket::Own => return shield::pass(frame, policy, Verdict::Syn, packet.bytes),
+        Socket::None if policy.translates != 0 => {
+            return shield::pass(frame, policy, Verdict::SynOverBudget, packet.bytes);
+        }
         Socket::None => {
             let objection = Objection { verdict: Verdict::NoListener, now: Some(now) };
             return shield::refuse(frame, policy, &packet, &objection);

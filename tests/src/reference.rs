@@ -74,6 +74,10 @@ pub struct World {
     pub trickle: Pace,
     /// The limit of segments without a socket; every segment is judged.
     pub segments: Option<Limit>,
+    /// Segments without a socket, all sources together.
+    pub segments_host: Option<Pace>,
+    /// Whether the host translates addresses.
+    pub translates: bool,
     /// ICMP.
     pub icmp: Option<IcmpLimits>,
 }
@@ -93,6 +97,8 @@ pub enum Counted {
     Udp(u16),
     /// Segments without a socket, of a source.
     Segments(PacketSource),
+    /// Segments without a socket, of all sources.
+    SegmentsHost,
     /// Echo requests of a source.
     Echo(PacketSource),
     /// Echo requests to the host.
@@ -125,6 +131,8 @@ impl World {
             cookies: COOKIES_OFF,
             trickle: [u64::MAX / 4, 0],
             segments: None,
+            segments_host: None,
+            translates: false,
             icmp: None,
         }
     }
@@ -244,8 +252,8 @@ fn decide(
                 return syn(world, frame, headers, source, is_ours.then_some(port), conforms);
             }
             (Some((Transport::Tcp, _)), _) => {
-                let is_judged = world.segments.is_some() && is_ours;
-                if is_judged && !conforms(Counted::Segments(source)) {
+                let is_judged = world.segments.is_some() && is_ours && !world.translates;
+                if is_judged && !(conforms(Counted::Segments(source)) && conforms(Counted::SegmentsHost)) {
                     return Decision::Refuse(Verdict::NoSocket);
                 }
                 return Decision::Pass(kind);
@@ -253,7 +261,7 @@ fn decide(
             (Some((Transport::Udp, port)), _) => {
                 let rule = rule(world, Transport::Udp, port);
                 let is_open = !world.lockdown || rule.is_some_and(|rule| rule.is_open);
-                if is_ours && !is_open {
+                if is_ours && !is_open && !(world.translates && port >= world.ephemeral_low) {
                     return Decision::Refuse(Verdict::PortClosed);
                 }
                 let is_limited = is_ours && rule.is_some_and(|rule| rule.pace.is_some());
@@ -324,6 +332,9 @@ fn answer(
     conforms: &mut impl FnMut(Counted) -> bool,
 ) -> Decision {
     if !world.listening.contains(&port) {
+        if world.translates {
+            return Decision::Pass(Verdict::SynOverBudget);
+        }
         return Decision::Refuse(Verdict::NoListener);
     }
     if world.cookies == COOKIES_OFF {

@@ -738,6 +738,10 @@ impl Rows {
         self.both("lockdown, SYN", &locked, TCP, &syn, closed);
         self.both("lockdown, UDP", &locked, UDP, &udp(53, 4_000, 8, 0), closed);
         self.both("lockdown, UDP to an ephemeral port without a socket", &locked, UDP, &answer, closed);
+        let mut translating = locked.clone();
+        translating.translates = true;
+        self.both("lockdown and translation, an answer to somebody behind", &translating, UDP, &answer, PASS);
+        self.both("lockdown and translation, UDP", &translating, UDP, &udp(53, 4_000, 8, 0), closed);
         self.both("lockdown, another protocol", &locked, 132, &[0; 8], closed);
         self.both("lockdown, segments of connections", &locked, TCP, &tcp(ACK, 5), PASS);
         self.plain_in("lockdown, echo request, v4", &locked, v4(SOURCE_V4, ICMP).frame(&icmp(8, 0, 0)), PASS);
@@ -845,6 +849,16 @@ impl Rows {
                 3,
                 dropped(Verdict::NoListener),
             );
+            let mut translating = deaf.clone();
+            translating.translates = true;
+            self.after(
+                &format!("SYN beyond a budget, somebody behind may listen, {name} cookies"),
+                &translating,
+                TCP,
+                &syn,
+                3,
+                passed(Verdict::SynOverBudget),
+            );
         }
         let mut source_limited = with.clone();
         (source_limited.syn, source_limited.armed) = (Limit::new(1, 1), [443].into());
@@ -946,6 +960,19 @@ impl Rows {
         let mut forwarded = judged.clone();
         forwarded.own.clear();
         self.after("forwarded segments are not judged by sockets", &forwarded, TCP, &ack, 9, PASS);
+        let mut translating = judged.clone();
+        translating.translates = true;
+        self.after(
+            "a host that translates refuses no segment for want of a socket",
+            &translating,
+            TCP,
+            &ack,
+            9,
+            PASS,
+        );
+        let crowd = ours(|world| (world.segments, world.segments_host) = (Limit::new(1, 9), Some(SLOW_3)));
+        self.after("the last segment without a socket that all sources have", &crowd, TCP, &ack, 2, PASS);
+        self.after("segments without a socket beyond what all sources have", &crowd, TCP, &ack, 3, refused);
         let mut stale = judged.clone();
         (stale.is_stale, stale.on_stale) = (true, OnStale::SanityOnly);
         self.after("no socket, no heartbeat, sanity-only", &stale, TCP, &ack, 4, PASS);

@@ -213,6 +213,7 @@ impl Shield {
             armed_hold_ns: 60_000_000_000,
             trickle_pace: world.trickle,
             segment_pace: [u64::MAX / 4, 0],
+            segment_host_pace: world.segments_host.unwrap_or_default(),
             segment_cost_ticks: cost(world.segments),
             segment_tolerance_ticks: tolerance(world.segments),
             icmp_cost_ticks: cost(world.icmp.map(|icmp| icmp.per_source)),
@@ -226,7 +227,7 @@ impl Shield {
             cookie_mss_v6: 1_440,
             cookie_window_scale: 7,
             candidate: CANDIDATE_NONE,
-            jump_base: 0,
+            translates: u32::from(world.translates),
         }
     }
 

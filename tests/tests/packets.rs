@@ -69,6 +69,7 @@ fn is_within(row: &Row, counted: Counted) -> bool {
         Counted::NewConnections(port) => (rule(Transport::Tcp, port), 0),
         Counted::Udp(port) => (rule(Transport::Udp, port), 0),
         Counted::Segments(_) => (limit(world.segments), 0),
+        Counted::SegmentsHost => (world.segments_host.map_or(u64::MAX, paced), 0),
         Counted::Echo(_) => (limit(icmp.map(|icmp| icmp.per_source)), 0),
         Counted::EchoHost => (icmp.map_or(u64::MAX, |icmp| paced(icmp.host)), 0),
         Counted::IcmpCeiling => (icmp.map_or(u64::MAX, |icmp| paced(icmp.ceiling)), 0),

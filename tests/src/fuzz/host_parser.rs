@@ -44,6 +44,7 @@ impl Exhausted {
             Counted::Echo(_) => 6,
             Counted::EchoHost => 7,
             Counted::IcmpCeiling => 8,
+            Counted::SegmentsHost => 9,
         };
         self.0 >> bit & 1 == 0
     }

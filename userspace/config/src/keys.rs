@@ -255,7 +255,7 @@ keys! {
             below: "every segment's socket would be looked up",
             above: "no flood would be noticed",
         },
-        "How many segments other than SYNs, connections' own among them, the host takes unjudged. Each CPU judges from its share on.";
+        "How many segments other than SYNs, connections' own among them, the host takes unjudged. Each CPU judges from its share on. Of those that then belong to no connection, the host takes as many again, all sources together. Where the host translates addresses (NAT), none is refused.";
     NO_SOCKET_RATE: Number = "shield.no_socket.per_source_per_second",
         Absent::Default("100"),
         Number {

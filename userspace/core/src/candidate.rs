@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use tunica_common::policy::{CANDIDATE_JUMPS, CANDIDATE_SELF, MODE_OBSERVE, Policy, PortRule};
+use tunica_common::policy::{CANDIDATE_SELF, MODE_OBSERVE, Policy, PortRule};
 
 use crate::{
     desired::Desired,
@@ -25,7 +25,6 @@ pub fn policy(settings: &Settings, desired: &Desired, generation: u32, secret: [
         // More than a century: the first event of each verdict finds a ring that nobody reads.
         event_interval_ns: u64::MAX / 4,
         candidate: CANDIDATE_SELF,
-        jump_base: CANDIDATE_JUMPS,
         ..desired.policy_of(&host, settings, generation, secret)
     }
 }
@@ -63,10 +62,7 @@ mod tests {
     fn a_candidate_never_acts_and_never_tells() {
         let desired = Desired::default();
         let policy = policy(&settings(), &desired, 7, [1, 2]);
-        assert_eq!(
-            (policy.mode, policy.candidate, policy.jump_base),
-            (MODE_OBSERVE, CANDIDATE_SELF, CANDIDATE_JUMPS)
-        );
+        assert_eq!((policy.mode, policy.candidate), (MODE_OBSERVE, CANDIDATE_SELF));
         assert!(policy.event_interval_ns > 100 * 365 * 86_400 * 1_000_000_000);
         assert!(policy.event_interval_ns < u64::MAX / 2, "added to the clock, it must not wrap");
     }

@@ -85,7 +85,8 @@ pub struct CookieSettings {
 /// Limits of segments that belong to no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoSocketLimits {
-    /// Segments a second on the whole host, those of connections too, below which nothing is judged.
+    /// Segments a second on the whole host, those of connections too, below which nothing is judged; above it, as many
+    /// without a socket pass, all sources together.
     pub host_per_second: u32,
     /// What each source may send of them above that.
     pub per_source: gcra::Limit,
@@ -148,6 +149,8 @@ pub struct HostFacts {
     pub ephemeral_low: u16,
     /// CPUs that may receive packets, at least 1.
     pub cpus: u32,
+    /// Whether it translates addresses (NAT), so that connections of others behind it have no socket here.
+    pub translates: bool,
     /// Which network namespace the host is, as the kernel numbers them; 0 where it does not say.
     pub netns_cookie: u64,
 }
@@ -164,6 +167,7 @@ impl Default for HostFacts {
             window_scale: 7,
             ephemeral_low: 32_768,
             cpus: 1,
+            translates: false,
             netns_cookie: 0,
         }
     }
@@ -437,6 +441,10 @@ pub fn policy(
         armed_hold_ns: nanoseconds(settings.cookies.hold),
         trickle_pace: settings.cookies.trickle,
         segment_pace: share.and_then(|share| gcra::pace(share, SECOND_NS, share)).unwrap_or_default(),
+        segment_host_pace: settings
+            .no_socket
+            .and_then(|limits| gcra::pace(limits.host_per_second, SECOND_NS, limits.host_per_second))
+            .unwrap_or_default(),
         icmp_host_pace: settings.icmp.map(|limits| limits.host).unwrap_or_default(),
         icmp_ceiling_pace: settings.icmp.map(|limits| limits.ceiling).unwrap_or_default(),
         handshake_pace: settings.handshakes.unwrap_or_default(),
@@ -464,7 +472,7 @@ pub fn policy(
         cookie_mss_v6: host.mtu.saturating_sub(60).clamp(536, 65_475),
         cookie_window_scale: host.window_scale.min(14),
         candidate: CANDIDATE_NONE,
-        jump_base: 0,
+        translates: u32::from(host.translates),
     }
 }
 

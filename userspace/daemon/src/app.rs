@@ -79,6 +79,8 @@ pub struct App {
     lost_before: u64,
     /// The configured interfaces when they were last looked at.
     places: Vec<Option<Hook>>,
+    /// Whether the host translates addresses, as it was when last looked at.
+    translates: bool,
     /// What of the host was not well when the log last spoke of it.
     concerns: Vec<&'static str>,
 }
@@ -238,6 +240,7 @@ impl App {
             armed: Armed::default(),
             lost_before,
             places: Vec::new(),
+            translates: host::translates_or_forwards(),
             concerns: Vec::new(),
         };
         app.read_totals();
@@ -439,7 +442,7 @@ impl App {
     /// Reads what the host says of itself, which ports are over their budget, and does what follows for the one sysctl that
     /// the daemon may change.
     fn read_host(&mut self) {
-        let facts = host::facts(&self.config.shield.interfaces, self.shield.has_cookies());
+        let facts = host::facts(&self.config.shield.interfaces, self.shield.has_cookies(), self.translates);
         if facts != self.coordinator.desired().host {
             let _ = self.step(Event::Host(facts));
         }
@@ -503,6 +506,8 @@ impl App {
 
     /// Compares the kernel with what it should hold, repairs it, and reads the host's addresses anew.
     pub fn audit(&mut self) {
+        self.translates = host::translates_or_forwards();
+        self.read_host();
         self.read_own_addresses();
         let mut result = self.shield.audit(self.coordinator.desired(), self.coordinator.settings());
         let link = self.follow();

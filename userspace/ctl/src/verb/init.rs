@@ -116,7 +116,9 @@ fn cut_off(answers: &Answers, host: &Host) -> Option<String> {
         if is_allowed { "" } else { "; --allow does not name its far end, so a ban could cut it off" };
     let first = match answers.confirm {
         Some(seconds) => format!("; run `tunica confirm` within {seconds} s of the first start"),
-        None => "; `tunica init --force --confirm` has the first start undone unless you confirm it".to_owned(),
+        None => {
+            "; `tunica init --force --confirm` has the first start undone unless you confirm it".to_owned()
+        }
     };
     Some(format!(
         "{carrier} carries your SSH session{allow}. Some cards restart when the shield is attached, which takes \

@@ -2,6 +2,7 @@
 
 mod interfaces;
 mod sysctls;
+mod translation;
 pub mod vitals;
 pub mod watch;
 
@@ -60,8 +61,19 @@ pub fn uid(name: &str) -> io::Result<Option<u32>> {
 /// Where the sysctl lies that the daemon may change.
 const SYNCOOKIES: &str = "/proc/sys/net/ipv4/tcp_syncookies";
 
-/// What the host says of itself that the policy follows. What cannot be read counts as on an ordinary host.
-pub fn facts(interfaces: &[String], has_cookie_program: bool) -> HostFacts {
+pub use translation::translates;
+
+/// Whether this host translates addresses; if it does not say, whether it forwards, without which few do.
+pub fn translates_or_forwards() -> bool {
+    translates().unwrap_or_else(|_| {
+        let forwards = |path: &str| read_trimmed(path).is_some_and(|text| text != "0");
+        forwards("/proc/sys/net/ipv4/ip_forward") || forwards("/proc/sys/net/ipv6/conf/all/forwarding")
+    })
+}
+
+/// What the host says of itself that the policy follows. What cannot be read counts as on an ordinary host. Whether it
+/// `translates` addresses is asked for less often, see [`translates`].
+pub fn facts(interfaces: &[String], has_cookie_program: bool, translates: bool) -> HostFacts {
     let usual = HostFacts::default();
     let number = |path: &str| read_trimmed(path).and_then(|text| text.parse::<u32>().ok());
     let column = |path: &str, index: usize| {
@@ -85,6 +97,7 @@ pub fn facts(interfaces: &[String], has_cookie_program: bool) -> HostFacts {
             .min()
             .unwrap_or(usual.mtu),
         window_scale,
+        translates,
         ephemeral_low: column("/proc/sys/net/ipv4/ip_local_port_range", 0)
             .and_then(|low| u16::try_from(low).ok())
             .unwrap_or(usual.ephemeral_low),
@@ -130,14 +143,17 @@ fn cpu_times_of(text: &str) -> Option<CpuTimes> {
 pub fn examine(config: &Config) -> Doctor {
     let shield = &config.shield;
     // Whether the kernel takes the cookie program shows only when it is loaded; a daemon that failed at it says so.
-    let cookies =
-        config.settings().ok().map(|settings| CookieState::of(&settings, &facts(&shield.interfaces, true)));
+    let cookies = config
+        .settings()
+        .ok()
+        .map(|settings| CookieState::of(&settings, &facts(&shield.interfaces, true, false)));
     let mut findings = vec![
         kernel(),
         capabilities(),
         bpffs(&shield.pin_path),
         pin_directory(&shield.pin_path),
         tor(config.tor.user.as_deref()),
+        translation(translates()),
     ];
     findings.extend(sysctls::examine(Path::new("/proc/sys/net"), cookies));
     findings.extend(examine_vitals(&Vitals::read(&config.ledger.path)));
@@ -162,6 +178,26 @@ fn examine_vitals(vitals: &Vitals) -> [Finding; 3] {
         of("memory", vitals.memory_concern(), "tunicad is within the limit of its cgroup, if there is one"),
         of("clock", vitals.clock_concern(), "the clock is synchronised"),
     ]
+}
+
+fn translation(found: io::Result<bool>) -> Finding {
+    match found {
+        Ok(false) => finding("translation", Level::Ok, "this host translates no addresses", ""),
+        Ok(true) => finding(
+            "translation",
+            Level::Warning,
+            "this host translates addresses (a chain or table of type nat)",
+            "connections of containers and others behind it have no socket here, so nothing is refused for want of one: \
+             segments without a connection, and SYNs to ports over their budget where nobody listens, go to the kernel; \
+             where nothing behind this host is reached through it, remove the chains of type nat",
+        ),
+        Err(error) => finding(
+            "translation",
+            Level::Warning,
+            format!("whether this host translates addresses is not known: {error}"),
+            "it is taken for one that does if it forwards; let tunicad ask over AF_NETLINK",
+        ),
+    }
 }
 
 fn finding(check: &str, level: Level, found: impl Into<String>, advice: &str) -> Finding {
