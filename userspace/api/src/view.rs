@@ -203,7 +203,7 @@ pub struct Defence {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cookies {
     /// `ready`, `ready_with_options` (window scale and SACK survive), `waiting` (the daemon switches the sysctl once a port
-    /// needs it), `disabled`, `no_budget`, `no_program`, `sysctl` or `refused`.
+    /// needs it), `disabled`, `no_budget`, `no_program` or `sysctl`.
     pub state: String,
     /// The ports over their budget now, by number.
     pub ports: Vec<ArmedPort>,
@@ -220,6 +220,22 @@ pub struct ArmedPort {
     pub seconds_left: u64,
     /// Good cookies that came back to it since the kernel's tables were made.
     pub cookies_returned: u64,
+    /// What the last test of its cookies came to; `None` if it was not tested yet.
+    #[serde(default)]
+    pub self_test: Option<SelfTest>,
+}
+
+/// A test of a port's cookies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfTest {
+    /// `passed`, `partly`, `missed` or `untested`.
+    pub outcome: String,
+    /// What that means: a clause.
+    pub clause: String,
+    /// How long ago it was told.
+    pub seconds_ago: u64,
+    /// For how long the port answers with no cookies, because its listener took none; `None` while it may.
+    pub seconds_without_cookies: Option<u64>,
 }
 
 /// One table's fill.

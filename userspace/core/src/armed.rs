@@ -66,7 +66,6 @@ impl ArmedPorts {
             && settings.cookies.manage_syncookies
             && settings.port_syn.is_some()
             && host.has_cookie_program
-            && !host.cookies_fail
             && !self.0.is_empty()
     }
 

@@ -29,7 +29,7 @@ pub fn policy(settings: &Settings, desired: &Desired, generation: u32, secret: [
     }
 }
 
-/// What the candidate says of ports, as the kernel's table holds it.
+/// What settings say of ports, as the kernel's table holds it.
 pub fn ports(settings: &Settings) -> BTreeMap<u32, PortRule> {
     settings.ports.iter().map(|(port, settings)| (port.key(), settings.rule(port.transport))).collect()
 }

@@ -24,7 +24,6 @@ use crate::{
     armed::{ArmedPort, ArmedPorts},
     attack_mode,
     ban_ladder::{Ladder, Memory},
-    candidate,
     defence::{Defence, DefenceState, Defences, Totals},
     desired::{self, Desired},
     evidence::{Forgeable, Handshake, Offence},
@@ -35,6 +34,7 @@ use crate::{
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
     reports::{Report, Reports},
+    self_test::{self, SelfTest, SelfTests, Standing},
     sources::TopSources,
     time::{Monotime, Now, WallTime},
     timetable::Timetable,
@@ -55,6 +55,7 @@ pub struct Coordinator {
     sources: TopSources,
     defences: Defences,
     armed: ArmedPorts,
+    self_tests: SelfTests,
     violations: Violations,
     reports: Reports,
     incidents: Incidents,
@@ -121,6 +122,13 @@ pub enum Event {
     Host(HostFacts),
     /// The kernel was asked for the ports over their budget: all there are now.
     ArmedPorts(Vec<ArmedPort>),
+    /// A port that [`Coordinator::self_tests_due`] named was tested.
+    SelfTested {
+        /// Its number.
+        port: u16,
+        /// What came of it.
+        outcome: SelfTest,
+    },
     /// A new configuration was read, found good, and its tables exist.
     Reloaded(Box<Settings>),
     /// The same, for a while: see [`TrialRequest`].
@@ -289,6 +297,7 @@ impl Coordinator {
             sources: TopSources::new(now.wall),
             defences: Defences::new(&settings, ledger.bypass.is_some(), now.wall),
             armed: ArmedPorts::default(),
+            self_tests: SelfTests::default(),
             violations: Violations::default(),
             reports: Reports::default(),
             incidents: Incidents::new(&ledger.incidents, now),
@@ -364,7 +373,15 @@ impl Coordinator {
                 let notices = self.armed.saw(&ports);
                 self.incidents.armed(ports.iter().map(|port| port.port));
                 ports.iter().for_each(|port| self.observation.armed(port.port));
+                self.self_tests.saw(&ports, now.mono);
                 Outcome { notices, commands: self.syncookies_command(), ..Outcome::default() }
+            }
+            Event::SelfTested { port, outcome } => {
+                let notice = self.self_tests.tested(port, outcome, now.mono);
+                if notice.is_some() {
+                    self.refresh(now);
+                }
+                Outcome { notices: notice.into_iter().collect(), ..Outcome::default() }
             }
             Event::Reloaded(settings) => self.plan_reload(settings),
             Event::Tried(request) => self.plan_trial(*request, now),
@@ -422,6 +439,9 @@ impl Coordinator {
         if self.never_ban.age_out(now.mono) {
             self.refresh(now);
         }
+        if self.self_tests.advance(now.mono) {
+            self.refresh(now);
+        }
         let is_attack_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
         if is_attack_over {
             // Whether or not its end can be made durable.
@@ -477,6 +497,7 @@ impl Coordinator {
             self.never_ban.next_deadline(),
             self.defences.next_deadline(),
             self.incidents.next_deadline(),
+            self.self_tests.next_deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -554,6 +575,29 @@ impl Coordinator {
         self.armed.iter()
     }
 
+    /// The ports whose cookies are to be tested now, until [`Event::SelfTested`] tells of each.
+    pub fn self_tests_due(&self, now: Monotime) -> Vec<u16> {
+        let answers = match self.cookies() {
+            CookieState::Ready { .. } => self.settings.mode == Mode::Enforce,
+            CookieState::Waiting
+            | CookieState::Disabled
+            | CookieState::NoBudget
+            | CookieState::NoProgram
+            | CookieState::Sysctl { .. } => false,
+        };
+        if answers { self.self_tests.due(now) } else { Vec::new() }
+    }
+
+    /// What the tests of a port's cookies say; `None` if it is not tested.
+    pub fn self_test(&self, port: u16) -> Option<&Standing> {
+        self.self_tests.get(port)
+    }
+
+    /// The ports that answer with no cookies because their listener takes none, and until when.
+    pub fn without_cookies(&self) -> impl Iterator<Item = (u16, Monotime)> {
+        self.self_tests.without_cookies()
+    }
+
     /// What `net.ipv4.tcp_syncookies` is to be set to; `None`: it is left alone.
     pub fn syncookies_wanted(&self) -> Option<u32> {
         self.armed.syncookies_wanted(&self.settings, &self.in_force.desired.host, &self.ledger)
@@ -587,6 +631,9 @@ impl Coordinator {
     /// Proof against a source; enough of it bans.
     fn too_many_handshakes(&mut self, handshake: Handshake, now: Now) -> Outcome {
         let (source, settings) = (handshake.source, &self.settings);
+        if self_test::is_source(source) {
+            return Outcome::default();
+        }
         let threshold = settings.ban_threshold;
         let count = self.violations.note(source, threshold, settings.violation_window, now.mono);
         if count < threshold || self.ledger.bans.contains_key(&source) {
@@ -720,6 +767,8 @@ impl Coordinator {
             self.observation = Observation::new(now);
         }
         self.configured = settings;
+        // Whoever mended what the tests found need not wait.
+        self.self_tests.forget();
         self.settle(now);
         for (source, memory) in &self.ledger.memories {
             self.in_force.set_memory(*source, *memory, &self.settings.ladder, now);
@@ -739,7 +788,7 @@ impl Coordinator {
         let is_bypassed = self.ledger.bypass.is_some();
         let desired = &mut self.in_force.desired;
         desired.attached = !is_bypassed;
-        desired.tables.ports = candidate::ports(&self.settings);
+        desired.tables.ports = desired::port_table(&self.settings, self.self_tests.without_cookies());
         desired.tables.nets = desired::net_table(&self.ledger.nets, &self.in_force.net_ends);
         desired.tables.own = desired::own_table(self.never_ban.own().iter());
         desired.tables.allow = desired::allow_table(

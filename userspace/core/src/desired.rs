@@ -13,13 +13,17 @@ use tunica_common::{
         ALLOW_BY_CONFIG, ALLOW_BY_OPERATOR, ALLOW_BY_TOR, AddressBytes, AllowEntry, BAN_DYNAMIC, BanEntry,
         SourceKey,
     },
-    policy::{BAN_FILTER_WORDS, OWN_ADDRESSES, Policy, PortRule, ban_filter_position, keyed_hash, own_bit},
+    policy::{
+        BAN_FILTER_WORDS, OWN_ADDRESSES, PORT_WITHOUT_COOKIES, Policy, PortRule, ban_filter_position,
+        keyed_hash, own_bit, port_key,
+    },
 };
 
 use crate::{
+    candidate,
     id::Prefix,
     ledger::{AllowFact, AllowOrigin, BanFact, BanOrigin},
-    limits::{self, HostFacts, Presence, Settings},
+    limits::{self, HostFacts, PortSettings, Presence, Settings, Transport},
     time::{Monotime, Now, WallTime},
     timetable::Timetable,
 };
@@ -74,6 +78,7 @@ impl Desired {
             bans: !tables.bans.is_empty(),
             nets: !tables.nets.is_empty(),
             allow: !tables.allow.is_empty(),
+            ports: !tables.ports.is_empty(),
         };
         limits::policy(settings, host, generation, secret, presence)
     }
@@ -183,6 +188,20 @@ const fn allow_entry(fact: &AllowFact) -> AllowEntry {
         AllowOrigin::Operator => ALLOW_BY_OPERATOR,
     };
     AllowEntry { origin, allow_id: fact.id }
+}
+
+/// The rules of ports: what the operator said, and those `without_cookies`, whatever the operator said.
+pub(crate) fn port_table(
+    settings: &Settings,
+    without_cookies: impl Iterator<Item = (u16, Monotime)>,
+) -> BTreeMap<u32, PortRule> {
+    let mut table = candidate::ports(settings);
+    for (port, _) in without_cookies {
+        let unnamed = PortSettings::default().rule(Transport::Tcp);
+        table.entry(port_key(Transport::Tcp.protocol(), port)).or_insert(unnamed).flags |=
+            PORT_WITHOUT_COOKIES;
+    }
+    table
 }
 
 /// The rows of the host's own addresses. Beyond the table's size the rest is still never banned, but a packet forged

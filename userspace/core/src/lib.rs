@@ -23,6 +23,7 @@ pub mod never_ban;
 pub mod notice;
 pub mod reconcile;
 pub mod reports;
+pub mod self_test;
 pub mod sources;
 pub mod time;
 mod timetable;

@@ -139,8 +139,6 @@ pub struct HostFacts {
     pub tcp_timestamps: Option<u32>,
     /// Whether the kernel has the helpers for cookies, and the program that answers is loaded.
     pub has_cookie_program: bool,
-    /// Whether a cookie of ours was seen to be refused by a listener, so that none should be made.
-    pub cookies_fail: bool,
     /// Smallest MTU of the protected interfaces, bytes.
     pub mtu: u32,
     /// Window scale that the kernel's listeners use (RFC 7323).
@@ -162,7 +160,6 @@ impl Default for HostFacts {
             tcp_syncookies: None,
             tcp_timestamps: None,
             has_cookie_program: false,
-            cookies_fail: false,
             mtu: 1_500,
             window_scale: 7,
             ephemeral_low: 32_768,
@@ -194,8 +191,6 @@ pub enum CookieState {
         /// What it is.
         found: Option<u32>,
     },
-    /// A listener refused a good cookie.
-    Refused,
 }
 
 impl CookieState {
@@ -210,9 +205,6 @@ impl CookieState {
         if !host.has_cookie_program {
             return Self::NoProgram;
         }
-        if host.cookies_fail {
-            return Self::Refused;
-        }
         match host.tcp_syncookies {
             Some(2) => Self::Ready { with_options: matches!(host.tcp_timestamps, Some(2)) },
             Some(1) if settings.cookies.manage_syncookies => Self::Waiting,
@@ -225,12 +217,9 @@ impl CookieState {
         match self {
             Self::Ready { with_options: true } => COOKIES_WITH_OPTIONS,
             Self::Ready { with_options: false } => COOKIES_PLAIN,
-            Self::Waiting
-            | Self::Disabled
-            | Self::NoBudget
-            | Self::NoProgram
-            | Self::Sysctl { .. }
-            | Self::Refused => COOKIES_OFF,
+            Self::Waiting | Self::Disabled | Self::NoBudget | Self::NoProgram | Self::Sysctl { .. } => {
+                COOKIES_OFF
+            }
         }
     }
 
@@ -244,21 +233,12 @@ impl CookieState {
             Self::NoBudget => "no_budget",
             Self::NoProgram => "no_program",
             Self::Sysctl { .. } => "sysctl",
-            Self::Refused => "refused",
         }
     }
 
     /// Every word.
-    pub const LABELS: [&'static str; 8] = [
-        "ready_with_options",
-        "ready",
-        "waiting",
-        "disabled",
-        "no_budget",
-        "no_program",
-        "sysctl",
-        "refused",
-    ];
+    pub const LABELS: [&'static str; 7] =
+        ["ready_with_options", "ready", "waiting", "disabled", "no_budget", "no_program", "sysctl"];
 
     /// What it means, and what to do; `None` where all is as the configuration asks.
     pub fn advice(self) -> Option<String> {
@@ -275,9 +255,6 @@ impl CookieState {
                      shield.cookies.manage_syncookies = true"
                 ))
             }
-            Self::Refused => Some(format!(
-                "a listener refused a good cookie, so none is made and {then}; a restart of tunicad tries again"
-            )),
         }
     }
 }
@@ -411,6 +388,8 @@ pub struct Presence {
     pub nets: bool,
     /// Whether the allow list holds anything.
     pub allow: bool,
+    /// Whether there is a rule of any port, be it one of which the settings say nothing.
+    pub ports: bool,
 }
 
 /// The policy as the kernel reads it.
@@ -463,7 +442,7 @@ pub fn policy(
         bans_present: u32::from(presence.bans),
         nets_present: u32::from(presence.nets),
         allow_present: u32::from(presence.allow),
-        ports_present: u32::from(!settings.ports.is_empty()),
+        ports_present: u32::from(presence.ports || !settings.ports.is_empty()),
         lockdown: u32::from(settings.lockdown),
         cookies: CookieState::of(settings, host).number(),
         ephemeral_low: u32::from(host.ephemeral_low),
@@ -649,7 +628,7 @@ pub(crate) mod tests {
     #[test]
     fn the_policy_says_what_was_set() {
         let host = HostFacts { cpus: 4, ..HostFacts::default() };
-        let presence = Presence { own_filter: 5, bans: true, nets: false, allow: false };
+        let presence = Presence { own_filter: 5, bans: true, nets: false, allow: false, ports: false };
         let with = policy(&settings(), &host, 7, [1, 2], presence);
         assert_eq!((with.generation, with.secret, with.own_filter), (7, [1, 2], 5));
         assert_eq!((with.bans_present, with.nets_present, with.allow_present), (1, 0, 0));
@@ -694,14 +673,13 @@ pub(crate) mod tests {
             (managed(true), HostFacts { tcp_syncookies: None, ..ready }, "sysctl", COOKIES_OFF),
             (managed(true), ready, "ready", COOKIES_PLAIN),
             (settings(), HostFacts { has_cookie_program: false, ..ready }, "no_program", COOKIES_OFF),
-            (settings(), HostFacts { cookies_fail: true, ..ready }, "refused", COOKIES_OFF),
             (Settings { port_syn: None, ..settings() }, ready, "no_budget", COOKIES_OFF),
             (off, ready, "disabled", COOKIES_OFF),
         ] {
             let state = CookieState::of(&settings, &host);
             assert_eq!((state.label(), state.number()), (label, number));
             assert!(CookieState::LABELS.contains(&label));
-            assert_eq!(state.advice().is_some(), matches!(label, "sysctl" | "no_program" | "refused"));
+            assert_eq!(state.advice().is_some(), matches!(label, "sysctl" | "no_program"));
         }
     }
 }

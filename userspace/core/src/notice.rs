@@ -13,6 +13,7 @@ use crate::{
     id::{BanTarget, PacketSource, Prefix},
     limits::CookieState,
     never_ban::Protection,
+    self_test,
     time::Monotime,
 };
 
@@ -133,6 +134,13 @@ pub enum Notice {
         /// Whether it is over.
         is_armed: bool,
     },
+    /// The test of a port's cookies took them from it, or passed after that.
+    CookieTest {
+        /// Its number.
+        port: u16,
+        /// How long it answers with no cookies; `None` where the test passed.
+        without_cookies: Option<Duration>,
+    },
     /// `net.ipv4.tcp_syncookies` is switched to 2, or was put back.
     Syncookies {
         /// Whether it is switched.
@@ -241,6 +249,8 @@ kinds! {
         "Whether ports over their SYN budget can answer with cookies has changed; `tunica status` says why not.";
     PortArmed, "port_armed", Warn,
         "A port went over its SYN budget, or fell below half of it again; while it is over, it answers with cookies where they can be had.";
+    CookieTest, "cookie_test", Warn,
+        "A port's listener took none of the daemon's test cookies, so the port answers with none for a while and the kernel's own defence has its SYNs; or the test passed after that. `tunica status` says what to do.";
     Syncookies, "syncookies", Warn,
         "The daemon switched `net.ipv4.tcp_syncookies` to 2 so that listeners accept cookies, or put it back; `shield.cookies.manage_syncookies` lets it.";
     DropSample, "drop_sample", Info,
@@ -289,6 +299,7 @@ impl Notice {
             | Self::AttackModeOff { .. }
             | Self::Cookies { .. }
             | Self::PortArmed { .. }
+            | Self::CookieTest { .. }
             | Self::Syncookies { .. }
             | Self::DefenceTriggered { .. }
             | Self::IncidentBegun { .. }
@@ -340,6 +351,12 @@ impl fmt::Display for Notice {
             Self::PortArmed { port, is_armed: true } => write!(out, "port {port} is over its SYN budget"),
             Self::PortArmed { port, is_armed: false } => {
                 write!(out, "port {port} is below half its SYN budget again")
+            }
+            Self::CookieTest { port, without_cookies: Some(length) } => {
+                write!(out, "{}", self_test::advice(*port, *length))
+            }
+            Self::CookieTest { port, without_cookies: None } => {
+                write!(out, "port {port} answers with cookies again, and its listener takes them")
             }
             Self::Syncookies { is_switched: true } => {
                 out.write_str("net.ipv4.tcp_syncookies is switched to 2 until no port is over its SYN budget")
@@ -424,8 +441,9 @@ mod tests {
             Notice::TrialBegun { length: Duration::from_secs(120) },
             Notice::TrialEnded { is_confirmed: true },
             Notice::TrialUndone,
-            Notice::Cookies { state: CookieState::Refused },
+            Notice::Cookies { state: CookieState::NoProgram },
             Notice::PortArmed { port: 443, is_armed: true },
+            Notice::CookieTest { port: 443, without_cookies: length },
             Notice::Syncookies { is_switched: true },
             Notice::DropSample { source, verdict: Verdict::SynRate, port: 443 },
             Notice::DefenceTriggered { defence: Defence::Sanity },

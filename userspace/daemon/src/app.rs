@@ -30,6 +30,7 @@ use tunica_core::{
     limits::HostFacts,
     notice::Notice,
     reports::{Report, Reporter},
+    self_test::{self, SelfTest},
     time::{Monotime, Now, WallTime},
 };
 
@@ -42,7 +43,7 @@ use crate::{
         host::{self, vitals::Vitals},
         nft::{self, Nft},
         tor_peers,
-        xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe},
+        xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe, self_test::SelfTests},
     },
     telemetry::{self, Telemetry},
     views,
@@ -75,6 +76,7 @@ pub struct App {
     candidate: Option<candidate::Tried>,
     /// Ports that went over their budget.
     armed: Armed,
+    self_tests: SelfTests,
     /// Events that were lost before this daemon started to read them.
     lost_before: u64,
     /// The configured interfaces when they were last looked at.
@@ -100,6 +102,11 @@ impl Reach {
             Event::Samples(_) | Event::Handshake(_) | Event::CpuTimes(_) => Self::Nothing,
             Event::Report(_) => Self::Nothing,
             Event::Totals(_) | Event::ArmedPorts(_) => Self::Nothing,
+            // A miss may take the cookies from its port. Others come all the time.
+            Event::SelfTested { outcome, .. } => match outcome {
+                SelfTest::Missed => Self::Everything,
+                SelfTest::Passed | SelfTest::Partly | SelfTest::Untested(_) => Self::Nothing,
+            },
             // The policy follows the host; comparing it alone is cheap.
             Event::Host(_) => Self::Bans(Vec::new()),
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
@@ -238,6 +245,7 @@ impl App {
             troubles,
             candidate: None,
             armed: Armed::default(),
+            self_tests: SelfTests::new(mono as u32),
             lost_before,
             places: Vec::new(),
             translates: host::translates_or_forwards(),
@@ -483,7 +491,22 @@ impl App {
         }
         self.read_totals();
         self.read_host();
+        self.test_cookies();
         self.advance();
+    }
+
+    /// Tests the cookies of the ports that are due.
+    fn test_cookies(&mut self) {
+        let now = self.now().mono;
+        let due = self.coordinator.self_tests_due(now);
+        if due.is_empty() && self.self_tests.is_idle() {
+            return;
+        }
+        let own = self.coordinator.never_ban().own();
+        for (port, outcome) in self.self_tests.advance(&mut self.shield, &due, own, now) {
+            self.metrics.count_self_test(outcome);
+            let _ = self.step(Event::SelfTested { port, outcome });
+        }
     }
 
     /// Does what is due.
@@ -689,7 +712,7 @@ impl App {
             Request::CandidateStatus {} => self.candidate_status(),
             Request::CandidatePromote {} => self.candidate_promotion(),
             Request::CandidateDrop {} => self.drop_candidate(),
-            Request::Doctor {} => Answer::Doctor(doctor(&self.config)),
+            Request::Doctor {} => Answer::Doctor(self.doctor()),
             Request::BanAdd(ban) => self.ban(ban),
             Request::Report(report) => self.report(report, caller),
             Request::BanRemove { source, dry_run } => self.decide(Event::Unban { target: source, dry_run }),
@@ -715,6 +738,15 @@ impl App {
             Request::Reload(request) => self.reload(request),
             Request::Confirm {} => self.decide(Event::Confirmed),
         }
+    }
+
+    /// What the host can do, and what tests of the cookies found.
+    fn doctor(&self) -> Doctor {
+        let now = self.now().mono;
+        host::examine(
+            &self.config,
+            self.coordinator.without_cookies().map(|(port, until)| (port, until.since(now))),
+        )
     }
 
     fn ban(&mut self, ban: request::BanAdd) -> Answer {
@@ -837,6 +869,9 @@ impl App {
         warnings.extend(self.undone());
         warnings.extend(self.troubles.list());
         warnings.extend(self.coordinator.cookies().advice());
+        let now = self.now().mono;
+        let refused = self.coordinator.without_cookies();
+        warnings.extend(refused.map(|(port, until)| self_test::advice(port, until.since(now))));
         if self.coordinator.settings().handshakes.is_some() {
             warnings.extend(self.shield.without_handshakes().map(str::to_owned));
         }
@@ -1076,6 +1111,7 @@ impl App {
         metrics.set_heartbeat_stale_after(self.coordinator.settings().stale_after);
         metrics.set_sketch_busy(self.shield.tables().sketch_busy(now.mono.0).unwrap_or(0.0));
         metrics.set_cookies(self.coordinator.cookies(), self.coordinator.armed_ports().count());
+        metrics.set_without_cookies(self.coordinator.without_cookies().count());
         metrics.set_events_lost(self.shield.tables().lost_events().unwrap_or(0));
         metrics.set_bans_active(self.coordinator.ledger().all_bans().map(|(_, ban)| ban.origin));
         let never_ban = self.coordinator.never_ban();
@@ -1130,9 +1166,9 @@ fn sample(event: &kernel::Event) -> Option<Forgeable> {
     })
 }
 
-/// What this host can do for the shield, asked by a running daemon or by `tunicad preflight`.
+/// What this host can do for the shield, asked by `tunicad preflight`.
 pub fn doctor(config: &Config) -> Doctor {
-    host::examine(config)
+    host::examine(config, std::iter::empty())
 }
 
 #[cfg(test)]

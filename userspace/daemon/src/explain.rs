@@ -16,6 +16,7 @@ use tunica_core::{
     coordinator::Coordinator,
     id::{BanTarget, PacketSource, Prefix},
     limits::{Mode, Transport},
+    self_test,
     time::{Monotime, Now, WallTime},
 };
 
@@ -187,7 +188,9 @@ fn over_budget(
     } else if can_answer {
         "in mode `enforce` it would answer SYNs with cookies".to_owned()
     } else {
-        let why = coordinator.cookies().advice();
+        let refused = coordinator.without_cookies().find(|(refused, _)| *refused == port);
+        let refused = refused.map(|(port, until)| self_test::advice(port, until.since(now.mono)));
+        let why = coordinator.cookies().advice().or(refused);
         why.map_or_else(
             || "it answers with no cookies, and the kernel's own defence has its SYNs".to_owned(),
             |why| format!("it answers with no cookies: {why}"),

@@ -21,6 +21,7 @@ use tunica_core::{
     coordinator::{RefusedCode, Reply},
     ledger::{BanOrigin, Command},
     limits::{CookieState, Mode},
+    self_test::SelfTest,
 };
 
 use crate::shell::{
@@ -147,6 +148,10 @@ metrics! {
         "1 for how ports over their SYN budget answer now, 0 for the others; `tunica status` explains the words.";
     over_budget: IntGauge, "tunica_ports_over_budget", [],
         "Ports over their SYN budget.";
+    self_tests: IntCounterVec, "tunica_cookie_self_tests_total", ["outcome"],
+        "Tests whether the listeners of a port take the cookies that are made for them: passed; partly, where one takes them and another does not; missed; or untested, for which `tunica status` has the reason.";
+    without_cookies: IntGauge, "tunica_ports_without_cookies", [],
+        "Ports that answer with no cookies because their listener took none of the tests' cookies.";
     events_received: IntCounter, "tunica_events_received_total", [],
         "Sampled packets that the kernel reported.";
     events_lost: IntCounter, "tunica_events_lost_total", [],
@@ -289,6 +294,9 @@ impl Metrics {
         for reason in BAN_REFUSALS {
             families.bans_refused.with_label_values(&[reason]);
         }
+        for outcome in SelfTest::LABELS {
+            families.self_tests.with_label_values(&[outcome]);
+        }
         for state in CookieState::LABELS {
             families.cookies.with_label_values(&[state]);
         }
@@ -408,6 +416,16 @@ impl Metrics {
             self.families.cookies.with_label_values(&[label]).set(i64::from(label == state.label()));
         }
         self.families.over_budget.set(i64::try_from(over_budget).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a test of a port's cookies.
+    pub fn count_self_test(&self, outcome: SelfTest) {
+        self.families.self_tests.with_label_values(&[outcome.label()]).inc();
+    }
+
+    /// Shows how many ports answer with no cookies because their listener takes none.
+    pub fn set_without_cookies(&self, ports: usize) {
+        self.families.without_cookies.set(i64::try_from(ports).unwrap_or(i64::MAX));
     }
 
     /// Counts sampled packets that the kernel reported.
@@ -818,6 +836,12 @@ mod tests {
                 Box::new(|it| it.set_cookies(CookieState::Waiting, 0)),
             ),
             ("tunica_ports_over_budget", 2.0, Box::new(|it| it.set_cookies(CookieState::Waiting, 2))),
+            (
+                "tunica_cookie_self_tests_total{outcome=\"partly\"}",
+                1.0,
+                Box::new(|it| it.count_self_test(SelfTest::Partly)),
+            ),
+            ("tunica_ports_without_cookies", 3.0, Box::new(|it| it.set_without_cookies(3))),
             ("tunica_events_received_total", 4.0, Box::new(|it| it.count_events(4))),
             ("tunica_bans_set_total{origin=\"operator\"}", 2.0, {
                 let commands = [ban.clone(), net_ban, lift.clone()];

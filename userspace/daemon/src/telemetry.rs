@@ -112,7 +112,7 @@ pub fn log_notice(notice: &Notice) {
 pub struct Message {
     /// The stable message id.
     pub name: &'static str,
-    /// `error`, `warn` or `info`.
+    /// `error`, `warn`, `info` or `debug`.
     pub level: &'static str,
     /// What it means and what to do about it: one sentence.
     pub meaning: &'static str,
@@ -138,6 +138,7 @@ messages! {
     "nft_failed", "error", "nftables cannot stand in, or its table cannot be removed; it is tried again every 30 s.";
     "stale_pin_left", "warn", "A pin of an earlier daemon could not be removed; remove it by hand if `tunica doctor` names it.";
     "program_refused", "warn", "The kernel took the shield but refused a program that it jumps to: `cookie` answers SYN floods, `segment` judges segments by their sockets. The shield does without it; the message names the kernel's reason.";
+    "self_test_failed", "debug", "A test of the cookies of a port could not be run or ended; the message names the step and the kernel's reason. The port counts as not tested.";
     "policy_in_force", "info", "The kernel judges by the policy that the configuration asks for.";
     "drift_repaired", "warn", "The kernel's state was not what it should be and was repaired; look who else changes it.";
     "reconcile_failed", "error", "The kernel's state could not be brought to what it should be; it is tried again every 30 s.";

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::Path};
 use tunica_api::view::{
     Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
     Difference, Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Proposal,
-    Refused, RefusedCode, Softirq, Source, Sources, Spoken, Status, Table, Trial, Tuning,
+    Refused, RefusedCode, SelfTest, Softirq, Source, Sources, Spoken, Status, Table, Trial, Tuning,
 };
 use tunica_common::{
     event::{self, difference_slot, tally_slot},
@@ -16,6 +16,7 @@ use tunica_core::{
     coordinator::{self, Coordinator, Reply},
     id::{BanTarget, PacketSource, Prefix},
     ledger::{AllowFact, BanFact, Command},
+    self_test::Standing,
     time::{Monotime, Now, WallTime},
 };
 
@@ -32,6 +33,16 @@ pub fn ban(target: BanTarget, fact: &BanFact) -> Ban {
         origin: fact.origin.label().to_owned(),
         reason: fact.reason.clone(),
     }
+}
+
+fn self_test(standing: &Standing, now: Monotime) -> Option<SelfTest> {
+    let (outcome, at) = standing.last?;
+    Some(SelfTest {
+        outcome: outcome.label().to_owned(),
+        clause: outcome.clause().to_owned(),
+        seconds_ago: now.since(at).as_secs(),
+        seconds_without_cookies: standing.without_cookies_until.map(|until| until.since(now).as_secs()),
+    })
 }
 
 /// Every ban.
@@ -395,6 +406,9 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
                     seconds: now.mono.since(armed.since).as_secs(),
                     seconds_left: armed.until.since(now.mono).as_secs(),
                     cookies_returned: armed.cookies_returned,
+                    self_test: coordinator
+                        .self_test(armed.port)
+                        .and_then(|standing| self_test(standing, now.mono)),
                 })
                 .collect(),
         },

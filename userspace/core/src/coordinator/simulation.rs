@@ -9,7 +9,7 @@ use tunica_common::verdict::Verdict;
 use super::*;
 use crate::{
     desired::{AllowKey, Tables},
-    limits::tests::settings,
+    limits::{self, tests::settings},
     reconcile::diff,
     time::WallTime,
 };
@@ -654,6 +654,71 @@ fn attack_mode_tightens_for_a_while_and_ends_by_itself() {
     assert_eq!(world.coordinator.settings().mode, Mode::Enforce);
     done(world.event(Event::AttackModeOff { dry_run: false }));
     assert_eq!(world.coordinator.settings(), &slower);
+}
+
+/// A host where ports over their budget answer with cookies.
+fn answering() -> HostFacts {
+    HostFacts { tcp_syncookies: Some(2), has_cookie_program: true, ..HostFacts::default() }
+}
+
+#[test]
+fn a_port_whose_listener_takes_no_cookies_loses_them_for_a_while() {
+    use tunica_common::policy::{PORT_OPEN, PORT_WITHOUT_COOKIES};
+    let port =
+        |number: u16| limits::Port { transport: limits::Transport::Tcp, number: number.try_into().unwrap() };
+    let open = limits::PortSettings { is_open: true, pace: None };
+    let mut world = World::new(Settings { lockdown: true, ports: [(port(443), open)].into(), ..settings() });
+    let flags =
+        |world: &World, number: u16| world.kernel.ports.get(&port(number).key()).map(|rule| rule.flags);
+    let over =
+        |number| ArmedPort { port: number, since: Monotime(1), until: Monotime(2), cookies_returned: 0 };
+    let due = |world: &World| world.coordinator.self_tests_due(world.now.mono);
+    let miss = |world: &mut World, port| {
+        for _ in 0..self_test::MISSES {
+            world.event(Event::SelfTested { port, outcome: SelfTest::Missed });
+        }
+    };
+    world.event(Event::ArmedPorts(vec![over(22), over(443)]));
+    world.pass(10);
+    assert_eq!(due(&world), [], "the host cannot answer with cookies yet");
+    world.event(Event::Host(answering()));
+    assert_eq!(due(&world), [22, 443]);
+    assert_eq!(flags(&world, 443), Some(PORT_OPEN));
+    world.heard.clear();
+    miss(&mut world, 443);
+    miss(&mut world, 22);
+    assert_eq!(world.names(), ["cookie_test", "cookie_test"]);
+    // What the operator said of the port stays; the other port, of which nothing was said, gets a row of its own.
+    assert_eq!(flags(&world, 443), Some(PORT_OPEN | PORT_WITHOUT_COOKIES));
+    assert_eq!(flags(&world, 22), Some(PORT_WITHOUT_COOKIES));
+    let policy = |world: &World| world.coordinator.desired().policy(world.coordinator.settings(), 1, [0; 2]);
+    assert_eq!(policy(&world).ports_present, 1);
+    assert_eq!(due(&world), []);
+    // Ten minutes later they answer again, and lose their cookies at the next miss, or keep them.
+    world.pass(600);
+    assert_eq!((flags(&world, 443), flags(&world, 22)), (Some(PORT_OPEN), None));
+    assert_eq!(due(&world), [22, 443]);
+    world.event(Event::SelfTested { port: 443, outcome: SelfTest::Missed });
+    world.event(Event::SelfTested { port: 22, outcome: SelfTest::Passed });
+    assert_eq!(world.names(), ["cookie_test", "cookie_test"]);
+    assert_eq!((flags(&world, 443), flags(&world, 22)), (Some(PORT_OPEN | PORT_WITHOUT_COOKIES), None));
+    // A reload does not wait. In mode `observe` nothing is answered, so nothing is tested.
+    let observing = Settings { mode: Mode::Observe, ports: BTreeMap::new(), ..settings() };
+    world.event(Event::Reloaded(Box::new(observing)));
+    assert_eq!((flags(&world, 443), policy(&world).ports_present), (None, 0));
+    world.event(Event::ArmedPorts(vec![over(443)]));
+    world.pass(10);
+    assert_eq!(due(&world), []);
+    world.event(Event::Reloaded(Box::new(settings())));
+    world.event(Event::ArmedPorts(vec![over(443)]));
+    world.pass(10);
+    assert_eq!(due(&world), [443]);
+    // Whatever is proven against the tests' own source bans nobody.
+    let source = PacketSource::of(self_test::SOURCE_V4.into());
+    for _ in 0..9 {
+        world.event(Event::Handshake(Handshake { source, port: 443 }));
+    }
+    assert!(world.file.bans.is_empty());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `status`: its first line answers whether the host is protected.
 
-use tunica_api::view::{ArmedPort, AttackMode, Cookies, Defence, Interface, Program, Status, Table, Trial};
+use tunica_api::view::{
+    ArmedPort, AttackMode, Cookies, Defence, Interface, Program, SelfTest, Status, Table, Trial,
+};
 
 use super::text::{Align, count, duration, table, wrap};
 use crate::verb::status::{is_attached_as_requested, is_stale};
@@ -77,7 +79,6 @@ fn cookies(view: &Cookies) -> String {
         "no_budget" => "none, because ports have no SYN budget (shield.port_syn.enabled)",
         "no_program" => "NONE: this kernel cannot run the cookie program",
         "sysctl" => "NONE: net.ipv4.tcp_syncookies is not 2",
-        "refused" => "NONE: a listener refused a good cookie",
         other => other,
     };
     if view.ports.is_empty() {
@@ -85,7 +86,14 @@ fn cookies(view: &Cookies) -> String {
     }
     let port = |port: &ArmedPort| {
         let returned = port.cookies_returned;
-        format!("{} for {} ({returned} cookies came back)", port.port, duration(port.seconds))
+        let tested = match &port.self_test {
+            None => String::new(),
+            Some(SelfTest { clause, seconds_without_cookies: None, .. }) => format!("; {clause}"),
+            Some(SelfTest { clause, seconds_without_cookies: Some(seconds), .. }) => {
+                format!("; WITHOUT COOKIES for {} more: {clause}", duration(*seconds))
+            }
+        };
+        format!("{} for {} ({returned} cookies came back{tested})", port.port, duration(port.seconds))
     };
     let ports = view.ports.iter().map(port).collect::<Vec<_>>().join(", ");
     format!("{state}; OVER THE SYN BUDGET: port {ports}")

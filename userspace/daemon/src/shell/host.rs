@@ -6,7 +6,7 @@ mod translation;
 pub mod vitals;
 pub mod watch;
 
-use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path, time::Duration};
 
 use thiserror::Error;
 use tunica_api::view::{Doctor, Finding, Level};
@@ -14,6 +14,7 @@ use tunica_config::Config;
 use tunica_core::{
     incident::CpuTimes,
     limits::{CookieState, HostFacts},
+    self_test,
 };
 
 use self::vitals::Vitals;
@@ -89,7 +90,6 @@ pub fn facts(interfaces: &[String], has_cookie_program: bool, translates: bool) 
         tcp_syncookies: number(SYNCOOKIES),
         tcp_timestamps: number("/proc/sys/net/ipv4/tcp_timestamps"),
         has_cookie_program,
-        cookies_fail: false,
         mtu: interfaces
             .iter()
             .filter_map(|name| hook::read(name).ok().flatten())
@@ -140,7 +140,9 @@ fn cpu_times_of(text: &str) -> Option<CpuTimes> {
 }
 
 /// Looks at everything the shield depends on. Changes nothing.
-pub fn examine(config: &Config) -> Doctor {
+///
+/// `without_cookies`: ports whose listeners were found to take none, and for how long they answer with none.
+pub fn examine(config: &Config, without_cookies: impl Iterator<Item = (u16, Duration)>) -> Doctor {
     let shield = &config.shield;
     // Whether the kernel takes the cookie program shows only when it is loaded; a daemon that failed at it says so.
     let cookies = config
@@ -158,6 +160,11 @@ pub fn examine(config: &Config) -> Doctor {
     findings.extend(sysctls::examine(Path::new("/proc/sys/net"), cookies));
     findings.extend(examine_vitals(&Vitals::read(&config.ledger.path)));
     findings.extend(interfaces::examine(&shield.interfaces, cookies));
+    findings.extend(without_cookies.map(|(port, left)| {
+        let text = self_test::advice(port, left);
+        let (found, advice) = text.split_once("; ").unwrap_or((&text, &text));
+        finding("cookies", Level::Warning, found, advice)
+    }));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     Doctor { findings }
 }

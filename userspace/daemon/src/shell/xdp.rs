@@ -11,6 +11,7 @@ pub mod hook;
 pub mod object;
 pub mod pins;
 pub mod probe;
+pub mod self_test;
 pub mod tables;
 
 use std::{
@@ -23,7 +24,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
-    programs::ProgramError,
+    programs::{ProgramError, TestRun, TestRunAttrs, TestRunOptions},
 };
 use thiserror::Error;
 use tunica_common::policy::{CANDIDATE_BESIDE, CANDIDATE_NONE, Policy};
@@ -159,6 +160,23 @@ fn read(tables: &Tables) -> Result<Rows, TableError> {
         allow: tables.allow()?,
         own: tables.own()?,
     })
+}
+
+/// How a frame is run.
+pub enum Run<'a> {
+    /// The result goes here, and nowhere else.
+    Dry(&'a mut [u8]),
+    /// As if the interface had received the frame (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18).
+    Live,
+}
+
+/// What came of a frame that was run dry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// What the program returned: an `enum xdp_action` of include/uapi/linux/bpf.h.
+    pub action: u32,
+    /// How long the result is.
+    pub bytes: usize,
 }
 
 /// The shield in the kernel.
@@ -439,6 +457,7 @@ impl Shield {
             own_filter: current.own_filter,
             bans_present: current.bans_present,
             nets_present: current.nets_present,
+            ports_present: current.ports_present,
             cookies: current.cookies,
             allow_present: current.allow_present,
             candidate: current.candidate,
@@ -514,6 +533,30 @@ impl Shield {
             }
         }
         changes
+    }
+
+    /// Runs the live program with one frame, as if it had come in by the interface of this index. It counts the frame and
+    /// remembers it like any other.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn run(&mut self, frame: &[u8], interface: u32, run: Run<'_>) -> Result<Ran, LoadError> {
+        // `struct xdp_md` in include/uapi/linux/bpf.h: where data begins, ends, and has its metadata; the interface, its
+        // queue, and where it would go.
+        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let context: Vec<u8> =
+            [0, length, 0, interface, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.ctx_in = Some(&context);
+        match run {
+            Run::Dry(answer) => options.data_out = Some(answer),
+            Run::Live => options.attrs = TestRunAttrs::new().xdp_live_frames(1),
+        }
+        let ran = object::program(&mut self.ebpf)?
+            .test_run(options)
+            .map_err(|source| LoadError::Run { source: Box::new(source) })?;
+        Ok(Ran { action: ran.return_value, bytes: ran.data_size_out as usize })
     }
 
     /// Whether the hook of this interface runs our program.

@@ -36,8 +36,7 @@ const fn wants_cookies(cookies: Option<CookieState>) -> bool {
             CookieState::Ready { .. }
             | CookieState::Waiting
             | CookieState::NoProgram
-            | CookieState::Sysctl { .. }
-            | CookieState::Refused,
+            | CookieState::Sysctl { .. },
         )
         | None => true,
     }

@@ -115,6 +115,13 @@ pub enum LoadError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// The program could not be run.
+    #[error("the kernel did not run the program: {source}")]
+    Run {
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
     /// The object lacks something, so it is not the one this daemon was built with.
     #[error("the kernel object has no {what} named {name}; reinstall tunicad")]
     Missing {

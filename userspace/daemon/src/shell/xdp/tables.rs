@@ -22,11 +22,11 @@ use tunica_common::{
     keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
     layout::{
         ACTIVE, ALLOW, BAN_FILTER, BANNED_NETS, BANS, DIFFERENCES, EVENTS, HEARTBEAT, HOST_STATE, JUMPS,
-        LOST_EVENTS, NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES,
+        LOST_EVENTS, NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES, VERIFIED,
     },
     policy::{
         BAN_FILTER_WORDS, HostState, NetState, Policy, PortRule, PortState, SKETCH_CELLS, SKETCH_ROWS,
-        ban_filter_position, keyed_hash, net_cell, own_bit, sketch_cells,
+        Verified, ban_filter_position, keyed_hash, net_cell, own_bit, sketch_cells,
     },
 };
 
@@ -75,6 +75,7 @@ pub struct Tables {
     port_state: Array<MapData, PortState>,
     host_state: Array<MapData, HostState>,
     net_state: Array<MapData, NetState>,
+    verified: HashMap<MapData, SourceKey, Verified>,
     /// Held, because the kernel empties a map of programs once nobody holds it.
     jumps: ProgramArray<MapData>,
     differences: PerCpuArray<MapData, Tally>,
@@ -129,6 +130,7 @@ impl Tables {
             port_state: typed!(PORT_STATE),
             host_state: typed!(HOST_STATE),
             net_state: typed!(NET_STATE),
+            verified: typed!(VERIFIED),
             jumps: typed!(JUMPS),
             differences: typed!(DIFFERENCES),
             sketch: typed!(SYN_SKETCH),
@@ -419,6 +421,14 @@ impl Tables {
     /// [`TableError`].
     pub fn set_port_state(&mut self, port: u16, state: &PortState) -> Result<(), TableError> {
         self.port_state.set(u32::from(port), state, 0).map_err(TableError::new("write", PORT_STATE))
+    }
+
+    /// Removes what handshakes of this source left, if anything.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn forget_verified(&mut self, source: &SourceKey) -> Result<(), TableError> {
+        absent_is_none(self.verified.remove(source)).map(|_| ()).map_err(TableError::new("write", VERIFIED))
     }
 
     /// What the program remembers of the host.
