@@ -295,11 +295,24 @@ fn every_metric_moves_by_its_cause() {
     watch.exceeds("tunica_syn_sketch_busy_ratio", 0.2);
     watch.becomes("tunica_ports_over_budget", 1.0);
     watch.becomes("tunica_cookies_state{state=\"sysctl\"}", 1.0);
-    attack.stop().unwrap();
     watch.lab.host.write_sysctl("net/ipv4/tcp_syncookies", "2").unwrap();
     watch.becomes("tunica_cookies_state{state=\"ready\"}", 1.0);
     fs::write(&path, text).unwrap();
+    // A listener takes the cookies of the daemon's tests; behind a firewall that drops them it does not.
+    watch.lab.host.ip(&["route", "add", "default", "via", &CLIENT.to_string()]).unwrap();
+    let listener = watch.lab.host.run(|| Ok(TcpListener::bind((HOST, 443))?)).unwrap();
     watch.lab.must(&["reload"]).unwrap();
+    watch.exceeds("tunica_cookie_self_tests_total{outcome=\"passed\"}", 0.0);
+    watch.becomes("tunica_ports_without_cookies", 0.0);
+    let rule = "add table inet strict; add chain inet strict in { type filter hook input priority 0; }; \
+                add rule inet strict in ip saddr 192.0.2.253 drop";
+    watch.lab.run_in_host("nft", &[rule]).unwrap();
+    watch.lab.must(&["reload"]).unwrap();
+    watch.becomes("tunica_cookie_self_tests_total{outcome=\"missed\"}", 3.0);
+    watch.becomes("tunica_ports_without_cookies", 1.0);
+    watch.lab.run_in_host("nft", &["delete", "table", "inet", "strict"]).unwrap();
+    drop(listener);
+    attack.stop().unwrap();
 
     // A full disk: it is seen, nothing is banned, nothing else breaks, and it heals.
     watch.exceeds("tunica_ledger_disk_free_bytes", 0.0);

@@ -1,0 +1,326 @@
+//! The test of a port's cookies, with a real listener, a real firewall in the way, and without it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use nix::sys::socket::{Backlog, listen};
+use tunica_common::verdict::Verdict;
+use tunica_core::self_test::{SOURCE_V4, SOURCE_V6};
+use tunica_tests::{
+    armed::{COUNTS_LAG, Daemon, Setup, program},
+    client::{Visitors, Visits},
+    flood::{Flood, Pattern},
+    report::Act,
+    stage::{ATTACK_SIDE, ATTACKERS_INTERFACE, CLIENT_SIDE, SERVICE, Stage, VISITORS},
+};
+
+/// Forged SYNs a second: several times a port's budget, and few enough for the kernel's own cookies and for a firewall
+/// that tracks each.
+const RATE: u32 = 600;
+/// How long anything may take that should happen within seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A port whose service accepts nothing.
+const FULL: u16 = 8_081;
+/// What visitors wait for.
+const ANSWER: &[u8] = b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// A firewall as many have it: what belongs to no connection it knows is dropped. With `nf_conntrack_tcp_loose` 0 that
+/// is a segment whose SYN it never saw.
+const FIREWALL: &str = "table inet strict {\n\
+    chain input { type filter hook input priority 0; ct state invalid drop; }\n}\n";
+
+/// A stage with a daemon's folder and pins, which go with it.
+struct Scene {
+    stage: Stage,
+    folder: tempfile::TempDir,
+    pins: PathBuf,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.pins);
+    }
+}
+
+/// How connections of the daemon's tests ended for the service: by what error, `None` for none.
+type Ends = Arc<Mutex<Vec<(IpAddr, Option<io::ErrorKind>)>>>;
+
+impl Scene {
+    fn new() -> Self {
+        let stage = Stage::build("selftest").unwrap();
+        stage.host.write_sysctl("net/ipv4/tcp_syncookies", "2").unwrap();
+        let pins = Path::new("/sys/fs/bpf").join(format!("tunica-selftest-{}", std::process::id()));
+        Self { stage, folder: tempfile::tempdir().unwrap(), pins }
+    }
+
+    fn daemon(&self) -> Daemon<'_> {
+        // With the capabilities that the unit leaves it, and no others: CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF.
+        let wrapper = self.folder.path().join("bounded");
+        let real = program("tunicad").unwrap();
+        let script = "#!/bin/sh\nexec setpriv --bounding-set -all,+cap_12,+cap_38,+cap_39";
+        fs::write(&wrapper, format!("{script} {} \"$@\"\n", real.display())).unwrap();
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        let program = Box::leak(Box::new(wrapper));
+        let setup = Setup {
+            namespace: &self.stage.host,
+            program,
+            folder: self.folder.path(),
+            pins: &self.pins,
+            interfaces: &[ATTACK_SIDE, CLIENT_SIDE],
+            mode: "enforce",
+            // One connection too many would be banned at once.
+            more: "[evidence]\nconnections_per_second = 20\nban_threshold = 1\n",
+        };
+        Daemon::start(setup, &NEVER).unwrap()
+    }
+
+    /// A service that speaks first, at every address of both families.
+    fn serve(&self) -> Ends {
+        let ends = Ends::default();
+        let told = Arc::clone(&ends);
+        let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, SERVICE.port()));
+        let listener = self.stage.host.run(|| Ok(TcpListener::bind(all)?)).unwrap();
+        thread::spawn(move || {
+            while let Ok((stream, peer)) = listener.accept() {
+                let told = Arc::clone(&told);
+                thread::spawn(move || {
+                    let end = answer(stream);
+                    let peer = peer.ip().to_canonical();
+                    if is_test(peer) {
+                        told.lock().unwrap().push((peer, end.err().map(|error| error.kind())));
+                    }
+                });
+            }
+        });
+        ends
+    }
+
+    fn tunica(&self, arguments: &[&str]) -> String {
+        let mut command = std::process::Command::new(program("tunica").unwrap());
+        command.args(arguments).arg("--socket").arg(self.folder.path().join("tunicad.sock"));
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.tunica(&[&["--json"], arguments].concat())).unwrap()
+    }
+
+    fn nft(&self, arguments: &[&str], input: &str) -> String {
+        let mut command = self.stage.host.command(Path::new("nft"));
+        let mut child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "nft {arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What the daemon says of a port that is over its budget.
+    fn port(&self, port: u16) -> serde_json::Value {
+        let status = self.json(&["status"]);
+        let ports = status["cookies"]["ports"].as_array().unwrap();
+        ports.iter().find(|row| row["port"] == port).cloned().unwrap_or_default()
+    }
+
+    fn flood(&self, port: u16) -> Flood {
+        let flood = Stage::attack(Act::Forged).unwrap();
+        let victim = SocketAddr::new(SERVICE.ip(), port);
+        Flood { pattern: Pattern::ForgedSyn, rate: RATE, victim, ..flood }
+    }
+
+    fn visits(&self, length: Duration) -> Visits {
+        let visitors = Visitors { count: 5, ..VISITORS }.start(&self.stage.client).unwrap();
+        thread::sleep(length);
+        visitors.stop().unwrap()
+    }
+
+    /// Sockets of the host that belong to a test, but those that are over.
+    fn left_over(&self) -> Vec<String> {
+        self.stage
+            .host
+            .run(|| {
+                let mut lines = Vec::new();
+                for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
+                    lines.extend(fs::read_to_string(file)?.lines().map(str::to_owned));
+                }
+                // 192.0.2.253 and 2001:db8:ffff:ffff::fd as these files write them; 07 is TCP_CLOSE.
+                let is_test = |line: &String| line.contains("FD0200C0:") || line.contains("B80D0120FFFFFFFF");
+                lines.retain(is_test);
+                lines.retain(|line| line.split_whitespace().nth(3) != Some("07"));
+                Ok(lines)
+            })
+            .unwrap()
+    }
+}
+
+/// Answers before it is asked, and reads to the end of the question.
+fn answer(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(ANSWER)?;
+    let (mut request, mut length) = ([0; 256], 0);
+    while !request[..length].ends_with(b"\r\n\r\n") {
+        match stream.read(&mut request[length..])? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    Ok(())
+}
+
+fn is_test(address: IpAddr) -> bool {
+    address == SOURCE_V4 || address == SOURCE_V6
+}
+
+fn metric(daemon: &Daemon<'_>, series: &str) -> f64 {
+    let text = daemon.get("/metrics").unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {series}"))
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "no {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_port_whose_cookies_are_refused_answers_with_none_until_that_is_mended() -> anyhow::Result<()> {
+    let scene = Scene::new();
+    let ends = scene.serve();
+    // What the host itself sends to the tests' sources.
+    scene.nft(
+        &["-f", "-"],
+        &format!(
+            "table inet watch {{ chain output {{ type filter hook output priority 0;\n\
+             ip daddr {SOURCE_V4} counter\nip6 daddr {SOURCE_V6} counter\n}}\n}}\n"
+        ),
+    );
+    scene.nft(&["-f", "-"], FIREWALL);
+    scene.stage.host.write_sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
+    let daemon = scene.daemon();
+    let flood = scene.flood(SERVICE.port()).start(&scene.stage.attackers, ATTACKERS_INTERFACE)?;
+
+    // The firewall drops every cookie that comes back, so visitors wait in vain until the test takes them away.
+    wait_for("refusal", || metric(&daemon, "tunica_ports_without_cookies") == 1.0);
+    ensure!(metric(&daemon, "tunica_cookie_self_tests_total{outcome=\"missed\"}") == 3.0);
+    ensure!(metric(&daemon, "tunica_cookie_self_tests_total{outcome=\"passed\"}") == 0.0);
+    thread::sleep(COUNTS_LAG);
+    let before = daemon.packets()?;
+    let visits = scene.visits(Duration::from_secs(4));
+    ensure!(
+        visits.attempts() > 20 && visits.failures == 0,
+        "{} of {} visits failed",
+        visits.failures,
+        visits.attempts()
+    );
+    thread::sleep(COUNTS_LAG);
+    let after = daemon.packets()?;
+    let grown = |verdict, action| after[&(verdict, action)] - before[&(verdict, action)];
+    ensure!(grown(Verdict::SynCookie, "answer") == 0, "it answered with cookies");
+    ensure!(grown(Verdict::SynOverBudget, "pass") > 1_000, "the flood did not reach the kernel");
+    // Everything says so.
+    let port = scene.port(SERVICE.port());
+    ensure!(port["self_test"]["outcome"] == "missed", "{port}");
+    ensure!(port["self_test"]["seconds_without_cookies"].as_u64() > Some(500), "{port}");
+    let sentence = format!("port {} answers with no cookies for", SERVICE.port());
+    let status = scene.tunica(&["status"]).split_whitespace().collect::<Vec<_>>().join(" ");
+    ensure!(status.contains("WITHOUT COOKIES for"), "{status}");
+    let findings = scene.json(&["doctor"])["findings"].clone();
+    let finding = findings.as_array().and_then(|all| all.iter().find(|it| it["check"] == "cookies").cloned());
+    let finding = finding.unwrap_or_default();
+    ensure!(finding["level"] == "warning", "{findings}");
+    ensure!(finding["found"].as_str().is_some_and(|text| text.contains(&sentence)), "{findings}");
+    let explained = scene.json(&["explain", "198.51.100.9", "--port", &SERVICE.port().to_string()]);
+    ensure!(explained["over_budget"]["answers"] == false, "{explained}");
+    ensure!(explained["over_budget"]["sentence"].to_string().contains(&sentence), "{explained}");
+    let log = fs::read_to_string(scene.folder.path().join("tunicad.log"))?;
+    ensure!(log.contains("cookie_test") && log.contains(&sentence), "{log}");
+    ensure!(ends.lock().unwrap().is_empty(), "the service saw {:?}", ends.lock().unwrap());
+
+    // Mended, and said so by a reload: the port is tested at once, over both families, and serves by cookies.
+    scene.nft(&["delete", "table", "inet", "strict"], "");
+    scene.tunica(&["reload"]);
+    ensure!(metric(&daemon, "tunica_ports_without_cookies") == 0.0);
+    wait_for("test that passes", || {
+        metric(&daemon, "tunica_cookie_self_tests_total{outcome=\"passed\"}") == 1.0
+    });
+    thread::sleep(COUNTS_LAG);
+    let before = daemon.packets()?;
+    let visits = scene.visits(Duration::from_secs(4));
+    ensure!(
+        visits.attempts() > 20 && visits.failures == 0,
+        "{} of {} visits failed",
+        visits.failures,
+        visits.attempts()
+    );
+    thread::sleep(COUNTS_LAG);
+    let after = daemon.packets()?;
+    let grown = |verdict, action| after[&(verdict, action)] - before[&(verdict, action)];
+    ensure!(grown(Verdict::SynCookie, "answer") > 1_000, "it answered with no cookies");
+    ensure!(grown(Verdict::CookieAck, "pass") * 10 > visits.successes() * 9);
+    let port = scene.port(SERVICE.port());
+    ensure!(port["self_test"]["outcome"] == "passed", "{port}");
+    ensure!(port["self_test"]["seconds_without_cookies"].is_null(), "{port}");
+    // The service saw one connection of each family, given up by its client, although it spoke first. Nothing was sent
+    // to where they claimed to come from, nothing of them is left, and they are no evidence.
+    let mut seen = ends.lock().unwrap().clone();
+    seen.sort_unstable_by_key(|(peer, _)| *peer);
+    let reset = Some(io::ErrorKind::ConnectionReset);
+    ensure!(seen == [(SOURCE_V4.into(), reset), (SOURCE_V6.into(), reset)], "{seen:?}");
+    let away = scene.nft(&["list", "table", "inet", "watch"], "");
+    ensure!(away.matches("packets 0 ").count() == 2, "{away}");
+    ensure!(scene.left_over().is_empty(), "{:?}", scene.left_over());
+    let verified = scene.pins.join(fs::read_dir(&scene.pins)?.next().unwrap()?.file_name()).join("VERIFIED");
+    let rows =
+        std::process::Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(verified).output()?;
+    let rows: serde_json::Value = serde_json::from_slice(&rows.stdout)?;
+    ensure!(rows.as_array().map(Vec::len) == Some(5), "{rows}");
+    ensure!(scene.json(&["ban", "list"])["bans"].as_array().is_some_and(Vec::is_empty));
+    flood.stop()?;
+
+    // A service that accepts nothing is no firewall.
+    let address = SocketAddr::new(SERVICE.ip(), FULL);
+    let full = scene.stage.host.run(|| Ok(TcpListener::bind(address)?))?;
+    listen(&full, Backlog::new(1)?)?;
+    let waiting = scene
+        .stage
+        .client
+        .run(|| Ok([(); 2].map(|()| TcpStream::connect_timeout(&address, Duration::from_secs(2)))))?;
+    ensure!(waiting.iter().all(Result::is_ok), "{waiting:?}");
+    let untested = |port: u16, clause: &str| {
+        let row = scene.port(port);
+        row["self_test"]["outcome"] == "untested"
+            && row["self_test"]["clause"].as_str().is_some_and(|text| text.contains(clause))
+    };
+    let flood = scene.flood(FULL).start(&scene.stage.attackers, ATTACKERS_INTERFACE)?;
+    wait_for("full queue", || untested(FULL, "queue is full"));
+    flood.stop()?;
+    // Neither is a host that would answer elsewhere.
+    scene.stage.host.ip(&["route", "del", "default"])?;
+    scene.stage.host.ip(&["-6", "route", "del", "default"])?;
+    scene.tunica(&["reload"]);
+    wait_for("missing route", || untested(SERVICE.port(), "no route back"));
+    ensure!(metric(&daemon, "tunica_ports_without_cookies") == 0.0);
+    ensure!(metric(&daemon, "tunica_cookie_self_tests_total{outcome=\"missed\"}") == 3.0);
+    daemon.stop()
+}
