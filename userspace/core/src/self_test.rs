@@ -51,10 +51,11 @@ pub(crate) fn is_source(source: PacketSource) -> bool {
 /// What a test of one port came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SelfTest {
-    /// Each listener of the port took its cookie.
+    /// Each listener of the port took its cookies.
     Passed,
-    /// Some took theirs and others did not. A listener that no SYN reached for two minutes takes none, so this says
-    /// nothing against the others: the flood goes to one of them, and so do the few SYNs that are let through.
+    /// A listener took its cookie, and another did not, or the same one over the other family. This takes the cookies
+    /// from no port: a listener that no SYN reached for two minutes takes none, and the few that are let through go where
+    /// the flood goes; and a port may be closed to one family altogether.
     Partly,
     /// Cookies came back, and no connection came of any.
     Missed,
@@ -98,7 +99,9 @@ impl SelfTest {
     pub const fn clause(self) -> &'static str {
         match self {
             Self::Passed => "its listener takes cookies",
-            Self::Partly => "one of its listeners takes cookies and another does not",
+            Self::Partly => {
+                "its listener takes cookies, but another one, or the same over the other family, does not"
+            }
             Self::Missed => "its listener took no cookie at the last test",
             Self::Untested(why) => match why {
                 Untested::NoListener => "not tested: nobody listens there",

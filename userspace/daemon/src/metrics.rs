@@ -149,7 +149,7 @@ metrics! {
     over_budget: IntGauge, "tunica_ports_over_budget", [],
         "Ports over their SYN budget.";
     self_tests: IntCounterVec, "tunica_cookie_self_tests_total", ["outcome"],
-        "Tests whether the listeners of a port take the cookies that are made for them: passed; partly, where one takes them and another does not; missed; or untested, for which `tunica status` has the reason.";
+        "Tests whether the listeners of a port take the cookies that are made for them: passed; partly, where one takes them and another, or the same over the other family, does not; missed; or untested, for which `tunica status` has the reason.";
     without_cookies: IntGauge, "tunica_ports_without_cookies", [],
         "Ports that answer with no cookies because their listener took none of the tests' cookies.";
     events_received: IntCounter, "tunica_events_received_total", [],
