@@ -69,12 +69,12 @@ impl Drop for Scene {
 type Ends = Arc<Mutex<Vec<(IpAddr, Option<io::ErrorKind>)>>>;
 
 impl Scene {
-    fn new() -> Self {
-        let stage = Stage::build("selftest").unwrap();
+    fn new(purpose: &str) -> Self {
+        let stage = Stage::build(purpose).unwrap();
         stage.host.write_sysctl("net/ipv4/tcp_syncookies", "2").unwrap();
         // Options travel in timestamps; without them is the test of the metrics.
         stage.host.write_sysctl("net/ipv4/tcp_timestamps", "2").unwrap();
-        let pins = Path::new("/sys/fs/bpf").join(format!("tunica-selftest-{}", std::process::id()));
+        let pins = Path::new("/sys/fs/bpf").join(format!("tunica-{purpose}-{}", std::process::id()));
         Self { stage, folder: tempfile::tempdir().unwrap(), pins }
     }
 
@@ -99,12 +99,11 @@ impl Scene {
         Daemon::start(setup, &NEVER).unwrap()
     }
 
-    /// A service that speaks first, at every address of both families.
-    fn serve(&self) -> Ends {
+    /// A service that speaks first.
+    fn serve(&self, address: SocketAddr) -> Ends {
         let ends = Ends::default();
         let told = Arc::clone(&ends);
-        let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, SERVICE.port()));
-        let listener = self.stage.host.run(|| Ok(TcpListener::bind(all)?)).unwrap();
+        let listener = self.stage.host.run(|| Ok(TcpListener::bind(address)?)).unwrap();
         thread::spawn(move || {
             while let Ok((stream, peer)) = listener.accept() {
                 let told = Arc::clone(&told);
@@ -211,8 +210,8 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 
 #[test]
 fn a_port_whose_cookies_are_refused_answers_with_none_until_that_is_mended() -> anyhow::Result<()> {
-    let scene = Scene::new();
-    let ends = scene.serve();
+    let scene = Scene::new("selftest");
+    let ends = scene.serve((Ipv6Addr::UNSPECIFIED, SERVICE.port()).into());
     // What the host itself sends to the tests' sources.
     scene.nft(
         &["-f", "-"],
@@ -340,5 +339,45 @@ fn a_port_whose_cookies_are_refused_answers_with_none_until_that_is_mended() -> 
     wait_for("missing route", || untested(SERVICE.port(), "no route back"));
     ensure!(metric(&daemon, "tunica_ports_without_cookies") == 0.0);
     ensure!(metric(&daemon, "tunica_cookie_self_tests_total{outcome=\"missed\"}") == 3.0);
+    daemon.stop()
+}
+
+/// The host's address is that of a bridge, and the shield on its port, or on the bridge itself, in generic mode.
+#[test]
+fn a_bridge_is_no_hindrance() -> anyhow::Result<()> {
+    let scene = Scene::new("selfbridge");
+    let host = &scene.stage.host;
+    let steps = [
+        "link add br0 type bridge",
+        "link set br0 address 02:00:00:00:02:01 up",
+        "link set attack0 master br0",
+        "address del 10.77.2.1/24 dev attack0",
+        "address add 10.77.2.1/24 dev br0",
+        "route add default via 10.77.2.2",
+        "neighbour add 10.77.2.2 lladdr 02:00:00:00:02:02 dev br0 nud permanent",
+    ];
+    for step in steps {
+        host.ip(&step.split(' ').collect::<Vec<_>>())?;
+    }
+    host.write_sysctl("net/ipv4/conf/br0/rp_filter", "0")?;
+    let ends = scene.serve(SERVICE);
+    let daemon = scene.daemon();
+    let flood = scene.flood(SERVICE.port()).start(&scene.stage.attackers, ATTACKERS_INTERFACE)?;
+    let passed = "tunica_cookie_self_tests_total{outcome=\"passed\"}";
+    wait_for("test through a port of the bridge", || metric(&daemon, passed) == 1.0);
+    let file = scene.folder.path().join("tunica.toml");
+    let text = fs::read_to_string(&file)?;
+    fs::write(
+        &file,
+        text.replace("\"attack0\"", "\"br0\"").replace("mode =", "attach = \"native-or-generic\"\nmode ="),
+    )?;
+    scene.tunica(&["reload"]);
+    let interface = scene.json(&["status"])["interfaces"][0].clone();
+    ensure!((&interface["name"], &interface["actual"]) == (&"br0".into(), &"generic".into()), "{interface}");
+    wait_for("test through the bridge", || metric(&daemon, passed) == 2.0);
+    ensure!(metric(&daemon, "tunica_cookie_self_tests_total{outcome=\"missed\"}") == 0.0);
+    flood.stop()?;
+    let reset = Some(io::ErrorKind::ConnectionReset);
+    ensure!(*ends.lock().unwrap() == [(SOURCE_V4.into(), reset); 2], "{:?}", ends.lock().unwrap());
     daemon.stop()
 }
