@@ -82,6 +82,8 @@ pub const ICMP_SKETCH: &str = "ICMP_SKETCH";
 pub const NET_STATE: &str = "NET_STATE";
 /// Connections whose cookie came back not long ago, so that each counts once.
 pub const RETURNED: &str = "RETURNED";
+/// Clocks of [`policy::Policy::trickle_pace`], by [`policy::trickle_cell`].
+pub const TRICKLES: &str = "TRICKLES";
 /// Sources that completed a handshake.
 pub const VERIFIED: &str = "VERIFIED";
 /// Handshakes that were too many.
@@ -106,7 +108,7 @@ const fn sketch(name: &'static str) -> MapShape {
 }
 
 /// Every map of the shield.
-pub const MAPS: [MapShape; 27] = [
+pub const MAPS: [MapShape; 28] = [
     MapShape { name: ACTIVE, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries: 1 },
     MapShape {
         name: POLICIES,
@@ -189,6 +191,13 @@ pub const MAPS: [MapShape; 27] = [
         key_bytes: 4,
         value_bytes: 8,
         entries: policy::RETURNED_ROWS as u32,
+    },
+    MapShape {
+        name: TRICKLES,
+        kind: MapKind::Array,
+        key_bytes: 4,
+        value_bytes: 8,
+        entries: policy::TRICKLE_CELLS as u32,
     },
     MapShape {
         name: VERIFIED,

@@ -22,6 +22,8 @@ pub const DEFAULT_NETS: usize = 16_384;
 pub const PORT_RULES: usize = 1_024;
 /// Rows that remember which connection last returned a cookie; a power of two.
 pub const RETURNED_ROWS: usize = 65_536;
+/// Clocks of [`Policy::trickle_pace`], one for each listener unless two share one; a power of two.
+pub const TRICKLE_CELLS: usize = 1_024;
 /// How many own addresses the own-source rule can hold.
 pub const OWN_ADDRESSES: usize = 1_024;
 /// Words of 64 bits in the ban filter.
@@ -94,7 +96,7 @@ shared_struct! {
         pub budget_pace: [u64; 2],
         /// How long a port goes on answering after its SYNs last exceeded half the budget, nanoseconds.
         pub armed_hold_ns: u64,
-        /// SYNs that reach the listener of a port that answers with cookies.
+        /// SYNs that reach each listener of a port that answers with cookies, told apart by the address that they go to.
         pub trickle_pace: [u64; 2],
         /// Segments that are no SYN, on one CPU, below which their sockets are not looked up.
         pub segment_pace: [u64; 2],
@@ -195,8 +197,6 @@ shared_struct! {
         pub budget_tat: u64,
         /// Clock of half the budget, which decides when the port is quiet again.
         pub half_tat: u64,
-        /// Clock of [`Policy::trickle_pace`].
-        pub trickle_tat: u64,
         /// Clock of [`PortRule::new_pace`].
         pub new_tat: u64,
         /// Clock of [`PortRule::udp_pace`].
@@ -204,7 +204,7 @@ shared_struct! {
         /// Good cookies that came back.
         pub cookies_returned: u64,
     }
-    size = 64
+    size = 56
 }
 
 shared_struct! {
@@ -297,6 +297,13 @@ pub const fn net_cell(prefix: u64, is_wide: bool, secret: [u64; 2]) -> u32 {
     let word = (prefix ^ second).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ first;
     let cell = (word >> 40) & (NET_CELLS as u64 - 1);
     if is_wide { (NET_CELLS as u64 + cell) as u32 } else { cell as u32 }
+}
+
+/// The clock of the trickle to `port` of an own address, whose two words are as in [`own_bit`].
+#[inline(always)]
+pub const fn trickle_cell(port: u16, high: u64, low: u64) -> u32 {
+    let word = (high ^ low.rotate_left(17) ^ port as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (word >> 40) as u32 & (TRICKLE_CELLS as u32 - 1)
 }
 
 /// The word and the bit of `hash` in the ban filter. It uses hash bits that the sketch does not.

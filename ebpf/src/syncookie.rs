@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use tunica_common::{
     layout::SCRATCH_WORDS,
-    policy::{COOKIES_WITH_OPTIONS, Policy, PortState},
+    policy::{COOKIES_WITH_OPTIONS, Policy, trickle_cell},
     verdict::Verdict,
 };
 
@@ -111,6 +111,10 @@ fn answer(frame: &Frame<'_>, policy: &Policy) -> u32 {
     if shield::is_waived(policy, Verdict::SynCookie, now) {
         return shield::pass(frame, policy, Verdict::Syn, packet.bytes);
     }
+    // The kernel remembers for each listening socket by itself that SYNs came, and two may share a port.
+    let [high, low] = packet.destination;
+    let cell = trickle_cell(packet.destination_port, high, low);
+    let Some(trickle) = tables::trickle(cell) else { return xdp_action::XDP_PASS };
     let Some(scratch) = tables::scratch() else { return xdp_action::XDP_PASS };
     let Some(start) = frame.get::<3>(12) else { return xdp_action::XDP_PASS };
     let room = Room { start: scratch.as_mut_ptr().cast(), zero: policy.zero as usize };
@@ -127,7 +131,7 @@ fn answer(frame: &Frame<'_>, policy: &Policy) -> u32 {
         if !is_read || is_fragment {
             return shield::pass(frame, policy, Verdict::SynOverBudget, packet.bytes);
         }
-        answer_ip::<true>(frame, policy, &room, port, packet.bytes, now)
+        answer_ip::<true>(frame, policy, &room, trickle, packet.bytes, now)
     } else {
         let is_read = room.load(frame, ETHERNET_BYTES, AT_IP, IPV6_BYTES)
             && room.load(frame, ETHERNET_BYTES + IPV6_BYTES, AT_TCP, TCP_BYTES);
@@ -135,7 +139,7 @@ fn answer(frame: &Frame<'_>, policy: &Policy) -> u32 {
         if !is_read || room.byte(AT_IP + 6) != PROTOCOL_TCP {
             return shield::pass(frame, policy, Verdict::SynOverBudget, packet.bytes);
         }
-        answer_ip::<false>(frame, policy, &room, port, packet.bytes, now)
+        answer_ip::<false>(frame, policy, &room, trickle, packet.bytes, now)
     }
 }
 
@@ -144,12 +148,12 @@ fn answer_ip<const V4: bool>(
     frame: &Frame<'_>,
     policy: &Policy,
     room: &Room,
-    port: &mut PortState,
+    trickle: &mut u64,
     bytes: u64,
     now: u64,
 ) -> u32 {
     let ip_bytes = if V4 { IPV4_BYTES } else { IPV6_BYTES };
-    if policy.trickle_pace[0] != 0 && limit::admit(&mut port.trickle_tat, now, policy.trickle_pace) {
+    if policy.trickle_pace[0] != 0 && limit::admit(trickle, now, policy.trickle_pace) {
         return shield::pass(frame, policy, Verdict::SynTrickle, bytes);
     }
     let header_bytes = usize::from(room.byte(AT_TCP + 12) >> 4) << 2;

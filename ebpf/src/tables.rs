@@ -15,7 +15,7 @@ use tunica_common::{
     policy::{
         BAN_FILTER_WORDS, DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS, HostState, JUMP_PROGRAMS, NET_CELLS,
         NetState, OWN_ADDRESSES, PORT_RULES, Policy, PortRule, PortState, RETURNED_ROWS, SKETCH_CELLS,
-        SKETCH_ROWS, VERIFIED_SOURCES, Verified,
+        SKETCH_ROWS, TRICKLE_CELLS, VERIFIED_SOURCES, Verified,
     },
 };
 
@@ -59,6 +59,8 @@ static JUMPS: ProgramArray<JUMP_PROGRAMS> = ProgramArray::new();
 static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS], 1> = PerCpuArray::new();
 #[btf_map]
 static RETURNED: Array<u64, RETURNED_ROWS> = Array::new();
+#[btf_map]
+static TRICKLES: Array<u64, TRICKLE_CELLS> = Array::new();
 #[btf_map]
 static VERIFIED: LruHashMap<SourceKey, Verified, VERIFIED_SOURCES> = LruHashMap::new();
 #[btf_map]
@@ -168,6 +170,13 @@ pub fn port_rule(key: u32) -> Option<&'static PortRule> {
 pub fn port(port: u16) -> Option<&'static mut PortState> {
     // SAFETY: aligned words of an array map, each read once and written once per packet.
     PORT_STATE.get_ptr_mut(u32::from(port)).map(|state| unsafe { &mut *state })
+}
+
+/// The clock of the trickle to one listener.
+#[inline(always)]
+pub fn trickle(cell: u32) -> Option<&'static mut u64> {
+    // SAFETY: as for `port`.
+    TRICKLES.get_ptr_mut(cell).map(|clock| unsafe { &mut *clock })
 }
 
 /// What is remembered of the host.

@@ -126,6 +126,9 @@ impl Shield {
         }
         for address in self.tables.own()? {
             self.tables.remove_own(address)?;
+            for port in &self.touched {
+                self.tables.set_trickle(*port, address, 0)?;
+            }
         }
         for key in self.tables.nets()?.into_keys() {
             self.tables.remove_net(key)?;

@@ -54,8 +54,7 @@ pub enum SelfTest {
     /// Each listener of the port took its cookies.
     Passed,
     /// A listener took its cookie, and another did not, or the same one over the other family. This takes the cookies
-    /// from no port: a listener that no SYN reached for two minutes takes none, and the few that are let through go where
-    /// the flood goes; and a port may be closed to one family altogether.
+    /// from no port, since a port may be closed to one family altogether.
     Partly,
     /// Cookies came back, and no connection came of any.
     Missed,

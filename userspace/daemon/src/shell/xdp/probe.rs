@@ -129,6 +129,7 @@ impl Copy {
         // The probes go to these, which stand for the host's own.
         for destination in [DESTINATION_V4.to_ipv6_mapped(), DESTINATION_V6] {
             tables.add_own(destination.octets())?;
+            tables.set_trickle(port, destination.octets(), live.trickle(port, destination.octets())?)?;
         }
         if let Some(rule) = live.ports()?.get(&port_key(TCP, port)) {
             tables.set_port(port_key(TCP, port), rule)?;

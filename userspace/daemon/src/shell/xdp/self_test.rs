@@ -27,7 +27,7 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use tunica_core::{
-    id::PacketSource,
+    id::{PacketSource, Prefix},
     self_test::{SOURCE_V4, SOURCE_V6, SelfTest, Untested},
     time::Monotime,
 };
@@ -110,28 +110,30 @@ impl SelfTests {
     }
 
     fn begin(&mut self, shield: &mut Shield, port: u16, own: &BTreeSet<IpAddr>, now: Monotime) -> Vec<Probe> {
-        match is_stamped(shield, port, now) {
-            Ok(true) => {}
-            Ok(false) => return vec![Probe::Untested(Untested::Unstamped)],
-            Err(error) => return vec![failed("port", &error.to_string())],
-        }
-        let mut seen = BTreeSet::new();
         let mut probes = Vec::new();
+        // Each socket once in each family, however many addresses it listens at.
+        let mut listeners = BTreeMap::new();
+        let mut stamped = BTreeSet::new();
         for address in own.iter().filter(|address| is_reachable(**address)).take(MOST_ADDRESSES) {
-            if probes.len() >= MOST_LISTENERS {
-                break;
-            }
             let (local, remote) = (SocketAddr::new(*address, port), self.remote(*address));
             match socket(local, remote, 0) {
-                // Each socket once in each family, however many addresses it listens at.
-                Ok(Some(listener))
-                    if listener.state == LISTEN && seen.insert((listener.inode, address.is_ipv4())) =>
-                {
-                    probes.push(self.probe(shield, local, remote));
+                Ok(Some(listener)) if listener.state == LISTEN => {
+                    listeners.entry((listener.inode, address.is_ipv4())).or_insert((local, remote));
+                    match is_stamped(shield, local, now) {
+                        Ok(is_stamped) => stamped.extend(is_stamped.then_some(listener.inode)),
+                        Err(error) => probes.push(failed("port", &error.to_string())),
+                    }
                 }
                 Ok(_) => {}
                 Err(error) => probes.push(failed("sock_diag", &error.to_string())),
             }
+        }
+        for ((inode, _), (local, remote)) in listeners.into_iter().take(MOST_LISTENERS) {
+            probes.push(if stamped.contains(&inode) {
+                self.probe(shield, local, remote)
+            } else {
+                Probe::Untested(Untested::Unstamped)
+            });
         }
         probes
     }
@@ -231,9 +233,10 @@ fn settle(shield: &mut Shield, probe: Probe) -> Probe {
     }
 }
 
-/// Whether a SYN trickled through to a listener of the port not long ago.
-fn is_stamped(shield: &Shield, port: u16, now: Monotime) -> Result<bool, super::TableError> {
-    let tat = Monotime(shield.tables().port_state(port)?.trickle_tat);
+/// Whether a SYN trickled through to the listener at this address not long ago.
+fn is_stamped(shield: &Shield, local: SocketAddr, now: Monotime) -> Result<bool, super::TableError> {
+    let address = Prefix::host(local.ip()).kernel_key().1;
+    let tat = Monotime(shield.tables().trickle(local.port(), address)?);
     Ok(tat != Monotime(0) && now.since(tat) < STAMP)
 }
 

@@ -22,11 +22,11 @@ use tunica_common::{
     keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
     layout::{
         ACTIVE, ALLOW, BAN_FILTER, BANNED_NETS, BANS, DIFFERENCES, EVENTS, HEARTBEAT, HOST_STATE, JUMPS,
-        LOST_EVENTS, NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES, VERIFIED,
+        LOST_EVENTS, NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES, TRICKLES, VERIFIED,
     },
     policy::{
         BAN_FILTER_WORDS, HostState, NetState, Policy, PortRule, PortState, SKETCH_CELLS, SKETCH_ROWS,
-        Verified, ban_filter_position, keyed_hash, net_cell, own_bit, sketch_cells,
+        Verified, ban_filter_position, keyed_hash, net_cell, own_bit, sketch_cells, trickle_cell,
     },
 };
 
@@ -74,6 +74,7 @@ pub struct Tables {
     ports: HashMap<MapData, u32, PortRule>,
     port_state: Array<MapData, PortState>,
     host_state: Array<MapData, HostState>,
+    trickles: Array<MapData, u64>,
     net_state: Array<MapData, NetState>,
     verified: HashMap<MapData, SourceKey, Verified>,
     /// Held, because the kernel empties a map of programs once nobody holds it.
@@ -129,6 +130,7 @@ impl Tables {
             ports: typed!(PORTS),
             port_state: typed!(PORT_STATE),
             host_state: typed!(HOST_STATE),
+            trickles: typed!(TRICKLES),
             net_state: typed!(NET_STATE),
             verified: typed!(VERIFIED),
             jumps: typed!(JUMPS),
@@ -429,6 +431,24 @@ impl Tables {
     /// [`TableError`].
     pub fn forget_verified(&mut self, source: &SourceKey) -> Result<(), TableError> {
         absent_is_none(self.verified.remove(source)).map(|_| ()).map_err(TableError::new("write", VERIFIED))
+    }
+
+    /// The clock of the trickle to a port of an own address, nanoseconds of `CLOCK_MONOTONIC`; 0: no SYN trickled.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn trickle(&self, port: u16, address: AddressBytes) -> Result<u64, TableError> {
+        let [high, low] = address_words(address);
+        self.trickles.get(&trickle_cell(port, high, low), 0).map_err(TableError::new("read", TRICKLES))
+    }
+
+    /// Writes the clock of the trickle to a port of an own address; for clones only.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn set_trickle(&mut self, port: u16, address: AddressBytes, tat: u64) -> Result<(), TableError> {
+        let [high, low] = address_words(address);
+        self.trickles.set(trickle_cell(port, high, low), tat, 0).map_err(TableError::new("write", TRICKLES))
     }
 
     /// What the program remembers of the host.
