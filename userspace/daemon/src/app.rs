@@ -359,8 +359,8 @@ impl App {
     fn tell(&self, notices: &[Notice]) {
         for notice in notices {
             telemetry::log_notice(notice);
-            if let Notice::IncidentBegun { .. } = notice {
-                self.metrics.count_incident();
+            if let Notice::IncidentBegun { defence, .. } = notice {
+                self.metrics.count_incident(*defence);
             }
         }
     }
@@ -1100,7 +1100,8 @@ impl App {
             trial.is_some_and(|trial| trial.is_undone && !trial.is_of_first_start()),
         );
         metrics.set_under_attack(self.coordinator.is_under_attack());
-        metrics.set_attack_mode(self.coordinator.ledger().attack_mode.is_some());
+        let attack_mode = self.coordinator.ledger().attack_mode;
+        metrics.set_attack_mode(attack_mode.map(|fact| fact.expires.since(now.wall)));
         metrics
             .set_candidate(self.candidate.is_some(), &self.shield.tables().differences().unwrap_or_default());
         for table in views::tables(&self.coordinator) {

@@ -19,6 +19,7 @@ use tunica_common::{
 };
 use tunica_core::{
     coordinator::{RefusedCode, Reply},
+    defence::Defence,
     ledger::{BanOrigin, Command},
     limits::{CookieState, Mode},
     self_test::SelfTest,
@@ -126,8 +127,10 @@ metrics! {
         "1 while a candidate is tried beside the configuration in force, else 0.";
     differences: IntCounterVec, "tunica_candidate_differences_total", ["verdict", "difference"],
         "Packets that a candidate would refuse and that pass now (`refuses`, by its verdict), or the reverse (`passes`, by the verdict in force).";
-    incidents: IntCounter, "tunica_incidents_total", [],
-        "Attacks that began since the daemon started; `tunica incident list` shows them.";
+    attack_mode_left: Gauge, "tunica_attack_mode_left_seconds", [],
+        "Seconds until attack mode ends by itself; 0 while it is not in force.";
+    incidents: IntCounterVec, "tunica_incidents_total", ["kind"],
+        "Attacks that began since the daemon started, by the defence that spoke first; `tunica incident list` shows them.";
     incident_active: IntGauge, "tunica_incident_active", [],
         "1 while a defence speaks against packets or has in the last minute, else 0.";
     trial: IntGauge, "tunica_config_trial_active", [],
@@ -309,6 +312,9 @@ impl Metrics {
         for result in ["ok", "refused"] {
             families.reloads.with_label_values(&[result]);
         }
+        for kind in Defence::ALL {
+            families.incidents.with_label_values(&[kind.name()]);
+        }
         families.never_ban_age.set(-1.0);
         families.build.with_label_values(&[env!("CARGO_PKG_VERSION"), object_sha256]).set(1);
         let events_lost = Follower::new(families.events_lost.clone());
@@ -358,14 +364,15 @@ impl Metrics {
         self.families.bypassed.set(i64::from(is_bypassed));
     }
 
-    /// Shows whether attack mode is in force.
-    pub fn set_attack_mode(&self, is_in_force: bool) {
-        self.families.attack_mode.set(i64::from(is_in_force));
+    /// Shows for how long attack mode is still in force; `None` while it is not.
+    pub fn set_attack_mode(&self, left: Option<Duration>) {
+        self.families.attack_mode.set(i64::from(left.is_some()));
+        self.families.attack_mode_left.set(left.unwrap_or_default().as_secs_f64());
     }
 
-    /// Counts an attack that began.
-    pub fn count_incident(&self) {
-        self.families.incidents.inc();
+    /// Counts an attack that began with this defence's word.
+    pub fn count_incident(&self, kind: Defence) {
+        self.families.incidents.with_label_values(&[kind.name()]).inc();
     }
 
     /// Shows whether a candidate is tried, and takes in the kernel's table of differences.
@@ -811,8 +818,30 @@ mod tests {
             ("tunica_shield_program_matches", 1.0, Box::new(|it| it.set_program_matches(true))),
             ("tunica_shield_policy_generation", 9.0, Box::new(|it| it.set_generation(9))),
             ("tunica_shield_bypassed", 1.0, Box::new(|it| it.set_bypassed(true))),
-            ("tunica_attack_mode_active", 1.0, Box::new(|it| it.set_attack_mode(true))),
-            ("tunica_incidents_total", 1.0, Box::new(Metrics::count_incident)),
+            (
+                "tunica_attack_mode_active",
+                1.0,
+                Box::new(|it| it.set_attack_mode(Some(Duration::from_secs(90)))),
+            ),
+            (
+                "tunica_attack_mode_left_seconds",
+                90.0,
+                Box::new(|it| it.set_attack_mode(Some(Duration::from_secs(90)))),
+            ),
+            (
+                "tunica_attack_mode_left_seconds",
+                0.0,
+                Box::new(|it| {
+                    it.set_attack_mode(Some(Duration::from_secs(90)));
+                    it.set_attack_mode(None);
+                }),
+            ),
+            (
+                "tunica_incidents_total{kind=\"sanity\"}",
+                1.0,
+                Box::new(|it| it.count_incident(Defence::Sanity)),
+            ),
+            ("tunica_incidents_total{kind=\"icmp\"}", 0.0, Box::new(|it| it.count_incident(Defence::Sanity))),
             ("tunica_incident_active", 1.0, Box::new(|it| it.set_under_attack(true))),
             ("tunica_config_trial_active", 1.0, Box::new(|it| it.set_trial(true, false))),
             ("tunica_config_undone", 1.0, Box::new(|it| it.set_trial(false, true))),
