@@ -4,8 +4,9 @@ use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
     Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
-    Difference, Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Proposal,
-    Refused, RefusedCode, SelfTest, Softirq, Source, Sources, Spoken, Status, Table, Trial, Tuning,
+    Difference, Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, OpenIncident,
+    Program, Proposal, Refused, RefusedCode, SelfTest, Softirq, Source, Sources, Spoken, Status, Table,
+    Trial, Tuning,
 };
 use tunica_common::{
     event::{self, difference_slot, tally_slot},
@@ -378,6 +379,11 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
                 first_start: fact.is_of_first_start(),
             }),
         candidate: None,
+        incident: coordinator.open_incident().map(|(id, known)| OpenIncident {
+            id,
+            since: known.start,
+            defences: known.defences.clone(),
+        }),
         program: Program {
             object_sha256: object::object_sha256(),
             expected_tag: tag(shield.tag()),
