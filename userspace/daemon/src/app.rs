@@ -43,7 +43,7 @@ use crate::{
         host::{self, vitals::Vitals},
         nft::{self, Nft},
         tor_peers,
-        xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe, self_test::SelfTests},
+        xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe, self_test::SelfTests, tables::Total},
     },
     telemetry::{self, Telemetry},
     views,
@@ -605,12 +605,20 @@ impl App {
                 return;
             }
         };
-        self.troubles.counters = None;
+        self.troubles.counters = self.nft.count().err().map(|error| explained(&error));
+        for (verdict, action, new) in self.nft.take_new() {
+            self.metrics.count_beside_shield(verdict, action, new.packets, new.bytes);
+        }
+        let mut all = totals.clone();
+        self.nft.add_to(&mut all);
         let mut counted = Totals::default();
         for verdict in Verdict::ALL {
             for action in Action::ALL {
-                let total = totals.get(tally_slot(*verdict, action) as usize).copied().unwrap_or_default();
-                counted.set(*verdict, action, total.packets);
+                let of = |totals: &[Total]| {
+                    totals.get(tally_slot(*verdict, action) as usize).copied().unwrap_or_default()
+                };
+                let total = of(&totals);
+                counted.set(*verdict, action, of(&all).packets);
                 self.metrics.set_shield_total(*verdict, action, total.packets, total.bytes);
             }
         }
@@ -829,7 +837,8 @@ impl App {
 
     fn counters(&self) -> Answer {
         match self.shield.tables().totals() {
-            Ok(totals) => {
+            Ok(mut totals) => {
+                self.nft.add_to(&mut totals);
                 Answer::Counters(views::counters(&totals, self.shield.directory(), self.started, self.now()))
             }
             Err(error) => views::refused(RefusedCode::Failed, error.to_string()),
@@ -986,6 +995,7 @@ impl App {
             let _ = fresh.tables_mut().beat(self.now().mono.0);
             let synced = fresh.sync(self.coordinator.desired(), self.coordinator.settings()).map(|_| ());
             self.shield = fresh;
+            self.nft.forget_totals();
             self.armed = Armed::default();
             self.lost_before = self.shield.tables().lost_events().unwrap_or(0);
             self.note_sync(synced);
@@ -1126,6 +1136,11 @@ impl App {
             String::new()
         })
     }
+}
+
+/// An error with what it comes from.
+fn explained(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 fn own_addresses_unread(error: &io::Error) {

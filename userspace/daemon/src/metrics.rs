@@ -108,7 +108,7 @@ macro_rules! metrics {
 
 metrics! {
     packets: IntCounterVec, "tunica_shield_packets_total", ["verdict", "action"],
-        "Packets that the shield judged, since its maps were made.";
+        "Packets that the shield judged, since its maps were made; what nftables judged in its stead is added, since the daemon started.";
     bytes: IntCounterVec, "tunica_shield_bytes_total", ["verdict", "action"],
         "Bytes of those packets, link header included.";
     mode: IntGaugeVec, "tunica_shield_mode", ["mode"],
@@ -330,6 +330,13 @@ impl Metrics {
             all_packets.follow(packets);
             all_bytes.follow(bytes);
         }
+    }
+
+    /// Counts packets that nftables judged in the program's stead.
+    pub fn count_beside_shield(&self, verdict: Verdict, action: Action, packets: u64, bytes: u64) {
+        let labels = [verdict.label(), action.label()];
+        self.families.packets.with_label_values(&labels).inc_by(packets);
+        self.families.bytes.with_label_values(&labels).inc_by(bytes);
     }
 
     /// Shows the mode in force.
@@ -690,6 +697,7 @@ pub fn metrics_markdown() -> String {
          `/metrics` on `http.listen` shows these, in Prometheus's text format 0.0.4.\n\
          Label values come from closed sets; no label holds an address.\n\
          Counters of the shield go on counting over a restart of the daemon, because the kernel keeps them.\n\
+         What nftables counted in its stead is not kept, so a restart sets them back by that much.\n\
          \n\
          | metric | kind | labels | meaning |\n|---|---|---|---|\n",
     );
@@ -779,6 +787,20 @@ mod tests {
             assert_eq!(value(&metrics, bytes), Some(shown * 60.0));
             assert_eq!(value(&metrics, "tunica_events_lost_total"), Some(shown));
         }
+    }
+
+    #[test]
+    fn what_nftables_counts_is_added_once() {
+        let metrics = metrics();
+        let packets = "tunica_shield_packets_total{action=\"drop\",verdict=\"xmas\"}";
+        metrics.set_shield_total(Verdict::Xmas, Action::Drop, 100, 6_000);
+        metrics.count_beside_shield(Verdict::Xmas, Action::Drop, 7, 280);
+        metrics.set_shield_total(Verdict::Xmas, Action::Drop, 101, 6_060);
+        assert_eq!(value(&metrics, packets), Some(108.0));
+        // Maps that were made anew bring back nothing of it.
+        metrics.set_shield_total(Verdict::Xmas, Action::Drop, 0, 0);
+        assert_eq!(value(&metrics, packets), Some(108.0));
+        assert_eq!(value(&metrics, &packets.replace("packets", "bytes")), Some(6_340.0));
     }
 
     #[test]

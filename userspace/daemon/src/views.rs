@@ -456,7 +456,7 @@ pub fn in_truth(coordinator: &Coordinator, shield: &Shield) -> Option<String> {
     let bare: Vec<_> = shield.interfaces().into_iter().filter(|state| !state.is_ours).collect();
     let names = bare.iter().map(|state| state.name.as_str()).collect::<Vec<_>>().join(", ");
     let then = if bare.iter().all(|state| state.by_nftables) {
-        "nftables stands in there, with the same rules and counts of its own; `tunica render nft` says where it differs"
+        "nftables stands in there, with the same rules; `tunica render nft` says where it differs"
     } else {
         "packets that arrive there are not inspected; `tunica status` says why"
     };
