@@ -85,6 +85,8 @@ pub struct App {
     translates: bool,
     /// What of the host was not well when the log last spoke of it.
     concerns: Vec<&'static str>,
+    /// How many sources that completed a handshake the kernel held when they were last counted.
+    verified: u64,
 }
 
 /// How much of the kernel's tables an event can have changed. Comparing them whole costs time for each ban there is.
@@ -152,6 +154,7 @@ struct Troubles {
     tor: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
+    verified: Option<String>,
     sysctl: Option<String>,
     deaf: Option<String>,
     trial: Option<String>,
@@ -168,6 +171,7 @@ impl Troubles {
             &self.tor,
             &self.heartbeat,
             &self.counters,
+            &self.verified,
             &self.sysctl,
             &self.deaf,
             &self.trial,
@@ -250,8 +254,10 @@ impl App {
             places: Vec::new(),
             translates: host::translates_or_forwards(),
             concerns: Vec::new(),
+            verified: 0,
         };
         app.read_totals();
+        app.count_verified();
         app.read_host();
         app.read_own_addresses();
         app.read_tor_peers();
@@ -555,7 +561,16 @@ impl App {
             );
         }
         self.note_sync(result.map(|_| ()));
+        self.count_verified();
         self.tell_concerns();
+    }
+
+    /// Counts the sources that completed a handshake. Not for every scrape: it reads the whole table.
+    fn count_verified(&mut self) {
+        match self.shield.tables().count_verified() {
+            Ok(rows) => (self.verified, self.troubles.verified) = (rows, None),
+            Err(error) => self.troubles.verified = Some(error.to_string()),
+        }
     }
 
     /// Looks again at what the kernel said had changed: the host's addresses and the configured interfaces.
@@ -829,7 +844,12 @@ impl App {
     fn status(&self) -> Answer {
         let mut warnings = self.warnings();
         warnings.extend(self.vitals().concerns().into_iter().map(|concern| concern.text));
-        let around = views::Surroundings { config: &self.config, started: self.started, warnings };
+        let around = views::Surroundings {
+            config: &self.config,
+            started: self.started,
+            warnings,
+            verified: self.verified,
+        };
         let mut status = views::status(&self.coordinator, &self.shield, &around, self.now());
         status.candidate = self.candidate.as_ref().map(|tried| tried.line(&self.shield));
         Answer::Status(Box::new(status))
@@ -999,6 +1019,7 @@ impl App {
             self.armed = Armed::default();
             self.lost_before = self.shield.tables().lost_events().unwrap_or(0);
             self.note_sync(synced);
+            self.count_verified();
         } else {
             self.shield.set_plan(plan);
         }
@@ -1114,7 +1135,7 @@ impl App {
         metrics.set_attack_mode(attack_mode.map(|fact| fact.expires.since(now.wall)));
         metrics
             .set_candidate(self.candidate.is_some(), &self.shield.tables().differences().unwrap_or_default());
-        for table in views::tables(&self.coordinator) {
+        for table in views::tables(&self.coordinator, self.verified) {
             metrics.set_table(&table.name, table.used, table.capacity);
         }
         let beat = Monotime(self.shield.tables().last_beat().unwrap_or(0));

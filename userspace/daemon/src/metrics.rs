@@ -31,7 +31,7 @@ use crate::shell::{
 };
 
 /// The tables whose fill is shown.
-pub const TABLES: [&str; 4] = ["bans", "cidrs", "allow", "own"];
+pub const TABLES: [&str; 5] = ["bans", "cidrs", "allow", "own", "verified"];
 /// What the audit repairs.
 const REPAIRED: [&str; 8] = ["bans", "cidrs", "ports", "allow", "own", "policy", "link", "nft"];
 const ORIGINS: [BanOrigin; BanOrigin::ALL.len()] = BanOrigin::ALL;
@@ -138,7 +138,7 @@ metrics! {
     undone: IntGauge, "tunica_config_undone", [],
         "1 while the configuration before a trial is in force, because nobody confirmed the file, else 0.";
     used: IntGaugeVec, "tunica_table_used", ["table"],
-        "Rows in use of a kernel table.";
+        "Rows in use of a kernel table; those of `verified` are counted every 30 s.";
     capacity: IntGaugeVec, "tunica_table_capacity", ["table"],
         "Rows that a kernel table holds.";
     heartbeat_age: Gauge, "tunica_heartbeat_age_seconds", [],

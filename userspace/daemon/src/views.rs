@@ -343,6 +343,8 @@ pub struct Surroundings<'a> {
     pub started: WallTime,
     /// What the daemon has to say.
     pub warnings: Vec<String>,
+    /// See [`tables`].
+    pub verified: u64,
 }
 
 /// The state of every defence.
@@ -418,7 +420,7 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
                 })
                 .collect(),
         },
-        tables: tables(coordinator),
+        tables: tables(coordinator, around.verified),
         heartbeat: Heartbeat {
             age_seconds: now.mono.since(Monotime(beat)).as_secs_f64(),
             stale_after_seconds: settings.stale_after.as_secs(),
@@ -463,8 +465,8 @@ pub fn in_truth(coordinator: &Coordinator, shield: &Shield) -> Option<String> {
     (!bare.is_empty()).then(|| format!("not attached on {names}: {then}"))
 }
 
-/// How full each table is.
-pub fn tables(coordinator: &Coordinator) -> Vec<Table> {
+/// How full each table is; `verified` is how many sources the kernel's table of them was last seen to hold.
+pub fn tables(coordinator: &Coordinator, verified: u64) -> Vec<Table> {
     let rows = &coordinator.desired().tables;
     let settings = coordinator.settings();
     [
@@ -472,6 +474,7 @@ pub fn tables(coordinator: &Coordinator) -> Vec<Table> {
         ("cidrs", count(rows.nets.len()), u64::from(settings.net_capacity)),
         ("allow", count(rows.allow.len()), u64::from(settings.allow_capacity)),
         ("own", count(rows.own.len()), count(tunica_common::policy::OWN_ADDRESSES)),
+        ("verified", verified, count(tunica_common::policy::VERIFIED_SOURCES)),
     ]
     .map(|(name, used, capacity)| Table { name: name.to_owned(), used, capacity })
     .to_vec()

@@ -288,9 +288,11 @@ fn daemon(latest: &Reading) -> (String, Tone) {
     let Reading { counters, status, .. } = latest;
     let heartbeat = &status.heartbeat;
     let mut tables: Vec<&Table> = status.tables.iter().collect();
-    // The fullest first, so that it is seen where the line is cut.
-    tables
-        .sort_by_key(|table| Reverse(u128::from(table.used) * 1_000_000 / u128::from(table.capacity.max(1))));
+    // The fullest first, so that it is seen where the line is cut. `verified` is full in ordinary life: its rows give way.
+    tables.sort_by_key(|table| {
+        let fill = u128::from(table.used) * 1_000_000 / u128::from(table.capacity.max(1));
+        (table.name == "verified", Reverse(fill))
+    });
     let tables = tables.into_iter().map(|table| format!("{} {}", table.name, fill(table)));
     let text = format!(
         "generation {}, up {}, heartbeat {:.1} s of {} s; full: {}",
