@@ -396,7 +396,7 @@ mod tests {
         }
         let ended = Notice::IncidentEnded { id: 8, length: Duration::from_secs(9), peak: 9_000 };
         assert_eq!(incidents.advance(at(99).mono), Some(ended));
-        assert!(!incidents.open().is_some());
+        assert!(incidents.open().is_none());
         let all = incidents.all(&BTreeMap::new());
         let incident = &all[&8];
         assert_eq!(
@@ -456,7 +456,7 @@ mod tests {
         let kept = incidents.all(&BTreeMap::new());
         // Another daemon, after a while: the attack goes on.
         let mut next = Incidents::new(&kept, at(100));
-        assert!(next.is_open());
+        assert!(next.open().is_some());
         assert_eq!(next.count(&attack, Some(1), at(110)), None);
         assert!(next.advance(at(170).mono).is_some());
         let incident = &next.all(&kept)[&1];
@@ -466,6 +466,6 @@ mod tests {
         let mut silent = Incidents::new(&kept, at(100));
         assert!(silent.advance(at(160).mono).is_some());
         assert_eq!(silent.all(&kept)[&1].last, WallTime(5_001));
-        assert!(!Incidents::new(&silent.all(&kept), at(200)).is_open());
+        assert!(Incidents::new(&silent.all(&kept), at(200)).open().is_none());
     }
 }

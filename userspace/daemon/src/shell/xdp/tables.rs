@@ -318,7 +318,7 @@ impl Tables {
         let most = VERIFIED_SOURCES as u64;
         let (key, value) = (size_of::<SourceKey>(), size_of::<Verified>());
         crate::sys::count_rows(self.verified_fd.as_fd(), key, value, most)
-            .map_err(|source| MapError::IoError(source))
+            .map_err(MapError::IoError)
             .map_err(TableError::new("count", VERIFIED))
     }
 
