@@ -225,6 +225,21 @@ impl Verdict {
 
 const _: () = assert!(Verdict::COUNT <= 64, "the policy's masks have 64 bits");
 
+impl Class {
+    /// Every class, in the order of the reference page.
+    pub const ALL: [Self; 9] = [
+        Self::Pass,
+        Self::Uninspected,
+        Self::Sanity,
+        Self::Ban,
+        Self::Limit,
+        Self::Port,
+        Self::NoSocket,
+        Self::Icmp,
+        Self::Cookie,
+    ];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,20 +256,9 @@ mod tests {
 
     #[test]
     fn every_verdict_is_in_exactly_one_mask() {
-        let classes = [
-            Class::Pass,
-            Class::Uninspected,
-            Class::Sanity,
-            Class::Ban,
-            Class::Limit,
-            Class::Port,
-            Class::NoSocket,
-            Class::Icmp,
-            Class::Cookie,
-        ];
-        let all = classes.iter().fold(0u64, |seen, class| {
-            assert_eq!(seen & Verdict::mask_of(*class), 0);
-            seen | Verdict::mask_of(*class)
+        let all = Class::ALL.into_iter().fold(0u64, |seen, class| {
+            assert_eq!(seen & Verdict::mask_of(class), 0);
+            seen | Verdict::mask_of(class)
         });
         assert_eq!(all.count_ones() as usize, Verdict::COUNT);
     }

@@ -13,14 +13,20 @@ mod rules;
 pub mod script;
 mod words;
 
-use std::{collections::BTreeSet, num::NonZeroU16};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
+};
 
 use nftables::{
     schema::{Chain, Counter, NfCmd, NfListObject, NfObject, Nftables, Rule, Table},
     stmt::{self, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
-use tunica_common::gcra::Pace;
+use tunica_common::{
+    gcra::Pace,
+    verdict::{Action, Verdict},
+};
 use tunica_core::{
     limits::{Mode, Settings},
     time::Monotime,
@@ -53,13 +59,12 @@ pub const DIFFERENCES: &[&str] = &[
     "syn_rate_net: neighbouring IPv6 /64 never share a limit",
     "syn_cookie: nothing is answered here; SYNs over a port's budget are counted as syn_over_budget, and the kernel's \
      own cookies answer them (net.ipv4.tcp_syncookies = 1)",
-    "no_listener: SYNs over the budget of a port without a listener are counted as syn_over_budget too; the kernel \
-     answers them with a reset",
     "no_socket: a returned cookie counts like any segment without a socket; a listener bound to one address counts as \
      a connection",
     "heartbeat: nftables has none; bans end by their timeout alone",
     "banned_net: a range inside another one has no end of its own until the outer one ended",
     "the drop log goes to the kernel's log, without the verdict",
+    "bytes are counted without link header and padding",
 ];
 
 /// What the table is made from.
@@ -114,6 +119,28 @@ impl Plan<'_> {
             }));
         }
         Nftables { objects: objects.into() }
+    }
+
+    /// What becomes of the packets that each counter of the table counts.
+    pub fn actions(&self) -> BTreeMap<Verdict, Action> {
+        let refused = match self.settings.mode {
+            Mode::Off => return BTreeMap::new(),
+            Mode::Observe => Action::WouldDrop,
+            Mode::Enforce => Action::Drop,
+        };
+        // Observing, all rules end alike; and a line in the log stands between a refusal and its end.
+        let plain = Settings { mode: Mode::Enforce, log_lines_per_minute: None, ..self.settings.clone() };
+        let plain = Plan { settings: &plain, ..*self };
+        let chains = rules::chains(&plain);
+        let rules = chains.iter().flat_map(|chain| &chain.rules);
+        rules
+            .filter_map(|rule| {
+                let name = rule.iter().find_map(counter_name)?;
+                let verdict = Verdict::ALL.iter().find(|verdict| verdict.label() == name)?;
+                let is_refusal = matches!(rule.last(), Some(Statement::Drop(_)));
+                Some((*verdict, if is_refusal { refused } else { Action::Pass }))
+            })
+            .collect()
     }
 }
 

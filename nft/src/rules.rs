@@ -14,8 +14,8 @@ use crate::{
     elements::SetName,
     words::{
         Rate, Statements, address, connection_is, counter, field, fragment_v4, fragment_v6, goto, is,
-        is_local, is_not, jump, meta, named_counter, number, one_of, range, socket_is_wildcard, source,
-        tcp_flags, text,
+        is_local, is_not, jump, meta, named_counter, number, one_of, range, socket_is_transparent,
+        socket_is_wildcard, source, tcp_flags, text,
     },
 };
 
@@ -72,6 +72,9 @@ pub(crate) fn chains(plan: &Plan<'_>) -> Vec<Chain> {
     chain("icmp", rules.icmp());
     chain("udp", rules.udp());
     chain("segment", rules.segment());
+    if plan.settings.port_syn.is_some() {
+        chain("over_budget", rules.over_budget());
+    }
     chain("syn", rules.syn());
     chain("fragment", rules.fragment());
     chain("judge", rules.judge());
@@ -224,13 +227,19 @@ impl Rules<'_> {
                 rules.push(self.refuse(Verdict::PortRate, vec![ours(), to_port("tcp", port), rate.over()]));
             }
         }
-        // Over its budget a port leaves the flood to the kernel's own cookies: counted, never dropped.
         if let Some(rate) = self.settings.port_syn.and_then(Rate::of) {
             let meter = rate.over_each("budget", field("tcp", "dport"));
-            rules.push(pass(Verdict::SynOverBudget, vec![ours(), meter]));
+            rules.push(vec![ours(), meter, goto("over_budget")]);
         }
         rules.push(pass(Verdict::Syn, Vec::new()));
         rules
+    }
+
+    /// Over its budget a port leaves the flood to the kernel's own cookies: counted, never dropped. Where nobody listens
+    /// there is nothing to lose.
+    fn over_budget(&self) -> Vec<Statements> {
+        let has_socket = is(socket_is_transparent(), one_of([0, 1].map(number)));
+        vec![pass(Verdict::SynOverBudget, vec![has_socket]), self.refuse(Verdict::NoListener, Vec::new())]
     }
 
     fn judge(&self) -> Vec<Statements> {

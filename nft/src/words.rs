@@ -183,6 +183,12 @@ pub(crate) const fn socket_is_wildcard() -> Expression<'static> {
     Expression::Named(NamedExpression::Socket(Socket { key: Cow::Borrowed(&SocketAttr::Wildcard) }))
 }
 
+/// Whether the packet's socket is a transparent proxy's: 0 or 1; matches nothing where there is no socket. Unlike
+/// [`socket_is_wildcard`] it also tells of connections that are being made or have just ended.
+pub(crate) const fn socket_is_transparent() -> Expression<'static> {
+    Expression::Named(NamedExpression::Socket(Socket { key: Cow::Borrowed(&SocketAttr::Transparent) }))
+}
+
 /// What connection tracking says of a packet is a mask of bits.
 pub(crate) fn connection_is(state: &'static str) -> Statement<'static> {
     let left = Expression::Named(NamedExpression::CT(CT { key: "state".into(), family: None, dir: None }));

@@ -18,7 +18,7 @@ use std::{
 use tunica_common::{
     gcra::{self, Limit, Pace},
     keys::{ALLOW_BY_CONFIG, AllowEntry, BanEntry},
-    verdict::{Class, Verdict},
+    verdict::{Action, Class, Verdict},
 };
 use tunica_core::{
     ban_ladder::Ladder,
@@ -196,6 +196,7 @@ const REFUSED: &[Verdict] = &[
     Verdict::PortRate,
     Verdict::UdpRate,
     Verdict::NoSocket,
+    Verdict::NoListener,
     Verdict::IcmpRate,
     Verdict::IcmpHostRate,
     Verdict::IcmpCeiling,
@@ -224,6 +225,7 @@ fn enforcing_drops_and_counts_every_covered_verdict() {
         "tcp dport != 22",
         "udp dport { 53, 500 }",
         "udp dport 32768-65535 socket wildcard { 0, 1 }",
+        "socket transparent { 0, 1 } counter name \"syn_over_budget\" accept",
         "limit rate 1000/second burst 1000 packets counter name \"pass\" accept",
         "ct state invalid counter name \"ct_invalid\" drop",
         "limit rate 5/minute log prefix \"SHIELD_DOS_DROP: \" level debug",
@@ -384,4 +386,35 @@ fn edits_repair_what_was_edited() {
     std::fs::remove_file(&file).unwrap();
     assert_eq!(mended.differences(&mended, &wanted, NOW), []);
     assert_eq!(edit(&mended.elements(&wanted), &wanted, NOW), None);
+}
+
+#[test]
+fn counters_say_what_became_of_their_packets() {
+    let told = |settings: Settings| {
+        let interfaces = ["h0".to_owned()];
+        let plan = Plan {
+            interfaces: &interfaces,
+            settings: &settings,
+            ephemeral_low: 32_768,
+            drop_invalid: true,
+            loopback: &[],
+        };
+        let actions = plan.actions();
+        [
+            Verdict::Syn,
+            Verdict::SynOverBudget,
+            Verdict::NoListener,
+            Verdict::Xmas,
+            Verdict::Tunnel,
+            Verdict::Banned,
+        ]
+        .map(|verdict| actions.get(&verdict).copied())
+    };
+    let [pass, drop, would] = [Action::Pass, Action::Drop, Action::WouldDrop].map(Some);
+    assert_eq!(told(defaults(Mode::Enforce)), [pass, pass, drop, drop, pass, drop]);
+    assert_eq!(told(strict(Mode::Enforce)), [pass, pass, drop, drop, drop, drop]);
+    assert_eq!(told(strict(Mode::Observe)), [pass, pass, would, would, would, would]);
+    // Without a budget there is nothing to be over.
+    assert_eq!(told(settings(Mode::Enforce)), [pass, None, None, drop, pass, drop]);
+    assert_eq!(told(strict(Mode::Off)), [None; 6]);
 }

@@ -8,12 +8,14 @@
 )]
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd,
+    os::fd::{AsFd as _, AsRawFd},
     thread,
     time::Duration,
 };
 
+use aya::maps::MapData;
 use nix::sys::{
     signal::Signal,
     socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt},
@@ -23,6 +25,7 @@ use tunica_tests::{
     lab::{CLIENT, CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
     rows::rows,
 };
+use tunicad::sys::count_rows;
 
 /// Connects from this address and closes. The listener need not accept.
 fn visit(from: Ipv4Addr, port: u16) -> bool {
@@ -91,6 +94,10 @@ fn whoever_connects_too_often_is_banned_and_nobody_else() {
     // Exact rows, for those who really connected.
     let verified = rows_of(&lab, "VERIFIED");
     assert_eq!(verified.len(), 3, "{verified:?}");
+    // They are counted by the audit.
+    lab.wait_for("their count", |lab| Ok(lab.metric("tunica_table_used{table=\"verified\"}")? == Some(3.0)))
+        .unwrap();
+    assert_eq!(lab.metric("tunica_table_capacity{table=\"verified\"}").unwrap(), Some(65_536.0));
     // Without its daemon the ban lapses, because it rests on evidence; an operator's would not.
     let explained = lab.json(&["explain", "10.77.0.5"]).unwrap();
     assert_eq!(explained["outcomes"][0]["verdict"], "banned");
@@ -167,4 +174,43 @@ fn without_control_groups_of_version_2_the_daemon_says_so_and_goes_on() {
     lab.start_through(&["unshare", "--mount", "--propagation", "private", "sh", "-c", hide]).unwrap();
     let status = lab.json(&["status"]).unwrap();
     assert!(status["warnings"].to_string().contains("no control group hierarchy of version 2"), "{status:#}");
+}
+
+/// Rows of a map of LRU kind are counted over several calls, none twice and none left out, and a map that somebody fills
+/// beyond its capacity is full and no more.
+#[test]
+fn rows_are_counted_without_reading_them_one_by_one() {
+    let lab = Lab::new("rows").unwrap();
+    let pin = lab.pins().with_file_name(format!("{}-rows", lab.pins().file_name().unwrap().display()));
+    let path = pin.to_str().unwrap();
+    let bpftool = |arguments: &[&str]| lab.run_in_host("bpftool", arguments).unwrap();
+    let create = [
+        "map", "create", path, "type", "lru_hash", "key", "4", "value", "8", "entries", "16384", "name",
+        "rows",
+    ];
+    bpftool(&create);
+    let count = || {
+        let map = MapData::from_pin(path).unwrap();
+        count_rows(map.fd().as_fd(), 4, 8, 1 << 20).unwrap()
+    };
+    assert_eq!(count(), 0);
+    let mut filled = 0;
+    for rows in [1, 4_095, 4_097, 10_000, 40_000] {
+        let update = |key: u32| {
+            let bytes = key.to_ne_bytes().map(|byte| byte.to_string()).join(" ");
+            format!("map update pinned {path} key {bytes} value 0 0 0 0 0 0 0 0\n")
+        };
+        let batch = lab.path("batch");
+        fs::write(&batch, (filled..rows).map(update).collect::<String>()).unwrap();
+        bpftool(&["batch", "file", batch.to_str().unwrap()]);
+        filled = rows;
+        let counted = count();
+        if rows <= 10_000 {
+            assert_eq!(counted, u64::from(rows));
+        } else {
+            // Free rows wait on each CPU's own list.
+            assert!((12_000..=16_384).contains(&counted), "{counted}");
+        }
+    }
+    fs::remove_file(&pin).unwrap();
 }

@@ -8,6 +8,7 @@
 )]
 
 use std::{
+    net::Ipv6Addr,
     os::fd::AsRawFd as _,
     sync::{
         Arc,
@@ -25,10 +26,13 @@ use nix::{
     },
 };
 use tunica_tests::{
-    frame::{FIN, PSH, TCP, URG, tcp, v4},
+    frame::{FIN, PSH, TCP, UDP, URG, tcp, udp, v4, v6},
     lab::{CLIENT, CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
     sys::packet_socket,
 };
+
+/// Christmas-tree segments that were dropped.
+const DROPPED: &str = "tunica_shield_packets_total{action=\"drop\",verdict=\"xmas\"}";
 
 /// A Christmas-tree segment from the client to the host, with a right IP checksum.
 fn xmas() -> Vec<u8> {
@@ -126,17 +130,32 @@ fn both_ways_under_traffic_no_packet_is_unfiltered() {
     count_leaks(&lab);
     let traffic = Traffic::start(&lab);
     traffic.flow(200);
+    let mut counted = 0.0;
+    let mut is_rising = |lab: &Lab| {
+        let now = lab.metric(DROPPED).unwrap().unwrap();
+        assert!(now >= counted, "{now} after {counted}");
+        counted = now;
+    };
     for _ in 0..5 {
         configure(&lab, "nftables");
         lab.must(&["reload"]).unwrap();
         assert_eq!(actual(&lab), "nftables");
+        is_rising(&lab);
         traffic.flow(200);
+        is_rising(&lab);
         configure(&lab, "native");
         lab.must(&["reload"]).unwrap();
         assert_eq!(actual(&lab), "native");
         assert!(!tables(&lab).contains("tunica"), "{}", tables(&lab));
+        is_rising(&lab);
         traffic.flow(200);
     }
+    // Each of them was counted, by the one or by the other. What came last is counted within a second.
+    let so_far = traffic.end();
+    lab.wait_for("all counts", |lab| Ok(lab.metric(DROPPED)?.is_some_and(|now| now >= so_far as f64)))
+        .unwrap();
+    assert_eq!(lab.metric(DROPPED).unwrap(), Some(so_far as f64));
+    let traffic = Traffic::start(&lab);
     // The table stays when the daemon stops, as the program does, and the next daemon takes it up.
     configure(&lab, "nftables");
     lab.must(&["reload"]).unwrap();
@@ -147,7 +166,7 @@ fn both_ways_under_traffic_no_packet_is_unfiltered() {
     assert_eq!(actual(&lab), "nftables");
     traffic.flow(200);
     let sent = traffic.end();
-    assert!(sent > 2_400, "{sent} sent");
+    assert!(so_far > 2_200 && sent > 400, "{so_far} and {sent} sent");
     assert_eq!(
         lab.run_in_host("nft", &["list", "counter", "inet", "lab", "leaked"])
             .unwrap()
@@ -244,4 +263,107 @@ fn the_unit_s_capabilities_suffice_for_nft() {
     lab.start_through(&["setpriv", &bounding, &inherited, "--no-new-privs"]).unwrap();
     assert_eq!(actual(&lab), "nftables");
     assert!(listed(&lab).contains("goto judge"));
+}
+
+#[test]
+fn what_nftables_counts_shows_like_what_the_program_counts() {
+    let mut lab = Lab::new("nftcounts").unwrap();
+    configure(&lab, "nftables");
+    lab.start().unwrap();
+    let mut frame = xmas();
+    // The lab sums it up itself.
+    frame[24..26].fill(0);
+    lab.send(&frame, 7).unwrap();
+    let becomes = |lab: &mut Lab, series: &str, value: f64| {
+        lab.wait_for(&format!("{series} = {value}"), |lab| Ok(lab.metric(series)? == Some(value))).unwrap();
+    };
+    becomes(&mut lab, DROPPED, 7.0);
+    // nftables counts neither the link header nor what pads a frame.
+    becomes(&mut lab, &DROPPED.replace("packets", "bytes"), 7.0 * 40.0);
+    let shown = |lab: &Lab, action: &str| {
+        let top = lab.json(&["top", "--once", "--interval", "0.2"]).unwrap();
+        let rows = top["rows"].as_array().unwrap().clone();
+        let row = rows.into_iter().find(|row| row["verdict"] == "xmas" && row["action"] == action).unwrap();
+        let status = lab.json(&["status"]).unwrap();
+        let sanity = status["defences"].as_array().unwrap()[0].clone();
+        assert_eq!(sanity["name"], "sanity");
+        (
+            row["packets"].clone(),
+            sanity[if action == "drop" { "dropped_packets" } else { "would_drop_packets" }].clone(),
+        )
+    };
+    assert_eq!(shown(&lab, "drop"), (7.into(), 7.into()));
+    // It is an incident like any other.
+    becomes(&mut lab, "tunica_incidents_total{kind=\"sanity\"}", 1.0);
+
+    // A new table begins at zero, and the counts go on. Observing, the same packets pass.
+    lab.configure("mode = \"observe\"\nattach = \"nftables\"", "").unwrap();
+    lab.must(&["reload"]).unwrap();
+    lab.send(&frame, 9).unwrap();
+    let would = DROPPED.replace("\"drop\"", "\"would_drop\"");
+    becomes(&mut lab, &would, 9.0);
+    assert_eq!(lab.metric(DROPPED).unwrap(), Some(7.0));
+    assert_eq!(shown(&lab, "would_drop"), (9.into(), 9.into()));
+    configure(&lab, "nftables");
+    lab.must(&["reload"]).unwrap();
+    lab.send(&frame, 2).unwrap();
+    becomes(&mut lab, DROPPED, 9.0);
+    // Somebody who sets a counter back takes nothing away.
+    lab.run_in_host("nft", &["reset", "counter", "inet", "tunica", "xmas"]).unwrap();
+    lab.send(&frame, 1).unwrap();
+    becomes(&mut lab, DROPPED, 10.0);
+}
+
+#[test]
+fn bans_of_ranges_hold_in_nftables() {
+    let mut lab = Lab::new("nftranges").unwrap();
+    configure(&lab, "nftables");
+    lab.start().unwrap();
+    lab.host.write_sysctl("net/ipv6/conf/h0/disable_ipv6", "0").unwrap();
+    // Behind the table, before the stack.
+    lab.run_in_host(
+        "nft",
+        &["add table inet lab; add counter inet lab passed; \
+           add chain inet lab behind { type filter hook prerouting priority -100; }; \
+           add rule inet lab behind udp dport 9 counter name passed"],
+    )
+    .unwrap();
+    let from_v4 = |last: u8| {
+        let mut ip = v4([203, 0, 113, last], UDP);
+        ip.destination = HOST.octets();
+        ip.frame(&udp(1_024, 9, 8, 0))
+    };
+    let from_v6 = |net: u16| {
+        let ip = v6(Ipv6Addr::new(0x2001, 0xdb8, 1, net, 0, 0, 0, 5).octets(), UDP);
+        ip.frame(&udp(1_024, 9, 8, 0))
+    };
+    let passing = |lab: &Lab, frame: &[u8]| {
+        let before = lab.in_stack("passed").unwrap();
+        lab.send(frame, 5).unwrap();
+        lab.in_stack("passed").unwrap() - before
+    };
+    assert_eq!([passing(&lab, &from_v4(9)), passing(&lab, &from_v6(0x2ff))], [5, 5]);
+    lab.must(&["ban", "add", "203.0.113.0/24", "--for", "1h"]).unwrap();
+    lab.must(&["ban", "add", "2001:db8:1:200::/56", "--for", "1h"]).unwrap();
+    assert_eq!([passing(&lab, &from_v4(9)), passing(&lab, &from_v6(0x2ff))], [0, 0]);
+    assert_eq!(passing(&lab, &from_v6(0x300)), 5, "beside the range");
+    let series = "tunica_shield_packets_total{action=\"drop\",verdict=\"banned_net\"}";
+    lab.wait_for("their count", |lab| Ok(lab.metric(series)? == Some(10.0))).unwrap();
+
+    // One host of it is allowed, and is not any more.
+    lab.must(&["allow", "add", "203.0.113.9", "--for", "1h"]).unwrap();
+    assert_eq!([passing(&lab, &from_v4(9)), passing(&lab, &from_v4(10))], [5, 0]);
+    lab.must(&["allow", "remove", "203.0.113.9"]).unwrap();
+    assert_eq!(passing(&lab, &from_v4(9)), 0);
+
+    // The next daemon bans them again; lifted and ended, they pass.
+    lab.end(Signal::SIGKILL).unwrap();
+    assert_eq!(passing(&lab, &from_v4(9)), 0);
+    lab.start().unwrap();
+    assert_eq!([passing(&lab, &from_v4(9)), passing(&lab, &from_v6(0x2ff))], [0, 0]);
+    lab.must(&["ban", "remove", "203.0.113.0/24"]).unwrap();
+    assert_eq!([passing(&lab, &from_v4(9)), passing(&lab, &from_v6(0x2ff))], [5, 0]);
+    lab.must(&["ban", "add", "203.0.113.0/24", "--for", "2s"]).unwrap();
+    assert_eq!(passing(&lab, &from_v4(9)), 0);
+    lab.wait_for("the end of a ban", |lab| Ok(passing(lab, &from_v4(9)) == 5)).unwrap();
 }

@@ -132,7 +132,7 @@ fn every_metric_moves_by_its_cause() {
     watch.becomes("tunica_shield_mode{mode=\"observe\"}", 1.0);
     watch.lab.send(&null, 5).unwrap();
     watch.becomes("tunica_shield_packets_total{action=\"would_drop\",verdict=\"null_flags\"}", 5.0);
-    watch.becomes("tunica_incidents_total", 1.0);
+    watch.becomes("tunica_incidents_total{kind=\"sanity\"}", 1.0);
     watch.becomes("tunica_incident_active", 1.0);
     let generation = watch.value("tunica_shield_policy_generation");
     configure(&watch.lab, "enforce");
@@ -193,8 +193,10 @@ fn every_metric_moves_by_its_cause() {
     watch.becomes("tunica_config_undone", 0.0);
     watch.lab.must(&["panic"]).unwrap();
     watch.becomes("tunica_attack_mode_active", 1.0);
+    watch.exceeds("tunica_attack_mode_left_seconds", 3_000.0);
     watch.lab.must(&["panic", "off"]).unwrap();
     watch.becomes("tunica_attack_mode_active", 0.0);
+    watch.becomes("tunica_attack_mode_left_seconds", 0.0);
 
     // A candidate that finds nothing wrong with what is dropped.
     let file = fs::read_to_string(watch.lab.path("tunica.toml")).unwrap();

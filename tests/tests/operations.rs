@@ -83,7 +83,7 @@ fn an_attack_becomes_an_incident_that_a_kill_does_not_lose() {
     lab.start().unwrap();
     assert!(lab.must(&["incident", "list"]).unwrap().contains("No defence has spoken"));
     assert_eq!(lab.tunica(&["incident", "show", "1"]).unwrap().code, Some(4));
-    assert_eq!(lab.metric("tunica_incidents_total").unwrap(), Some(0.0));
+    assert_eq!(lab.metric("tunica_incidents_total{kind=\"sanity\"}").unwrap(), Some(0.0));
 
     lab.send(&null_segment(), 30).unwrap();
     let incident = |lab: &Lab| lab.json(&["incident", "show", "1"]).unwrap();
@@ -98,7 +98,7 @@ fn an_attack_becomes_an_incident_that_a_kill_does_not_lose() {
     assert!((5..=30).contains(&first["peak_packets_per_second"].as_u64().unwrap()), "{first:#}");
     assert!(first["softirq"]["average_percent"].as_f64().is_some_and(|share| share <= 100.0), "{first:#}");
     assert!(!first.to_string().contains("203.0.113"), "{first:#}");
-    assert_eq!(lab.metric("tunica_incidents_total").unwrap(), Some(1.0));
+    assert_eq!(lab.metric("tunica_incidents_total{kind=\"sanity\"}").unwrap(), Some(1.0));
     assert_eq!(lab.metric("tunica_incident_active").unwrap(), Some(1.0));
     assert!(lab.log().contains("incident_begun"), "{}", lab.log());
 

@@ -251,6 +251,21 @@ fn a_port_over_its_budget_is_explained() {
     assert!(text(port, "/sentence").contains("it answers SYNs with cookies"), "{port:#}");
     assert_eq!(lab.json(&["explain", "192.0.2.7", "--port", "80"]).unwrap()["over_budget"], Value::Null);
 
+    // A listener on one address is found as well; where there is none, that is said.
+    let listener = lab.host.run(|| Ok(std::net::TcpListener::bind((HOST, 8_443))?)).unwrap();
+    let attack =
+        Flood { victim: (HOST, 8_443).into(), ..flood }.start(&lab.client, CLIENT_INTERFACE).unwrap();
+    lab.wait_for("the attack", |_| Ok(attack.sent() > 500)).unwrap();
+    attack.stop().unwrap();
+    let asked = ["explain", "192.0.2.7", "--port", "8443"];
+    let explained = lab.json(&asked).unwrap();
+    assert_eq!(text(&explained, "/outcomes/0/verdict"), "syn_cookie", "{explained:#}");
+    assert!(text(&explained, "/probe").contains("to port 8443 of 10.77.0.1"), "{explained:#}");
+    drop(listener);
+    let explained = lab.json(&asked).unwrap();
+    assert_eq!(text(&explained, "/outcomes/0/verdict"), "no_listener", "{explained:#}");
+    assert_eq!(undo(&explained), ["start the service that should listen there"]);
+
     // Where no cookie can be had, that is said with the reason.
     lab.host.write_sysctl("net/ipv4/tcp_syncookies", "1").unwrap();
     lab.wait_for("cookies to end", |lab| {

@@ -26,7 +26,12 @@ use nix::{
     },
     unistd::Pid,
 };
-use tunica_tests::{armed::program, lab::Lab, sys::end_with_parent};
+use tunica_tests::{
+    armed::program,
+    frame::{TCP, tcp, v4},
+    lab::{HOST, Lab},
+    sys::end_with_parent,
+};
 
 /// How long anything may take that should happen at once.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -210,6 +215,39 @@ fn top_follows_keys_colours_and_the_daemons_absence() {
     watched.wait_for("NO ANSWER");
     lab.start().unwrap();
     watched.wait_for("observing, drops nothing");
+    watched.press(b"q");
+    assert_eq!(watched.end().0.code(), Some(0));
+}
+
+#[test]
+fn top_shows_attack_mode_a_trial_and_an_incident() {
+    let mut lab = Lab::new("terminal-passing").unwrap();
+    lab.configure("mode = \"observe\"", "").unwrap();
+    lab.start().unwrap();
+    let mut watched = Watched::start(&lab, &["--monochrome"]);
+    watched.wait_for("observing, drops nothing");
+    assert!(!shown(&watched.text()).contains("ATTACK MODE"));
+    lab.must(&["panic", "--for", "10m"]).unwrap();
+    watched.wait_for("ATTACK MODE 9 m left");
+    lab.must(&["reload", "--confirm", "100"]).unwrap();
+    watched.wait_for("ON TRIAL 9");
+    // A segment without flags.
+    let mut ip = v4([203, 0, 113, 9], TCP);
+    ip.destination = HOST.octets();
+    lab.send(&ip.frame(&tcp(0, 5)), 5).unwrap();
+    watched.wait_for("| INCIDENT sanity for ");
+    let screen = shown(&watched.text());
+    assert!(screen.lines().any(|line| line.contains(" left | ATTACK MODE 9 m left | INCIDENT")), "{screen}");
+    // None of it pushes the rest off the screen.
+    assert!(screen.contains("DEFENCE") && screen.contains("null_flags"), "{screen}");
+    let status = lab.json(&["status"]).unwrap();
+    assert_eq!(status["incident"]["defences"], serde_json::json!(["sanity"]));
+    lab.must(&["panic", "off"]).unwrap();
+    lab.must(&["confirm"]).unwrap();
+    watched.wait("the end of both", |watched| {
+        let screen = shown(&watched.text());
+        !screen.contains("ATTACK MODE") && !screen.contains("ON TRIAL") && screen.contains("INCIDENT sanity")
+    });
     watched.press(b"q");
     assert_eq!(watched.end().0.code(), Some(0));
 }

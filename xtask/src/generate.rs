@@ -80,17 +80,7 @@ fn verdicts() -> String {
          In `observe` mode what would be dropped passes, and its `action` label is `would_drop`; what would be answered \
          passes as `would_answer`.\n",
     );
-    for class in [
-        Class::Pass,
-        Class::Uninspected,
-        Class::Sanity,
-        Class::Ban,
-        Class::Limit,
-        Class::Port,
-        Class::NoSocket,
-        Class::Icmp,
-        Class::Cookie,
-    ] {
+    for class in Class::ALL {
         let (title, rule) = match class {
             Class::Pass => ("Passed", "Inspected, or exempt from inspection by design."),
             Class::Uninspected => (

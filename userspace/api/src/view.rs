@@ -95,6 +95,9 @@ pub struct Status {
     /// Set while a candidate is tried beside the configuration in force.
     #[serde(default)]
     pub candidate: Option<Tried>,
+    /// Set while an incident is open.
+    #[serde(default)]
+    pub incident: Option<OpenIncident>,
     /// One row for each configured interface.
     pub interfaces: Vec<Interface>,
     /// The program's identity.
@@ -146,6 +149,17 @@ pub struct Trial {
     /// Whether it is the first start that is on trial, so that the shield is bypassed if nobody confirms.
     #[serde(default)]
     pub first_start: bool,
+}
+
+/// The incident that is open; `incident show` tells more of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenIncident {
+    /// Its number.
+    pub id: u32,
+    /// When its first packet was counted.
+    pub since: WallTime,
+    /// The defences that spoke, in the order in which they began.
+    pub defences: Vec<String>,
 }
 
 /// Attachment to one interface.

@@ -15,14 +15,15 @@ use std::{
 use crate::changes::Values;
 use thiserror::Error;
 use tunica_common::{
-    gcra::{self, Limit, Pace},
+    gcra::{Limit, Pace},
     verdict::{Class, Verdict},
 };
 use tunica_core::{
     ban_ladder::{Ladder, LadderError},
     id::Prefix,
     limits::{
-        self, CookieSettings, IcmpLimits, NoSocketLimits, Port, PortSettings, SECOND_NS, Settings, Transport,
+        self, CookieSettings, IcmpLimits, NoSocketLimits, Port, PortSettings, Settings, Transport,
+        each_second,
     },
 };
 
@@ -382,8 +383,8 @@ pub struct Log {
 }
 
 /// So many a second, and as many at once.
-fn each_second(count: NonZeroU32) -> Pace {
-    gcra::pace(count.get(), SECOND_NS, count.get()).unwrap_or_default()
+fn as_many_at_once(count: NonZeroU32) -> Pace {
+    each_second(count.get(), count.get()).unwrap_or_default()
 }
 
 impl Config {
@@ -415,7 +416,7 @@ impl Config {
             cookies: CookieSettings {
                 enabled: shield.cookies.enabled,
                 manage_syncookies: shield.cookies.manage_syncookies,
-                trickle: each_second(shield.cookies.trickle_per_second),
+                trickle: as_many_at_once(shield.cookies.trickle_per_second),
                 hold: shield.cookies.hold,
             },
             no_socket: shield.no_socket.enabled.then(|| NoSocketLimits {
@@ -424,12 +425,12 @@ impl Config {
             }),
             icmp: shield.icmp.enabled.then(|| IcmpLimits {
                 per_source: shield.icmp.limit,
-                host: each_second(shield.icmp.host_per_second),
-                ceiling: each_second(shield.icmp.ceiling_per_second),
+                host: as_many_at_once(shield.icmp.host_per_second),
+                ceiling: as_many_at_once(shield.icmp.ceiling_per_second),
             }),
             handshakes: self.evidence.handshakes.then(|| {
                 let (rate, burst) = (self.evidence.connections_per_second, self.evidence.burst);
-                gcra::pace(rate.get(), SECOND_NS, burst.get()).unwrap_or_default()
+                each_second(rate.get(), burst.get()).unwrap_or_default()
             }),
             ban_threshold: self.evidence.ban_threshold.get(),
             violation_window: self.evidence.window,

@@ -534,7 +534,12 @@ impl Coordinator {
 
     /// Whether an incident is open.
     pub fn is_under_attack(&self) -> bool {
-        self.incidents.is_open()
+        self.open_incident().is_some()
+    }
+
+    /// The incident that is open, with its number.
+    pub fn open_incident(&self) -> Option<(u32, &Incident)> {
+        self.incidents.open()
     }
 
     /// What limits follow from what was seen since they last changed, and since when that is.

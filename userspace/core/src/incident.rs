@@ -269,9 +269,9 @@ impl Incidents {
         self.unkept.remove(&id);
     }
 
-    /// Whether one is open.
-    pub(crate) fn is_open(&self) -> bool {
-        self.open.is_some()
+    /// The one that is open, with its number.
+    pub(crate) fn open(&self) -> Option<(u32, &Incident)> {
+        self.open.as_ref().map(|open| (open.id, &open.incident))
     }
 
     /// All that are known: those `kept`, and what is newer.
@@ -387,7 +387,7 @@ mod tests {
             assert_eq!(notice, (second == 30).then_some(begun));
             incidents.armed([443, 22].into_iter());
         }
-        assert!(incidents.is_open());
+        assert!(incidents.open().is_some());
         // The quiet minute counts for nothing.
         for second in 40..99 {
             load(&mut incidents, second, 90);
@@ -396,7 +396,7 @@ mod tests {
         }
         let ended = Notice::IncidentEnded { id: 8, length: Duration::from_secs(9), peak: 9_000 };
         assert_eq!(incidents.advance(at(99).mono), Some(ended));
-        assert!(!incidents.is_open());
+        assert!(incidents.open().is_none());
         let all = incidents.all(&BTreeMap::new());
         let incident = &all[&8];
         assert_eq!(
@@ -456,7 +456,7 @@ mod tests {
         let kept = incidents.all(&BTreeMap::new());
         // Another daemon, after a while: the attack goes on.
         let mut next = Incidents::new(&kept, at(100));
-        assert!(next.is_open());
+        assert!(next.open().is_some());
         assert_eq!(next.count(&attack, Some(1), at(110)), None);
         assert!(next.advance(at(170).mono).is_some());
         let incident = &next.all(&kept)[&1];
@@ -466,6 +466,6 @@ mod tests {
         let mut silent = Incidents::new(&kept, at(100));
         assert!(silent.advance(at(160).mono).is_some());
         assert_eq!(silent.all(&kept)[&1].last, WallTime(5_001));
-        assert!(!Incidents::new(&silent.all(&kept), at(200)).is_open());
+        assert!(Incidents::new(&silent.all(&kept), at(200)).open().is_none());
     }
 }

@@ -25,6 +25,7 @@ pub mod reconcile;
 pub mod reports;
 pub mod self_test;
 pub mod sources;
+pub mod syncookies;
 pub mod time;
 mod timetable;
 pub mod tune;

@@ -43,7 +43,7 @@ use crate::{
         host::{self, vitals::Vitals},
         nft::{self, Nft},
         tor_peers,
-        xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe, self_test::SelfTests},
+        xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe, self_test::SelfTests, tables::Total},
     },
     telemetry::{self, Telemetry},
     views,
@@ -85,6 +85,8 @@ pub struct App {
     translates: bool,
     /// What of the host was not well when the log last spoke of it.
     concerns: Vec<&'static str>,
+    /// How many sources that completed a handshake the kernel held when they were last counted.
+    verified: u64,
 }
 
 /// How much of the kernel's tables an event can have changed. Comparing them whole costs time for each ban there is.
@@ -152,6 +154,7 @@ struct Troubles {
     tor: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
+    verified: Option<String>,
     sysctl: Option<String>,
     deaf: Option<String>,
     trial: Option<String>,
@@ -168,6 +171,7 @@ impl Troubles {
             &self.tor,
             &self.heartbeat,
             &self.counters,
+            &self.verified,
             &self.sysctl,
             &self.deaf,
             &self.trial,
@@ -250,8 +254,10 @@ impl App {
             places: Vec::new(),
             translates: host::translates_or_forwards(),
             concerns: Vec::new(),
+            verified: 0,
         };
         app.read_totals();
+        app.count_verified();
         app.read_host();
         app.read_own_addresses();
         app.read_tor_peers();
@@ -359,8 +365,8 @@ impl App {
     fn tell(&self, notices: &[Notice]) {
         for notice in notices {
             telemetry::log_notice(notice);
-            if let Notice::IncidentBegun { .. } = notice {
-                self.metrics.count_incident();
+            if let Notice::IncidentBegun { defence, .. } = notice {
+                self.metrics.count_incident(*defence);
             }
         }
     }
@@ -555,7 +561,16 @@ impl App {
             );
         }
         self.note_sync(result.map(|_| ()));
+        self.count_verified();
         self.tell_concerns();
+    }
+
+    /// Counts the sources that completed a handshake. Not for every scrape: it reads the whole table.
+    fn count_verified(&mut self) {
+        match self.shield.tables().count_verified() {
+            Ok(rows) => (self.verified, self.troubles.verified) = (rows, None),
+            Err(error) => self.troubles.verified = Some(error.to_string()),
+        }
     }
 
     /// Looks again at what the kernel said had changed: the host's addresses and the configured interfaces.
@@ -605,12 +620,20 @@ impl App {
                 return;
             }
         };
-        self.troubles.counters = None;
+        self.troubles.counters = self.nft.count().err().map(|error| explained(&error));
+        for (verdict, action, new) in self.nft.take_new() {
+            self.metrics.count_beside_shield(verdict, action, new.packets, new.bytes);
+        }
+        let mut all = totals.clone();
+        self.nft.add_to(&mut all);
         let mut counted = Totals::default();
         for verdict in Verdict::ALL {
             for action in Action::ALL {
-                let total = totals.get(tally_slot(*verdict, action) as usize).copied().unwrap_or_default();
-                counted.set(*verdict, action, total.packets);
+                let of = |totals: &[Total]| {
+                    totals.get(tally_slot(*verdict, action) as usize).copied().unwrap_or_default()
+                };
+                let total = of(&totals);
+                counted.set(*verdict, action, of(&all).packets);
                 self.metrics.set_shield_total(*verdict, action, total.packets, total.bytes);
             }
         }
@@ -821,7 +844,12 @@ impl App {
     fn status(&self) -> Answer {
         let mut warnings = self.warnings();
         warnings.extend(self.vitals().concerns().into_iter().map(|concern| concern.text));
-        let around = views::Surroundings { config: &self.config, started: self.started, warnings };
+        let around = views::Surroundings {
+            config: &self.config,
+            started: self.started,
+            warnings,
+            verified: self.verified,
+        };
         let mut status = views::status(&self.coordinator, &self.shield, &around, self.now());
         status.candidate = self.candidate.as_ref().map(|tried| tried.line(&self.shield));
         Answer::Status(Box::new(status))
@@ -829,7 +857,8 @@ impl App {
 
     fn counters(&self) -> Answer {
         match self.shield.tables().totals() {
-            Ok(totals) => {
+            Ok(mut totals) => {
+                self.nft.add_to(&mut totals);
                 Answer::Counters(views::counters(&totals, self.shield.directory(), self.started, self.now()))
             }
             Err(error) => views::refused(RefusedCode::Failed, error.to_string()),
@@ -986,9 +1015,11 @@ impl App {
             let _ = fresh.tables_mut().beat(self.now().mono.0);
             let synced = fresh.sync(self.coordinator.desired(), self.coordinator.settings()).map(|_| ());
             self.shield = fresh;
+            self.nft.forget_totals();
             self.armed = Armed::default();
             self.lost_before = self.shield.tables().lost_events().unwrap_or(0);
             self.note_sync(synced);
+            self.count_verified();
         } else {
             self.shield.set_plan(plan);
         }
@@ -1100,10 +1131,11 @@ impl App {
             trial.is_some_and(|trial| trial.is_undone && !trial.is_of_first_start()),
         );
         metrics.set_under_attack(self.coordinator.is_under_attack());
-        metrics.set_attack_mode(self.coordinator.ledger().attack_mode.is_some());
+        let attack_mode = self.coordinator.ledger().attack_mode;
+        metrics.set_attack_mode(attack_mode.map(|fact| fact.expires.since(now.wall)));
         metrics
             .set_candidate(self.candidate.is_some(), &self.shield.tables().differences().unwrap_or_default());
-        for table in views::tables(&self.coordinator) {
+        for table in views::tables(&self.coordinator, self.verified) {
             metrics.set_table(&table.name, table.used, table.capacity);
         }
         let beat = Monotime(self.shield.tables().last_beat().unwrap_or(0));
@@ -1125,6 +1157,11 @@ impl App {
             String::new()
         })
     }
+}
+
+/// An error with what it comes from.
+fn explained(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 fn own_addresses_unread(error: &io::Error) {

@@ -21,10 +21,13 @@ use tunica_core::{
 };
 
 use crate::{
-    shell::xdp::{
-        Shield,
-        probe::{self, About, Probe, ProbeError},
-        tables::{TableError, Tables},
+    shell::{
+        listeners,
+        xdp::{
+            Shield,
+            probe::{self, About, Probe, ProbeError},
+            tables::{TableError, Tables},
+        },
     },
     views,
 };
@@ -54,12 +57,17 @@ pub fn explain(
     let cells = shield.tables().cells(&network.as_ref().map_or(key, |network| counted_by(network.prefix)))?;
     let over_budget = over_budget(&policy, port, coordinator, shield.tables(), now)?;
     let (_, address_bytes) = Prefix::host(address).kernel_key();
-    let copy = probe.aim(shield.tables(), About { address: address_bytes, key, port })?;
+    // A kernel that does not tell who listens leaves any address of this host.
+    let listening = listeners::on(port).unwrap_or_default();
+    let destination = probe::destination(address, coordinator.never_ban().own(), &listening);
+    let (_, destination_bytes) = Prefix::host(destination).kernel_key();
+    let about = About { address: address_bytes, key, destination: destination_bytes, port };
+    let copy = probe.aim(shield.tables(), about)?;
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut verdicts = Vec::new();
     for number in 0..packets {
         let source_port = u16::try_from(40_000 + number % 20_000).unwrap_or(40_000);
-        let (verdict, action) = copy.run(&probe::syn(address, source_port, port))?;
+        let (verdict, action) = copy.run(&probe::syn(address, source_port, destination, port))?;
         verdicts.push((verdict, action));
         match outcomes.last_mut() {
             Some(last) if last.verdict == verdict.label() && last.action == action.label() => last.count += 1,
@@ -96,7 +104,7 @@ pub fn explain(
     Ok(Explanation {
         in_truth: views::in_truth(coordinator, shield),
         source,
-        probe: describe(address, port, packets),
+        probe: describe(address, destination, port, packets),
         outcomes,
         program_id: shield.program_id(),
         generation: policy.generation,
@@ -115,9 +123,9 @@ pub fn explain(
     })
 }
 
-fn describe(address: IpAddr, port: u16, packets: u32) -> String {
+fn describe(address: IpAddr, destination: IpAddr, port: u16, packets: u32) -> String {
     let what = if packets == 1 { "a TCP SYN".to_owned() } else { format!("{packets} TCP SYNs in a row") };
-    format!("{what} from {address} to port {port}, on a copy of the live program's state")
+    format!("{what} from {address} to port {port} of {destination}, on a copy of the live program's state")
 }
 
 /// The key in the SYN sketch of an IPv6 network.
@@ -254,10 +262,7 @@ fn undo(
                 advice.push("raise the port's limit under [shield.ports], then `tunica reload`".to_owned());
             }
             (Class::NoSocket, Verdict::NoListener) => {
-                advice.push(
-                    "start the service that should listen there, on all addresses for this probe to find it"
-                        .to_owned(),
-                );
+                advice.push("start the service that should listen there".to_owned());
             }
             (Class::NoSocket, _) => {
                 advice.push("raise the limits under [shield.no_socket], then `tunica reload`".to_owned());

@@ -19,6 +19,7 @@ use tunica_common::{
 };
 use tunica_core::{
     coordinator::{RefusedCode, Reply},
+    defence::Defence,
     ledger::{BanOrigin, Command},
     limits::{CookieState, Mode},
     self_test::SelfTest,
@@ -30,7 +31,7 @@ use crate::shell::{
 };
 
 /// The tables whose fill is shown.
-pub const TABLES: [&str; 4] = ["bans", "cidrs", "allow", "own"];
+pub const TABLES: [&str; 5] = ["bans", "cidrs", "allow", "own", "verified"];
 /// What the audit repairs.
 const REPAIRED: [&str; 8] = ["bans", "cidrs", "ports", "allow", "own", "policy", "link", "nft"];
 const ORIGINS: [BanOrigin; BanOrigin::ALL.len()] = BanOrigin::ALL;
@@ -107,7 +108,7 @@ macro_rules! metrics {
 
 metrics! {
     packets: IntCounterVec, "tunica_shield_packets_total", ["verdict", "action"],
-        "Packets that the shield judged, since its maps were made.";
+        "Packets that the shield judged, since its maps were made; what nftables judged in its stead is added, since the daemon started.";
     bytes: IntCounterVec, "tunica_shield_bytes_total", ["verdict", "action"],
         "Bytes of those packets, link header included.";
     mode: IntGaugeVec, "tunica_shield_mode", ["mode"],
@@ -126,8 +127,10 @@ metrics! {
         "1 while a candidate is tried beside the configuration in force, else 0.";
     differences: IntCounterVec, "tunica_candidate_differences_total", ["verdict", "difference"],
         "Packets that a candidate would refuse and that pass now (`refuses`, by its verdict), or the reverse (`passes`, by the verdict in force).";
-    incidents: IntCounter, "tunica_incidents_total", [],
-        "Attacks that began since the daemon started; `tunica incident list` shows them.";
+    attack_mode_left: Gauge, "tunica_attack_mode_left_seconds", [],
+        "Seconds until attack mode ends by itself; 0 while it is not in force.";
+    incidents: IntCounterVec, "tunica_incidents_total", ["kind"],
+        "Attacks that began since the daemon started, by the defence that spoke first; `tunica incident list` shows them.";
     incident_active: IntGauge, "tunica_incident_active", [],
         "1 while a defence speaks against packets or has in the last minute, else 0.";
     trial: IntGauge, "tunica_config_trial_active", [],
@@ -135,7 +138,7 @@ metrics! {
     undone: IntGauge, "tunica_config_undone", [],
         "1 while the configuration before a trial is in force, because nobody confirmed the file, else 0.";
     used: IntGaugeVec, "tunica_table_used", ["table"],
-        "Rows in use of a kernel table.";
+        "Rows in use of a kernel table; those of `verified` are counted every 30 s.";
     capacity: IntGaugeVec, "tunica_table_capacity", ["table"],
         "Rows that a kernel table holds.";
     heartbeat_age: Gauge, "tunica_heartbeat_age_seconds", [],
@@ -309,6 +312,9 @@ impl Metrics {
         for result in ["ok", "refused"] {
             families.reloads.with_label_values(&[result]);
         }
+        for kind in Defence::ALL {
+            families.incidents.with_label_values(&[kind.name()]);
+        }
         families.never_ban_age.set(-1.0);
         families.build.with_label_values(&[env!("CARGO_PKG_VERSION"), object_sha256]).set(1);
         let events_lost = Follower::new(families.events_lost.clone());
@@ -324,6 +330,13 @@ impl Metrics {
             all_packets.follow(packets);
             all_bytes.follow(bytes);
         }
+    }
+
+    /// Counts packets that nftables judged in the program's stead.
+    pub fn count_beside_shield(&self, verdict: Verdict, action: Action, packets: u64, bytes: u64) {
+        let labels = [verdict.label(), action.label()];
+        self.families.packets.with_label_values(&labels).inc_by(packets);
+        self.families.bytes.with_label_values(&labels).inc_by(bytes);
     }
 
     /// Shows the mode in force.
@@ -358,14 +371,15 @@ impl Metrics {
         self.families.bypassed.set(i64::from(is_bypassed));
     }
 
-    /// Shows whether attack mode is in force.
-    pub fn set_attack_mode(&self, is_in_force: bool) {
-        self.families.attack_mode.set(i64::from(is_in_force));
+    /// Shows for how long attack mode is still in force; `None` while it is not.
+    pub fn set_attack_mode(&self, left: Option<Duration>) {
+        self.families.attack_mode.set(i64::from(left.is_some()));
+        self.families.attack_mode_left.set(left.unwrap_or_default().as_secs_f64());
     }
 
-    /// Counts an attack that began.
-    pub fn count_incident(&self) {
-        self.families.incidents.inc();
+    /// Counts an attack that began with this defence's word.
+    pub fn count_incident(&self, kind: Defence) {
+        self.families.incidents.with_label_values(&[kind.name()]).inc();
     }
 
     /// Shows whether a candidate is tried, and takes in the kernel's table of differences.
@@ -683,6 +697,7 @@ pub fn metrics_markdown() -> String {
          `/metrics` on `http.listen` shows these, in Prometheus's text format 0.0.4.\n\
          Label values come from closed sets; no label holds an address.\n\
          Counters of the shield go on counting over a restart of the daemon, because the kernel keeps them.\n\
+         What nftables counted in its stead is not kept, so a restart sets them back by that much.\n\
          \n\
          | metric | kind | labels | meaning |\n|---|---|---|---|\n",
     );
@@ -775,6 +790,20 @@ mod tests {
     }
 
     #[test]
+    fn what_nftables_counts_is_added_once() {
+        let metrics = metrics();
+        let packets = "tunica_shield_packets_total{action=\"drop\",verdict=\"xmas\"}";
+        metrics.set_shield_total(Verdict::Xmas, Action::Drop, 100, 6_000);
+        metrics.count_beside_shield(Verdict::Xmas, Action::Drop, 7, 280);
+        metrics.set_shield_total(Verdict::Xmas, Action::Drop, 101, 6_060);
+        assert_eq!(value(&metrics, packets), Some(108.0));
+        // Maps that were made anew bring back nothing of it.
+        metrics.set_shield_total(Verdict::Xmas, Action::Drop, 0, 0);
+        assert_eq!(value(&metrics, packets), Some(108.0));
+        assert_eq!(value(&metrics, &packets.replace("packets", "bytes")), Some(6_340.0));
+    }
+
+    #[test]
     fn an_interface_has_one_series() {
         let metrics = metrics();
         metrics.set_interfaces(
@@ -811,8 +840,30 @@ mod tests {
             ("tunica_shield_program_matches", 1.0, Box::new(|it| it.set_program_matches(true))),
             ("tunica_shield_policy_generation", 9.0, Box::new(|it| it.set_generation(9))),
             ("tunica_shield_bypassed", 1.0, Box::new(|it| it.set_bypassed(true))),
-            ("tunica_attack_mode_active", 1.0, Box::new(|it| it.set_attack_mode(true))),
-            ("tunica_incidents_total", 1.0, Box::new(Metrics::count_incident)),
+            (
+                "tunica_attack_mode_active",
+                1.0,
+                Box::new(|it| it.set_attack_mode(Some(Duration::from_secs(90)))),
+            ),
+            (
+                "tunica_attack_mode_left_seconds",
+                90.0,
+                Box::new(|it| it.set_attack_mode(Some(Duration::from_secs(90)))),
+            ),
+            (
+                "tunica_attack_mode_left_seconds",
+                0.0,
+                Box::new(|it| {
+                    it.set_attack_mode(Some(Duration::from_secs(90)));
+                    it.set_attack_mode(None);
+                }),
+            ),
+            (
+                "tunica_incidents_total{kind=\"sanity\"}",
+                1.0,
+                Box::new(|it| it.count_incident(Defence::Sanity)),
+            ),
+            ("tunica_incidents_total{kind=\"icmp\"}", 0.0, Box::new(|it| it.count_incident(Defence::Sanity))),
             ("tunica_incident_active", 1.0, Box::new(|it| it.set_under_attack(true))),
             ("tunica_config_trial_active", 1.0, Box::new(|it| it.set_trial(true, false))),
             ("tunica_config_undone", 1.0, Box::new(|it| it.set_trial(false, true))),

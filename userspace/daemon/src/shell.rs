@@ -3,6 +3,7 @@
 pub mod control_socket;
 pub mod host;
 pub mod http;
+pub mod listeners;
 pub mod nft;
 pub mod systemd;
 pub mod tor_peers;

@@ -4,8 +4,9 @@ use std::{net::IpAddr, path::Path};
 
 use tunica_api::view::{
     Allow, Allows, ArmedPort, AttackMode, Ban, Bans, Bypass, Change, Cookies, Counter, Counters, Defence,
-    Difference, Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, Program, Proposal,
-    Refused, RefusedCode, SelfTest, Softirq, Source, Sources, Spoken, Status, Table, Trial, Tuning,
+    Difference, Differences, Done, Heartbeat, Incident, Incidents, Interface, NeverBan, OpenIncident,
+    Program, Proposal, Refused, RefusedCode, SelfTest, Softirq, Source, Sources, Spoken, Status, Table,
+    Trial, Tuning,
 };
 use tunica_common::{
     event::{self, difference_slot, tally_slot},
@@ -342,6 +343,8 @@ pub struct Surroundings<'a> {
     pub started: WallTime,
     /// What the daemon has to say.
     pub warnings: Vec<String>,
+    /// See [`tables`].
+    pub verified: u64,
 }
 
 /// The state of every defence.
@@ -378,6 +381,11 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
                 first_start: fact.is_of_first_start(),
             }),
         candidate: None,
+        incident: coordinator.open_incident().map(|(id, known)| OpenIncident {
+            id,
+            since: known.start,
+            defences: known.defences.clone(),
+        }),
         program: Program {
             object_sha256: object::object_sha256(),
             expected_tag: tag(shield.tag()),
@@ -412,7 +420,7 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
                 })
                 .collect(),
         },
-        tables: tables(coordinator),
+        tables: tables(coordinator, around.verified),
         heartbeat: Heartbeat {
             age_seconds: now.mono.since(Monotime(beat)).as_secs_f64(),
             stale_after_seconds: settings.stale_after.as_secs(),
@@ -450,15 +458,15 @@ pub fn in_truth(coordinator: &Coordinator, shield: &Shield) -> Option<String> {
     let bare: Vec<_> = shield.interfaces().into_iter().filter(|state| !state.is_ours).collect();
     let names = bare.iter().map(|state| state.name.as_str()).collect::<Vec<_>>().join(", ");
     let then = if bare.iter().all(|state| state.by_nftables) {
-        "nftables stands in there, with the same rules and counts of its own; `tunica render nft` says where it differs"
+        "nftables stands in there, with the same rules; `tunica render nft` says where it differs"
     } else {
         "packets that arrive there are not inspected; `tunica status` says why"
     };
     (!bare.is_empty()).then(|| format!("not attached on {names}: {then}"))
 }
 
-/// How full each table is.
-pub fn tables(coordinator: &Coordinator) -> Vec<Table> {
+/// How full each table is; `verified` is how many sources the kernel's table of them was last seen to hold.
+pub fn tables(coordinator: &Coordinator, verified: u64) -> Vec<Table> {
     let rows = &coordinator.desired().tables;
     let settings = coordinator.settings();
     [
@@ -466,6 +474,7 @@ pub fn tables(coordinator: &Coordinator) -> Vec<Table> {
         ("cidrs", count(rows.nets.len()), u64::from(settings.net_capacity)),
         ("allow", count(rows.allow.len()), u64::from(settings.allow_capacity)),
         ("own", count(rows.own.len()), count(tunica_common::policy::OWN_ADDRESSES)),
+        ("verified", verified, count(tunica_common::policy::VERIFIED_SOURCES)),
     ]
     .map(|(name, used, capacity)| Table { name: name.to_owned(), used, capacity })
     .to_vec()

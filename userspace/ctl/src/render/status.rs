@@ -1,7 +1,7 @@
 //! `status`: its first line answers whether the host is protected.
 
 use tunica_api::view::{
-    ArmedPort, AttackMode, Cookies, Defence, Interface, Program, SelfTest, Status, Table, Trial,
+    ArmedPort, AttackMode, Cookies, Defence, Interface, OpenIncident, Program, SelfTest, Status, Table, Trial,
 };
 
 use super::text::{Align, count, duration, table, wrap};
@@ -31,6 +31,15 @@ pub(crate) fn status(view: &Status) -> String {
             tried.since,
             count(tried.refuses),
             count(tried.passes)
+        );
+        out.push_str(&wrap("", "  ", &text));
+    }
+
+    if let Some(incident) = &view.incident {
+        let OpenIncident { id, since, defences } = incident;
+        let text = format!(
+            "INCIDENT since {since}: {}; `tunica incident show {id}` tells more",
+            defences.join(", ")
         );
         out.push_str(&wrap("", "  ", &text));
     }

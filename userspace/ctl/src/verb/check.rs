@@ -12,6 +12,10 @@ use tunica_api::{
     view::{Finding, Level},
 };
 use tunica_config::{Attach, Config, Problem, Problems, ReadFileError};
+use tunica_core::{
+    limits::{CookieState, HostFacts},
+    syncookies::{Fit, Severity},
+};
 
 use crate::{
     Failure, Global,
@@ -167,7 +171,7 @@ fn compare(config: &Config, host: &Host) -> Vec<Finding> {
     findings.push(check_pin_path(&config.shield.pin_path, host));
     findings.push(check_directory("ledger_directory", &config.ledger.path, host));
     findings.push(check_directory("socket_directory", &config.control.socket, host));
-    findings.push(check_syncookies(host));
+    findings.push(check_syncookies(config, host));
     findings.push(check_kernel(host));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     findings
@@ -307,24 +311,29 @@ fn check_directory(check: &str, file: &Path, host: &Host) -> Finding {
     }
 }
 
-fn check_syncookies(host: &Host) -> Finding {
-    const CHECK: &str = "syncookies";
-    match host.read("/proc/sys/net/ipv4/tcp_syncookies").map(|text| text.trim().to_owned()).as_deref() {
-        Ok("0") => finding(
-            CHECK,
-            Level::Warning,
-            "net.ipv4.tcp_syncookies is 0",
-            "without cookies a flood from forged sources fills the listen queue whatever the shield does; \
-             `sysctl -w net.ipv4.tcp_syncookies=1`, and keep it in /etc/sysctl.d",
-        ),
-        Ok(value) => finding(CHECK, Level::Ok, format!("net.ipv4.tcp_syncookies is {value}"), ""),
-        Err(error) => finding(
-            CHECK,
-            Level::Warning,
-            format!("net.ipv4.tcp_syncookies cannot be read ({error})"),
-            "whether the listen queue withstands forged sources is unknown; look at `sysctl net.ipv4.tcp_syncookies`",
-        ),
-    }
+/// As `tunica doctor` judges it, which asks the daemon.
+fn check_syncookies(config: &Config, host: &Host) -> Finding {
+    let read = |name: &str| {
+        let text = host.read(&format!("/proc/sys/net/ipv4/{name}")).ok()?;
+        text.trim().parse::<u32>().ok()
+    };
+    let found = read("tcp_syncookies");
+    let facts = HostFacts {
+        tcp_syncookies: found,
+        tcp_timestamps: read("tcp_timestamps"),
+        // Whether the kernel takes the cookie program shows only when it is loaded.
+        has_cookie_program: true,
+        ..HostFacts::default()
+    };
+    let cookies = config.settings().ok().map(|settings| CookieState::of(&settings, &facts));
+    let fit = Fit::of(found.map(u64::from), cookies);
+    let level = match fit.severity() {
+        Severity::Failure => Level::Failure,
+        Severity::Warning => Level::Warning,
+        Severity::Well => Level::Ok,
+    };
+    let value = found.map_or_else(|| "cannot be read".to_owned(), |value| format!("is {value}"));
+    finding("syncookies", level, format!("net.ipv4.tcp_syncookies {value}{}", fit.clause()), fit.advice())
 }
 
 fn check_kernel(host: &Host) -> Finding {
@@ -359,7 +368,7 @@ mod tests {
         ("etc/passwd", "root:x:0:0::/root:/bin/sh\ndebian-tor:x:107:113::/var/lib/tor:/bin/false\n"),
         ("etc/group", "root:x:0:\ntunica:x:990:admin\n"),
         ("proc/mounts", "/dev/vda1 / ext4 rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\n"),
-        ("proc/sys/net/ipv4/tcp_syncookies", "1\n"),
+        ("proc/sys/net/ipv4/tcp_syncookies", "2\n"),
         ("proc/sys/kernel/osrelease", "6.12.4-amd64\n"),
         ("var/lib/tunica/ledger.redb", ""),
     ];
@@ -404,7 +413,8 @@ mod tests {
         ];
         let allowing = CONFIG.replace("]\n[tor]", "]\nallow = [\"198.51.100.0/24\"]\n[tor]");
         let elsewhere = [session[1], ("proc/net/route", &*route.replace("eth0", "eth1"))];
-        let rows: [Misfit<'_>; 16] = [
+        let managed = format!("{CONFIG}[shield.cookies]\nmanage_syncookies = true\n");
+        let rows: [Misfit<'_>; 19] = [
             (CONFIG, &session, Some(("session", Level::Warning))),
             (&allowing, &session, None),
             (CONFIG, &elsewhere, None),
@@ -422,7 +432,10 @@ mod tests {
                 &[("proc/mounts", "a / ext4 rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\nb /var ext4 ro 0 0\n")],
                 Some(("ledger_directory", Level::Failure)),
             ),
-            (CONFIG, &[("proc/sys/net/ipv4/tcp_syncookies", "0\n")], Some(("syncookies", Level::Warning))),
+            (CONFIG, &[("proc/sys/net/ipv4/tcp_syncookies", "0\n")], Some(("syncookies", Level::Failure))),
+            (CONFIG, &[("proc/sys/net/ipv4/tcp_syncookies", "1\n")], Some(("syncookies", Level::Warning))),
+            (&managed, &[("proc/sys/net/ipv4/tcp_syncookies", "1\n")], None),
+            (CONFIG, &[("proc/sys/net/ipv4/tcp_syncookies", "?\n")], Some(("syncookies", Level::Warning))),
             (CONFIG, &[("proc/sys/kernel/osrelease", "5.15.0\n")], Some(("kernel", Level::Failure))),
             (CONFIG, &[("proc/sys/kernel/osrelease", "?\n")], Some(("kernel", Level::Warning))),
         ];

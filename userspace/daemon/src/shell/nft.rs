@@ -2,7 +2,10 @@
 //!
 //! Every change is one transaction, so no packet meets half a table. Only that table is named.
 
+mod counters;
+
 use std::{
+    collections::BTreeMap,
     io::{self, Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -12,8 +15,14 @@ use std::{
 
 use nftables::schema::Nftables;
 use thiserror::Error;
+use tunica_common::{
+    event::tally_slot,
+    verdict::{Action, Verdict},
+};
 use tunica_core::{desired::Desired, limits::Settings, time::Monotime};
 use tunica_nft::{Difference, Elements, Listing, Plan, ReadListingError, TABLE, edit, elements, removal};
+
+use crate::shell::xdp::tables::Total;
 
 /// Where distributions install it.
 const PLACES: [&str; 4] = ["/usr/sbin/nft", "/sbin/nft", "/usr/local/sbin/nft", "/usr/bin/nft"];
@@ -44,6 +53,9 @@ pub enum NftError {
     /// The transaction has no JSON form.
     #[error("the table has no form in JSON")]
     Write(#[source] serde_json::Error),
+    /// Its counters cannot be read.
+    #[error("the counters of the table inet {TABLE} cannot be read")]
+    Count(#[source] io::Error),
     /// What it printed cannot be read.
     #[error(transparent)]
     Read(#[from] ReadListingError),
@@ -68,6 +80,18 @@ pub struct Nft {
     applied: Option<Applied>,
     /// Whether this daemon knows that it left no table; an earlier one may have.
     is_known_absent: bool,
+    /// What all tables of this daemon have counted, by [`tally_slot`].
+    counted: BTreeMap<u32, Counted>,
+}
+
+/// Packets of one verdict and action.
+#[derive(Debug)]
+struct Counted {
+    verdict: Verdict,
+    action: Action,
+    all: Total,
+    /// What of it is new since [`Nft::take_new`].
+    new: Total,
 }
 
 #[derive(Debug)]
@@ -76,6 +100,10 @@ struct Applied {
     elements: Elements,
     /// The table as it was read right after.
     listing: Listing,
+    /// What each of its counters says of packets.
+    actions: BTreeMap<Verdict, Action>,
+    /// Its counters as they were read last.
+    seen: BTreeMap<Verdict, Total>,
 }
 
 impl Nft {
@@ -110,6 +138,8 @@ impl Nft {
         if self.is_known_absent {
             return Ok(());
         }
+        // What comes instead is in force already, so hardly anything is counted between this and the end.
+        let _ = self.count();
         match run(&removal()) {
             Ok(_) => {
                 if self.applied.take().is_some() {
@@ -160,6 +190,7 @@ impl Nft {
             drop_invalid: wish.drop_invalid,
             loopback: &[],
         };
+        let _ = self.count();
         run(&plan.transaction(&wanted, now))?;
         self.is_known_absent = false;
         let listing = list()?;
@@ -169,8 +200,61 @@ impl Nft {
             interfaces,
             "nftables stands in for the program: the table inet {TABLE} is in force"
         );
-        self.applied = Some(Applied { wish, elements: wanted, listing });
+        let actions = plan.actions();
+        self.applied = Some(Applied { wish, elements: wanted, listing, actions, seen: BTreeMap::new() });
         Ok(())
+    }
+
+    /// Reads the table's counters.
+    ///
+    /// # Errors
+    /// [`NftError::Count`].
+    pub fn count(&mut self) -> Result<(), NftError> {
+        let Some(applied) = self.applied.as_mut() else { return Ok(()) };
+        for (name, now) in counters::read(TABLE).map_err(NftError::Count)? {
+            let known = applied.actions.iter().find(|(verdict, _)| verdict.label() == name);
+            let Some((&verdict, &action)) = known else { continue };
+            let before = applied.seen.insert(verdict, now).unwrap_or_default();
+            // Somebody who sets them back counts anew.
+            let more = |before: u64, now: u64| now.checked_sub(before).unwrap_or(now);
+            let counted = self.counted.entry(tally_slot(verdict, action)).or_insert_with(|| Counted {
+                verdict,
+                action,
+                all: Total::default(),
+                new: Total::default(),
+            });
+            for total in [&mut counted.all, &mut counted.new] {
+                total.packets = total.packets.saturating_add(more(before.packets, now.packets));
+                total.bytes = total.bytes.saturating_add(more(before.bytes, now.bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what all tables of this daemon have counted to tallies, which are in slot order.
+    pub fn add_to(&self, tallies: &mut [Total]) {
+        for (slot, counted) in &self.counted {
+            if let Some(total) = tallies.get_mut(*slot as usize) {
+                total.packets = total.packets.saturating_add(counted.all.packets);
+                total.bytes = total.bytes.saturating_add(counted.all.bytes);
+            }
+        }
+    }
+
+    /// What of that is new since the last call.
+    pub fn take_new(&mut self) -> Vec<(Verdict, Action, Total)> {
+        let new = self
+            .counted
+            .values_mut()
+            .map(|counted| (counted.verdict, counted.action, std::mem::take(&mut counted.new)));
+        new.filter(|(.., total)| *total != Total::default()).collect()
+    }
+
+    /// Begins at zero with what [`Self::add_to`] adds, as the program's tallies do with new maps.
+    pub fn forget_totals(&mut self) {
+        for counted in self.counted.values_mut() {
+            counted.all = Total::default();
+        }
     }
 }
 

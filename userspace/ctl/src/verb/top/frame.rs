@@ -101,8 +101,10 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, controls: &Controls, lo
     }
     let Some(latest) = &model.latest else { return };
     let foot = u16::from(look.is_live);
+    let lines = 4 + u16::from(passing(latest).is_some());
     let [head, body, footer] =
-        Layout::vertical([Constraint::Length(4), Constraint::Min(0), Constraint::Length(foot)]).areas(area);
+        Layout::vertical([Constraint::Length(lines), Constraint::Min(0), Constraint::Length(foot)])
+            .areas(area);
     draw_head(frame, head, model, latest, controls, look);
     if look.is_live {
         frame.render_widget(Line::from(KEYS).style(Style::new().add_modifier(Modifier::REVERSED)), footer);
@@ -164,7 +166,7 @@ const HELP: &str = "
  Any key ends this help.
 ";
 
-/// State, interfaces, daemon and warnings: a line each.
+/// State, what passes, interfaces, daemon and warnings: a line each, but none where nothing passes.
 fn draw_head(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -176,7 +178,7 @@ fn draw_head(
     let status = &latest.status;
     let marker = if look.is_live && controls.panel == Panel::Host { ">" } else { "" };
     let pace = if controls.is_paused { "PAUSED".to_owned() } else { format!("every {} s", look.interval) };
-    let [state, mut rest] = Layout::vertical([Constraint::Length(1), Constraint::Length(3)]).areas(area);
+    let [state, mut rest] = Layout::vertical([Constraint::Length(1), Constraint::Min(0)]).areas(area);
     let width = u16::try_from(pace.chars().count()).unwrap_or(u16::MAX);
     let [left, right] =
         Layout::horizontal([Constraint::Fill(1), Constraint::Length(width)]).spacing(1).areas(state);
@@ -186,6 +188,7 @@ fn draw_head(
     };
     let mut lines = vec![(format!("{marker}{sentence}"), tone)];
     frame.render_widget(Line::from(pace), right);
+    lines.extend(passing(latest));
     lines.push(interfaces(&status.interfaces));
     lines.push(daemon(latest));
     lines.push(match status.warnings.as_slice() {
@@ -232,6 +235,43 @@ fn state_of(status: &Status) -> (String, Tone) {
     (parts.join(", "), tone)
 }
 
+/// What ends by itself: a trial, attack mode, an incident. It fits in 80 columns.
+fn passing(latest: &Reading) -> Option<(String, Tone)> {
+    let Reading { counters, status, .. } = latest;
+    let mut parts = Vec::new();
+    let mut tone = Tone::Warning;
+    match &status.trial {
+        None => {}
+        Some(trial) if trial.undone => {
+            parts.push("TRIAL UNDONE".to_owned());
+            tone = Tone::Bad;
+        }
+        Some(trial) => parts.push(format!("ON TRIAL {} left", span(trial.seconds_left))),
+    }
+    if let Some(attack_mode) = &status.attack_mode {
+        parts.push(format!("ATTACK MODE {} left", span(attack_mode.expires.since(counters.now).as_secs())));
+    }
+    if let Some(incident) = &status.incident {
+        let kind = incident.defences.first().map_or("", String::as_str);
+        let more = match incident.defences.len() {
+            0 | 1 => String::new(),
+            defences => format!(" +{}", defences - 1),
+        };
+        let length = span(counters.now.since(incident.since).as_secs());
+        parts.push(format!("INCIDENT {kind}{more} for {length}"));
+    }
+    (!parts.is_empty()).then(|| (parts.join(" | "), tone))
+}
+
+/// A span in its largest unit, and below two minutes in seconds.
+fn span(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(86_400, "d"), (3_600, "h"), (60, "m")];
+    match UNITS.iter().find(|(length, _)| seconds >= 2 * length) {
+        Some((length, name)) => format!("{} {name}", seconds / length),
+        None => format!("{seconds} s"),
+    }
+}
+
 /// Every interface with what is true of it, those first that are not as configured.
 fn interfaces(rows: &[Interface]) -> (String, Tone) {
     let (good, bad): (Vec<_>, Vec<_>) = rows.iter().partition(|row| is_attached_as_requested(row));
@@ -248,9 +288,11 @@ fn daemon(latest: &Reading) -> (String, Tone) {
     let Reading { counters, status, .. } = latest;
     let heartbeat = &status.heartbeat;
     let mut tables: Vec<&Table> = status.tables.iter().collect();
-    // The fullest first, so that it is seen where the line is cut.
-    tables
-        .sort_by_key(|table| Reverse(u128::from(table.used) * 1_000_000 / u128::from(table.capacity.max(1))));
+    // The fullest first, so that it is seen where the line is cut. `verified` is full in ordinary life: its rows give way.
+    tables.sort_by_key(|table| {
+        let fill = u128::from(table.used) * 1_000_000 / u128::from(table.capacity.max(1));
+        (table.name == "verified", Reverse(fill))
+    });
     let tables = tables.into_iter().map(|table| format!("{} {}", table.name, fill(table)));
     let text = format!(
         "generation {}, up {}, heartbeat {:.1} s of {} s; full: {}",
@@ -637,6 +679,9 @@ mod tests {
             ("full", many(flood("status-partly-attached")), usual.clone(), look(), (80, 24)),
             ("bypassed", flood("status-bypassed"), usual.clone(), look(), (80, 24)),
             ("stale", flood("status-stale"), usual.clone(), look(), (80, 24)),
+            ("passing", flood("status-passing"), usual.clone(), look(), (80, 24)),
+            ("passing-smallest", flood("status-passing"), usual.clone(), look(), (60, 16)),
+            ("undone", flood("status-undone"), usual.clone(), look(), (80, 24)),
             ("no-answer", silent, usual.clone(), look(), (80, 24)),
             (
                 "paused",
@@ -685,6 +730,22 @@ mod tests {
             }
         }
         assert!(faults.is_empty(), "{}", faults.join("\n"));
+    }
+
+    #[test]
+    fn spans_take_at_most_five_columns() {
+        for (seconds, text) in [
+            (0, "0 s"),
+            (119, "119 s"),
+            (120, "2 m"),
+            (7_199, "119 m"),
+            (7_200, "2 h"),
+            (172_799, "47 h"),
+            (172_800, "2 d"),
+        ] {
+            assert_eq!(span(seconds), text);
+            assert!(text.len() <= 5);
+        }
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use tunica_api::view::{Finding, Level};
-use tunica_core::limits::CookieState;
+use tunica_core::{
+    limits::CookieState,
+    syncookies::{Fit, Severity, wants_cookies},
+};
 
 use super::{finding, ok_if, read_trimmed};
 
@@ -28,48 +31,19 @@ fn value(number: Option<u64>) -> String {
     number.map_or_else(|| "cannot be read".to_owned(), |number| format!("is {number}"))
 }
 
-/// Whether the shield is to answer with cookies, as far as the configuration goes.
-const fn wants_cookies(cookies: Option<CookieState>) -> bool {
-    match cookies {
-        Some(CookieState::Disabled | CookieState::NoBudget) => false,
-        Some(
-            CookieState::Ready { .. }
-            | CookieState::Waiting
-            | CookieState::NoProgram
-            | CookieState::Sysctl { .. },
-        )
-        | None => true,
-    }
-}
-
 fn syncookies(found: Option<u64>, cookies: Option<CookieState>) -> Finding {
-    let is_unserved = matches!(cookies, Some(CookieState::Sysctl { .. }));
-    let (level, then, advice) = match found {
-        Some(0) => (
-            Level::Failure,
-            "",
-            "a SYN flood from forged sources fills the listen queue whatever a per-source limit does, and then nobody \
-             connects; `sysctl -w net.ipv4.tcp_syncookies=1`, and keep it in /etc/sysctl.d",
-        ),
-        Some(1) if is_unserved => (
-            Level::Warning,
-            ", and shield.cookies.manage_syncookies is false",
-            "listeners would refuse the shield's cookies, so ports over their SYN budget leave the flood to the kernel's \
-             own; set shield.cookies.manage_syncookies = true and `tunica reload`, or `sysctl -w \
-             net.ipv4.tcp_syncookies=2`, with which the kernel answers every SYN with a cookie",
-        ),
-        Some(1) if matches!(cookies, Some(CookieState::Waiting)) => {
-            (Level::Ok, "; the daemon makes it 2 while the shield answers with cookies", "")
-        }
-        Some(2) if wants_cookies(cookies) => (Level::Ok, ": listeners take the shield's cookies", ""),
-        Some(_) => (Level::Ok, "", ""),
-        None => (
-            Level::Warning,
-            "",
-            "whether the listen queue withstands forged sources is not known; look at `sysctl net.ipv4.tcp_syncookies`",
-        ),
+    let fit = Fit::of(found, cookies);
+    let level = match fit.severity() {
+        Severity::Failure => Level::Failure,
+        Severity::Warning => Level::Warning,
+        Severity::Well => Level::Ok,
     };
-    finding("syncookies", level, format!("net.ipv4.tcp_syncookies {}{then}", value(found)), advice)
+    finding(
+        "syncookies",
+        level,
+        format!("net.ipv4.tcp_syncookies {}{}", value(found), fit.clause()),
+        fit.advice(),
+    )
 }
 
 fn timestamps(found: Option<u64>, cookies: Option<CookieState>) -> Finding {

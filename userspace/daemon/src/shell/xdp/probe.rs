@@ -4,7 +4,10 @@
 //! its own, and everything the program can consult about one source is copied into them: policy, heartbeat, ban row, allow-list
 //! answer, own-address row, sketch cells. The copy has the live program's tag, so it is the same code.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use aya::{
     Ebpf,
@@ -45,10 +48,10 @@ pub enum ProbeError {
 /// Table sizes of a copy, which holds rows of one source. The program's code does not depend on them.
 pub const SIZES: Sizes = Sizes { bans: 1, nets: 1, allow: 1 };
 
-/// Where probes go: an address of TEST-NET-1 (RFC 5737).
-const DESTINATION_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// Where probes go: an address of the documentation prefix (RFC 3849).
-const DESTINATION_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// Where probes go if this host has no address of its own for them: an address of TEST-NET-1 (RFC 5737).
+const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The same, an address of the documentation prefix (RFC 3849).
+const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 /// TCP's number in the IP header.
 const TCP: u8 = 6;
 
@@ -90,8 +93,29 @@ pub struct About {
     pub address: AddressBytes,
     /// What the source counts by.
     pub key: SourceKey,
-    /// Their TCP port, on an address of this host.
+    /// Where they go, which counts as an address of this host.
+    pub destination: AddressBytes,
+    /// Their TCP port there.
     pub port: u16,
+}
+
+/// Where probes from `source` go: to the address of this host that somebody listens on, since the program asks the kernel
+/// for a listener; else to any address of this host, and without one to an address that is set aside for documentation.
+///
+/// Never to `source` itself, which would be another question.
+pub fn destination(source: IpAddr, own: &BTreeSet<IpAddr>, listening: &BTreeSet<IpAddr>) -> IpAddr {
+    let is_of_family = |address: &&IpAddr| address.is_ipv4() == source.is_ipv4() && **address != source;
+    let is_reachable = |address: &&IpAddr| {
+        let is_link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        !address.is_loopback() && !address.is_unspecified() && !is_link_local
+    };
+    let candidates = || own.iter().filter(is_of_family).filter(is_reachable);
+    let listener = candidates().find(|address| listening.contains(address));
+    let nowhere = match source {
+        IpAddr::V4(_) => NOWHERE_V4.into(),
+        IpAddr::V6(_) => NOWHERE_V6.into(),
+    };
+    listener.or_else(|| candidates().next()).copied().unwrap_or(nowhere)
 }
 
 impl Copy {
@@ -110,9 +134,10 @@ impl Copy {
             tables.remove_net((128, before.address))?;
             tables.remove_allow((128, before.address))?;
             tables.remove_own(before.address)?;
+            tables.remove_own(before.destination)?;
             tables.remove_port(port_key(TCP, before.port))?;
         }
-        let About { address, key, port } = about;
+        let About { address, key, destination, port } = about;
         tables.beat(live.last_beat()?)?;
         if let Some(ban) = live.ban(&key)? {
             tables.set_ban(&key, &ban)?;
@@ -126,15 +151,12 @@ impl Copy {
         if live.is_own(address)? {
             tables.add_own(address)?;
         }
-        // The probes go to these, which stand for the host's own.
-        for destination in [DESTINATION_V4.to_ipv6_mapped(), DESTINATION_V6] {
-            tables.add_own(destination.octets())?;
-            tables.set_trickle(port, destination.octets(), live.trickle(port, destination.octets())?)?;
-        }
+        tables.add_own(destination)?;
         if let Some(rule) = live.ports()?.get(&port_key(TCP, port)) {
             tables.set_port(port_key(TCP, port), rule)?;
         }
         tables.set_port_state(port, &live.port_state(port)?)?;
+        tables.set_trickle(port, destination, live.trickle(port, destination)?)?;
         tables.set_host_state(&live.host_state()?)?;
         if key.width == WIDTH_V6_NET {
             for (width, state) in live.networks_of(key.word())? {
@@ -198,25 +220,54 @@ fn counted_keys(key: SourceKey) -> impl Iterator<Item = SourceKey> {
     std::iter::once(key).chain(larger.into_iter().filter(move |_| key.width == WIDTH_V6_NET))
 }
 
-/// An Ethernet frame with a TCP SYN from `source` to port `port` of an address set aside for documentation (RFC 5737, RFC 3849).
+/// An Ethernet frame with a TCP SYN from `source` to port `port` of `destination`, as [`destination`] gives it.
 ///
 /// Checksums are left zero: the shield reads none.
-pub fn syn(source: IpAddr, source_port: u16, port: u16) -> Vec<u8> {
+pub fn syn(source: IpAddr, source_port: u16, destination: IpAddr, port: u16) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-    match source {
-        IpAddr::V4(source) => {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
             frame.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
-            frame.extend(source.octets());
-            frame.extend(DESTINATION_V4.octets());
+            frame.extend([source.octets(), destination.octets()].as_flattened());
         }
-        IpAddr::V6(source) => {
+        (source, destination) => {
+            let v6 = |address: IpAddr| match address {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            };
             frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
-            frame.extend(source.octets());
-            frame.extend(DESTINATION_V6.octets());
+            frame.extend([v6(source), v6(destination)].as_flattened());
         }
     }
     frame.extend(source_port.to_be_bytes());
     frame.extend(port.to_be_bytes());
     frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
     frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_go_where_somebody_listens() {
+        let set = |addresses: &[&str]| addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let own = ["127.0.0.1", "10.0.0.1", "10.0.0.2", "::1", "fe80::1", "2001:db8:5::1"];
+        for (source, own, listening, expected) in [
+            ("203.0.113.9", &own[..], &["10.0.0.2"][..], "10.0.0.2"),
+            ("203.0.113.9", &own, &["10.0.0.2", "2001:db8:5::1"], "10.0.0.2"),
+            // A listener on all addresses, on loopback alone, or none.
+            ("203.0.113.9", &own, &["0.0.0.0"], "10.0.0.1"),
+            ("203.0.113.9", &own, &["127.0.0.1"], "10.0.0.1"),
+            ("203.0.113.9", &own, &[], "10.0.0.1"),
+            ("2001:db8::9", &own, &["10.0.0.2"], "2001:db8:5::1"),
+            // Not to itself.
+            ("10.0.0.1", &own, &["10.0.0.1"], "10.0.0.2"),
+            ("2001:db8:5::1", &own, &[], "2001:db8::1"),
+            ("203.0.113.9", &own[..1], &[], "192.0.2.1"),
+        ] {
+            let found = destination(source.parse().unwrap(), &set(own), &set(listening));
+            assert_eq!(found.to_string(), expected, "{source} {listening:?}");
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap as Counts},
+    os::fd::{AsFd as _, OwnedFd},
     time::Duration,
 };
 
@@ -26,7 +27,8 @@ use tunica_common::{
     },
     policy::{
         BAN_FILTER_WORDS, HostState, NetState, Policy, PortRule, PortState, SKETCH_CELLS, SKETCH_ROWS,
-        Verified, ban_filter_position, keyed_hash, net_cell, own_bit, sketch_cells, trickle_cell,
+        VERIFIED_SOURCES, Verified, ban_filter_position, keyed_hash, net_cell, own_bit, sketch_cells,
+        trickle_cell,
     },
 };
 
@@ -80,6 +82,8 @@ pub struct Tables {
     /// Held, because the kernel empties a map of programs once nobody holds it.
     jumps: ProgramArray<MapData>,
     differences: PerCpuArray<MapData, Tally>,
+    /// The same map, to be read many rows at once.
+    verified_fd: OwnedFd,
     sketch: Array<MapData, u32>,
     tallies: PerCpuArray<MapData, Tally>,
     lost: PerCpuArray<MapData, u64>,
@@ -118,6 +122,12 @@ impl Tables {
                 map.try_into().map_err(|source: MapError| LoadError::Map { name: $name, source })?
             }};
         }
+        let verified = take(ebpf, VERIFIED)?;
+        let Map::LruHashMap(data) = &verified else {
+            return Err(LoadError::Missing { what: "map of LRU kind", name: VERIFIED });
+        };
+        let duplicate = |source| LoadError::Map { name: VERIFIED, source: MapError::IoError(source) };
+        let verified_fd = data.fd().as_fd().try_clone_to_owned().map_err(duplicate)?;
         let mut tables = Self {
             active: typed!(ACTIVE),
             policies: typed!(POLICIES),
@@ -132,9 +142,12 @@ impl Tables {
             host_state: typed!(HOST_STATE),
             trickles: typed!(TRICKLES),
             net_state: typed!(NET_STATE),
-            verified: typed!(VERIFIED),
+            verified: verified
+                .try_into()
+                .map_err(|source: MapError| LoadError::Map { name: VERIFIED, source })?,
             jumps: typed!(JUMPS),
             differences: typed!(DIFFERENCES),
+            verified_fd,
             sketch: typed!(SYN_SKETCH),
             tallies: typed!(TALLIES),
             lost: typed!(LOST_EVENTS),
@@ -298,6 +311,18 @@ impl Tables {
             return Ok(());
         }
         self.ban_filter.set(word, should, 0).map_err(TableError::new("write", BAN_FILTER))
+    }
+
+    /// How many sources the kernel holds that completed a handshake. It reads them all, in a few calls.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn count_verified(&self) -> Result<u64, TableError> {
+        let most = VERIFIED_SOURCES as u64;
+        let (key, value) = (size_of::<SourceKey>(), size_of::<Verified>());
+        crate::sys::count_rows(self.verified_fd.as_fd(), key, value, most)
+            .map_err(MapError::IoError)
+            .map_err(TableError::new("count", VERIFIED))
     }
 
     /// Every row of the allow list, by prefix length (IPv4 counted from 96) and address.
