@@ -157,6 +157,7 @@ impl Armed {
             self.tables.set_net(range.kernel_key(), &entry)?;
         }
         self.presence.nets = true;
+        self.stance = None;
         self.stand(Stance::Shipped)
     }
 
@@ -291,7 +292,8 @@ pub(crate) fn load_all(object: &[u8]) -> Result<Ebpf> {
 /// When they are not valid, which cannot be.
 fn shipped() -> Result<Settings> {
     let text = "[shield]\ninterfaces = [\"eth0\"]\nmode = \"enforce\"\n";
-    let config = tunica_config::read(text, "the shipped defaults").map_err(|problems| anyhow::anyhow!("{problems}"))?;
+    let config = tunica_config::read(text, "the shipped defaults")
+        .map_err(|problems| anyhow::anyhow!("{problems}"))?;
     config.settings().context("the shipped defaults")
 }
 

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tunica_common::verdict::{Action, Verdict};
 use tunica_tests::{
+    counters::received,
     netns::Namespace,
     program::{self, Sources},
     shield::listen_at,
@@ -21,7 +22,7 @@ use tunica_tests::{
 use crate::{
     Pains,
     armed::{Armed, OWN, PORT, Rights, Stance},
-    link::{INTERFACE, Link, attach, counted_by_kernel, load_rules, syn, take_frames},
+    link::{INTERFACE, Link, attach, counted_by_kernel, load_rules, syn},
     series::{Aim, Bound, Series},
     tell,
 };
@@ -88,7 +89,6 @@ impl Post {
     ) -> Result<Self> {
         let link = Link::build(purpose, answerer.role(), number, generators)?;
         let listener = listen(&link)?;
-        take_frames(generators, &link.entrance)?;
         let mut attached = Vec::new();
         let shield = match answerer {
             Answerer::ShieldToXdp | Answerer::ShieldToStack => {
@@ -98,8 +98,14 @@ impl Post {
             }
             Answerer::KernelToStack => None,
         };
-        if answerer == Answerer::ShieldToXdp {
-            attached.push(attach(generators, &program::drop()?, &link.entrance)?);
+        // A veth drops what a program sends back unless its peer has one, too.
+        let at_peer = match answerer {
+            Answerer::ShieldToXdp => Some(program::drop()?),
+            Answerer::ShieldToStack => Some(program::pass()?),
+            Answerer::KernelToStack => None,
+        };
+        if let Some(program) = at_peer {
+            attached.push(attach(generators, &program, &link.entrance)?);
         }
         Ok(Self { link, shield, _listener: listener, _attached: attached })
     }
@@ -123,6 +129,8 @@ struct Figures {
     rate: Series,
     /// Of the SYNs that arrived, those that were answered.
     share: Series,
+    /// Of the cookies, those that reached the peer.
+    returned: Series,
     /// Nanoseconds of soft interrupts for each SYN that arrived.
     softirq: Series,
 }
@@ -151,15 +159,23 @@ pub(crate) fn measure(purpose: &str, object: &[u8], pains: Pains) -> Result<Cook
                 }
                 None => FRAMES_THROUGH_THE_STACK,
             };
-            let before = post.answered()?;
+            let (before, returned) = (post.answered()?, received(&generators, &post.link.entrance)?);
             let flood = post.link.flood(&generators, Some(FORGED), &syn(ANYONE), frames)?;
             let answered = post.answered()? - before;
             let share = answered as f64 / flood.arrived as f64;
             ensure!(share > 0.9, "{}: {answered} of {} SYNs were answered", answerer.role(), flood.arrived);
+            // Answers that found the peer's ring full cost as much; but if hardly any came back, something is not as meant.
+            let returned = received(&generators, &post.link.entrance)? - returned;
+            ensure!(
+                returned * 2 > answered,
+                "{}: {returned} of {answered} cookies came back",
+                answerer.role()
+            );
             if round > 0 {
                 let figures = cookies.0.entry(*answerer).or_default();
                 figures.rate.push(answered as f64 / flood.seconds);
                 figures.share.push(share);
+                figures.returned.push(returned as f64 / answered as f64);
                 figures.softirq.push(flood.softirq_nanoseconds());
             }
         }
@@ -175,17 +191,18 @@ impl Cookies {
     /// A Markdown table of everything.
     pub(crate) fn table(&self) -> String {
         let mut text = "| who answers | what drops the answers at the peer | min | median | max | of those that arrived | \
-                        × kernel | softirq ns a SYN |\n|---|---|--:|--:|--:|--:|--:|--:|\n"
+                        reached the peer | × kernel | softirq ns a SYN |\n|---|---|--:|--:|--:|--:|--:|--:|--:|\n"
             .to_owned();
         for (answerer, figures) in &self.0 {
             let [who, peer] = answerer.title();
             let _ = writeln!(
                 text,
-                "| {who} | {peer} | {:.2} | {:.2} | {:.2} | {:.1} % | {:.2} | {:.0} |",
+                "| {who} | {peer} | {:.2} | {:.2} | {:.2} | {:.1} % | {:.1} % | {:.2} | {:.0} |",
                 figures.rate.least() / 1e6,
                 figures.rate.median() / 1e6,
                 figures.rate.most() / 1e6,
                 figures.share.median() * 100.0,
+                figures.returned.median() * 100.0,
                 figures.rate.ratio(&self.rate(Answerer::KernelToStack)),
                 figures.softirq.median(),
             );

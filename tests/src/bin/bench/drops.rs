@@ -347,9 +347,10 @@ impl Drops {
 
     /// A Markdown table of everything.
     pub(crate) fn table(&self) -> String {
-        let mut text = "| flood | receiver | min | median | max | of the frames | × shield | softirq ns a packet |\n\
+        let mut text =
+            "| flood | receiver | min | median | max | of the frames | × shield | softirq ns a packet |\n\
                         |---|---|--:|--:|--:|--:|--:|--:|\n"
-            .to_owned();
+                .to_owned();
         for ((attack, guard), figures) in &self.0 {
             let millions = |rate: f64| rate / 1e6;
             let _ = writeln!(

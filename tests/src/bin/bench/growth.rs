@@ -18,7 +18,7 @@ use crate::{
     Pains,
     armed::{Armed, Rights, Stance},
     cookies::{ANYONE, listen},
-    link::{INTERFACE, Link, attach, load_rules, syn, take_frames},
+    link::{INTERFACE, Link, attach, load_rules, syn},
     series::Series,
     tell,
 };
@@ -131,7 +131,6 @@ impl Posts {
         }
         let listener = listen(&limited)?;
         let mut shield = Armed::load(object, Rights::Unit, std::iter::empty())?;
-        take_frames(&generators, &limited.entrance)?;
         let attached = vec![
             limited.attach(&shield.program()?, INTERFACE)?,
             attach(&generators, &program::drop()?, &limited.entrance)?,
@@ -191,7 +190,8 @@ pub(crate) fn measure(purpose: &str, object: &[u8], pains: Pains) -> Result<Grow
         for count in COUNTS {
             tell(&format!("packets a second, round {round} of {rounds}: {count} sources"));
             for guard in Guard::ALL.into_iter().filter(|guard| guard.is_measured(count)) {
-                let rate = posts.flood(guard, count).with_context(|| format!("{guard:?}, {count} sources"))?;
+                let rate =
+                    posts.flood(guard, count).with_context(|| format!("{guard:?}, {count} sources"))?;
                 if round > 0 {
                     growth.0.entry((count, guard)).or_default().push(rate);
                 }
@@ -215,10 +215,8 @@ impl Growth {
             let [limit, cookies, meter, bans, set] = Guard::ALL.map(cell);
             let room = room(count);
             let full = if room < count { " (full)" } else { "" };
-            let _ = writeln!(
-                text,
-                "| {count} | {limit} | {cookies} | {meter} | {room}{full} | {bans} | {set} |"
-            );
+            let _ =
+                writeln!(text, "| {count} | {limit} | {cookies} | {meter} | {room}{full} | {bans} | {set} |");
         }
         text
     }

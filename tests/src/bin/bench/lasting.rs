@@ -22,13 +22,16 @@ use nix::{
         socket, sockopt,
     },
 };
-use tunica_tests::netns::{End, Namespace, join, mac_text};
+use tunica_tests::{
+    netns::{End, Namespace, join, mac_text},
+    program,
+};
 
 use crate::{
     Pains,
     armed::{Armed, OWN, PORT, Rights},
     cookies::{ANYONE, DROP_ANSWERS, FORGED, listen},
-    link::{Flood, INTERFACE, Link, load_rules, syn, take_frames},
+    link::{Flood, INTERFACE, Link, attach, load_rules, syn},
     series::{Aim, Bound},
     tell,
     yardstick::say,
@@ -77,7 +80,7 @@ impl Guard {
         match self {
             Self::Shield => "shield, as shipped",
             Self::Meter => "nftables meter of 65 536, netdev ingress",
-            Self::Hashlimit => "iptables hashlimit of 65 536 buckets, raw prerouting",
+            Self::Hashlimit => "iptables hashlimit of 65 536, raw prerouting",
         }
     }
 
@@ -133,20 +136,21 @@ impl Post {
             let mac = mac_text(mac);
             let fixed = ["neighbour", "add", address, "lladdr", &mac, "dev", interface, "nud", "permanent"];
             namespace.ip(&fixed)?;
-            take_frames(namespace, interface)?;
         }
         host.write_sysctl(&format!("net/ipv4/conf/{PROBED_SIDE}/rp_filter"), "0")?;
         host.ip(&["route", "add", PROBES, "via", &far])?;
         // Each address of the block is the probes' own.
         probes.ip(&["route", "add", "local", PROBES, "dev", "lo"])?;
         probes.ip(&["route", "add", &format!("{OWN}/32"), "via", &near])?;
-        take_frames(generators, &link.entrance)?;
         let mut attached = Vec::new();
         let mut shield = None;
         match guard {
             Guard::Shield => {
                 let mut armed = Armed::load(object, Rights::Unit, std::iter::empty())?;
                 let program = armed.program()?;
+                // A veth drops what a program sends back unless its peer has one, too.
+                attached.push(attach(&probes, &program::pass()?, INTERFACE)?);
+                attached.push(attach(generators, &program::pass()?, &link.entrance)?);
                 for interface in [INTERFACE, PROBED_SIDE] {
                     attached.push(link.attach(&program, interface)?);
                 }
@@ -157,7 +161,8 @@ impl Post {
                 let (rate, burst) = LIMIT;
                 let rule = format!(
                     "-t raw -A PREROUTING -p tcp --syn -m hashlimit --hashlimit-name lasting --hashlimit-mode srcip \
-                     --hashlimit-above {rate}/second --hashlimit-burst {burst} --hashlimit-htable-size 65536 -j DROP"
+                     --hashlimit-above {rate}/second --hashlimit-burst {burst} --hashlimit-htable-size 65536 \
+                     --hashlimit-htable-max 65536 -j DROP"
                 );
                 say(host.command(Path::new("iptables")).args(rule.split_whitespace()))?;
             }

@@ -164,7 +164,7 @@ impl Flood {
 ///
 /// # Errors
 /// With ethtool's last words.
-pub(crate) fn take_frames(namespace: &Namespace, interface: &str) -> Result<()> {
+fn take_frames(namespace: &Namespace, interface: &str) -> Result<()> {
     say(namespace.command(Path::new("ethtool")).args(["-K", interface, "gro", "on"])).map(|_| ())
 }
 
@@ -193,7 +193,8 @@ fn pin() -> Result<usize> {
 fn softirq_ticks(processor: usize) -> Result<u64> {
     let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
     let name = format!("cpu{processor} ");
-    let row = stat.lines().find_map(|line| line.strip_prefix(&name)).context("/proc/stat lacks a processor")?;
+    let row =
+        stat.lines().find_map(|line| line.strip_prefix(&name)).context("/proc/stat lacks a processor")?;
     let column = row.split_whitespace().nth(6).context("/proc/stat lacks a column")?;
     column.parse().context("reading /proc/stat")
 }

@@ -40,14 +40,14 @@ struct Table {
 pub(crate) fn measure(object: &[u8]) -> Result<String> {
     tell("memory of the tables");
     let mut ebpf = load_all(object)?;
-    let handshake: &mut SockOps = ebpf.program_mut(HANDSHAKE).context("no program of handshakes")?.try_into()?;
+    let handshake: &mut SockOps =
+        ebpf.program_mut(HANDSHAKE).context("no program of handshakes")?.try_into()?;
     handshake.load()?;
     let programs = programs(&ebpf)?;
     let empty = tables(&programs)?;
     fill(&mut Tables::take(&mut ebpf, [1, 2])?)?;
     let full = tables(&programs)?;
-    let code: u64 =
-        programs.iter().map(|info| Ok(u64::from(info.memory_locked()?))).sum::<Result<u64>>()?;
+    let code: u64 = programs.iter().map(|info| Ok(u64::from(info.memory_locked()?))).sum::<Result<u64>>()?;
 
     let mut order: Vec<(u32, &Table)> = full.iter().map(|(id, table)| (*id, table)).collect();
     order.sort_by_key(|(_, table)| std::cmp::Reverse(table.bytes));

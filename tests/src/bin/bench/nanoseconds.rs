@@ -130,9 +130,13 @@ impl Walk {
         let (title, tables, stance, outcome, sources) = match self {
             Self::Established => ("established segment (ACK) passes, IPv4", Empty, Calm, PASSES, None),
             Self::EstablishedV6 => ("established segment (ACK) passes, IPv6", Empty, Calm, PASSES, None),
-            Self::EstablishedFound => {
-                ("established segment passes, above the rate at which its socket is looked up", Empty, Shipped, PASSES, None)
-            }
+            Self::EstablishedFound => (
+                "established segment passes, above the rate at which its socket is looked up",
+                Empty,
+                Shipped,
+                PASSES,
+                None,
+            ),
             Self::Datagram => ("UDP passes", Empty, Shipped, PASSES, None),
             Self::NullFlags => ("sanity drop (no TCP flag)", Empty, Shipped, drops(Verdict::NullFlags), None),
             Self::SynRate => {
@@ -140,12 +144,20 @@ impl Walk {
             }
             Self::Banned => ("ban drops, one source, IPv4", One, Shipped, drops(Verdict::Banned), None),
             Self::BannedV6 => ("ban drops, one source, IPv6", One, Shipped, drops(Verdict::Banned), None),
-            Self::RangeBanned => {
-                ("ban of a range drops, one source, 16 384 ranges", Ranges, Shipped, drops(Verdict::BannedNet), None)
-            }
-            Self::PortClosed => {
-                ("SYN to a closed port is dropped (lockdown)", Empty, Lockdown, drops(Verdict::PortClosed), None)
-            }
+            Self::RangeBanned => (
+                "ban of a range drops, one source, 16 384 ranges",
+                Ranges,
+                Shipped,
+                drops(Verdict::BannedNet),
+                None,
+            ),
+            Self::PortClosed => (
+                "SYN to a closed port is dropped (lockdown)",
+                Empty,
+                Lockdown,
+                drops(Verdict::PortClosed),
+                None,
+            ),
             Self::UdpRate => {
                 ("UDP over its port's rate is dropped", Empty, Stance::UdpRate, drops(Verdict::UdpRate), None)
             }
@@ -169,16 +181,24 @@ impl Walk {
                 (Verdict::CookieAck, Action::Pass),
                 None,
             ),
-            Self::ForgedSynNoBudget => {
-                ("SYN passes, random sources, tables empty, ports without budget", Empty, NoBudget, SYN_PASSES, ANYONE)
-            }
+            Self::ForgedSynNoBudget => (
+                "SYN passes, random sources, tables empty, ports without budget",
+                Empty,
+                NoBudget,
+                SYN_PASSES,
+                ANYONE,
+            ),
             Self::ForgedSyn => ("SYN passes, random sources, tables empty", Empty, Calm, SYN_PASSES, ANYONE),
             Self::ForgedSynManyBans => {
                 ("SYN passes, random sources, 100 000 others banned", Many, Calm, SYN_PASSES, ANYONE)
             }
-            Self::ForgedSynManyRanges => {
-                ("SYN passes, random sources, 16 384 ranges of others banned", Ranges, Calm, SYN_PASSES, ANYONE)
-            }
+            Self::ForgedSynManyRanges => (
+                "SYN passes, random sources, 16 384 ranges of others banned",
+                Ranges,
+                Calm,
+                SYN_PASSES,
+                ANYONE,
+            ),
             Self::ForgedAck => ("ACK passes, random sources, tables empty", Empty, Calm, PASSES, ANYONE),
             Self::ForgedAckManyBans => {
                 ("ACK passes, random sources, 100 000 others banned", Many, Calm, PASSES, ANYONE)
@@ -262,7 +282,9 @@ struct World {
 impl World {
     /// Listens where the frames go, and connects from where they come.
     fn build() -> Result<Self> {
-        for arguments in ["link set lo up", "address add 192.0.2.1/32 dev lo", "address add 198.51.100.7/32 dev lo"] {
+        for arguments in
+            ["link set lo up", "address add 192.0.2.1/32 dev lo", "address add 198.51.100.7/32 dev lo"]
+        {
             say(Command::new("ip").args(arguments.split_whitespace()))?;
         }
         let service = SocketAddr::new(OWN.into(), PORT);
@@ -450,7 +472,8 @@ pub(crate) fn measure(purpose: &str, object: &[u8], pains: Pains) -> Result<Cost
             let nanoseconds = match case {
                 Case::Shield(walk, rights) => {
                     let Path { title, tables, stance, outcome: (verdict, action), .. } = walk.path();
-                    let shield = shields.get_mut(&(tables, *rights)).context("a shield that was not loaded")?;
+                    let shield =
+                        shields.get_mut(&(tables, *rights)).context("a shield that was not loaded")?;
                     shield.stand(stance)?;
                     if *walk == Walk::CookieReturned {
                         world.renew(shield)?;
@@ -560,7 +583,9 @@ impl Costs {
         match case.wrapper() {
             None => raw,
             Some(wrapper) => {
-                let added = self.of(Case::Wrapped(wrapper)).with(&self.of(Case::Drop), |wrapped, bare| wrapped - bare);
+                let added = self
+                    .of(Case::Wrapped(wrapper))
+                    .with(&self.of(Case::Drop), |wrapped, bare| wrapped - bare);
                 raw.with(&added, |raw, added| raw - added)
             }
         }
