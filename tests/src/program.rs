@@ -346,3 +346,66 @@ fn sum(bytes: &[u8]) -> i32 {
 fn load(code: &[u64], frags: bool) -> Result<OwnedFd> {
     bpf::load_xdp(code, frags).context("loading a program of the tests")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        flood::checksum,
+        frame::{SYN, icmp, tcp, udp, v4, v6},
+    };
+
+    /// The checksum that a generator writes, given the source that it drew.
+    fn written(sum: &Sum, source: [u8; 4]) -> [u8; 2] {
+        let source = if sum.covers_source { super::sum(&source) } else { 0 };
+        let mut sum = (sum.rest + source).cast_unsigned();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        u16::to_ne_bytes(!u16::try_from(sum).unwrap())
+    }
+
+    #[test]
+    fn checksums_come_out_right_whatever_the_source() {
+        const SIX: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+        let drawn = [198, 51, 100, 7];
+        for (protocol, payload) in [
+            (TCP, tcp(SYN, 5)),
+            (UDP, udp(40_000, 53, 17, 0)),
+            (ICMP, icmp(8, 0, 56)),
+            (ICMPV6, icmp(128, 0, 56)),
+        ] {
+            for mut frame in [v4([9; 4], protocol).frame(&payload), v6(SIX, protocol).frame(&payload)] {
+                // Bytes behind the packet, as a short frame has them, belong to no checksum.
+                frame.extend([7; 3]);
+                let sums = sums(&frame, true).unwrap();
+                frame.splice(SOURCE..SOURCE + 4, drawn);
+                for sum in &sums {
+                    frame.splice(sum.at..sum.at + 2, written(sum, drawn));
+                }
+                let is_v4 = frame[12] == 8;
+                let transport = if is_v4 { 34 } else { 54 };
+                let mut segment = frame[transport..frame.len() - 3].to_vec();
+                let length = u16::try_from(segment.len()).unwrap().to_be_bytes();
+                segment.resize(segment.len().next_multiple_of(2), 0);
+                let addresses = if is_v4 { &frame[26..34] } else { &frame[22..54] };
+                let pseudo = [addresses, &length, &[0, protocol]].concat();
+                let pseudo = if protocol == ICMP { &[] } else { &pseudo[..] };
+                assert_eq!(checksum(&[pseudo, &segment]), [0, 0], "{protocol}, IPv4: {is_v4}");
+                if is_v4 {
+                    assert_eq!(checksum(&[&frame[14..34]]), [0, 0]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_source_of_a_counter_comes_twice() {
+        // What `draw` lets the kernel compute.
+        let source = |number: u32| number.wrapping_mul(0x9e37_79b1) & 0x3fff_ffff | 0x8000_0000;
+        let sources: std::collections::BTreeSet<u32> = (1..=100_000).map(source).collect();
+        assert_eq!(sources.len(), 100_000);
+        // An odd number has an inverse modulo a power of two, so that no two numbers below it share a product.
+        assert_eq!(0x9e37_79b1_u32 % 2, 1);
+    }
+}

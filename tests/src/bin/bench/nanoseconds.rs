@@ -242,8 +242,11 @@ impl Walk {
     fn frame(self, world: &World) -> Vec<u8> {
         let segment = |source: Ipv4Addr, flags| v4(source.octets(), TCP).frame(&tcp(flags, 5));
         match self {
-            Self::Established | Self::NoSocket => segment(PEER, ACK),
-            Self::ForgedAck | Self::ForgedAckManyBans | Self::ForgedNoSocket => segment(PEER, ACK),
+            Self::Established
+            | Self::NoSocket
+            | Self::ForgedAck
+            | Self::ForgedAckManyBans
+            | Self::ForgedNoSocket => segment(PEER, ACK),
             Self::EstablishedV6 => v6(PEER_V6.octets(), TCP).frame(&tcp(ACK, 5)),
             Self::EstablishedFound => from_port(segment(PEER, ACK), world.connected_from),
             Self::Datagram | Self::UdpRate => v4(PEER.octets(), UDP).frame(&udp(40_000, PORT, 16, 0)),
