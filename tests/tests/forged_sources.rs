@@ -240,7 +240,7 @@ fn arm(shield: &mut Shield) {
         allow_present: 1,
         handshake_pace: each_second(5, 40).unwrap(),
         netns_cookie: netns_cookie().unwrap(),
-        event_interval_ns: 10_000_000,
+        event_interval_ns: 1_000_000,
         ..tables.policy().unwrap()
     };
     tables.swap_policy(&policy).unwrap();
@@ -317,7 +317,7 @@ fn attack(scene: &Scene) {
         [("syn_cookie", "answer"), ("syn_trickle", "pass"), ("icmp_host_rate", "drop"), ("pass", "pass")];
     assert!(met.iter().all(|outcome| seen.contains_key(outcome)), "{seen:?}");
     let sources: BTreeSet<[u8; 16]> = sampled.iter().map(|event| event.source).collect();
-    assert!(sampled.len() > 100 && sources.len() == sampled.len(), "{} of {}", sources.len(), sampled.len());
+    assert!(sampled.len() > 20 && sources.len() == sampled.len(), "{} of {}", sources.len(), sampled.len());
 
     let after = Rows::read(&mut shield);
     assert!(before == after, "rows changed");

@@ -12,6 +12,7 @@ use tunica_core::id::PacketSource;
 use tunica_tests::{
     netns::Namespace,
     program::{self, Sources},
+    report::grouped,
 };
 
 use crate::{

@@ -385,7 +385,7 @@ impl Lasting {
         let mut text = format!(
             "A flood of {} s from 2^30 sources at random. One source tries {TRIED} connections a second, where {:.0} are \
              allowed in {} s; newcomers want one each.\n\n\
-             | receiver | SYNs decided, millions a second | in all | × shield | one source's connections a second, before | \
+             | receiver | SYNs decided, millions a second | millions in all | × shield | one source's connections a second, before | \
              at the end | newcomers let in | still limits |\n|---|--:|--:|--:|--:|--:|--:|---|\n",
             self.seconds,
             allowed() * PROBED.as_secs_f64(),
@@ -396,10 +396,10 @@ impl Lasting {
             let [before, after] = found.greed;
             let _ = writeln!(
                 text,
-                "| {} | {:.2} | {} | {:.2} | {before:.1} | {after:.1} | {:.1} % | {} |",
+                "| {} | {:.2} | {:.1} | {:.2} | {before:.1} | {after:.1} | {:.1} % | {} |",
                 guard.title(),
                 found.rate / 1e6,
-                found.arrived,
+                found.arrived as f64 / 1e6,
                 found.rate / shield,
                 found.welcome * 100.0,
                 found.verdict(),

@@ -12,6 +12,7 @@ use tunica_common::{
     keys::{ALLOW_BY_OPERATOR, AllowEntry, BanEntry, SourceKey},
     policy::{DEFAULT_ALLOW, DEFAULT_BANS, DEFAULT_NETS},
 };
+use tunica_tests::report::grouped;
 use tunicad::shell::xdp::{
     object::{COOKIE, PROGRAM, SEGMENT},
     tables::Tables,
@@ -52,11 +53,12 @@ pub(crate) fn measure(object: &[u8]) -> Result<String> {
     let mut order: Vec<(u32, &Table)> = full.iter().map(|(id, table)| (*id, table)).collect();
     order.sort_by_key(|(_, table)| std::cmp::Reverse(table.bytes));
     let mut text = "| table | rows | KiB empty | KiB full |\n|---|--:|--:|--:|\n".to_owned();
-    let kib = |bytes: u64| bytes.div_ceil(1024);
+    let kib = |bytes: u64| grouped(bytes.div_ceil(1024));
     let at_first = |id: u32| empty.get(&id).map_or(0, |table| table.bytes);
     for (id, table) in order.iter().take(SHOWN) {
         let (before, after) = (kib(at_first(*id)), kib(table.bytes));
-        let _ = writeln!(text, "| `{}` | {} | {before} | {after} |", table.name, table.entries);
+        let _ =
+            writeln!(text, "| `{}` | {} | {before} | {after} |", table.name, grouped(table.entries.into()));
     }
     let rest = order.get(SHOWN..).unwrap_or_default();
     let before: u64 = rest.iter().map(|(id, _)| at_first(*id)).sum();
