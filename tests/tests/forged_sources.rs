@@ -207,6 +207,7 @@ fn arm(shield: &mut Shield) {
         cookies: COOKIES_PLAIN,
         trickle: each_second(2, 2).unwrap(),
         segments: Limit::new(100, 100),
+        segments_host: each_second(1_000, 1_000),
         icmp: Some(IcmpLimits {
             per_source: Limit::new(1, 4).unwrap(),
             host: each_second(100, 100).unwrap(),
@@ -313,8 +314,13 @@ fn attack(scene: &Scene) {
     };
     assert!(counter.count().unwrap() <= COUNTED, "sources came twice");
     // It met with every kind of rule.
-    let met =
-        [("syn_cookie", "answer"), ("syn_trickle", "pass"), ("icmp_host_rate", "drop"), ("pass", "pass")];
+    let met = [
+        ("syn_cookie", "answer"),
+        ("syn_trickle", "pass"),
+        ("no_socket", "drop"),
+        ("icmp_host_rate", "drop"),
+        ("pass", "pass"),
+    ];
     assert!(met.iter().all(|outcome| seen.contains_key(outcome)), "{seen:?}");
     let sources: BTreeSet<[u8; 16]> = sampled.iter().map(|event| event.source).collect();
     assert!(sampled.len() > 20 && sources.len() == sampled.len(), "{} of {}", sources.len(), sampled.len());

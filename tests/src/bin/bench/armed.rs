@@ -17,7 +17,7 @@ use tunica_common::{
     event::tally_slot,
     keys::{BAN_DYNAMIC, BanEntry},
     layout::JUMPS,
-    policy::{HostState, JUMP_COOKIE, JUMP_SEGMENT, Policy, PortState},
+    policy::{HostState, JUMP_COOKIE, JUMP_SEGMENT, JUMP_SHIELD, Policy, PortState},
     verdict::{Action, Verdict},
 };
 use tunica_core::{
@@ -27,7 +27,7 @@ use tunica_core::{
 use tunica_tests::{shield::address_bytes, sys::bpf::with_capabilities};
 use tunicad::{
     shell::xdp::{
-        object::{self, COOKIE, SEGMENT},
+        object::{self, COOKIE, PROGRAM, SEGMENT},
         tables::Tables,
     },
     sys::{monotonic_ns, random_words},
@@ -275,8 +275,7 @@ impl Armed {
 /// When the kernel refuses one.
 pub(crate) fn load_all(object: &[u8]) -> Result<Ebpf> {
     let mut ebpf = Ebpf::load(object)?;
-    object::program(&mut ebpf)?.load()?;
-    for (name, index) in [(COOKIE, JUMP_COOKIE), (SEGMENT, JUMP_SEGMENT)] {
+    for (name, index) in [(PROGRAM, JUMP_SHIELD), (COOKIE, JUMP_COOKIE), (SEGMENT, JUMP_SEGMENT)] {
         let program: &mut Xdp = ebpf.program_mut(name).context("a program is missing")?.try_into()?;
         program.load().with_context(|| format!("loading {name}"))?;
         let program = program.fd()?.try_clone()?;

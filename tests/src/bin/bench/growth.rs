@@ -216,6 +216,7 @@ impl Growth {
             let [limit, cookies, meter, bans, set] = Guard::ALL.map(cell);
             let room = room(count);
             let full = if room < count { " (full)" } else { "" };
+            let [count, room] = [count, room].map(|number| grouped(number.unsigned_abs().into()));
             let _ =
                 writeln!(text, "| {count} | {limit} | {cookies} | {meter} | {room}{full} | {bans} | {set} |");
         }

@@ -204,10 +204,10 @@ impl Walk {
                 ("ACK passes, random sources, 100 000 others banned", Many, Calm, PASSES, ANYONE)
             }
             Self::ForgedNoSocket => (
-                "ACK of no connection, inside the limit, passes, random sources",
+                "ACK of no connection, over the host's limit, is dropped, random sources",
                 Empty,
                 Shipped,
-                PASSES,
+                drops(Verdict::NoSocket),
                 ANYONE,
             ),
             Self::ForgedEcho => (
