@@ -136,7 +136,7 @@ impl Armed {
             Rights::Root => load()?,
         };
         let events = tables.take_events().context("events were taken already")?;
-        let presence = Presence { own_filter: 0, bans: false, nets: false, allow: false };
+        let presence = Presence::default();
         let mut armed = Self { ebpf, tables, events, presence, generation: 0, stance: None };
         let entry = ban()?;
         for source in banned {
@@ -217,7 +217,8 @@ impl Armed {
             ..HostFacts::default()
         };
         let secret = self.tables.secret();
-        let mut policy = limits::policy(&settings, &host, self.generation, secret, self.presence);
+        let presence = Presence { ports: stance == Stance::UdpRate, ..self.presence };
+        let mut policy = limits::policy(&settings, &host, self.generation, secret, presence);
         if matches!(stance, Stance::Calm | Stance::NoBudget) {
             policy = Policy { segment_pace: OUT_OF_REACH, icmp_host_pace: OUT_OF_REACH, ..policy };
         }
