@@ -16,6 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::{
+    maps::{Map, MapData, MapInfo},
+    programs::SockOps,
+};
 use nix::net::if_::if_nametoindex;
 use tunica_common::{
     gcra::Limit,
@@ -82,14 +86,20 @@ impl Rows {
         let allow = tables.allow().unwrap();
         let allow = allow.iter().map(|(key, entry)| (*key, entry.as_bytes().to_vec())).collect();
         let own = tables.own().unwrap();
-        let verified = shield.ebpf().map(VERIFIED).unwrap();
-        let verified: aya::maps::HashMap<_, SourceKey, Verified> = verified.try_into().unwrap();
-        let verified = verified
+        let verified = verified_by(shield)
             .iter()
             .map(|row| row.map(|(key, row)| (key.as_bytes().to_vec(), row.as_bytes().to_vec())).unwrap())
             .collect();
         Self { bans, ranges, allow, own, verified }
     }
+}
+
+/// The table of sources that completed a handshake, as the program that fills it knows it.
+fn verified_by(shield: &mut Shield) -> aya::maps::HashMap<MapData, SourceKey, Verified> {
+    let program: &SockOps = shield.ebpf().program("handshake").unwrap().try_into().unwrap();
+    let mut ids = program.info().unwrap().map_ids().unwrap().unwrap().into_iter();
+    let id = ids.find(|id| MapInfo::from_id(*id).unwrap().name_as_str() == Some(VERIFIED)).unwrap();
+    Map::from_map_data(MapData::from_id(id).unwrap()).unwrap().try_into().unwrap()
 }
 
 /// Banned sources: of a block that no frame comes from. 10.0.0.0 and on.
@@ -355,7 +365,5 @@ fn attack(scene: &Scene) {
 
 /// How many handshakes of a source were counted.
 fn handshakes_of(shield: &mut Shield, source: Ipv4Addr) -> u64 {
-    let verified: aya::maps::HashMap<_, SourceKey, Verified> =
-        shield.ebpf().map(VERIFIED).unwrap().try_into().unwrap();
-    verified.get(&SourceKey::v4(source.octets()), 0).unwrap().handshakes
+    verified_by(shield).get(&SourceKey::v4(source.octets()), 0).unwrap().handshakes
 }
