@@ -13,6 +13,7 @@ pub mod frame;
 pub mod fuzz;
 pub mod lab;
 pub mod netns;
+pub mod program;
 pub mod reference;
 pub mod report;
 pub mod rows;

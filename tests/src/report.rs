@@ -271,12 +271,13 @@ pub struct Report {
 /// Part of the visits, 0 to 1, that must succeed in every act with Tunica enforcing.
 pub const AIM: f64 = 0.99;
 
-const HEADINGS: [&str; 9] = [
+const HEADINGS: [&str; 10] = [
     "act",
     "baseline",
     "legitimate success",
     "p50 µs",
     "p99 µs",
+    "× quiet",
     "requests/s",
     "attack packets/s",
     "softirq ms per 100 000",
@@ -329,8 +330,22 @@ impl Report {
         }
     }
 
+    /// p50 and p99 of the visits as multiples of the quiet act's under the same baseline.
+    fn slowdown(&self, row: &Row) -> String {
+        let quiet = self.row(Act::Quiet, row.baseline).filter(|_| row.act != Act::Quiet);
+        let ratio = |percentile| {
+            let (own, reference) =
+                (row.visits.percentile(percentile)?, quiet?.visits.percentile(percentile)?);
+            Some(format!("{:.1}", f64::from(own) / f64::from(reference.max(1))))
+        };
+        match (ratio(50), ratio(99)) {
+            (Some(half), Some(most)) => format!("{half}, {most}"),
+            _ => "–".to_owned(),
+        }
+    }
+
     /// Rows of the table, grouped by act.
-    fn cells(&self) -> Vec<[String; 9]> {
+    fn cells(&self) -> Vec<[String; 10]> {
         let mut ordered: Vec<&Row> = self.rows.iter().collect();
         ordered.sort_by_key(|row| (row.act, row.baseline));
         let number = |value: Option<u32>| value.map_or_else(|| "–".to_owned(), |value| grouped(value.into()));
@@ -350,6 +365,7 @@ impl Report {
                     percent(row.visits.success()),
                     number(row.visits.percentile(50)),
                     number(row.visits.percentile(99)),
+                    self.slowdown(row),
                     format!("{:.0}", row.requests_per_second()),
                     grouped(row.arrived_per_second().round() as u64),
                     cost,
@@ -376,7 +392,7 @@ impl Report {
                 let space = " ".repeat(width.saturating_sub(text.chars().count()));
                 // Words stand left, numbers right.
                 let _ = match column {
-                    0 | 1 | 8 => write!(line, "{text}{space}  "),
+                    0 | 1 | 9 => write!(line, "{text}{space}  "),
                     _ => write!(line, "{space}{text}  "),
                 };
             }
@@ -399,7 +415,7 @@ impl Report {
 
     /// The table in Markdown.
     pub fn markdown(&self) -> String {
-        let mut text = format!("| {} |\n|---|---|--:|--:|--:|--:|--:|--:|---|\n", HEADINGS.join(" | "));
+        let mut text = format!("| {} |\n|---|---|--:|--:|--:|--:|--:|--:|--:|---|\n", HEADINGS.join(" | "));
         for row in self.cells() {
             let _ = writeln!(text, "| {} |", row.join(" | "));
         }
@@ -551,7 +567,7 @@ fn percent(part: Option<f64>) -> String {
 }
 
 /// A number with its thousands apart.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -604,9 +620,9 @@ mod tests {
         let report = report();
         assert_eq!(report.markdown().lines().count(), 2 + 8);
         assert!(report.markdown().contains(
-            "| fixed-source SYN flood | Tunica enforcing | 100.0 % | 300 | 300 | 117 | 100 000 | 60 ± 11 | syn_rate drop 99.0 % |"
+            "| fixed-source SYN flood | Tunica enforcing | 100.0 % | 300 | 300 | 1.5, 1.5 | 117 | 100 000 | 60 ± 11 | syn_rate drop 99.0 % |"
         ));
-        assert!(report.markdown().contains("| kernel without cookies | 0.0 % | – | – | 0 | 100 000 |"));
+        assert!(report.markdown().contains("| kernel without cookies | 0.0 % | – | – | – | 0 | 100 000 |"));
         assert!(report.text().contains("Tunica observing"));
     }
 

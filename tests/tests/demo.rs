@@ -100,15 +100,17 @@ fn a_fixed_source_flood_is_answered_and_the_visitors_are_served() {
     );
     for cells in rows.values() {
         assert!(percent(&cells[0]) >= 99.0, "{page}");
-        assert!(cells[3].parse::<f64>().unwrap() > 50.0, "visits a second: {page}");
+        assert!(cells[4].parse::<f64>().unwrap() > 50.0, "visits a second: {page}");
     }
     let enforced = &rows[&("fixed-source SYN flood".to_owned(), "Tunica enforcing".to_owned())];
-    let arrived: f64 = enforced[4].replace(' ', "").parse().unwrap();
+    let arrived: f64 = enforced[5].replace(' ', "").parse().unwrap();
     assert!(arrived > 20_000.0, "the flood was no flood: {page}");
-    let answered = share(&enforced[6], "syn_cookie answer").unwrap_or_else(|| panic!("{page}"));
+    let answered = share(&enforced[7], "syn_cookie answer").unwrap_or_else(|| panic!("{page}"));
     assert!(answered > 90.0, "{page}");
     let quiet = &rows[&("quiet".to_owned(), "Tunica enforcing".to_owned())];
-    assert_eq!(quiet[6], "all passed", "{page}");
+    assert_eq!(quiet[7], "all passed", "{page}");
+    // The flood's percentiles stand beside the quiet act's, which has nothing to stand beside.
+    assert_eq!((enforced[3].split(", ").count(), quiet[3].as_str()), (2, "–"), "{page}");
 
     let image = fs::read_to_string(out.path().join("demo.svg")).unwrap();
     assert!(image.contains("Tunica enforcing") && image.ends_with("</svg>\n"));
@@ -149,13 +151,13 @@ fn every_act_is_enforced_and_the_visitors_are_served() {
     ];
     for (act, verdict, least) in acted {
         let cells = &rows[&(act.to_owned(), "Tunica enforcing".to_owned())];
-        let share = share(&cells[6], verdict).unwrap_or_else(|| panic!("{act} lacks {verdict}: {page}"));
+        let share = share(&cells[7], verdict).unwrap_or_else(|| panic!("{act} lacks {verdict}: {page}"));
         assert!(share >= least, "{act}: {verdict} {share} %: {page}");
     }
     // Forged sources do not repeat, so no limit per source speaks against them: those floods only must not hurt.
     for act in ["forged-source ACK flood", "forged-source ACK flood, IPv6"] {
         let cells = &rows[&(act.to_owned(), "Tunica enforcing".to_owned())];
-        assert!(cells[4].replace(' ', "").parse::<f64>().unwrap() > 20_000.0, "no flood: {page}");
+        assert!(cells[5].replace(' ', "").parse::<f64>().unwrap() > 20_000.0, "no flood: {page}");
     }
 }
 

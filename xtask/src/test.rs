@@ -21,7 +21,7 @@ use crate::{
 const SYSTEM_TESTS: &str = "tunica-tests";
 
 /// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
-const SLOW: &[&str] = &["cookies", "demo", "evidence", "metrics", "self_test"];
+const SLOW: &[&str] = &["cookies", "demo", "evidence", "forged_sources", "metrics", "self_test"];
 
 /// What `cargo xtask test` is asked.
 #[derive(Args)]

@@ -381,7 +381,8 @@ fn reading(seconds: u64) -> String {
          connection at once. Closed ports get SYNs and UDP datagrams in turn, on 16 ports.\n\
          - {} visitors, each with its own address, connect, ask once, read one answer, close, and think for {shortest} to \
          {longest} ms, for {seconds} s an act; a visit fails after {} ms. The service's backlog is {}. p50 and p99 are of \
-         visits that succeeded. In the acts over IPv6 the visitors come over IPv6, too, each from a /64 of its own.\n\
+         visits that succeeded, connection and answer together; × quiet says what multiples they are of the quiet act's \
+         under the same baseline. In the acts over IPv6 the visitors come over IPv6, too, each from a /64 of its own.\n\
          - Attack packets/s are those that reached the host's interface; of completed handshakes, all their segments. Shares \
          of the verdicts are of all such packets; verdicts below 0.1 % are left out if another stands there. Visitors' SYNs that are answered count with the attack's.\n\
          - The attackers' packets are socket buffers made by a packet socket on the same machine, and a veth pair hands \

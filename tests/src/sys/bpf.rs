@@ -119,6 +119,37 @@ pub fn set_program(array: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result
     unsafe { call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut request) }.map(|_| ())
 }
 
+/// An array of one number of 64 bits, which is 0.
+///
+/// # Errors
+/// The system call's.
+pub fn counter() -> io::Result<OwnedFd> {
+    let mut request = no_request();
+    // SAFETY: BPF_MAP_CREATE reads this member, which is all zeroes until now.
+    let create = unsafe { &mut request.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    (create.key_size, create.value_size, create.max_entries) = (4, 8, 1);
+    // SAFETY: the request holds no pointer.
+    unsafe { call_for_descriptor(bpf_cmd::BPF_MAP_CREATE, &mut request) }
+}
+
+/// The number in an array of one.
+///
+/// # Errors
+/// The system call's.
+pub fn count(counter: BorrowedFd<'_>) -> io::Result<u64> {
+    let (key, mut value) = (0u32, 0u64);
+    let mut request = no_request();
+    // SAFETY: BPF_MAP_LOOKUP_ELEM reads this member, which is all zeroes until now.
+    let look_up = unsafe { &mut request.__bindgen_anon_2 };
+    look_up.map_fd = counter.as_raw_fd().cast_unsigned();
+    look_up.key = (&raw const key) as u64;
+    look_up.__bindgen_anon_1.value = (&raw mut value) as u64;
+    // SAFETY: the key has four bytes and the value eight, as in `counter`, and both outlive the call.
+    unsafe { call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut request) }?;
+    Ok(value)
+}
+
 /// The loaded program with this identity.
 ///
 /// # Errors

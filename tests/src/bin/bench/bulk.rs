@@ -15,12 +15,13 @@ use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 use tunica_tests::{
     netns::{End, Namespace, join},
+    program,
     sys::{bpf, end_with_parent},
 };
 
 use crate::{
+    Pains,
     armed::{Armed, Rights},
-    program,
     series::{Aim, Bound, Series},
     tell,
     yardstick::say,
@@ -94,6 +95,8 @@ impl Pair {
             Guard::BarePass => (Some(program::pass()?), None),
             Guard::Shield => {
                 let mut shield = Armed::load(object, Rights::Unit, std::iter::empty())?;
+                // Then each segment of the connection is one whose socket is looked up.
+                shield.own(far.trim_end_matches("/24").parse().context("the receiver's address")?)?;
                 (Some(shield.program()?), Some(Box::new(shield)))
             }
         };
@@ -160,16 +163,17 @@ pub(crate) struct Bulk(BTreeMap<Guard, Series>);
 ///
 /// # Errors
 /// When something cannot be set up or a transfer fails.
-pub(crate) fn measure(purpose: &str, object: &[u8]) -> Result<Bulk> {
+pub(crate) fn measure(purpose: &str, object: &[u8], pains: Pains) -> Result<Bulk> {
     let mut pairs = BTreeMap::new();
     for (number, guard) in Guard::ALL.into_iter().enumerate() {
         tell("building the links for bulk TCP");
         pairs.insert(guard, Pair::build(purpose, guard, number, object)?);
     }
     let mut bulk = Bulk::default();
-    for round in 0..=ROUNDS {
+    let rounds = pains.rounds(ROUNDS);
+    for round in 0..=rounds {
         for (guard, pair) in &mut pairs {
-            tell(&format!("bulk TCP, round {round} of {ROUNDS}: {}", guard.title()));
+            tell(&format!("bulk TCP, round {round} of {rounds}: {}", guard.title()));
             let rate = pair.transfer()?;
             if round > 0 {
                 bulk.0.entry(*guard).or_default().push(rate);

@@ -1,37 +1,20 @@
 //! Packets dropped a second, of real frames on a real link.
-//!
-//! A generator program sends live frames (`BPF_F_TEST_XDP_LIVE_FRAMES`) out of one end of a veth pair; at the other end,
-//! in a namespace of its own, stands what is measured. The frames are no socket buffers, as on a network card: from a
-//! packet socket they would be, and XDP on veth would have to copy them.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    io::Write as _,
-    net::Ipv4Addr,
-    os::fd::{AsFd, OwnedFd},
-    path::Path,
-    process::Stdio,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr, os::fd::OwnedFd, path::Path};
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::net::if_::if_nametoindex;
-use serde_json::Value;
+use anyhow::{Context, Result, ensure};
 use tunica_common::verdict::{Action, Verdict};
 use tunica_core::id::PacketSource;
 use tunica_tests::{
-    flood::checksum,
-    frame::{self, SYN, TCP, tcp},
-    netns::{End, Namespace, join, mac_text},
-    sys::bpf,
+    netns::Namespace,
+    program::{self, Sources},
 };
 
 use crate::{
-    armed::{Armed, OWN, Rights},
+    Pains,
+    armed::{Armed, Rights, Stance},
+    link::{INTERFACE, Link, counted_by_kernel, counted_by_rules, load_rules, syn},
     nanoseconds::{BANNED, MANY, many},
-    program::{self, Sources},
     series::{Aim, Bound, Series},
     tell,
     yardstick::{Enlarged, Filter, say},
@@ -42,15 +25,11 @@ const ROUNDS: usize = 5;
 /// Frames of one call; whoever is slow gets the fewer.
 const FRAMES: u32 = 2_000_000;
 const FRAMES_THROUGH_THE_STACK: u32 = 500_000;
-/// Frames of a call that is made to know what a call costs apart from its frames; one batch.
-const ONE_BATCH: u32 = 64;
 
 /// The source of tests with one source that nobody banned.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 /// Sources of the tests that a limiter is to keep apart.
 const BOTS: Sources = Sources::Block(Ipv4Addr::new(172, 16, 0, 0), 1_024);
-
-const INTERFACE: &str = "eth0";
 
 /// What stands at the receiving end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,6 +164,15 @@ impl Attack {
         }
     }
 
+    /// What the shield is told: bots together exceed their port's budget, which would be answered with cookies, and here it
+    /// is the limit by source that is compared.
+    const fn stance(self) -> Stance {
+        match self {
+            Self::Banned | Self::Stranger | Self::ManyBanned => Stance::Shipped,
+            Self::Bots => Stance::Calm,
+        }
+    }
+
     const fn verdict(self) -> Verdict {
         match self {
             Self::Banned | Self::ManyBanned => Verdict::Banned,
@@ -196,9 +184,7 @@ impl Attack {
 /// The receiving end, in its namespace.
 struct Post {
     guard: Guard,
-    namespace: Namespace,
-    /// The generators' end of the pair.
-    entrance: u32,
+    link: Link,
     kept: Kept,
 }
 
@@ -211,10 +197,6 @@ enum Kept {
     Rules,
 }
 
-/// As [`frame::ethernet`] addresses its frames.
-const GENERATOR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const POST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-
 impl Post {
     fn build(
         purpose: &str,
@@ -224,125 +206,57 @@ impl Post {
         object: &[u8],
         filter: &Filter,
     ) -> Result<Self> {
-        let namespace = Namespace::create(purpose, guard.role())?;
-        let entrance = format!("to-{}", guard.role());
-        let (near, far) = (format!("10.78.{number}.2/24"), format!("10.78.{number}.1/24"));
-        join(
-            End { namespace: generators, interface: &entrance, mac: GENERATOR_MAC, address: &near },
-            End { namespace: &namespace, interface: INTERFACE, mac: POST_MAC, address: &far },
-        )?;
-        // Answers leave by the same link, and no address resolution takes place in the middle of a flood.
-        let gateway = format!("10.78.{number}.2");
-        let mac = mac_text(GENERATOR_MAC);
-        namespace.ip(&[
-            "neighbour",
-            "add",
-            &gateway,
-            "lladdr",
-            &mac,
-            "dev",
-            INTERFACE,
-            "nud",
-            "permanent",
-        ])?;
-        namespace.ip(&["route", "add", "default", "via", &gateway])?;
-        namespace.ip(&["address", "add", &format!("{OWN}/32"), "dev", "lo"])?;
-        for scope in ["all", "default", INTERFACE] {
-            namespace.write_sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
-        }
-        // With receive offload a veth takes frames that are no socket buffers, even without a program (drivers/net/veth.c).
-        say(namespace.command(Path::new("ethtool")).args(["-K", INTERFACE, "gro", "on"]))?;
+        let link = Link::build(purpose, guard.role(), number, generators)?;
         let kept = match guard {
-            Guard::BareDrop => Kept::Link(attach(&namespace, program::drop()?)?),
+            Guard::BareDrop => Kept::Link(link.attach(&program::drop()?, INTERFACE)?),
             Guard::Shield => {
-                let mut shield = Armed::load(
-                    object,
-                    Rights::Unit,
-                    many().map(|address| PacketSource::of(address.into())),
-                )?;
-                let link = attach(&namespace, shield.program()?)?;
-                Kept::Shield(Box::new(shield), link)
+                let banned = many().map(|address| PacketSource::of(address.into()));
+                let mut shield = Armed::load(object, Rights::Unit, banned)?;
+                let attached = link.attach(&shield.program()?, INTERFACE)?;
+                Kept::Shield(Box::new(shield), attached)
             }
             Guard::Filter => {
                 let filter = filter.of_many(many())?;
-                let link = attach(&namespace, filter.program()?)?;
-                Kept::Filter(filter, link)
+                let attached = link.attach(&filter.program()?, INTERFACE)?;
+                Kept::Filter(filter, attached)
             }
             Guard::NetdevMeter | Guard::RawMeter | Guard::NetdevSet => {
-                load_rules(&namespace, &guard.rules().unwrap_or_default())?;
+                load_rules(&link.namespace, &guard.rules().unwrap_or_default())?;
                 Kept::Rules
             }
             Guard::Hashlimit => {
                 let rule = "-t raw -A PREROUTING -p tcp --syn -m hashlimit --hashlimit-name bench --hashlimit-mode srcip \
                             --hashlimit-above 10/second --hashlimit-burst 20 -j DROP";
-                say(namespace.command(Path::new("iptables")).args(rule.split_whitespace()))?;
+                say(link.namespace.command(Path::new("iptables")).args(rule.split_whitespace()))?;
                 Kept::Rules
             }
             Guard::Nothing => Kept::Rules,
         };
-        let entrance = generators.run(|| Ok(if_nametoindex(entrance.as_str())?))?;
-        Ok(Self { guard, namespace, entrance, kept })
+        Ok(Self { guard, link, kept })
     }
 
     /// Packets dropped so far.
     fn dropped(&self, attack: Attack) -> Result<u64> {
+        let namespace = &self.link.namespace;
         match (self.guard, &self.kept) {
             (Guard::Shield, Kept::Shield(shield, _)) => shield.packets(attack.verdict(), Action::Drop),
             (Guard::BareDrop | Guard::Filter | Guard::Shield, _) => {
-                let shown = say(self.namespace.command(Path::new("ethtool")).args(["-S", INTERFACE]))?;
+                let shown = say(namespace.command(Path::new("ethtool")).args(["-S", INTERFACE]))?;
                 sum_of(&shown, "_xdp_drops:").context("`ethtool -S` shows no drops by XDP")
             }
-            (Guard::NetdevMeter | Guard::RawMeter | Guard::NetdevSet, _) => {
-                let shown =
-                    say(self.namespace.command(Path::new("nft")).args(["-j", "-t", "list", "ruleset"]))?;
-                let shown: Value = serde_json::from_str(&shown).context("reading `nft -j list ruleset`")?;
-                counter(&shown).context("nftables shows no counter")
-            }
+            (Guard::NetdevMeter | Guard::RawMeter | Guard::NetdevSet, _) => counted_by_rules(namespace),
             (Guard::Hashlimit, _) => {
                 let arguments = ["-t", "raw", "-L", "PREROUTING", "-n", "-v", "-x"];
-                let shown = say(self.namespace.command(Path::new("iptables")).args(arguments))?;
+                let shown = say(namespace.command(Path::new("iptables")).args(arguments))?;
                 let row =
                     shown.lines().find(|line| line.contains("DROP")).context("iptables shows no rule")?;
                 let packets = row.split_whitespace().next().context("iptables shows no count")?;
                 packets.parse().context("reading iptables' count")
             }
             // The kernel drops none: it answers each SYN with a RST, which it counts (RFC 1213, tcpOutRsts).
-            (Guard::Nothing, _) => {
-                let shown = self.namespace.run(|| {
-                    std::fs::read_to_string("/proc/thread-self/net/snmp").context("reading /proc/net/snmp")
-                })?;
-                let mut rows = shown.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-                let (names, values) =
-                    rows.next().zip(rows.next()).context("/proc/net/snmp has no row for TCP")?;
-                let mut pairs = names.split_whitespace().zip(values.split_whitespace());
-                let value = pairs.find(|(name, _)| *name == "OutRsts").context("no count of RSTs")?.1;
-                value.parse().context("reading the count of RSTs")
-            }
+            (Guard::Nothing, _) => counted_by_kernel(namespace, "Tcp", "OutRsts"),
         }
     }
-}
-
-fn attach(namespace: &Namespace, program: OwnedFd) -> Result<OwnedFd> {
-    namespace.run(|| {
-        let interface = if_nametoindex(INTERFACE).context("looking for the veth")?;
-        bpf::attach_xdp(program.as_fd(), interface).context("attaching to a veth in native mode")
-    })
-}
-
-fn load_rules(namespace: &Namespace, rules: &str) -> Result<()> {
-    let mut command = namespace.command(Path::new("nft"));
-    let mut child = command
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("starting `nft`")?;
-    child.stdin.take().context("nft's input")?.write_all(rules.as_bytes()).context("handing rules to nft")?;
-    let output = child.wait_with_output().context("waiting for nft")?;
-    if !output.status.success() {
-        bail!("`nft -f -` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
 }
 
 /// The numbers behind all words that end so, added up.
@@ -359,18 +273,6 @@ fn sum_of(text: &str, ending: &str) -> Option<u64> {
     sum
 }
 
-/// Packets of the first counter in nft's JSON.
-fn counter(value: &Value) -> Option<u64> {
-    match value {
-        Value::Object(fields) => match fields.get("counter").and_then(|counter| counter.get("packets")) {
-            Some(packets) => packets.as_u64(),
-            None => fields.values().find_map(counter),
-        },
-        Value::Array(values) => values.iter().find_map(counter),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
-    }
-}
-
 /// The figures, in packets a second.
 #[derive(Debug, Default)]
 pub(crate) struct Drops(BTreeMap<(Attack, Guard), Figures>);
@@ -380,13 +282,15 @@ struct Figures {
     rate: Series,
     /// Of all frames sent, those that were dropped.
     share: Series,
+    /// Nanoseconds of soft interrupts for each frame that arrived.
+    softirq: Series,
 }
 
 /// Measures all pairs in turn, round by round.
 ///
 /// # Errors
 /// When something cannot be set up, or hardly anything was dropped where nearly all should be.
-pub(crate) fn measure(purpose: &str, object: &[u8]) -> Result<Drops> {
+pub(crate) fn measure(purpose: &str, object: &[u8], pains: Pains) -> Result<Drops> {
     tell("building the links");
     let filter = Filter::of_one(purpose, BANNED)?;
     let generators = Namespace::create(purpose, "generators")?;
@@ -395,17 +299,19 @@ pub(crate) fn measure(purpose: &str, object: &[u8]) -> Result<Drops> {
         posts.insert(guard, Post::build(purpose, guard, number, &generators, object, &filter)?);
     }
     let mut drops = Drops::default();
-    for round in 0..=ROUNDS {
+    let rounds = pains.rounds(ROUNDS);
+    for round in 0..=rounds {
         for attack in Attack::ALL {
-            tell(&format!("dropped packets a second, round {round} of {ROUNDS}: {}", attack.title()));
+            tell(&format!("dropped packets a second, round {round} of {rounds}: {}", attack.title()));
             for guard in attack.guards() {
                 let post = posts.get_mut(guard).context("a post that was not built")?;
-                let (rate, share) = flood(attack, post, &generators)
+                let (rate, share, softirq) = flood(attack, post, &generators)
                     .with_context(|| format!("{}, {}", attack.title(), guard.title()))?;
                 if round > 0 {
                     let figures = drops.0.entry((attack, *guard)).or_default();
                     figures.rate.push(rate);
                     figures.share.push(share);
+                    figures.softirq.push(softirq);
                 }
             }
         }
@@ -413,53 +319,25 @@ pub(crate) fn measure(purpose: &str, object: &[u8]) -> Result<Drops> {
     Ok(drops)
 }
 
-/// The frame of an IPv4 header without options and a TCP header, with its checksums.
-fn valid(frame: &[u8]) -> Vec<u8> {
-    let (link, packet) = frame.split_at(14.min(frame.len()));
-    let (ip, segment) = packet.split_at(20.min(packet.len()));
-    let with = |part: &[u8], at: usize, sum: [u8; 2]| {
-        let mut part = part.to_vec();
-        part.splice(at..at + 2, sum);
-        part
-    };
-    let addresses = ip.get(12..20).unwrap_or_default();
-    let length = u16::try_from(segment.len()).unwrap_or(u16::MAX).to_be_bytes();
-    let sum = checksum(&[addresses, &[0, TCP], &length, segment]);
-    [link.to_vec(), with(ip, 10, checksum(&[ip])), with(segment, 16, sum)].concat()
-}
-
-/// Sends one call's frames. Returns packets dropped a second, and the share of the frames that was dropped.
-fn flood(attack: Attack, post: &mut Post, generators: &Namespace) -> Result<(f64, f64)> {
+/// Sends one call's frames. Returns packets dropped a second, the share of the frames that was dropped, and nanoseconds of
+/// soft interrupts for each that arrived.
+fn flood(attack: Attack, post: &mut Post, generators: &Namespace) -> Result<(f64, f64, f64)> {
     if let Kept::Shield(shield, _) = &mut post.kept {
-        shield.tend()?;
+        shield.stand(attack.stance())?;
     }
-    let frame = valid(&frame::v4(attack.source().octets(), TCP).frame(&tcp(SYN, 5)));
     let frames = match post.guard {
         Guard::BareDrop | Guard::Shield | Guard::Filter => FRAMES,
         Guard::NetdevMeter | Guard::RawMeter | Guard::NetdevSet | Guard::Hashlimit | Guard::Nothing => {
             FRAMES_THROUGH_THE_STACK
         }
     };
-    let entrance = post.entrance;
     let before = post.dropped(attack)?;
-    let seconds = generators.run(|| {
-        let program = program::generator(entrance, attack.sources(), &frame)?;
-        let send = |count| -> Result<f64> {
-            let begun = Instant::now();
-            bpf::send_live_frames(program.as_fd(), &frame, count).context("sending live frames")?;
-            Ok(begun.elapsed().as_secs_f64())
-        };
-        // What a call costs before its first and after its last frame.
-        let around = send(ONE_BATCH)?;
-        Ok(send(frames)? - around)
-    })?;
-    // What the receiver still had in its ring.
-    thread::sleep(Duration::from_millis(20));
+    let flood = post.link.flood(generators, attack.sources(), &syn(attack.source()), frames)?;
     let dropped = post.dropped(attack)? - before;
-    let share = dropped as f64 / f64::from(frames + ONE_BATCH);
+    let share = dropped as f64 / f64::from(flood.sent);
     // Frames that find the receiver's ring full are lost before they reach it, which takes many from whoever is slow.
     ensure!(share > 0.1, "only {dropped} of {frames} frames were dropped");
-    Ok((dropped as f64 / seconds, share))
+    Ok((dropped as f64 / flood.seconds, share, flood.softirq_nanoseconds()))
 }
 
 impl Drops {
@@ -469,14 +347,15 @@ impl Drops {
 
     /// A Markdown table of everything.
     pub(crate) fn table(&self) -> String {
-        let mut text = "| flood | receiver | min | median | max | of the frames | × shield |\n\
-                        |---|---|--:|--:|--:|--:|--:|\n"
-            .to_owned();
+        let mut text =
+            "| flood | receiver | min | median | max | of the frames | × shield | softirq ns a packet |\n\
+                        |---|---|--:|--:|--:|--:|--:|--:|\n"
+                .to_owned();
         for ((attack, guard), figures) in &self.0 {
             let millions = |rate: f64| rate / 1e6;
             let _ = writeln!(
                 text,
-                "| {} | {} | {:.2} | {:.2} | {:.2} | {:.1} % | {:.2} |",
+                "| {} | {} | {:.2} | {:.2} | {:.2} | {:.1} % | {:.2} | {:.0} |",
                 attack.title(),
                 guard.title(),
                 millions(figures.rate.least()),
@@ -484,6 +363,7 @@ impl Drops {
                 millions(figures.rate.most()),
                 figures.share.median() * 100.0,
                 figures.rate.ratio(&self.rate(*attack, Guard::Shield)),
+                figures.softirq.median(),
             );
         }
         text
@@ -528,18 +408,5 @@ mod tests {
         let ethtool = "NIC statistics:\n     rx_queue_0_xdp_drops: 12\n     rx_queue_1_xdp_drops: 30\n     peer_ifindex: 4\n";
         assert_eq!(sum_of(ethtool, "_xdp_drops:"), Some(42));
         assert_eq!(sum_of("NIC statistics:\n     peer_ifindex: 4\n", "_xdp_drops:"), None);
-        let nft = serde_json::json!({ "nftables": [
-            { "metainfo": {} },
-            { "rule": { "expr": [{ "match": {} }, { "counter": { "packets": 7, "bytes": 9 } }, { "drop": null }] } },
-        ] });
-        assert_eq!(counter(&nft), Some(7));
-    }
-
-    #[test]
-    fn frames_have_the_checksums_that_the_kernel_wants() {
-        let frame = valid(&frame::v4([198, 51, 100, 7], TCP).frame(&tcp(SYN, 5)));
-        let pseudo = [&frame[26..34], &[0, TCP, 0, 20]].concat();
-        assert_eq!(checksum(&[&frame[14..34]]), [0, 0]);
-        assert_eq!(checksum(&[&pseudo, &frame[34..]]), [0, 0]);
     }
 }

@@ -7,10 +7,14 @@
 
 mod armed;
 mod bulk;
+mod cookies;
 mod drops;
+mod growth;
+mod lasting;
+mod link;
 mod machine;
+mod memory;
 mod nanoseconds;
-mod program;
 mod series;
 mod yardstick;
 
@@ -43,13 +47,16 @@ const END: &str = "<!-- measured: end -->\n";
 #[command(name = "bench", bin_name = "cargo xtask bench")]
 struct Arguments {
     /// Which parts, separated by commas.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Cost, Part::Drops, Part::Bulk])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
     parts: Vec<Part>,
+    /// One round of everything, and a short long flood: shows that it runs, and no more.
+    #[arg(long)]
+    short: bool,
     /// Measures another build of the shield than the one in the tree.
     #[arg(long)]
     object: Option<PathBuf>,
     /// Writes the figures into `docs/benchmarks.md`; takes all parts and the tree's build.
-    #[arg(long, conflicts_with_all = ["parts", "object"])]
+    #[arg(long, conflicts_with_all = ["parts", "object", "short"])]
     write_docs: bool,
 }
 
@@ -59,8 +66,38 @@ enum Part {
     Cost,
     /// Packets dropped a second.
     Drops,
+    /// SYNs answered with cookies a second.
+    Cookies,
+    /// Half a minute of random sources.
+    Lasting,
+    /// Packets a second, by the number of sources.
+    Growth,
     /// Throughput of an established TCP connection.
     Bulk,
+    /// What the tables take.
+    Memory,
+}
+
+impl Part {
+    const ALL: [Self; 7] =
+        [Self::Cost, Self::Drops, Self::Cookies, Self::Lasting, Self::Growth, Self::Bulk, Self::Memory];
+}
+
+/// How much trouble is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pains {
+    Whole,
+    Short,
+}
+
+impl Pains {
+    /// Of so many rounds, those that are made.
+    const fn rounds(self, whole: usize) -> usize {
+        match self {
+            Self::Whole => whole,
+            Self::Short => 1,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -84,25 +121,41 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut text = machine::describe()?;
     withdraw().context("making a mount namespace")?;
+    let pains = if arguments.short { Pains::Short } else { Pains::Whole };
     let mut aims = Vec::new();
     let mut tables = String::new();
-    for part in [Part::Cost, Part::Drops, Part::Bulk] {
+    for part in Part::ALL {
         if !arguments.parts.contains(&part) {
             continue;
         }
         let (title, table) = match part {
             Part::Cost => {
-                let costs = nanoseconds::measure(PURPOSE, &object)?;
+                let costs = nanoseconds::measure(PURPOSE, &object, pains)?;
                 aims.extend(costs.aims());
                 ("Nanoseconds a packet", costs.table())
             }
             Part::Drops => {
-                let drops = drops::measure(PURPOSE, &object)?;
+                let drops = drops::measure(PURPOSE, &object, pains)?;
                 aims.extend(drops.aims());
                 ("Millions of packets dropped a second", drops.table())
             }
+            Part::Cookies => {
+                let cookies = cookies::measure(PURPOSE, &object, pains)?;
+                aims.extend(cookies.aims());
+                ("Millions of SYNs answered with cookies a second", cookies.table())
+            }
+            Part::Lasting => {
+                let lasting = lasting::measure(PURPOSE, &object, pains)?;
+                aims.extend(lasting.aims());
+                ("Random sources for half a minute", lasting.table())
+            }
+            Part::Growth => {
+                let growth = growth::measure(PURPOSE, &object, pains)?;
+                ("Millions of packets a second, by the number of sources", growth.table())
+            }
+            Part::Memory => ("Memory of the tables", memory::measure(&object)?),
             Part::Bulk => {
-                let bulk = bulk::measure(PURPOSE, &object)?;
+                let bulk = bulk::measure(PURPOSE, &object, pains)?;
                 aims.extend(bulk.aims());
                 ("Gigabits a second of one TCP connection", bulk.table())
             }
@@ -117,11 +170,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.write_docs { write(Path::new(PAGE), &text) } else { Ok(()) }
 }
 
-/// Leaves the machine's mounts: what is mounted from now on, nobody else sees, and it ends with this process. That goes for
-/// `/run`, where `ip` keeps namespaces and `xdp-filter` its lock, and for the BPF file system, where it pins.
+/// Leaves the machine's mounts and network: what is mounted from now on, nobody else sees, and it ends with this process.
+/// That goes for `/run`, where `ip` keeps namespaces and `xdp-filter` its lock, and for the BPF file system, where it pins.
+/// In the network there is loopback alone, for the sockets that the shield looks up when it is run without a link.
 fn withdraw() -> Result<()> {
     let none: Option<&str> = None;
-    unshare(CloneFlags::CLONE_NEWNS)?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)?;
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)?;

@@ -3,25 +3,34 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, OwnedFd},
+    process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
-use tunica_common::verdict::{Action, Verdict};
-use tunica_core::id::PacketSource;
+use tunica_common::{
+    policy::DEFAULT_NETS,
+    verdict::{Action, Verdict},
+};
+use tunica_core::id::{PacketSource, Prefix};
 use tunica_tests::{
-    frame::{ACK, SYN, TCP, UDP, tcp, udp, v4, v6},
+    client::connected,
+    frame::{ACK, ICMP, SYN, TCP, UDP, icmp, tcp, udp, v4, v6},
+    program::{self, Sources, Wrapped, XDP_DROP, XDP_PASS, XDP_TX},
+    shield::listen_at,
     sys::bpf,
 };
 
 use crate::{
-    armed::{Armed, Rights},
-    program::{self, Sources, Wrapped, XDP_DROP, XDP_PASS},
+    Pains,
+    armed::{Armed, OWN, PORT, Rights, Stance},
+    link::syn,
     series::{Aim, Bound, Series},
     tell,
-    yardstick::Filter,
+    yardstick::{Filter, say},
 };
 
 /// Runs of each program in a round.
@@ -42,104 +51,287 @@ const PEER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x900d, 0, 0, 0, 0, 1);
 pub(crate) enum Walk {
     Established,
     EstablishedV6,
+    EstablishedFound,
     Datagram,
     NullFlags,
     SynRate,
     Banned,
     BannedV6,
+    RangeBanned,
+    PortClosed,
+    UdpRate,
+    IcmpRate,
+    NoSocket,
+    CookieAnswer,
+    CookieReturned,
+    ForgedSynNoBudget,
     ForgedSyn,
     ForgedSynManyBans,
+    ForgedSynManyRanges,
+    ForgedAck,
     ForgedAckManyBans,
+    ForgedNoSocket,
+    ForgedEcho,
+    ForgedCookieAnswer,
     ManyBanned,
+    ManyRangesBanned,
+}
+
+/// What a walk starts from and comes to.
+struct Path {
+    title: &'static str,
+    tables: Filling,
+    stance: Stance,
+    outcome: (Verdict, Action),
+    /// Where its sources come from, if not from the frame.
+    sources: Option<Sources>,
 }
 
 impl Walk {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 26] = [
         Self::Established,
         Self::EstablishedV6,
+        Self::EstablishedFound,
         Self::Datagram,
         Self::NullFlags,
         Self::SynRate,
         Self::Banned,
         Self::BannedV6,
+        Self::RangeBanned,
+        Self::PortClosed,
+        Self::UdpRate,
+        Self::IcmpRate,
+        Self::NoSocket,
+        Self::CookieAnswer,
+        Self::CookieReturned,
+        Self::ForgedSynNoBudget,
         Self::ForgedSyn,
         Self::ForgedSynManyBans,
+        Self::ForgedSynManyRanges,
+        Self::ForgedAck,
         Self::ForgedAckManyBans,
+        Self::ForgedNoSocket,
+        Self::ForgedEcho,
+        Self::ForgedCookieAnswer,
         Self::ManyBanned,
+        Self::ManyRangesBanned,
     ];
 
-    const fn title(self) -> &'static str {
-        match self {
-            Self::Established => "established segment (ACK) passes, IPv4",
-            Self::EstablishedV6 => "established segment (ACK) passes, IPv6",
-            Self::Datagram => "UDP passes",
-            Self::NullFlags => "sanity drop (no TCP flag)",
-            Self::SynRate => "SYN over the limit is dropped, one source",
-            Self::Banned => "ban drops, one source, IPv4",
-            Self::BannedV6 => "ban drops, one source, IPv6",
-            Self::ForgedSyn => "SYN passes, random sources, tables empty",
-            Self::ForgedSynManyBans => "SYN passes, random sources, 100 000 others banned",
-            Self::ForgedAckManyBans => "ACK passes, random sources, 100 000 others banned",
-            Self::ManyBanned => "ban drops, random sources, all of 100 000 banned",
+    const fn path(self) -> Path {
+        use Filling::{Empty, Many, One, Ranges};
+        use Stance::{Calm, Cookies, Lockdown, NoBudget, Shipped};
+        const PASSES: (Verdict, Action) = (Verdict::Pass, Action::Pass);
+        const SYN_PASSES: (Verdict, Action) = (Verdict::Syn, Action::Pass);
+        const fn drops(verdict: Verdict) -> (Verdict, Action) {
+            (verdict, Action::Drop)
         }
+        const ANSWERS: (Verdict, Action) = (Verdict::SynCookie, Action::Answer);
+        const ANYONE: Option<Sources> = Some(Sources::HalfTheInternet);
+        let (title, tables, stance, outcome, sources) = match self {
+            Self::Established => ("established segment (ACK) passes, IPv4", Empty, Calm, PASSES, None),
+            Self::EstablishedV6 => ("established segment (ACK) passes, IPv6", Empty, Calm, PASSES, None),
+            Self::EstablishedFound => (
+                "established segment passes, above the rate at which its socket is looked up",
+                Empty,
+                Shipped,
+                PASSES,
+                None,
+            ),
+            Self::Datagram => ("UDP passes", Empty, Shipped, PASSES, None),
+            Self::NullFlags => ("sanity drop (no TCP flag)", Empty, Shipped, drops(Verdict::NullFlags), None),
+            Self::SynRate => {
+                ("SYN over the limit is dropped, one source", Empty, Shipped, drops(Verdict::SynRate), None)
+            }
+            Self::Banned => ("ban drops, one source, IPv4", One, Shipped, drops(Verdict::Banned), None),
+            Self::BannedV6 => ("ban drops, one source, IPv6", One, Shipped, drops(Verdict::Banned), None),
+            Self::RangeBanned => (
+                "ban of a range drops, one source, 16 384 ranges",
+                Ranges,
+                Shipped,
+                drops(Verdict::BannedNet),
+                None,
+            ),
+            Self::PortClosed => (
+                "SYN to a closed port is dropped (lockdown)",
+                Empty,
+                Lockdown,
+                drops(Verdict::PortClosed),
+                None,
+            ),
+            Self::UdpRate => {
+                ("UDP over its port's rate is dropped", Empty, Stance::UdpRate, drops(Verdict::UdpRate), None)
+            }
+            Self::IcmpRate => {
+                ("ping over the limit is dropped, one source", Empty, Shipped, drops(Verdict::IcmpRate), None)
+            }
+            Self::NoSocket => (
+                "ACK of no connection, over the limit, is dropped, one source",
+                Empty,
+                Shipped,
+                drops(Verdict::NoSocket),
+                None,
+            ),
+            Self::CookieAnswer => {
+                ("SYN to a port over its budget is answered, one source", Empty, Cookies, ANSWERS, None)
+            }
+            Self::CookieReturned => (
+                "ACK that brings a good cookie back passes",
+                Empty,
+                Cookies,
+                (Verdict::CookieAck, Action::Pass),
+                None,
+            ),
+            Self::ForgedSynNoBudget => (
+                "SYN passes, random sources, tables empty, ports without budget",
+                Empty,
+                NoBudget,
+                SYN_PASSES,
+                ANYONE,
+            ),
+            Self::ForgedSyn => ("SYN passes, random sources, tables empty", Empty, Calm, SYN_PASSES, ANYONE),
+            Self::ForgedSynManyBans => {
+                ("SYN passes, random sources, 100 000 others banned", Many, Calm, SYN_PASSES, ANYONE)
+            }
+            Self::ForgedSynManyRanges => (
+                "SYN passes, random sources, 16 384 ranges of others banned",
+                Ranges,
+                Calm,
+                SYN_PASSES,
+                ANYONE,
+            ),
+            Self::ForgedAck => ("ACK passes, random sources, tables empty", Empty, Calm, PASSES, ANYONE),
+            Self::ForgedAckManyBans => {
+                ("ACK passes, random sources, 100 000 others banned", Many, Calm, PASSES, ANYONE)
+            }
+            Self::ForgedNoSocket => (
+                "ACK of no connection, over the host's limit, is dropped, random sources",
+                Empty,
+                Shipped,
+                drops(Verdict::NoSocket),
+                ANYONE,
+            ),
+            Self::ForgedEcho => (
+                "ping over the host's limit is dropped, random sources",
+                Empty,
+                Shipped,
+                drops(Verdict::IcmpHostRate),
+                ANYONE,
+            ),
+            Self::ForgedCookieAnswer => {
+                ("SYN to a port over its budget is answered, random sources", Empty, Cookies, ANSWERS, ANYONE)
+            }
+            Self::ManyBanned => (
+                "ban drops, random sources, all of 100 000 banned",
+                Many,
+                Shipped,
+                drops(Verdict::Banned),
+                Some(Sources::Block(BANNED, MANY)),
+            ),
+            Self::ManyRangesBanned => (
+                "ban of a range drops, random sources, all of 16 384 ranges banned",
+                Ranges,
+                Shipped,
+                drops(Verdict::BannedNet),
+                Some(Sources::Block(BANNED, RANGES * 256)),
+            ),
+        };
+        Path { title, tables, stance, outcome, sources }
     }
 
-    fn frame(self) -> Vec<u8> {
+    /// The frame; `world` knows those that depend on what went before.
+    fn frame(self, world: &World) -> Vec<u8> {
         let segment = |source: Ipv4Addr, flags| v4(source.octets(), TCP).frame(&tcp(flags, 5));
         match self {
-            Self::Established | Self::ForgedAckManyBans => segment(PEER, ACK),
+            Self::Established
+            | Self::NoSocket
+            | Self::ForgedAck
+            | Self::ForgedAckManyBans
+            | Self::ForgedNoSocket => segment(PEER, ACK),
             Self::EstablishedV6 => v6(PEER_V6.octets(), TCP).frame(&tcp(ACK, 5)),
-            Self::Datagram => v4(PEER.octets(), UDP).frame(&udp(40_000, 443, 16, 0)),
+            Self::EstablishedFound => from_port(segment(PEER, ACK), world.connected_from),
+            Self::Datagram | Self::UdpRate => v4(PEER.octets(), UDP).frame(&udp(40_000, PORT, 16, 0)),
             Self::NullFlags => segment(PEER, 0),
-            Self::SynRate | Self::ForgedSyn | Self::ForgedSynManyBans => segment(PEER, SYN),
-            Self::Banned | Self::ManyBanned => segment(BANNED, SYN),
-            Self::BannedV6 => v6(BANNED_V6.octets(), TCP).frame(&tcp(SYN, 5)),
-        }
-    }
-
-    /// Where its sources come from, if not from the frame.
-    const fn sources(self) -> Option<Sources> {
-        match self {
-            Self::Established
-            | Self::EstablishedV6
-            | Self::Datagram
-            | Self::NullFlags
-            | Self::SynRate
-            | Self::Banned
-            | Self::BannedV6 => None,
-            Self::ForgedSyn | Self::ForgedSynManyBans | Self::ForgedAckManyBans => {
-                Some(Sources::HalfTheInternet)
-            }
-            Self::ManyBanned => Some(Sources::Block(BANNED, MANY)),
-        }
-    }
-
-    const fn outcome(self) -> (Verdict, Action) {
-        match self {
-            Self::Established
-            | Self::EstablishedV6
-            | Self::Datagram
+            Self::SynRate
+            | Self::PortClosed
+            | Self::CookieAnswer
+            | Self::ForgedSynNoBudget
             | Self::ForgedSyn
             | Self::ForgedSynManyBans
-            | Self::ForgedAckManyBans => (Verdict::Pass, Action::Pass),
-            Self::NullFlags => (Verdict::NullFlags, Action::Drop),
-            Self::SynRate => (Verdict::SynRate, Action::Drop),
-            Self::Banned | Self::BannedV6 | Self::ManyBanned => (Verdict::Banned, Action::Drop),
+            | Self::ForgedSynManyRanges
+            | Self::ForgedCookieAnswer => syn(PEER),
+            Self::Banned | Self::ManyBanned | Self::RangeBanned | Self::ManyRangesBanned => syn(BANNED),
+            Self::BannedV6 => v6(BANNED_V6.octets(), TCP).frame(&tcp(SYN, 5)),
+            Self::IcmpRate | Self::ForgedEcho => v4(PEER.octets(), ICMP).frame(&icmp(8, 0, 56)),
+            Self::CookieReturned => world.returned.clone(),
         }
     }
 
-    const fn tables(self) -> Filling {
-        match self {
-            Self::Established
-            | Self::EstablishedV6
-            | Self::Datagram
-            | Self::NullFlags
-            | Self::SynRate
-            | Self::ForgedSyn => Filling::Empty,
-            Self::Banned | Self::BannedV6 => Filling::One,
-            Self::ForgedSynManyBans | Self::ForgedAckManyBans | Self::ManyBanned => Filling::Many,
-        }
+    /// Whether the program overwrites the frame, so that it has to be written anew for each run.
+    const fn is_overwritten(self) -> bool {
+        matches!(self, Self::CookieAnswer | Self::ForgedCookieAnswer)
     }
+}
+
+/// What some frames depend on, and the sockets that they find.
+struct World {
+    _listener: TcpListener,
+    _connection: (TcpStream, OwnedFd),
+    /// The port that the connection's peer has.
+    connected_from: u16,
+    /// An ACK that brings a cookie back. Cookies age, so it is renewed.
+    returned: Vec<u8>,
+}
+
+impl World {
+    /// Listens where the frames go, and connects from where they come.
+    fn build() -> Result<Self> {
+        for arguments in
+            ["link set lo up", "address add 192.0.2.1/32 dev lo", "address add 198.51.100.7/32 dev lo"]
+        {
+            say(Command::new("ip").args(arguments.split_whitespace()))?;
+        }
+        let service = SocketAddr::new(OWN.into(), PORT);
+        let listener = listen_at(service)?;
+        let client = connected(IpAddr::V4(PEER), service, Duration::from_secs(5))
+            .context("the peer's own socket")?
+            .context("connecting over loopback")?;
+        let (served, peer) = listener.accept().context("accepting the connection")?;
+        Ok(Self {
+            _listener: listener,
+            _connection: (served, client),
+            connected_from: peer.port(),
+            returned: Vec::new(),
+        })
+    }
+
+    /// Lets the shield make a cookie, and makes the ACK that brings it back (RFC 4987, section 3.6).
+    fn renew(&mut self, shield: &mut Armed) -> Result<()> {
+        let asked = from_port(syn(PEER), RETURNING_PORT);
+        let answer = loop {
+            // The trickle to the listener comes first, and leaves the frame as it was.
+            let answer = shield.reply(&asked)?;
+            if answer.get(47) == Some(&(SYN | ACK)) {
+                break answer;
+            }
+        };
+        let word = |bytes: Option<&[u8]>| -> Result<u32> {
+            Ok(u32::from_be_bytes(bytes.context("an answer that is too short")?.try_into()?))
+        };
+        let (sequence, cookie) = (word(answer.get(42..46))?, word(answer.get(38..42))?);
+        let mut segment = tcp(ACK, 5);
+        segment.splice(4..12, [sequence.to_be_bytes(), cookie.wrapping_add(1).to_be_bytes()].concat());
+        self.returned = from_port(v4(PEER.octets(), TCP).frame(&segment), RETURNING_PORT);
+        Ok(())
+    }
+}
+
+/// From which port the cookie comes back.
+const RETURNING_PORT: u16 = 40_001;
+
+/// The same segment over IPv4 from another port.
+fn from_port(mut frame: Vec<u8>, port: u16) -> Vec<u8> {
+    frame.splice(34..36, port.to_be_bytes());
+    frame
 }
 
 /// What is banned.
@@ -149,10 +341,15 @@ enum Filling {
     /// One IPv4 source and one IPv6 network.
     One,
     Many,
+    /// As many /24 as the table holds, in a row.
+    Ranges,
 }
 
+/// How many ranges that is.
+const RANGES: i32 = DEFAULT_NETS as i32;
+
 impl Filling {
-    const ALL: [Self; 3] = [Self::Empty, Self::One, Self::Many];
+    const ALL: [Self; 4] = [Self::Empty, Self::One, Self::Many, Self::Ranges];
 
     fn load(self, object: &[u8], rights: Rights) -> Result<Armed> {
         let one = [BANNED.into(), BANNED_V6.into()];
@@ -160,6 +357,15 @@ impl Filling {
             Self::Empty => Armed::load(object, rights, std::iter::empty()),
             Self::One => Armed::load(object, rights, one.into_iter().map(PacketSource::of)),
             Self::Many => Armed::load(object, rights, many().map(|address| PacketSource::of(address.into()))),
+            Self::Ranges => {
+                let mut shield = Armed::load(object, rights, std::iter::empty())?;
+                let range = |number: u32| Ipv4Addr::from_bits(BANNED.to_bits() + 256 * number);
+                let ranges: Result<Vec<Prefix>> = (0..RANGES.cast_unsigned())
+                    .map(|number| Ok(format!("{}/24", range(number)).parse()?))
+                    .collect();
+                shield.ban_ranges(ranges?.into_iter())?;
+                Ok(shield)
+            }
         }
     }
 }
@@ -174,10 +380,8 @@ pub(crate) fn many() -> impl Iterator<Item = Ipv4Addr> {
 enum Case {
     /// Two instructions.
     Drop,
-    /// The wrapper, then two instructions; with random sources as in [`Walk::ForgedSyn`].
-    WrappedDrop,
-    /// As above, with random sources as in [`Walk::ManyBanned`].
-    WrappedDropOfMany,
+    /// A wrapper, then two instructions.
+    Wrapped(Wrapper),
     /// `xdp-filter` drops one source.
     FilterOne,
     /// `xdp-filter` drops random sources, all of 100 000 in its table.
@@ -186,18 +390,51 @@ enum Case {
     Shield(Walk, Rights),
 }
 
+/// A program that writes into the packet before another one runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wrapper {
+    /// A source of half the internet.
+    Random,
+    /// A source of a block.
+    OfMany,
+    /// The whole frame.
+    Renewed,
+    /// The whole frame and a source of half the internet.
+    RenewedRandom,
+}
+
+impl Wrapper {
+    const ALL: [Self; 4] = [Self::Random, Self::OfMany, Self::Renewed, Self::RenewedRandom];
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Random => "random source by the wrapper, then bare `XDP_DROP`",
+            Self::OfMany => "the same from a block of 100 000",
+            Self::Renewed => "whole frame by the wrapper, then bare `XDP_DROP`",
+            Self::RenewedRandom => "the same with a random source",
+        }
+    }
+
+    /// What stands before the programs of this walk.
+    const fn of(walk: Walk) -> Option<Self> {
+        match (walk.is_overwritten(), walk.path().sources) {
+            (false, None) => None,
+            (false, Some(Sources::Block(..))) => Some(Self::OfMany),
+            (false, Some(_)) => Some(Self::Random),
+            (true, None) => Some(Self::Renewed),
+            (true, Some(_)) => Some(Self::RenewedRandom),
+        }
+    }
+}
+
 impl Case {
-    /// The case whose cost is the wrapper's and two instructions', if this one is wrapped.
-    const fn wrapper(self) -> Option<Self> {
+    /// The wrapper that is in its figure, too.
+    const fn wrapper(self) -> Option<Wrapper> {
         match self {
             Self::Drop | Self::FilterOne => None,
-            Self::WrappedDrop | Self::WrappedDropOfMany => Some(self),
-            Self::FilterMany => Some(Self::WrappedDropOfMany),
-            Self::Shield(walk, _) => match walk.sources() {
-                None => None,
-                Some(Sources::HalfTheInternet) => Some(Self::WrappedDrop),
-                Some(Sources::Block(..)) => Some(Self::WrappedDropOfMany),
-            },
+            Self::Wrapped(wrapper) => Some(wrapper),
+            Self::FilterMany => Some(Wrapper::OfMany),
+            Self::Shield(walk, _) => Wrapper::of(walk),
         }
     }
 }
@@ -218,7 +455,7 @@ pub(crate) struct Costs(BTreeMap<Case, Series>);
 ///
 /// # Errors
 /// When something cannot be loaded, or a packet came to another end than the case is about.
-pub(crate) fn measure(purpose: &str, object: &[u8]) -> Result<Costs> {
+pub(crate) fn measure(purpose: &str, object: &[u8], pains: Pains) -> Result<Costs> {
     tell("loading the programs");
     let filter = Filter::of_one(purpose, BANNED)?;
     let many_filtered = filter.of_many(many())?;
@@ -228,33 +465,34 @@ pub(crate) fn measure(purpose: &str, object: &[u8]) -> Result<Costs> {
             shields.insert((filling, rights), filling.load(object, rights)?);
         }
     }
-    let candidates = candidates(&filter, many_filtered.program()?, &mut shields)?;
+    let mut world = World::build()?;
+    let mut candidates = candidates(&filter, many_filtered.program()?, &mut shields, &world)?;
     let mut costs = Costs::default();
-    for round in 0..=ROUNDS {
-        tell(&format!("cost of a packet, round {round} of {ROUNDS}"));
-        for (case, candidate) in &candidates {
+    let rounds = pains.rounds(ROUNDS);
+    for round in 0..=rounds {
+        tell(&format!("cost of a packet, round {round} of {rounds}"));
+        for (case, candidate) in &mut candidates {
             let nanoseconds = match case {
                 Case::Shield(walk, rights) => {
+                    let Path { title, tables, stance, outcome: (verdict, action), .. } = walk.path();
                     let shield =
-                        shields.get_mut(&(walk.tables(), *rights)).context("a shield that was not loaded")?;
-                    shield.tend()?;
-                    let (verdict, action) = walk.outcome();
+                        shields.get_mut(&(tables, *rights)).context("a shield that was not loaded")?;
+                    shield.stand(stance)?;
+                    if *walk == Walk::CookieReturned {
+                        world.renew(shield)?;
+                        candidate.frame.clone_from(&world.returned);
+                    }
                     let before = shield.packets(verdict, action)?;
-                    let nanoseconds = candidate.run()?;
+                    let nanoseconds = candidate.run().with_context(|| title)?;
                     let counted = shield.packets(verdict, action)? - before;
                     // Some SYNs of a source over its limit conform, and some forged sources share cells with others.
                     ensure!(
-                        counted >= u64::from(REPEAT) / 100 * 99,
-                        "{}: only {counted} of {REPEAT} packets came to this end",
-                        walk.title()
+                        counted >= u64::from(REPEAT) / 100 * 97,
+                        "{title}: only {counted} of {REPEAT} packets came to this end",
                     );
                     nanoseconds
                 }
-                Case::Drop
-                | Case::WrappedDrop
-                | Case::WrappedDropOfMany
-                | Case::FilterOne
-                | Case::FilterMany => candidate.run()?,
+                Case::Drop | Case::Wrapped(_) | Case::FilterOne | Case::FilterMany => candidate.run()?,
             };
             if round > 0 {
                 costs.0.entry(*case).or_default().push(nanoseconds);
@@ -268,36 +506,45 @@ fn candidates(
     filter: &Filter,
     many_filtered: OwnedFd,
     shields: &mut BTreeMap<(Filling, Rights), Armed>,
+    world: &World,
 ) -> Result<Vec<(Case, Candidate)>> {
     let drop = program::drop()?;
     let anyone = Sources::HalfTheInternet;
     let of_many = Sources::Block(BANNED, MANY);
-    let banned = || Walk::Banned.frame();
-    let mut candidates = vec![
-        (Case::WrappedDrop, Candidate::new(Wrapped::around(drop.as_fd(), anyone)?, banned(), XDP_DROP)),
-        (
-            Case::WrappedDropOfMany,
-            Candidate::new(Wrapped::around(drop.as_fd(), of_many)?, banned(), XDP_DROP),
-        ),
+    let banned = || syn(BANNED);
+    let mut candidates = Vec::new();
+    for wrapper in Wrapper::ALL {
+        let (drop, frame) = (drop.as_fd(), banned());
+        let wrapped = match wrapper {
+            Wrapper::Random => Wrapped::around(drop, anyone),
+            Wrapper::OfMany => Wrapped::around(drop, of_many),
+            Wrapper::Renewed => Wrapped::renewing(drop, None, &frame),
+            Wrapper::RenewedRandom => Wrapped::renewing(drop, Some(anyone), &frame),
+        };
+        candidates.push((Case::Wrapped(wrapper), Candidate::new(wrapped?, frame, XDP_DROP)));
+    }
+    let filter_many = Wrapped::around(many_filtered.as_fd(), of_many)?;
+    candidates.extend([
         (Case::Drop, Candidate::new(drop, banned(), XDP_DROP)),
         (Case::FilterOne, Candidate::new(filter.program().try_clone()?, banned(), XDP_DROP)),
-        (
-            Case::FilterMany,
-            Candidate::new(Wrapped::around(many_filtered.as_fd(), of_many)?, banned(), XDP_DROP),
-        ),
-    ];
+        (Case::FilterMany, Candidate::new(filter_many, banned(), XDP_DROP)),
+    ]);
     for ((filling, rights), shield) in shields {
-        for walk in Walk::ALL.into_iter().filter(|walk| walk.tables() == *filling) {
-            let returned = match walk.outcome().1 {
+        for walk in Walk::ALL.into_iter().filter(|walk| walk.path().tables == *filling) {
+            let Path { outcome, sources, .. } = walk.path();
+            let returned = match outcome.1 {
                 Action::Pass | Action::WouldDrop | Action::WouldAnswer => XDP_PASS,
                 Action::Drop => XDP_DROP,
-                Action::Answer => 3,
+                Action::Answer => XDP_TX,
             };
-            let program = shield.program()?;
-            let candidate = match walk.sources() {
-                None => Candidate::new(program, walk.frame(), returned),
-                Some(sources) => {
-                    Candidate::new(Wrapped::around(program.as_fd(), sources)?, walk.frame(), returned)
+            let (program, frame) = (shield.program()?, walk.frame(world));
+            let candidate = match (walk.is_overwritten(), sources) {
+                (false, None) => Candidate::new(program, frame, returned),
+                (false, Some(sources)) => {
+                    Candidate::new(Wrapped::around(program.as_fd(), sources)?, frame, returned)
+                }
+                (true, sources) => {
+                    Candidate::new(Wrapped::renewing(program.as_fd(), sources, &frame)?, frame, returned)
                 }
             };
             candidates.push((Case::Shield(walk, *rights), candidate));
@@ -339,7 +586,9 @@ impl Costs {
         match case.wrapper() {
             None => raw,
             Some(wrapper) => {
-                let added = self.of(wrapper).with(&self.of(Case::Drop), |wrapped, bare| wrapped - bare);
+                let added = self
+                    .of(Case::Wrapped(wrapper))
+                    .with(&self.of(Case::Drop), |wrapped, bare| wrapped - bare);
                 raw.with(&added, |raw, added| raw - added)
             }
         }
@@ -367,12 +616,13 @@ impl Costs {
             );
         };
         row("bare `XDP_DROP`, two instructions", Case::Drop, None);
-        row("random source by the wrapper, then bare `XDP_DROP`", Case::WrappedDrop, None);
-        row("the same from a block of 100 000", Case::WrappedDropOfMany, None);
+        for wrapper in Wrapper::ALL {
+            row(wrapper.title(), Case::Wrapped(wrapper), None);
+        }
         row("`xdp-filter` drops one source", Case::FilterOne, None);
         row("`xdp-filter` drops random sources, all of 100 000 in its table", Case::FilterMany, None);
         for walk in Walk::ALL {
-            let title = format!("shield: {}", walk.title());
+            let title = format!("shield: {}", walk.path().title);
             row(&title, Case::Shield(walk, Rights::Unit), Some(Case::Shield(walk, Rights::Root)));
         }
         text
