@@ -76,6 +76,8 @@ pub struct Plan<'a> {
     pub settings: &'a Settings,
     /// First port at which answers over UDP come back; see [`tunica_core::limits::HostFacts::ephemeral_low`].
     pub ephemeral_low: u16,
+    /// Whether the host translates addresses; see [`tunica_core::limits::HostFacts::translates`].
+    pub translates: bool,
     /// Whether packets that connection tracking calls invalid are dropped. It makes the kernel track every connection.
     pub drop_invalid: bool,
     /// TCP ports on loopback and the new connections that each takes, such as tor's SOCKS port: [`SOCKS_PACE`].

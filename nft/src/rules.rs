@@ -56,7 +56,8 @@ const OPAQUE_HEADERS: [u32; 4] = [51, 135, 139, 140];
 
 /// Every chain, those that others lead to before those that lead there.
 pub(crate) fn chains(plan: &Plan<'_>) -> Vec<Chain> {
-    let rules = Rules { settings: plan.settings, ephemeral_low: plan.ephemeral_low };
+    let Plan { settings, ephemeral_low, translates, .. } = *plan;
+    let rules = Rules { settings, ephemeral_low, translates };
     let mut chains = Vec::new();
     let mut chain = |name: &str, rules| {
         chains.push(Chain { name: name.to_owned(), priority: None, rules });
@@ -111,6 +112,8 @@ fn log() -> Statement<'static> {
 struct Rules<'a> {
     settings: &'a Settings,
     ephemeral_low: u16,
+    /// Connections of others behind the host have no socket here.
+    translates: bool,
 }
 
 impl Rules<'_> {
@@ -195,7 +198,7 @@ impl Rules<'_> {
     /// Segments that are no SYN: below a rate nobody asks whose they are, and those of a connection find its socket.
     fn segment(&self) -> Vec<Statements> {
         let mut rules = Vec::new();
-        if let Some(limits) = self.settings.no_socket {
+        if let Some(limits) = self.settings.no_socket.filter(|_| !self.translates) {
             rules.push(pass(Verdict::Pass, vec![Rate::each_second(limits.host_per_second).within()]));
             rules.push(pass(Verdict::Pass, vec![is_local(FibFlag::Daddr, false)]));
             // A connection's socket is bound to one address, most listeners to all.
@@ -216,6 +219,10 @@ impl Rules<'_> {
         let mut rules = Vec::new();
         if self.settings.lockdown {
             let mut closed = vec![ours()];
+            if self.translates {
+                let fixed = range(0, u32::from(self.ephemeral_low.saturating_sub(1)));
+                closed.push(is(field("tcp", "dport"), fixed));
+            }
             closed.extend(self.open_ports(Transport::Tcp).map(|open| is_not(field("tcp", "dport"), open)));
             rules.push(self.refuse(Verdict::PortClosed, closed));
         }
@@ -238,6 +245,9 @@ impl Rules<'_> {
     /// Over its budget a port leaves the flood to the kernel's own cookies: counted, never dropped. Where nobody listens
     /// there is nothing to lose.
     fn over_budget(&self) -> Vec<Statements> {
+        if self.translates {
+            return vec![pass(Verdict::SynOverBudget, Vec::new())];
+        }
         let has_socket = is(socket_is_transparent(), one_of([0, 1].map(number)));
         vec![pass(Verdict::SynOverBudget, vec![has_socket]), self.refuse(Verdict::NoListener, Vec::new())]
     }

@@ -136,7 +136,14 @@ fn interfaces() -> Vec<String> {
 }
 
 fn plan<'a>(interfaces: &'a [String], settings: &'a Settings) -> Plan<'a> {
-    Plan { interfaces, settings, ephemeral_low: 32_768, drop_invalid: true, loopback: &LOOPBACK }
+    Plan {
+        interfaces,
+        settings,
+        ephemeral_low: 32_768,
+        translates: false,
+        drop_invalid: true,
+        loopback: &LOOPBACK,
+    }
 }
 
 fn render(settings: &Settings) -> String {
@@ -396,6 +403,7 @@ fn counters_say_what_became_of_their_packets() {
             interfaces: &interfaces,
             settings: &settings,
             ephemeral_low: 32_768,
+            translates: false,
             drop_invalid: true,
             loopback: &[],
         };

@@ -231,6 +231,7 @@ impl Host {
             interfaces: &interfaces,
             settings: &settings,
             ephemeral_low: world.ephemeral_low,
+            translates: world.translates,
             drop_invalid: false,
             loopback: &[],
         };

@@ -426,6 +426,7 @@ impl App {
             interfaces,
             settings: self.coordinator.settings().clone(),
             ephemeral_low: desired.host.ephemeral_low,
+            translates: desired.host.translates,
             drop_invalid: shield.nft.drop_invalid,
         });
         let result = self.nft.follow(wish, desired, self.now().mono);

@@ -122,6 +122,7 @@ fn nft(global: &Global, ports: &Ports) -> Result<Exit, Failure> {
         interfaces: &config.shield.interfaces,
         settings: &settings,
         ephemeral_low: HostFacts::default().ephemeral_low,
+        translates: false,
         drop_invalid: ports.drop_invalid || config.shield.nft.drop_invalid,
         loopback: &loopback,
     };

@@ -70,6 +70,8 @@ pub struct Wish {
     pub settings: Settings,
     /// See [`Plan::ephemeral_low`].
     pub ephemeral_low: u16,
+    /// See [`Plan::translates`].
+    pub translates: bool,
     /// See [`Plan::drop_invalid`].
     pub drop_invalid: bool,
 }
@@ -187,6 +189,7 @@ impl Nft {
             interfaces: &wish.interfaces,
             settings: &wish.settings,
             ephemeral_low: wish.ephemeral_low,
+            translates: wish.translates,
             drop_invalid: wish.drop_invalid,
             loopback: &[],
         };
