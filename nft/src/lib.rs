@@ -60,7 +60,8 @@ pub const DIFFERENCES: &[&str] = &[
     "syn_cookie: nothing is answered here; SYNs over a port's budget are counted as syn_over_budget, and the kernel's \
      own cookies answer them (net.ipv4.tcp_syncookies = 1)",
     "no_socket: a returned cookie counts like any segment without a socket; a listener bound to one address counts as \
-     a connection",
+     a connection; there is no limit for all sources together, because the segment that completes a handshake would \
+     count too",
     "heartbeat: nftables has none; bans end by their timeout alone",
     "banned_net: a range inside another one has no end of its own until the outer one ended",
     "the drop log goes to the kernel's log, without the verdict",

@@ -186,8 +186,11 @@ impl Rules<'_> {
             );
             // Answers to what the host asked find the socket that asked.
             let asked = range(self.ephemeral_low.into(), u16::MAX.into());
-            let has_socket = is(socket_is_wildcard(), one_of([number(0), number(1)]));
-            rules.push(pass(Verdict::Pass, vec![is(field("udp", "dport"), asked), has_socket]));
+            let mut answers = vec![is(field("udp", "dport"), asked)];
+            if !self.translates {
+                answers.push(is(socket_is_wildcard(), one_of([number(0), number(1)])));
+            }
+            rules.push(pass(Verdict::Pass, answers));
             rules.push(self.refuse(Verdict::PortClosed, Vec::new()));
         } else {
             rules.push(pass(Verdict::Pass, Vec::new()));
