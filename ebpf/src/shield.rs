@@ -135,24 +135,29 @@ fn syn(frame: &Frame<'_>, policy: &Policy, packet: &mut Packet, key: &SourceKey,
         None => (0, [0, 0]),
     };
     let budget = policy.budget_pace[0] != 0;
-    let has_rule = new_pace[0] != 0 || flags != 0;
-    let is_ours = (policy.lockdown != 0 || budget || has_rule) && is_for_us(policy, packet);
-    if policy.lockdown != 0 && is_ours && flags & PORT_OPEN == 0 {
-        return Decision::Refuse(Objection { verdict: Verdict::PortClosed, now: None });
-    }
-    if policy.syn_cost_ticks == 0 && !is_ours {
+    let is_asked = budget || new_pace[0] != 0 || flags != 0;
+    if policy.lockdown == 0 && policy.syn_cost_ticks == 0 && !is_asked {
         return Decision::Pass;
     }
     let now = tables::now();
     let Some(port) = tables::port(packet.destination_port) else { return Decision::Pass };
-    let is_armed = is_ours && budget && port.armed_until_ns > now;
-    if is_armed && has_cookies(policy, flags) {
+    let is_armed = budget && port.armed_until_ns > now;
+    // Whose address it is costs a look-up, which a SYN that its source's limit refuses is spared where nothing else asks.
+    let is_first = policy.lockdown != 0 || is_armed;
+    let mut is_ours = is_first && is_for_us(policy, packet);
+    if policy.lockdown != 0 && is_ours && flags & PORT_OPEN == 0 {
+        return Decision::Refuse(Objection { verdict: Verdict::PortClosed, now: None });
+    }
+    if is_armed && is_ours && has_cookies(policy, flags) {
         return Decision::Jump(JUMP_COOKIE);
     }
     if policy.syn_cost_ticks != 0
         && let Some(verdict) = limit::new_connection(policy, key, hash, now)
     {
         return Decision::refuse(verdict, now);
+    }
+    if !is_first {
+        is_ours = is_asked && is_for_us(policy, packet);
     }
     if !is_ours {
         return Decision::Pass;
