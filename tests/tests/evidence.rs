@@ -109,6 +109,8 @@ fn whoever_connects_too_often_is_banned_and_nobody_else() {
         Ok(lab.json(&["status"])?["never_ban"]["refused_bans"].as_u64() >= Some(1))
     })
     .unwrap();
+    let refused = "tunica_bans_refused_total{reason=\"protected\"}";
+    assert!(lab.metric(refused).unwrap() >= Some(1.0));
     assert_eq!(lab.json(&["ban", "list"]).unwrap()["bans"].as_array().unwrap().len(), 1);
     lab.end(Signal::SIGTERM).unwrap();
 }

@@ -11,9 +11,11 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Stdio,
+    thread,
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
@@ -360,8 +362,19 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.end(Signal::SIGTERM).unwrap();
     fs::remove_dir_all(watch.lab.pins()).unwrap();
     fs::write(watch.lab.path("disk/ledger.redb"), b"not a ledger").unwrap();
+    let text = fs::read_to_string(&path).unwrap().replacen("mode =", "allow = [\"10.77.0.2\"]\nmode =", 1);
+    fs::write(&path, text + "\n[evidence]\nconnections_per_second = 1\nburst = 1\n").unwrap();
     watch.lab.start().unwrap();
     watch.becomes("tunica_ledger_damaged", 1.0);
+
+    // More connections too many than the kernel's buffer holds, while the daemon does not read it.
+    let listener = watch.lab.host.run(|| Ok(TcpListener::bind((HOST, 8_080))?)).unwrap();
+    thread::spawn(move || while listener.accept().is_ok() {});
+    watch.lab.signal(Signal::SIGSTOP).unwrap();
+    let connect = || TcpStream::connect_timeout(&(HOST, 8_080).into(), Duration::from_secs(5));
+    watch.lab.client.run(|| Ok((0..2_000).for_each(|_| drop(connect())))).unwrap();
+    watch.lab.signal(Signal::SIGCONT).unwrap();
+    watch.exceeds("tunica_proofs_lost_total", 0.0);
 
     let missing: Vec<&str> =
         METRICS.iter().map(|metric| metric.name).filter(|name| !watch.seen.contains(name)).collect();

@@ -650,13 +650,14 @@ impl Coordinator {
         outcome
     }
 
-    /// The ban that a proven offence earns, by the ladder.
+    /// The ban that a proven offence earns, by the ladder; the reply says why not, if so.
     fn ban_for(&mut self, offence: &Offence, now: Now) -> Outcome {
         match self.plan_offence(offence, now) {
             Ok(plan) => Outcome { commands: plan.commands, ..Outcome::default() },
             Err(refusal) => {
-                let mut outcome = Outcome::default();
-                if let Some(protection) = refusal.protection() {
+                let protection = refusal.protection();
+                let mut outcome = operator::answer(&Err(refusal), false);
+                if let Some(protection) = protection {
                     self.refused_bans += 1;
                     let target = BanTarget::Source(offence.source());
                     outcome.notices.push(Notice::BanRefusedProtected { target, protection });

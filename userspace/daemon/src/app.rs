@@ -697,7 +697,9 @@ impl App {
                 port: u16::try_from(proof.port).unwrap_or(0),
             };
             // A ledger that cannot be written was reported; the source will offend again.
-            let _ = self.step(Event::Handshake(handshake));
+            if let Ok(Some(reply)) = self.step(Event::Handshake(handshake)) {
+                self.metrics.count_ban_reply(&reply);
+            }
         }
     }
 
@@ -1146,6 +1148,7 @@ impl App {
         metrics.set_cookies(self.coordinator.cookies(), self.coordinator.armed_ports().count());
         metrics.set_without_cookies(self.coordinator.without_cookies().count());
         metrics.set_events_lost(self.shield.tables().lost_events().unwrap_or(0));
+        metrics.set_proofs_lost(self.shield.tables().lost_proofs().unwrap_or(0));
         metrics.set_bans_active(self.coordinator.ledger().all_bans().map(|(_, ban)| ban.origin));
         let never_ban = self.coordinator.never_ban();
         let age = self.config.tor.user.as_ref().map(|_| {

@@ -159,6 +159,8 @@ metrics! {
         "Sampled packets that the kernel reported.";
     events_lost: IntCounter, "tunica_events_lost_total", [],
         "Sampled packets that the kernel could not report because its buffer was full, since its maps were made.";
+    proofs_lost: IntCounter, "tunica_proofs_lost_total", [],
+        "Proven violations that the kernel could not report because its buffer was full, since its maps were made.";
     bans_set: IntCounterVec, "tunica_bans_set_total", ["origin"],
         "Bans that came into force or were replaced, of sources and of ranges.";
     bans_active: IntGaugeVec, "tunica_bans_active", ["origin"],
@@ -246,6 +248,7 @@ pub struct Metrics {
     /// In the order of the kernel's table.
     differences: Vec<Follower>,
     events_lost: Follower,
+    proofs_lost: Follower,
     /// In the order of [`MEMORY_EVENTS`].
     memory_events: [Follower; MEMORY_EVENTS.len()],
 }
@@ -318,9 +321,10 @@ impl Metrics {
         families.never_ban_age.set(-1.0);
         families.build.with_label_values(&[env!("CARGO_PKG_VERSION"), object_sha256]).set(1);
         let events_lost = Follower::new(families.events_lost.clone());
+        let proofs_lost = Follower::new(families.proofs_lost.clone());
         let memory_events =
             MEMORY_EVENTS.map(|event| Follower::new(families.memory_events.with_label_values(&[event])));
-        Ok(Self { registry, families, shield, differences, events_lost, memory_events })
+        Ok(Self { registry, families, shield, differences, events_lost, proofs_lost, memory_events })
     }
 
     /// Takes in what the kernel has counted for `verdict` ending in `action` since its maps were made.
@@ -450,6 +454,11 @@ impl Metrics {
     /// Takes in how many samples the kernel has lost since its maps were made.
     pub fn set_events_lost(&self, total: u64) {
         self.events_lost.follow(total);
+    }
+
+    /// Takes in how many proven violations found the kernel's buffer full.
+    pub fn set_proofs_lost(&self, total: u64) {
+        self.proofs_lost.follow(total);
     }
 
     /// Shows the origins of all bans in force.

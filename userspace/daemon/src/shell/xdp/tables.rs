@@ -23,7 +23,7 @@ use tunica_common::{
     keys::{AddressBytes, AllowEntry, BanEntry, SourceKey},
     layout::{
         ACTIVE, ALLOW, BAN_FILTER, BANNED_NETS, BANS, DIFFERENCES, EVENTS, HEARTBEAT, HOST_STATE, JUMPS,
-        LOST_EVENTS, NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES, TRICKLES, VERIFIED,
+        LOST_EVENTS, LOST_PROOFS, NET_STATE, OWN, POLICIES, PORT_STATE, PORTS, SYN_SKETCH, TALLIES, TRICKLES, VERIFIED,
     },
     policy::{
         BAN_FILTER_WORDS, HostState, NetState, Policy, PortRule, PortState, SKETCH_CELLS, SKETCH_ROWS,
@@ -87,6 +87,7 @@ pub struct Tables {
     sketch: Array<MapData, u32>,
     tallies: PerCpuArray<MapData, Tally>,
     lost: PerCpuArray<MapData, u64>,
+    lost_proofs: PerCpuArray<MapData, u64>,
     events: Option<RingBuf<MapData>>,
     /// Secret of the hashes, kept as long as the maps are, because filter and sketch depend on it.
     secret: [u64; 2],
@@ -151,6 +152,7 @@ impl Tables {
             sketch: typed!(SYN_SKETCH),
             tallies: typed!(TALLIES),
             lost: typed!(LOST_EVENTS),
+            lost_proofs: typed!(LOST_PROOFS),
             events: Some(typed!(EVENTS)),
             secret: fresh_secret,
             filter_counts: Counts::new(),
@@ -659,6 +661,15 @@ impl Tables {
     /// [`TableError`].
     pub fn lost_events(&self) -> Result<u64, TableError> {
         let each = self.lost.get(&0, 0).map_err(TableError::new("read", LOST_EVENTS))?;
+        Ok(each.iter().sum())
+    }
+
+    /// Proven violations lost because the ring buffer was full, summed over the CPUs.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn lost_proofs(&self) -> Result<u64, TableError> {
+        let each = self.lost_proofs.get(&0, 0).map_err(TableError::new("read", LOST_PROOFS))?;
         Ok(each.iter().sum())
     }
 }
