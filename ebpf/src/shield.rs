@@ -382,9 +382,10 @@ fn lowest(faults: u64) -> Verdict {
 /// Counts a packet that passes.
 #[inline(always)]
 pub fn pass(frame: &Frame<'_>, policy: &Policy, verdict: Verdict, bytes: u64) -> u32 {
+    let bytes = length(frame, bytes);
     if let Some(tally) = tables::tally(tally_slot(verdict, Action::Pass)) {
         tally.packets += 1;
-        tally.bytes += length(frame, bytes);
+        tally.bytes += bytes;
     }
     candidate::compare(policy, verdict, false, bytes);
     xdp_action::XDP_PASS

@@ -15,13 +15,13 @@ use aya_ebpf::{
 };
 use tunica_common::{
     layout::SCRATCH_WORDS,
-    policy::{COOKIES_WITH_OPTIONS, Policy, trickle_cell},
+    policy::{COOKIES_WITH_OPTIONS, Policy, PortState, keyed_hash, trickle_cell},
     verdict::Verdict,
 };
 
 use crate::{
     candidate, limit,
-    packet::{self, Frame, PROTOCOL_TCP},
+    packet::{self, Frame, PROTOCOL_TCP, Packet},
     shield::{self, Objection},
     sockets::{self, Socket},
     tables,
@@ -96,6 +96,10 @@ fn answer(frame: &Frame<'_>, policy: &Policy) -> u32 {
     match sockets::find(frame, &packet) {
         Socket::Own => return shield::pass(frame, policy, Verdict::Syn, packet.bytes),
         Socket::None if policy.translates != 0 => {
+            // No cookie comes back from it, so it counts here.
+            if let Some(verdict) = uncounted(policy, &packet, port, now) {
+                return shield::refuse(frame, policy, &packet, &Objection { verdict, now: Some(now) });
+            }
             return shield::pass(frame, policy, Verdict::SynOverBudget, packet.bytes);
         }
         Socket::None => {
@@ -141,6 +145,27 @@ fn answer(frame: &Frame<'_>, policy: &Policy) -> u32 {
         }
         answer_ip::<false>(frame, policy, &room, trickle, packet.bytes, now)
     }
+}
+
+/// What speaks against a SYN that its source and its port have not counted, because the port answers with cookies. The one
+/// that armed the port counts twice.
+#[inline(always)]
+fn uncounted(policy: &Policy, packet: &Packet, port: &mut PortState, now: u64) -> Option<Verdict> {
+    let (flags, new_pace) = match shield::rule(policy, packet) {
+        Some(rule) => (rule.flags, rule.new_pace),
+        None => (0, [0, 0]),
+    };
+    if !shield::has_cookies(policy, flags) {
+        return None;
+    }
+    let key = shield::source_key(packet);
+    let hash = keyed_hash(&key, policy.secret);
+    if policy.syn_cost_ticks != 0
+        && let Some(verdict) = limit::new_connection(policy, &key, hash, now)
+    {
+        return Some(verdict);
+    }
+    (!limit::admit(&mut port.new_tat, now, new_pace)).then_some(Verdict::PortRate)
 }
 
 #[inline(always)]

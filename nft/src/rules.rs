@@ -222,10 +222,6 @@ impl Rules<'_> {
         let mut rules = Vec::new();
         if self.settings.lockdown {
             let mut closed = vec![ours()];
-            if self.translates {
-                let fixed = range(0, u32::from(self.ephemeral_low.saturating_sub(1)));
-                closed.push(is(field("tcp", "dport"), fixed));
-            }
             closed.extend(self.open_ports(Transport::Tcp).map(|open| is_not(field("tcp", "dport"), open)));
             rules.push(self.refuse(Verdict::PortClosed, closed));
         }

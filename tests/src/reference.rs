@@ -309,7 +309,7 @@ fn syn(
         && is_armed
         && world.cookies != COOKIES_OFF
     {
-        return answer(world, frame, headers, port, conforms);
+        return answer(world, frame, headers, source, port, conforms);
     }
     if world.syn.is_some() && !conforms(Counted::Syn(source)) {
         return Decision::Refuse(Verdict::SynRate);
@@ -321,18 +321,27 @@ fn syn(
     if world.budget.is_none() || conforms(Counted::Budget(port)) {
         return Decision::Pass(Verdict::Syn);
     }
-    answer(world, frame, headers, port, conforms)
+    answer(world, frame, headers, source, port, conforms)
 }
 
 fn answer(
     world: &World,
     frame: &[u8],
     headers: &Headers,
+    source: PacketSource,
     port: u16,
     conforms: &mut impl FnMut(Counted) -> bool,
 ) -> Decision {
     if !world.listening.contains(&port) {
         if world.translates {
+            // Nothing comes back that could count.
+            if world.cookies != COOKIES_OFF && world.syn.is_some() && !conforms(Counted::Syn(source)) {
+                return Decision::Refuse(Verdict::SynRate);
+            }
+            let is_limited = rule(world, Transport::Tcp, port).is_some_and(|rule| rule.pace.is_some());
+            if world.cookies != COOKIES_OFF && is_limited && !conforms(Counted::NewConnections(port)) {
+                return Decision::Refuse(Verdict::PortRate);
+            }
             return Decision::Pass(Verdict::SynOverBudget);
         }
         return Decision::Refuse(Verdict::NoListener);

@@ -741,6 +741,13 @@ impl Rows {
         let mut translating = locked.clone();
         translating.translates = true;
         self.both("lockdown and translation, an answer to somebody behind", &translating, UDP, &answer, PASS);
+        let mut high = syn.clone();
+        if let [_, _, port @ .., _] = high.as_mut_slice()
+            && let Some(port) = port.first_chunk_mut::<2>()
+        {
+            *port = 40_001_u16.to_be_bytes();
+        }
+        self.both("lockdown and translation, SYN to an ephemeral port", &translating, TCP, &high, closed);
         self.both("lockdown and translation, UDP", &translating, UDP, &udp(53, 4_000, 8, 0), closed);
         self.both("lockdown, another protocol", &locked, 132, &[0; 8], closed);
         self.both("lockdown, segments of connections", &locked, TCP, &tcp(ACK, 5), PASS);
@@ -863,6 +870,16 @@ impl Rows {
         let mut source_limited = with.clone();
         (source_limited.syn, source_limited.armed) = (Limit::new(1, 1), [443].into());
         self.after("an armed port does not count SYNs by source", &source_limited, TCP, &syn, 1, cookie);
+        let mut translating = source_limited.clone();
+        (translating.translates, translating.listening) = (true, [].into());
+        self.after(
+            "an armed port of somebody behind counts SYNs by source",
+            &translating,
+            TCP,
+            &syn,
+            1,
+            dropped(Verdict::SynRate),
+        );
         source_limited.cookies = COOKIES_OFF;
         self.after(
             "a port over its budget without cookies goes on counting by source",

@@ -133,11 +133,6 @@ pub enum Event {
     Reloaded(Box<Settings>),
     /// The same, for a while: see [`TrialRequest`].
     Tried(Box<TrialRequest>),
-    /// The very first start is on trial for so long.
-    FirstStart {
-        /// As [`TrialRequest::length`].
-        length: Duration,
-    },
     /// An operator keeps the configuration that is on trial.
     Confirmed,
     /// The configuration before the trial was read from the ledger's text, because [`Outcome::undoes_trial`] asked for it.
@@ -385,7 +380,6 @@ impl Coordinator {
             }
             Event::Reloaded(settings) => self.plan_reload(settings),
             Event::Tried(request) => self.plan_trial(*request, now),
-            Event::FirstStart { length } => plan_first_trial(length, now),
             Event::Confirmed => operator::answer(&self.plan_confirm(now), false),
             Event::Undone(settings) => self.plan_undo(settings),
         }
@@ -751,11 +745,13 @@ impl Coordinator {
         let before = unconfirmed.map_or(before, |trial| trial.before.clone());
         let expires = now.wall.after(length);
         let fact = TrialFact { since: now.wall, expires, before, is_undone: false };
+        let otherwise = if fact.is_of_first_start() {
+            "the shield is bypassed"
+        } else {
+            "the configuration before is in force again"
+        };
+        changes.push(format!("unless `tunica confirm` comes within {} s, {otherwise}", length.as_secs()));
         commands.push(Command::SetTrial { fact });
-        changes.push(format!(
-            "unless `tunica confirm` comes within {} s, the configuration before is in force again",
-            length.as_secs()
-        ));
         reloaded(Box::new(settings), commands, changes)
     }
 
@@ -891,15 +887,13 @@ const fn lift(target: BanTarget) -> Command {
     }
 }
 
-/// What was not there before can only be taken away again.
-fn plan_first_trial(length: Duration, now: Now) -> Outcome {
-    let fact = TrialFact {
-        since: now.wall,
-        expires: now.wall.after(length),
-        before: String::new(),
-        is_undone: false,
-    };
-    Outcome { commands: vec![Command::SetTrial { fact }], ..Outcome::default() }
+/// Puts the very first start on trial. What was not there before can only be taken away again. `length` is as in
+/// [`TrialRequest::length`].
+pub fn first_trial(length: Duration, now: Now) -> Command {
+    let expires = now.wall.after(length);
+    Command::SetTrial {
+        fact: TrialFact { since: now.wall, expires, before: String::new(), is_undone: false },
+    }
 }
 
 fn reloaded(settings: Box<Settings>, commands: Vec<Command>, changes: Vec<String>) -> Outcome {

@@ -22,11 +22,11 @@ use tunica_common::{
 };
 use tunica_config::{Attach, Config, Fallback};
 use tunica_core::{
-    coordinator::{AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply, TrialRequest},
+    coordinator::{self, AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply, TrialRequest},
     defence::Totals,
     evidence::{Forgeable, Handshake},
     id::PacketSource,
-    ledger::Command,
+    ledger::{self, Command},
     limits::HostFacts,
     notice::Notice,
     reports::{Report, Reporter},
@@ -114,7 +114,7 @@ impl Reach {
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
             Event::BypassOn { .. } | Event::BypassOff => Self::Nothing,
             Event::AttackModeOn { .. } | Event::AttackModeOff { .. } => Self::Nothing,
-            Event::Confirmed | Event::FirstStart { .. } => Self::Nothing,
+            Event::Confirmed => Self::Nothing,
             Event::TorPeers(_) | Event::OwnAddresses(_) => Self::Everything,
             Event::Reloaded(_) | Event::Tried(_) | Event::Undone(_) => Self::Everything,
         }
@@ -206,7 +206,18 @@ impl App {
         let wall = wall.context("the wall clock is set before 1970; correct it")?.as_secs();
         let mono = crate::sys::monotonic_ns().context("the kernel's monotonic clock does not answer")?;
         let now = Now { mono: Monotime(mono), wall: WallTime(wall) };
-        let opened = LedgerFile::open(&config.ledger.path, now.wall)?;
+        let mut opened = LedgerFile::open(&config.ledger.path, now.wall)?;
+        if let Some(length) = config.shield.first_attach_confirm.filter(|_| opened.is_first) {
+            // Before anything else can fail: the next start is no first one, and must keep the promise.
+            let command = coordinator::first_trial(length, now);
+            opened.file.commit(&opened.ledger, std::slice::from_ref(&command))?;
+            ledger::apply(&mut opened.ledger, &command)?;
+            tracing::warn!(
+                message_id = "first_start_on_trial",
+                "unless `tunica confirm` comes within {} s, the shield is bypassed",
+                length.as_secs()
+            );
+        }
         let metrics = Metrics::new(&crate::shell::xdp::object::object_sha256())?;
         let mut troubles = Troubles::default();
         if let Some(damaged) = opened.damaged {
@@ -263,15 +274,6 @@ impl App {
         app.read_tor_peers();
         app.sync(Reach::Everything);
         app.places = app.shield.places();
-        if let Some(length) = app.config.shield.first_attach_confirm.filter(|_| opened.is_first) {
-            // Nothing is attached yet: without a ledger there is no promise.
-            app.step(Event::FirstStart { length }).map_err(anyhow::Error::msg)?;
-            tracing::warn!(
-                message_id = "first_start_on_trial",
-                "unless `tunica confirm` comes within {} s, the shield is bypassed",
-                length.as_secs()
-            );
-        }
         // A trial that ended while no daemon ran.
         app.advance();
         app.follow();
@@ -464,9 +466,8 @@ impl App {
         let now = self.now();
         match self.armed.read(self.shield.tables(), now.mono) {
             Ok(ports) => {
-                if !ports.is_empty() || self.coordinator.armed_ports().next().is_some() {
-                    let _ = self.step(Event::ArmedPorts(ports));
-                }
+                // Also that there is none: a test of cookies ends with its port.
+                let _ = self.step(Event::ArmedPorts(ports));
             }
             Err(error) => self.troubles.counters = Some(error.to_string()),
         }
@@ -520,11 +521,17 @@ impl App {
     pub fn advance(&mut self) {
         let now = self.now();
         if self.coordinator.next_deadline().is_some_and(|due| due <= now.mono) {
-            let outcome = self.coordinator.advance(now);
+            let mut outcome = self.coordinator.advance(now);
             let undoes_trial = outcome.undoes_trial;
-            // A ledger that cannot be written was reported; the commands come again.
             let was_attached = self.coordinator.desired().attached;
-            let _ = self.carry_out(outcome, Reach::Everything, now);
+            if outcome.commands.iter().any(|command| matches!(command, Command::UndoTrial)) {
+                // The first start's trial ends whether or not that can be made durable.
+                self.keep_if_possible(&mut outcome, "end the trial of the first start once more");
+                let _ = self.take_in(outcome, Reach::Everything, now);
+            } else {
+                // A ledger that cannot be written was reported; the commands come again.
+                let _ = self.carry_out(outcome, Reach::Everything, now);
+            }
             if was_attached != self.coordinator.desired().attached {
                 self.follow();
             }

@@ -835,7 +835,8 @@ fn a_trial_is_confirmed_renewed_and_bypassed() {
 fn a_first_start_that_nobody_confirms_ends_in_a_bypass() {
     let first = || {
         let mut world = World::new(settings());
-        world.event(Event::FirstStart { length: Duration::from_secs(60) });
+        ledger::apply(&mut world.file, &first_trial(Duration::from_secs(60), world.now)).unwrap();
+        world.restart();
         world
     };
     let mut world = first();

@@ -15,7 +15,13 @@ use tunica_api::{
 };
 
 use super::{reload::Reload, show};
-use crate::{Failure, Global, client, exit::Exit, host::Host, note};
+use crate::{
+    Failure, Global,
+    client::{self, AskError},
+    exit::Exit,
+    host::Host,
+    note,
+};
 
 /// The largest file that is sent: JSON writes some characters with two bytes, and the request has a head.
 const MAX_FILE_BYTES: usize = MAX_REQUEST_BYTES / 2;
@@ -83,7 +89,9 @@ fn exit_of(error: &io::Error) -> Exit {
 fn promote(global: &Global, reload: Reload) -> Result<Exit, Failure> {
     let reply = client::ask(&global.socket, &Request::CandidatePromote {})?;
     let Answer::Promotion(promotion) = &reply.answer else { return show(global, &reply) };
-    let file = Path::new(&promotion.file);
+    // A link stays one, and what it leads to is exchanged.
+    let target = fs::canonicalize(&promotion.file).unwrap_or_else(|_| PathBuf::from(&promotion.file));
+    let file = target.as_path();
     let kept = exchange(file, promotion)?;
     let put_back = || {
         fs::rename(&kept, file).and_then(|()| sync(file)).map_err(|error| {
@@ -99,8 +107,16 @@ fn promote(global: &Global, reload: Reload) -> Result<Exit, Failure> {
     };
     let reply = match client::ask(&global.socket, &reload.request(&Host::at("/"))) {
         Ok(reply) => reply,
-        Err(error) => {
+        Err(error @ AskError::Unreachable { .. }) => {
             put_back()?;
+            return Err(error.into());
+        }
+        Err(error) => {
+            note(&format!(
+                "{} holds the candidate, and whether it is in force is not known: see `tunica diff`; the file before is {}",
+                file.display(),
+                kept.display()
+            ));
             return Err(error.into());
         }
     };

@@ -31,9 +31,22 @@ const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_na
 /// The kernel's, over netlink.
 pub fn translates() -> io::Result<bool> {
     // Readable by root alone, and not there where no such table is.
-    if LEGACY.iter().any(|path| fs::read_to_string(path).is_ok_and(|names| names_nat(&names))) {
-        return Ok(true);
+    let mut unread = None;
+    for path in LEGACY {
+        match fs::read_to_string(path) {
+            Ok(names) if names_nat(&names) => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => unread = Some(error),
+        }
     }
+    match translates_by_nftables()? {
+        true => Ok(true),
+        false => unread.map_or(Ok(false), Err),
+    }
+}
+
+fn translates_by_nftables() -> io::Result<bool> {
     if !(*MAY_ASK || Path::new("/sys/module/nf_tables").is_dir()) {
         return Ok(false);
     }
