@@ -101,156 +101,68 @@ pub const DIFFERENCES: &str = "DIFFERENCES";
 /// Words of [`SCRATCH`].
 pub const SCRATCH_WORDS: usize = 32;
 
-/// An array of `entries` sketch cells.
+/// A map of this kind whose keys and values are of these types.
+const fn shape<K, V>(name: &'static str, kind: MapKind, entries: usize) -> MapShape {
+    let (key_bytes, value_bytes) = (size_of::<K>() as u32, size_of::<V>() as u32);
+    MapShape { name, kind, key_bytes, value_bytes, entries: entries as u32 }
+}
+
+const fn array<V>(name: &'static str, entries: usize) -> MapShape {
+    shape::<u32, V>(name, MapKind::Array, entries)
+}
+
+const fn per_cpu_array<V>(name: &'static str, entries: usize) -> MapShape {
+    shape::<u32, V>(name, MapKind::PerCpuArray, entries)
+}
+
+const fn hash<K, V>(name: &'static str, entries: usize) -> MapShape {
+    shape::<K, V>(name, MapKind::Hash, entries)
+}
+
+/// A trie over addresses: a key is its length in bits, then the address.
+const fn ranges<V>(name: &'static str, entries: usize) -> MapShape {
+    let shape = shape::<keys::AddressBytes, V>(name, MapKind::LpmTrie, entries);
+    MapShape { key_bytes: 4 + shape.key_bytes, ..shape }
+}
+
+const fn ring(name: &'static str, bytes: usize) -> MapShape {
+    shape::<(), ()>(name, MapKind::RingBuf, bytes)
+}
+
 const fn sketch(name: &'static str) -> MapShape {
-    let entries = (policy::SKETCH_ROWS * policy::SKETCH_CELLS) as u32;
-    MapShape { name, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries }
+    array::<u32>(name, policy::SKETCH_ROWS * policy::SKETCH_CELLS)
 }
 
 /// Every map of the shield.
 pub const MAPS: [MapShape; 28] = [
-    MapShape { name: ACTIVE, kind: MapKind::Array, key_bytes: 4, value_bytes: 4, entries: 1 },
-    MapShape {
-        name: POLICIES,
-        kind: MapKind::Array,
-        key_bytes: 4,
-        value_bytes: size_of::<policy::Policy>() as u32,
-        entries: 2,
-    },
-    MapShape { name: HEARTBEAT, kind: MapKind::Array, key_bytes: 4, value_bytes: 8, entries: 1 },
-    MapShape {
-        name: BANS,
-        kind: MapKind::Hash,
-        key_bytes: size_of::<keys::SourceKey>() as u32,
-        value_bytes: size_of::<keys::BanEntry>() as u32,
-        entries: policy::DEFAULT_BANS as u32,
-    },
-    MapShape {
-        name: BAN_FILTER,
-        kind: MapKind::Array,
-        key_bytes: 4,
-        value_bytes: 8,
-        entries: policy::BAN_FILTER_WORDS as u32,
-    },
-    MapShape {
-        name: ALLOW,
-        kind: MapKind::LpmTrie,
-        key_bytes: 4 + size_of::<keys::AddressBytes>() as u32,
-        value_bytes: size_of::<keys::AllowEntry>() as u32,
-        entries: policy::DEFAULT_ALLOW as u32,
-    },
-    MapShape {
-        name: OWN,
-        kind: MapKind::Hash,
-        key_bytes: size_of::<keys::AddressBytes>() as u32,
-        value_bytes: 4,
-        entries: policy::OWN_ADDRESSES as u32,
-    },
+    array::<u32>(ACTIVE, 1),
+    array::<policy::Policy>(POLICIES, 2),
+    array::<u64>(HEARTBEAT, 1),
+    hash::<keys::SourceKey, keys::BanEntry>(BANS, policy::DEFAULT_BANS),
+    array::<u64>(BAN_FILTER, policy::BAN_FILTER_WORDS),
+    ranges::<keys::AllowEntry>(ALLOW, policy::DEFAULT_ALLOW),
+    hash::<keys::AddressBytes, u32>(OWN, policy::OWN_ADDRESSES),
     sketch(SYN_SKETCH),
     sketch(SEGMENT_SKETCH),
     sketch(ICMP_SKETCH),
-    MapShape {
-        name: BANNED_NETS,
-        kind: MapKind::LpmTrie,
-        key_bytes: 4 + size_of::<keys::AddressBytes>() as u32,
-        value_bytes: size_of::<keys::BanEntry>() as u32,
-        entries: policy::DEFAULT_NETS as u32,
-    },
-    MapShape {
-        name: PORTS,
-        kind: MapKind::Hash,
-        key_bytes: 4,
-        value_bytes: size_of::<policy::PortRule>() as u32,
-        entries: policy::PORT_RULES as u32,
-    },
-    MapShape {
-        name: PORT_STATE,
-        kind: MapKind::Array,
-        key_bytes: 4,
-        value_bytes: size_of::<policy::PortState>() as u32,
-        entries: 65_536,
-    },
-    MapShape {
-        name: HOST_STATE,
-        kind: MapKind::Array,
-        key_bytes: 4,
-        value_bytes: size_of::<policy::HostState>() as u32,
-        entries: 1,
-    },
-    MapShape { name: SEGMENT_GATE, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 8, entries: 1 },
-    MapShape {
-        name: NET_STATE,
-        kind: MapKind::Array,
-        key_bytes: 4,
-        value_bytes: size_of::<policy::NetState>() as u32,
-        entries: 2 * policy::NET_CELLS as u32,
-    },
-    MapShape {
-        name: RETURNED,
-        kind: MapKind::Array,
-        key_bytes: 4,
-        value_bytes: 8,
-        entries: policy::RETURNED_ROWS as u32,
-    },
-    MapShape {
-        name: TRICKLES,
-        kind: MapKind::Array,
-        key_bytes: 4,
-        value_bytes: 8,
-        entries: policy::TRICKLE_CELLS as u32,
-    },
-    MapShape {
-        name: VERIFIED,
-        kind: MapKind::LruHash,
-        key_bytes: size_of::<keys::SourceKey>() as u32,
-        value_bytes: size_of::<policy::Verified>() as u32,
-        entries: policy::VERIFIED_SOURCES as u32,
-    },
-    MapShape {
-        name: PROOFS,
-        kind: MapKind::RingBuf,
-        key_bytes: 0,
-        value_bytes: 0,
-        entries: event::PROOF_RING_BYTES as u32,
-    },
-    MapShape { name: LOST_PROOFS, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 8, entries: 1 },
-    MapShape {
-        name: JUMPS,
-        kind: MapKind::ProgramArray,
-        key_bytes: 4,
-        value_bytes: 4,
-        entries: policy::JUMP_PROGRAMS as u32,
-    },
-    MapShape {
-        name: SCRATCH,
-        kind: MapKind::PerCpuArray,
-        key_bytes: 4,
-        value_bytes: 8 * SCRATCH_WORDS as u32,
-        entries: 1,
-    },
-    MapShape {
-        name: TALLIES,
-        kind: MapKind::PerCpuArray,
-        key_bytes: 4,
-        value_bytes: size_of::<event::Tally>() as u32,
-        entries: event::TALLY_SLOTS as u32,
-    },
-    MapShape { name: JUDGED, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 16, entries: 1 },
-    MapShape {
-        name: DIFFERENCES,
-        kind: MapKind::PerCpuArray,
-        key_bytes: 4,
-        value_bytes: size_of::<event::Tally>() as u32,
-        entries: event::DIFFERENCE_SLOTS as u32,
-    },
-    MapShape {
-        name: EVENTS,
-        kind: MapKind::RingBuf,
-        key_bytes: 0,
-        value_bytes: 0,
-        entries: event::RING_BYTES as u32,
-    },
-    MapShape { name: LOST_EVENTS, kind: MapKind::PerCpuArray, key_bytes: 4, value_bytes: 8, entries: 1 },
+    ranges::<keys::BanEntry>(BANNED_NETS, policy::DEFAULT_NETS),
+    hash::<u32, policy::PortRule>(PORTS, policy::PORT_RULES),
+    array::<policy::PortState>(PORT_STATE, 65_536),
+    array::<policy::HostState>(HOST_STATE, 1),
+    per_cpu_array::<u64>(SEGMENT_GATE, 1),
+    array::<policy::NetState>(NET_STATE, 2 * policy::NET_CELLS),
+    array::<u64>(RETURNED, policy::RETURNED_ROWS),
+    array::<u64>(TRICKLES, policy::TRICKLE_CELLS),
+    shape::<keys::SourceKey, policy::Verified>(VERIFIED, MapKind::LruHash, policy::VERIFIED_SOURCES),
+    ring(PROOFS, event::PROOF_RING_BYTES),
+    per_cpu_array::<u64>(LOST_PROOFS, 1),
+    shape::<u32, u32>(JUMPS, MapKind::ProgramArray, policy::JUMP_PROGRAMS),
+    per_cpu_array::<[u64; SCRATCH_WORDS]>(SCRATCH, 1),
+    per_cpu_array::<event::Tally>(TALLIES, event::TALLY_SLOTS),
+    per_cpu_array::<[u64; 2]>(JUDGED, 1),
+    per_cpu_array::<event::Tally>(DIFFERENCES, event::DIFFERENCE_SLOTS),
+    ring(EVENTS, event::RING_BYTES),
+    per_cpu_array::<u64>(LOST_EVENTS, 1),
 ];
 
 const fn fold(mut hash: u64, bytes: &[u8]) -> u64 {

@@ -19,7 +19,7 @@ pub const DEFAULT_ALLOW: usize = 16_384;
 /// Rows of the table of banned ranges unless configured otherwise.
 pub const DEFAULT_NETS: usize = 16_384;
 /// Rows of the table of ports.
-pub const PORT_RULES: usize = 1_024;
+pub const PORT_RULES: usize = 2_048;
 /// Rows that remember which connection last returned a cookie; a power of two.
 pub const RETURNED_ROWS: usize = 65_536;
 /// Clocks of [`Policy::trickle_pace`], one for each listener unless two share one; a power of two.

@@ -582,6 +582,7 @@ impl Coordinator {
             | CookieState::Disabled
             | CookieState::NoBudget
             | CookieState::NoProgram
+            | CookieState::HiddenTags
             | CookieState::Sysctl { .. } => false,
         };
         if answers { self.self_tests.due(now) } else { Vec::new() }

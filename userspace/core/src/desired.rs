@@ -14,8 +14,8 @@ use tunica_common::{
         SourceKey,
     },
     policy::{
-        BAN_FILTER_WORDS, OWN_ADDRESSES, PORT_WITHOUT_COOKIES, Policy, PortRule, ban_filter_position,
-        keyed_hash, own_bit, port_key,
+        BAN_FILTER_WORDS, OWN_ADDRESSES, PORT_RULES, PORT_WITHOUT_COOKIES, Policy, PortRule,
+        ban_filter_position, keyed_hash, own_bit, port_key,
     },
 };
 
@@ -190,16 +190,19 @@ const fn allow_entry(fact: &AllowFact) -> AllowEntry {
     AllowEntry { origin, allow_id: fact.id }
 }
 
-/// The rules of ports: what the operator said, and those `without_cookies`, whatever the operator said.
+/// The rules of ports: what the operator said, and those `without_cookies`, whatever the operator said, as long as there
+/// are rows.
 pub(crate) fn port_table(
     settings: &Settings,
     without_cookies: impl Iterator<Item = (u16, Monotime)>,
 ) -> BTreeMap<u32, PortRule> {
     let mut table = candidate::ports(settings);
     for (port, _) in without_cookies {
-        let unnamed = PortSettings::default().rule(Transport::Tcp);
-        table.entry(port_key(Transport::Tcp.protocol(), port)).or_insert(unnamed).flags |=
-            PORT_WITHOUT_COOKIES;
+        let (key, has_room) = (port_key(Transport::Tcp.protocol(), port), table.len() < PORT_RULES);
+        if has_room || table.contains_key(&key) {
+            let unnamed = PortSettings::default().rule(Transport::Tcp);
+            table.entry(key).or_insert(unnamed).flags |= PORT_WITHOUT_COOKIES;
+        }
     }
     table
 }

@@ -149,6 +149,8 @@ pub struct HostFacts {
     pub cpus: u32,
     /// Whether it translates addresses (NAT), so that connections of others behind it have no socket here.
     pub translates: bool,
+    /// Whether a protected interface takes the tags of its VLANs off, so that an answer would leave without one.
+    pub hides_tags: bool,
     /// Which network namespace the host is, as the kernel numbers them; 0 where it does not say.
     pub netns_cookie: u64,
 }
@@ -165,6 +167,7 @@ impl Default for HostFacts {
             ephemeral_low: 32_768,
             cpus: 1,
             translates: false,
+            hides_tags: false,
             netns_cookie: 0,
         }
     }
@@ -186,6 +189,8 @@ pub enum CookieState {
     NoBudget,
     /// The kernel lacks the helpers (Linux 6.0), or its verifier refused the program.
     NoProgram,
+    /// An interface hides the tags of its VLANs, see [`HostFacts::hides_tags`].
+    HiddenTags,
     /// `net.ipv4.tcp_syncookies` is not 2, and the daemon may not change it.
     Sysctl {
         /// What it is.
@@ -205,6 +210,9 @@ impl CookieState {
         if !host.has_cookie_program {
             return Self::NoProgram;
         }
+        if host.hides_tags {
+            return Self::HiddenTags;
+        }
         match host.tcp_syncookies {
             Some(2) => Self::Ready { with_options: matches!(host.tcp_timestamps, Some(2)) },
             Some(1) if settings.cookies.manage_syncookies => Self::Waiting,
@@ -217,9 +225,12 @@ impl CookieState {
         match self {
             Self::Ready { with_options: true } => COOKIES_WITH_OPTIONS,
             Self::Ready { with_options: false } => COOKIES_PLAIN,
-            Self::Waiting | Self::Disabled | Self::NoBudget | Self::NoProgram | Self::Sysctl { .. } => {
-                COOKIES_OFF
-            }
+            Self::Waiting
+            | Self::Disabled
+            | Self::NoBudget
+            | Self::NoProgram
+            | Self::HiddenTags
+            | Self::Sysctl { .. } => COOKIES_OFF,
         }
     }
 
@@ -232,13 +243,22 @@ impl CookieState {
             Self::Disabled => "disabled",
             Self::NoBudget => "no_budget",
             Self::NoProgram => "no_program",
+            Self::HiddenTags => "hidden_tags",
             Self::Sysctl { .. } => "sysctl",
         }
     }
 
     /// Every word.
-    pub const LABELS: [&'static str; 7] =
-        ["ready_with_options", "ready", "waiting", "disabled", "no_budget", "no_program", "sysctl"];
+    pub const LABELS: [&'static str; 8] = [
+        "ready_with_options",
+        "ready",
+        "waiting",
+        "disabled",
+        "no_budget",
+        "no_program",
+        "hidden_tags",
+        "sysctl",
+    ];
 
     /// What it means, and what to do; `None` where all is as the configuration asks.
     pub fn advice(self) -> Option<String> {
@@ -247,6 +267,10 @@ impl CookieState {
             Self::Ready { .. } | Self::Waiting | Self::Disabled | Self::NoBudget => None,
             Self::NoProgram => Some(format!(
                 "this kernel cannot run the cookie program, so {then}; it needs Linux 6.0 or later"
+            )),
+            Self::HiddenTags => Some(format!(
+                "an interface takes the tags of its VLANs off, and a cookie would leave without one, so {then}; `tunica \
+                 doctor` names it, and `ethtool -K INTERFACE rxvlan off` mends it"
             )),
             Self::Sysctl { found } => {
                 let found = found.map_or_else(|| "cannot be read".to_owned(), |value| format!("is {value}"));

@@ -92,6 +92,7 @@ pub const fn wants_cookies(cookies: Option<CookieState>) -> bool {
             CookieState::Ready { .. }
             | CookieState::Waiting
             | CookieState::NoProgram
+            | CookieState::HiddenTags
             | CookieState::Sysctl { .. },
         )
         | None => true,

@@ -81,8 +81,8 @@ pub struct App {
     lost_before: u64,
     /// The configured interfaces when they were last looked at.
     places: Vec<Option<Hook>>,
-    /// Whether the host translates addresses, as it was when last looked at.
-    translates: bool,
+    /// As they were when last looked at.
+    slow_facts: host::SlowFacts,
     /// What of the host was not well when the log last spoke of it.
     concerns: Vec<&'static str>,
     /// How many sources that completed a handshake the kernel held when they were last counted.
@@ -242,6 +242,7 @@ impl App {
         let (settings, strangers) = settings::of(&config)?;
         troubles.reporters = strangers;
         let coordinator = Coordinator::new(settings, opened.ledger, now);
+        let slow_facts = host::SlowFacts::read(&config.shield.interfaces);
         let lost_before = shield.tables().lost_events().unwrap_or(0);
         shield.tables_mut().beat(now.mono.0)?;
         let mut app = Self {
@@ -263,7 +264,7 @@ impl App {
             self_tests: SelfTests::new(mono as u32),
             lost_before,
             places: Vec::new(),
-            translates: host::translates_or_forwards(),
+            slow_facts,
             concerns: Vec::new(),
             verified: 0,
         };
@@ -459,7 +460,7 @@ impl App {
     /// Reads what the host says of itself, which ports are over their budget, and does what follows for the one sysctl that
     /// the daemon may change.
     fn read_host(&mut self) {
-        let facts = host::facts(&self.config.shield.interfaces, self.shield.has_cookies(), self.translates);
+        let facts = host::facts(&self.config.shield.interfaces, self.shield.has_cookies(), self.slow_facts);
         if facts != self.coordinator.desired().host {
             let _ = self.step(Event::Host(facts));
         }
@@ -543,7 +544,7 @@ impl App {
 
     /// Compares the kernel with what it should hold, repairs it, and reads the host's addresses anew.
     pub fn audit(&mut self) {
-        self.translates = host::translates_or_forwards();
+        self.slow_facts = host::SlowFacts::read(&self.config.shield.interfaces);
         self.read_host();
         self.read_own_addresses();
         let mut result = self.shield.audit(self.coordinator.desired(), self.coordinator.settings());

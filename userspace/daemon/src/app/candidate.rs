@@ -142,17 +142,24 @@ impl App {
         let Some(tried) = &self.candidate else { return none() };
         let said = format!("{} is tried no more; nothing else changes", tried.name);
         self.end_candidate("it was dropped by request");
+        if self.candidate.is_some() {
+            let why = self.troubles.tables.clone().unwrap_or_default();
+            return views::refused(
+                RefusedCode::Failed,
+                format!("{why}\nit goes on judging and decides nothing"),
+            );
+        }
         Answer::Done(Done { dry_run: false, changes: vec![said], undo: None })
     }
 
-    /// Ends the trial, if there is one.
+    /// Ends the trial, if there is one. Where the kernel does not let it end, it goes on and `status` says so.
     pub(super) fn end_candidate(&mut self, why: &str) {
         let (desired, settings) = (self.coordinator.desired(), self.coordinator.settings());
         if let Err(error) = self.shield.drop_candidate(desired, settings) {
             self.troubles.tables =
                 Some(format!("the candidate could not be taken out of the kernel: {error}"));
         }
-        if self.candidate.take().is_some() {
+        if self.shield.candidate().is_none() && self.candidate.take().is_some() {
             tracing::info!(message_id = "candidate_dropped", why, "the candidate is tried no more");
         }
     }

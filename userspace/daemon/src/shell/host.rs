@@ -62,19 +62,33 @@ pub fn uid(name: &str) -> io::Result<Option<u32>> {
 /// Where the sysctl lies that the daemon may change.
 const SYNCOOKIES: &str = "/proc/sys/net/ipv4/tcp_syncookies";
 
-pub use translation::translates;
+pub use {interfaces::hides_tags, translation::translates};
 
-/// Whether this host translates addresses; if it does not say, whether it forwards, without which few do.
-pub fn translates_or_forwards() -> bool {
-    translates().unwrap_or_else(|_| {
-        let forwards = |path: &str| read_trimmed(path).is_some_and(|text| text != "0");
-        forwards("/proc/sys/net/ipv4/ip_forward") || forwards("/proc/sys/net/ipv6/conf/all/forwarding")
-    })
+/// What of [`HostFacts`] takes longer to find out, so that it is asked for less often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowFacts {
+    translates: bool,
+    hides_tags: bool,
 }
 
-/// What the host says of itself that the policy follows. What cannot be read counts as on an ordinary host. Whether it
-/// `translates` addresses is asked for less often, see [`translates`].
-pub fn facts(interfaces: &[String], has_cookie_program: bool, translates: bool) -> HostFacts {
+impl SlowFacts {
+    /// What is true now. If the host does not say whether it translates addresses, whether it forwards counts, without
+    /// which few do.
+    pub fn read(interfaces: &[String]) -> Self {
+        let forwards = |path: &str| read_trimmed(path).is_some_and(|text| text != "0");
+        Self {
+            translates: translates().unwrap_or_else(|_| {
+                forwards("/proc/sys/net/ipv4/ip_forward")
+                    || forwards("/proc/sys/net/ipv6/conf/all/forwarding")
+            }),
+            hides_tags: hides_tags(interfaces),
+        }
+    }
+}
+
+/// What the host says of itself that the policy follows. What cannot be read counts as on an ordinary host.
+pub fn facts(interfaces: &[String], has_cookie_program: bool, slow: SlowFacts) -> HostFacts {
+    let SlowFacts { translates, hides_tags } = slow;
     let usual = HostFacts::default();
     let number = |path: &str| read_trimmed(path).and_then(|text| text.parse::<u32>().ok());
     let column = |path: &str, index: usize| {
@@ -98,6 +112,7 @@ pub fn facts(interfaces: &[String], has_cookie_program: bool, translates: bool) 
             .unwrap_or(usual.mtu),
         window_scale,
         translates,
+        hides_tags,
         ephemeral_low: column("/proc/sys/net/ipv4/ip_local_port_range", 0)
             .and_then(|low| u16::try_from(low).ok())
             .unwrap_or(usual.ephemeral_low),
@@ -145,10 +160,11 @@ fn cpu_times_of(text: &str) -> Option<CpuTimes> {
 pub fn examine(config: &Config, without_cookies: impl Iterator<Item = (u16, Duration)>) -> Doctor {
     let shield = &config.shield;
     // Whether the kernel takes the cookie program shows only when it is loaded; a daemon that failed at it says so.
+    let slow = SlowFacts::read(&shield.interfaces);
     let cookies = config
         .settings()
         .ok()
-        .map(|settings| CookieState::of(&settings, &facts(&shield.interfaces, true, false)));
+        .map(|settings| CookieState::of(&settings, &facts(&shield.interfaces, true, slow)));
     let mut findings = vec![
         kernel(),
         capabilities(),

@@ -323,6 +323,16 @@ fn vlans_on(name: &str, links: &[Link]) -> Vec<String> {
     vlans.map(|vlan| vlan.name.clone()).collect()
 }
 
+/// Whether one of these interfaces takes off the tags of VLANs that lie on it. What cannot be read counts as no.
+pub fn hides_tags(interfaces: &[String]) -> bool {
+    let Ok(links) = links() else { return false };
+    interfaces.iter().any(|name| hides_tags_of(&vlans_on(name, &links), &crate::sys::offloads(name)))
+}
+
+fn hides_tags_of(vlans: &[String], offloads: &io::Result<Option<Offloads>>) -> bool {
+    !vlans.is_empty() && matches!(offloads, Ok(Some(Offloads { vlan_tags: true, .. })))
+}
+
 /// Whether the shield sees the tags of the VLANs on the interface. Judging does without them, answering does not.
 fn tags(
     name: &str,
@@ -334,19 +344,18 @@ fn tags(
     if vlans.is_empty() {
         return finding(&check, Level::Ok, "carries no VLAN", "");
     }
+    let hides = hides_tags_of(vlans, offloads);
     let vlans = vlans.join(", ");
-    let hides = matches!(offloads, Ok(Some(Offloads { vlan_tags: true, .. })));
     if !hides {
         return finding(&check, Level::Ok, format!("carries {vlans}; the shield sees their tags"), "");
     }
-    let can_answer = matches!(cookies, Some(CookieState::Ready { .. } | CookieState::Waiting));
     finding(
         &check,
-        if can_answer { Level::Failure } else { Level::Warning },
+        if cookies == Some(CookieState::HiddenTags) { Level::Failure } else { Level::Warning },
         format!("carries {vlans}, and takes off their tags before the shield sees a packet"),
         &format!(
-            "packets are judged all the same, but a cookie leaves without a tag and never reaches a client in those VLANs; \
-             `ethtool -K {name} rxvlan off`"
+            "packets are judged all the same, but a cookie would leave without a tag and never reach a client in those VLANs, \
+             so ports over their SYN budget leave the flood to the kernel; `ethtool -K {name} rxvlan off`"
         ),
     )
 }
@@ -399,17 +408,19 @@ mod tests {
     fn hidden_tags_matter_where_there_are_vlans_and_cookies() {
         let offloads = |vlan_tags| Ok(Some(Offloads { large_receive: false, vlan_tags }));
         let ready = Some(CookieState::Ready { with_options: false });
+        let hidden = Some(CookieState::HiddenTags);
         for (name, offloads, cookies, level) in [
-            ("eth2", offloads(true), ready, Level::Failure),
-            ("eth2", offloads(true), Some(CookieState::Waiting), Level::Failure),
+            ("eth2", offloads(true), hidden, Level::Failure),
             ("eth2", offloads(true), Some(CookieState::Disabled), Level::Warning),
             ("eth2", offloads(false), ready, Level::Ok),
             ("eth2", Ok(None), ready, Level::Ok),
             ("eth1", offloads(true), ready, Level::Ok),
-            ("bond0", offloads(true), ready, Level::Failure),
+            ("bond0", offloads(true), hidden, Level::Failure),
         ] {
             let finding = tags(name, &vlans_on(name, &network()), &offloads, cookies);
             assert_eq!(finding.level, level, "{name}: {finding:?}");
+            let hides = hides_tags_of(&vlans_on(name, &network()), &offloads);
+            assert_eq!(hides, level != Level::Ok, "{name}");
         }
         assert_eq!(vlans_on("eth2", &network()), ["eth2.7", "eth2.8"]);
     }

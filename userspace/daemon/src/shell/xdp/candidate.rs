@@ -58,6 +58,22 @@ impl Shield {
         settings: &Settings,
     ) -> Result<(), OpenError> {
         self.drop_candidate(desired, settings)?;
+        let loaded = self.try_load_candidate(candidate, desired, settings);
+        if loaded.is_err() {
+            // Nothing of it may stay.
+            self.candidate = None;
+            self.write_policy(desired, settings)?;
+            clear_jumps(&mut self.tables)?;
+        }
+        loaded
+    }
+
+    fn try_load_candidate(
+        &mut self,
+        candidate: Settings,
+        desired: &Desired,
+        settings: &Settings,
+    ) -> Result<(), OpenError> {
         self.tables.clear_differences()?;
         let mut ebpf = object::load_candidate(self.plan.sizes, &self.directory)?;
         let mut tables = Tables::take(&mut ebpf, self.tables.secret())?;

@@ -26,14 +26,15 @@ use netlink_packet_sock_diag::{
     inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
 };
 use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
+use thiserror::Error;
 use tunica_core::{
     id::{PacketSource, Prefix},
     self_test::{SOURCE_V4, SOURCE_V6, SelfTest, Untested},
     time::Monotime,
 };
 
-use self::frame::{ANSWER_BYTES, Flow};
-use super::{Run, Shield, hook, object::LoadError};
+use self::frame::{ANSWER_BYTES, Cookie, Flow};
+use super::{Run, Shield, hook, object::LoadError, tables::TableError};
 
 /// `XDP_PASS` and `XDP_TX` in include/uapi/linux/bpf.h.
 const XDP_PASS: u32 = 2;
@@ -234,7 +235,7 @@ fn settle(shield: &mut Shield, probe: Probe) -> Probe {
 }
 
 /// Whether a SYN trickled through to the listener at this address not long ago.
-fn is_stamped(shield: &Shield, local: SocketAddr, now: Monotime) -> Result<bool, super::TableError> {
+fn is_stamped(shield: &Shield, local: SocketAddr, now: Monotime) -> Result<bool, TableError> {
     let address = Prefix::host(local.ip()).kernel_key().1;
     let tat = Monotime(shield.tables().trickle(local.port(), address)?);
     Ok(tat != Monotime(0) && now.since(tat) < STAMP)
@@ -250,25 +251,45 @@ fn is_reachable(address: IpAddr) -> bool {
 }
 
 /// Gets a cookie and hands it in. False if the shield made none, or does not let it pass.
-fn bring_back(shield: &mut Shield, flow: &Flow, door: u32) -> Result<bool, LoadError> {
+fn bring_back(shield: &mut Shield, flow: &Flow, door: u32) -> Result<bool, ProbeError> {
+    let (port, address) = (flow.local.port(), Prefix::host(flow.local.ip()).kernel_key().1);
+    let trickled = shield.tables().trickle(port, address)?;
+    let cookie = ask(shield, flow, door);
+    // A SYN of ours that trickled went to nobody, so it must not pass for one that stamped the listener. Afterwards only: a
+    // clock that is put back lets the next SYN trickle too.
+    if shield.tables().trickle(port, address)? != trickled {
+        shield.tables_mut().set_trickle(port, address, trickled)?;
+    }
+    let Some(cookie) = cookie? else { return Ok(false) };
+    let back = flow.ack(cookie);
+    // The second run of the same segment comes to the same as the first, and is counted for its source once.
+    if shield.run(&back, door, Run::Dry(&mut [0; ANSWER_BYTES]))?.action != XDP_PASS {
+        return Ok(false);
+    }
+    shield.run(&back, door, Run::Live)?;
+    Ok(true)
+}
+
+/// The cookie that the shield answers a SYN with; `None` if it makes none.
+fn ask(shield: &mut Shield, flow: &Flow, door: u32) -> Result<Option<Cookie>, LoadError> {
     for _ in 0..TRIES {
         let mut answer = [0; ANSWER_BYTES];
         let ran = shield.run(&flow.syn(), door, Run::Dry(&mut answer))?;
         if ran.action != XDP_TX {
             continue;
         }
-        let Some(cookie) = answer.get(..ran.bytes).and_then(|answer| flow.cookie(answer)) else {
-            return Ok(false);
-        };
-        let back = flow.ack(cookie);
-        // The second run of the same segment comes to the same as the first, and is counted for its source once.
-        if shield.run(&back, door, Run::Dry(&mut answer))?.action != XDP_PASS {
-            return Ok(false);
-        }
-        shield.run(&back, door, Run::Live)?;
-        return Ok(true);
+        return Ok(answer.get(..ran.bytes).and_then(|answer| flow.cookie(answer)));
     }
-    Ok(false)
+    Ok(None)
+}
+
+/// Why a test could not be run.
+#[derive(Debug, Error)]
+enum ProbeError {
+    #[error(transparent)]
+    Run(#[from] LoadError),
+    #[error(transparent)]
+    Table(#[from] TableError),
 }
 
 /// The listener's queue of connections that wait to be accepted (`sk_acceptq_is_full` in include/net/sock.h).
