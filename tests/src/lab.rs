@@ -22,9 +22,23 @@ use nix::{
 
 use crate::{
     armed::program,
+    flood::{Flood, Pattern, Running},
+    frame::{TCP, tcp, v4},
     netns::{self, End, Namespace},
     sys::{end_with_parent, packet_socket, send_frames},
 };
+
+/// A TCP segment with these flags from `source` to the host.
+pub fn segment(source: [u8; 4], flags: u8) -> Vec<u8> {
+    let mut ip = v4(source, TCP);
+    ip.destination = HOST.octets();
+    ip.frame(&tcp(flags, 5))
+}
+
+/// A segment without flags from TEST-NET-3 to the host, which the sanity rules refuse.
+pub fn null_segment() -> Vec<u8> {
+    segment([203, 0, 113, 9], 0)
+}
 
 /// The host's interface.
 pub const HOST_INTERFACE: &str = "h0";
@@ -323,6 +337,15 @@ impl Lab {
     pub fn metric(&self, series: &str) -> Result<Option<f64>> {
         let (_, text) = self.http("/metrics")?;
         Ok(text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse().ok()))
+    }
+
+    /// Starts an attack of `rate` packets a second from the client on a port of the host.
+    ///
+    /// # Errors
+    /// When its thread cannot be started.
+    pub fn flood(&self, pattern: Pattern, rate: u32, port: u16) -> Result<Running> {
+        let (macs, victim) = ((CLIENT_MAC, HOST_MAC), (HOST, port).into());
+        Flood { pattern, rate, macs, victim, seed: 7 }.start(&self.client, CLIENT_INTERFACE)
     }
 
     /// Sends frames from the client, one after another.

@@ -20,8 +20,8 @@ use std::{
 
 use nix::sys::signal::Signal;
 use tunica_tests::{
-    frame::{TCP, tcp, v4},
-    lab::{HOST, Lab},
+    frame::SYN,
+    lab::{Lab, segment},
 };
 use tunicad::shell::xdp::{object, probe};
 
@@ -284,9 +284,7 @@ fn reports_of_configured_accounts_ban_and_those_of_others_do_not() {
     assert_eq!(ran.code, Some(5), "{ran:?}");
     assert_eq!(lab.tunica_by(MAIL, group, &["ban", "list"]).unwrap().code, Some(0));
 
-    let mut ip = v4([203, 0, 113, 5], TCP);
-    ip.destination = HOST.octets();
-    let syn = ip.frame(&tcp(2, 5));
+    let syn = segment([203, 0, 113, 5], SYN);
     for count in 1..=2 {
         let expected =
             format!("report {count} of 3 against 203.0.113.5 within 3600 s; the last of them bans it\n");

@@ -13,23 +13,15 @@ use std::{collections::BTreeMap, fs};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tunica_tests::{
-    flood::{Flood, Pattern},
-    frame::{TCP, UDP, tcp, udp, v4},
-    lab::{CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
+    flood::Pattern,
+    frame::{SYN, TCP, UDP, tcp, udp, v4},
+    lab::{HOST, Lab, null_segment},
 };
-
-/// SYN, as in byte 13 of the TCP header.
-const SYN: u8 = 2;
 
 fn from_test_net(protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut ip = v4([203, 0, 113, 9], protocol);
     ip.destination = HOST.octets();
     ip.frame(payload)
-}
-
-/// A segment without flags, which the sanity rules refuse.
-fn null_segment() -> Vec<u8> {
-    from_test_net(TCP, &tcp(0, 5))
 }
 
 /// The lab's configuration with other lines of `[shield]`, as a file of its own.
@@ -142,14 +134,7 @@ fn a_candidate_with_the_same_rules_agrees() {
     let file = write_candidate(&lab, "mode = \"observe\"");
     let said = words(&lab.must(&["candidate", "load", &file]).unwrap());
     assert!(said.contains("not tried, in force with a promotion only: shield.mode"), "{said}");
-    let flood = Flood {
-        pattern: Pattern::ForgedSyn,
-        rate: 20_000,
-        macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443).into(),
-        seed: 11,
-    };
-    let flood = flood.start(&lab.client, CLIENT_INTERFACE).unwrap();
+    let flood = lab.flood(Pattern::ForgedSyn, 20_000, 443).unwrap();
     lab.wait_for("the flood", |_| Ok(flood.sent() > 40_000)).unwrap();
     lab.send(&null_segment(), 50).unwrap();
     flood.stop().unwrap();
@@ -168,14 +153,7 @@ fn no_packet_passes_unfiltered_while_candidates_come_and_go() {
     lab.count_in_stack("attack", "ip saddr 198.51.100.1").unwrap();
     lab.start().unwrap();
     lab.must(&["ban", "add", "198.51.100.1", "--for", "1h", "--reason", "test"]).unwrap();
-    let flood = Flood {
-        pattern: Pattern::FixedSyn { sources: 1 },
-        rate: 5_000,
-        macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443).into(),
-        seed: 7,
-    };
-    let attack = flood.start(&lab.client, CLIENT_INTERFACE).unwrap();
+    let attack = lab.flood(Pattern::FixedSyn { sources: 1 }, 5_000, 443).unwrap();
     let file = write_candidate(&lab, "mode = \"enforce\"\nsyn = { enabled = false }");
     for _ in 0..5 {
         lab.must(&["candidate", "load", &file]).unwrap();

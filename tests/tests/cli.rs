@@ -17,15 +17,9 @@ use std::{
 
 use tunica_tests::{
     disk::SmallDisk,
-    frame::{TCP, tcp, v4},
-    lab::{HOST, HOST_INTERFACE, Lab},
+    frame::SYN,
+    lab::{HOST_INTERFACE, Lab, null_segment, segment},
 };
-
-fn syn_from(source: [u8; 4]) -> Vec<u8> {
-    let mut ip = v4(source, TCP);
-    ip.destination = HOST.octets();
-    ip.frame(&tcp(2, 5))
-}
 
 /// Group `nogroup` of Debian's base-passwd, which the lab's configuration names.
 fn nogroup() -> u32 {
@@ -38,7 +32,7 @@ fn bans_and_allow_entries_come_hold_and_go() {
     lab.configure("mode = \"enforce\"\nallow = [\"198.51.100.0/28\"]", "").unwrap();
     lab.count_in_stack("seen", "ip saddr 203.0.113.5").unwrap();
     lab.start().unwrap();
-    let syn = syn_from([203, 0, 113, 5]);
+    let syn = segment([203, 0, 113, 5], SYN);
 
     // What would happen, then what happens.
     let dry = lab.json(&["ban", "add", "203.0.113.5", "--reason", "brute force", "--dry-run"]).unwrap();
@@ -231,7 +225,7 @@ fn a_bypass_needs_no_disk() {
 
     let said = lab.must(&["bypass", "on", "--reason", "locked out"]).unwrap();
     assert!(said.contains("is detached") && said.contains("would end the bypass"), "{said}");
-    lab.send(&syn_from([203, 0, 113, 5]), 3).unwrap();
+    lab.send(&segment([203, 0, 113, 5], SYN), 3).unwrap();
     assert_eq!(lab.in_stack("seen").unwrap(), 3);
     let ran = lab.tunica(&["status"]).unwrap();
     assert_eq!(ran.code, Some(7), "{ran:?}");
@@ -239,7 +233,7 @@ fn a_bypass_needs_no_disk() {
     assert!(lab.log().contains("would end the bypass"), "{}", lab.log());
     let said = lab.must(&["bypass", "off"]).unwrap();
     assert!(said.contains("is attached again") && said.contains("bring the bypass back"), "{said}");
-    lab.send(&syn_from([203, 0, 113, 5]), 3).unwrap();
+    lab.send(&segment([203, 0, 113, 5], SYN), 3).unwrap();
     assert_eq!(lab.in_stack("seen").unwrap(), 3);
 
     lab.must(&["bypass", "on", "--reason", "locked out"]).unwrap();
@@ -265,11 +259,7 @@ fn a_reload_adds_drops_and_renames_interfaces() {
         let shown = lab.run_in_host("ip", &["-d", "link", "show", name]).unwrap();
         shown.contains("prog/xdp")
     };
-    let null = {
-        let mut ip = v4([203, 0, 113, 9], TCP);
-        ip.destination = HOST.octets();
-        ip.frame(&tcp(0, 5))
-    };
+    let null = null_segment();
     lab.run_in_host("ip", &["link", "add", "h1", "type", "veth", "peer", "name", "h2"]).unwrap();
     lab.count_in_stack("null", "ip saddr 203.0.113.9").unwrap();
     on(&lab, "\"h0\"", "");
@@ -332,7 +322,7 @@ fn a_bypass_detaches_at_once_survives_a_restart_and_ends() {
     lab.start().unwrap();
     lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
     lab.must(&["bypass", "on", "--reason", "a customer cannot connect"]).unwrap();
-    lab.send(&syn_from([203, 0, 113, 5]), 3).unwrap();
+    lab.send(&segment([203, 0, 113, 5], SYN), 3).unwrap();
     assert_eq!(lab.in_stack("seen").unwrap(), 3);
     let ran = lab.tunica(&["status"]).unwrap();
     assert_eq!(ran.code, Some(7), "{ran:?}");
@@ -344,7 +334,7 @@ fn a_bypass_detaches_at_once_survives_a_restart_and_ends() {
     lab.start().unwrap();
     assert_eq!(lab.json(&["status"]).unwrap()["interfaces"][0]["actual"], "none");
     lab.must(&["bypass", "off"]).unwrap();
-    lab.send(&syn_from([203, 0, 113, 5]), 3).unwrap();
+    lab.send(&segment([203, 0, 113, 5], SYN), 3).unwrap();
     assert_eq!(lab.in_stack("seen").unwrap(), 3);
     assert_eq!(lab.tunica(&["status"]).unwrap().code, Some(0));
 }
@@ -399,7 +389,7 @@ fn status_sources_and_doctor_tell_what_is() {
     };
     assert!(quiet["warnings"].as_array().unwrap().iter().all(is_of_host), "{quiet:#}");
 
-    lab.send(&syn_from([203, 0, 113, 5]), 200).unwrap();
+    lab.send(&segment([203, 0, 113, 5], SYN), 200).unwrap();
     lab.wait_for("the counters", |lab| {
         Ok(defence(&lab.json(&["status"])?, "syn_rate")["dropped_packets"].as_u64() >= Some(150))
     })
@@ -476,7 +466,7 @@ fn a_frame_of_top_shows_counts_that_move() {
         let rows = report["rows"].as_array().unwrap();
         rows.iter().find(|row| row["verdict"] == "syn_rate" && row["action"] == "drop").unwrap().clone()
     };
-    let syn = syn_from([203, 0, 113, 5]);
+    let syn = segment([203, 0, 113, 5], SYN);
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let (frame, report) = thread::scope(|scope| {
         scope.spawn(|| {

@@ -18,28 +18,13 @@ use std::{
 use nix::sys::signal::Signal;
 use tunica_tests::{
     armed::program,
-    flood::{Flood, Pattern},
-    frame::{TCP, tcp, v4},
-    lab::{CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_INTERFACE, HOST_MAC, Lab},
+    flood::Pattern,
+    lab::{HOST_INTERFACE, Lab, null_segment},
 };
-
-/// A segment without flags from TEST-NET-3 to the host, which the sanity rules refuse.
-fn null_segment() -> Vec<u8> {
-    let mut ip = v4([203, 0, 113, 9], TCP);
-    ip.destination = HOST.octets();
-    ip.frame(&tcp(0, 5))
-}
 
 /// SYNs from 198.51.100.1 alone, which [`null_segment`]'s source is not.
 fn steady(lab: &Lab) -> tunica_tests::flood::Running {
-    let flood = Flood {
-        pattern: Pattern::FixedSyn { sources: 1 },
-        rate: 5_000,
-        macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443).into(),
-        seed: 7,
-    };
-    flood.start(&lab.client, CLIENT_INTERFACE).unwrap()
+    lab.flood(Pattern::FixedSyn { sources: 1 }, 5_000, 443).unwrap()
 }
 
 fn link_and_program(lab: &Lab) -> (u64, u64) {

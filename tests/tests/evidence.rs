@@ -21,8 +21,8 @@ use nix::sys::{
     socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt},
 };
 use tunica_tests::{
-    flood::{Flood, Pattern, Random},
-    lab::{CLIENT, CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
+    flood::{Pattern, Random},
+    lab::{CLIENT, CLIENT_INTERFACE, HOST, Lab},
     rows::rows,
 };
 use tunicad::sys::count_rows;
@@ -130,14 +130,7 @@ fn a_sender_who_hears_nothing_proves_nothing() {
     lab.host.ip(&["route", "add", "default", "via", &CLIENT.to_string()]).unwrap();
     lab.start().unwrap();
     serve(&lab, 443);
-    let flood = Flood {
-        pattern: Pattern::ForgedSyn,
-        rate: 5_000,
-        macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443).into(),
-        seed: 5,
-    };
-    let running = flood.start(&lab.client, CLIENT_INTERFACE).unwrap();
+    let running = lab.flood(Pattern::ForgedSyn, 5_000, 443).unwrap();
     let mut random = Random(7);
     for row in rows().into_iter().filter(|row| row.frame.len() <= 96 && row.frame.len() > 40) {
         for _ in 0..4 {

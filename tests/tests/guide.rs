@@ -17,16 +17,8 @@ use std::{
 use nix::sys::signal::Signal;
 use tunica_tests::{
     armed::program,
-    frame::{TCP, tcp, v4},
-    lab::{HOST, Lab},
+    lab::{Lab, null_segment},
 };
-
-/// A segment without flags from TEST-NET-3 to the host, which the sanity rules refuse.
-fn null_segment() -> Vec<u8> {
-    let mut ip = v4([203, 0, 113, 9], TCP);
-    ip.destination = HOST.octets();
-    ip.frame(&tcp(0, 5))
-}
 
 /// A command line of `tunica`, and whether it stands in a block of its own or within a sentence, where arguments may be
 /// left out.

@@ -17,8 +17,8 @@ use std::{
 
 use nix::{net::if_::if_nametoindex, sys::signal::Signal};
 use tunica_tests::{
-    frame::{TCP, tcp, v4},
-    lab::{CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_INTERFACE, HOST_MAC, Lab},
+    frame::{ACK, SYN, TCP, tcp, v4},
+    lab::{CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_INTERFACE, HOST_MAC, Lab, segment},
     netns::{self, End},
     sys::{packet_socket, send_frames},
 };
@@ -29,12 +29,6 @@ const OWN_SOURCE: &str = "tunica_shield_packets_total{action=\"drop\",verdict=\"
 const NULL_FLAGS: &str = "tunica_shield_packets_total{action=\"drop\",verdict=\"null_flags\"}";
 const ADDRESSES: &str = "tunica_host_changes_total{what=\"addresses\"}";
 const INTERFACES: &str = "tunica_host_changes_total{what=\"interfaces\"}";
-
-fn segment(source: [u8; 4], flags: u8) -> Vec<u8> {
-    let mut ip = v4(source, TCP);
-    ip.destination = HOST.octets();
-    ip.frame(&tcp(flags, 5))
-}
 
 fn count(lab: &Lab, series: &str) -> f64 {
     lab.metric(series).unwrap().unwrap_or(0.0)
@@ -49,7 +43,6 @@ fn interface(lab: &Lab, name: &str) -> serde_json::Value {
 
 /// How many segments of ten from this source are refused as coming from the host itself.
 fn refused(lab: &Lab, source: [u8; 4]) -> f64 {
-    const ACK: u8 = 0x10;
     let (refused, others) = (count(lab, OWN_SOURCE), count(lab, NULL_FLAGS));
     lab.send(&segment(source, ACK), 10).unwrap();
     // The wire keeps order: once these are counted, the ten are.
@@ -272,7 +265,6 @@ fn of_two_interfaces_one_may_fail_and_both_count_together() {
 /// What `doctor` says of a host that forwards: bans and limits of sources hold, rules of ports and sockets do not.
 #[test]
 fn of_forwarded_packets_the_source_is_judged_and_the_port_is_not() {
-    const SYN: u8 = 0x02;
     const BEHIND: [u8; 4] = [10, 78, 1, 2];
     let mut lab = Lab::new("forward").unwrap();
     lab.configure("mode = \"enforce\"\nlockdown = true\nports = { open = [\"22/tcp\"] }", "").unwrap();

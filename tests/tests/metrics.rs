@@ -21,9 +21,8 @@ use std::{
 use nix::sys::signal::Signal;
 use tunica_tests::{
     disk::SmallDisk,
-    flood::{Flood, Pattern},
-    frame::{TCP, tcp, v4},
-    lab::{CLIENT, CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
+    flood::Pattern,
+    lab::{CLIENT, HOST, Lab, null_segment},
     sys::clock,
 };
 use tunicad::metrics::METRICS;
@@ -128,9 +127,7 @@ fn every_metric_moves_by_its_cause() {
     watch.note("tunica_build_info");
 
     // Observe, then enforce: the same segment is counted under another action, and the generation grows.
-    let mut ip = v4([203, 0, 113, 9], TCP);
-    ip.destination = HOST.octets();
-    let null = ip.frame(&tcp(0, 5));
+    let null = null_segment();
     watch.becomes("tunica_shield_mode{mode=\"observe\"}", 1.0);
     watch.lab.send(&null, 5).unwrap();
     watch.becomes("tunica_shield_packets_total{action=\"would_drop\",verdict=\"null_flags\"}", 5.0);
@@ -263,15 +260,9 @@ fn every_metric_moves_by_its_cause() {
 
     // A daemon that cannot keep up: the heartbeat ages and events are lost.
     // Four verdicts, each spoken about at most once a clock tick, until the ring buffer of 256 KiB is full.
-    let floods = [Pattern::FixedSyn { sources: 64 }, Pattern::Scan].map(|pattern| Flood {
-        pattern,
-        rate: 30_000,
-        macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443).into(),
-        seed: 9,
-    });
+    let floods = [Pattern::FixedSyn { sources: 64 }, Pattern::Scan];
     watch.lab.signal(Signal::SIGSTOP).unwrap();
-    let attacks = floods.map(|flood| flood.start(&watch.lab.client, CLIENT_INTERFACE).unwrap());
+    let attacks = floods.map(|pattern| watch.lab.flood(pattern, 30_000, 443).unwrap());
     watch.lab.wait_for("the attack", |_| Ok(attacks.iter().all(|attack| attack.sent() > 300_000))).unwrap();
     for attack in attacks {
         attack.stop().unwrap();
@@ -288,14 +279,7 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.must(&["reload"]).unwrap();
     watch.becomes("tunica_heartbeat_stale_after_seconds", 40.0);
     assert_eq!(watch.value("tunica_syn_sketch_busy_ratio"), 0.0);
-    let forged = Flood {
-        pattern: Pattern::ForgedSyn,
-        rate: 100_000,
-        macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443).into(),
-        seed: 11,
-    };
-    let attack = forged.start(&watch.lab.client, CLIENT_INTERFACE).unwrap();
+    let attack = watch.lab.flood(Pattern::ForgedSyn, 100_000, 443).unwrap();
     watch.exceeds("tunica_syn_sketch_busy_ratio", 0.2);
     watch.becomes("tunica_ports_over_budget", 1.0);
     watch.becomes("tunica_cookies_state{state=\"sysctl\"}", 1.0);

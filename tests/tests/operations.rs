@@ -12,16 +12,9 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use tunica_tests::{
-    frame::{TCP, tcp, v4},
-    lab::{HOST, Lab},
+    frame::SYN,
+    lab::{Lab, null_segment, segment},
 };
-
-/// A segment without flags from TEST-NET-3 to the host, which the sanity rules refuse.
-fn null_segment() -> Vec<u8> {
-    let mut ip = v4([203, 0, 113, 9], TCP);
-    ip.destination = HOST.octets();
-    ip.frame(&tcp(0, 5))
-}
 
 /// How many of ten such segments reach the network stack, which [`Lab::count_in_stack`] counts as `null`.
 fn passing(lab: &Lab) -> u64 {
@@ -276,11 +269,7 @@ fn tune_tells_what_it_saw_and_changes_nothing() {
     lab.start().unwrap();
     let ran = lab.tunica(&["tune"]).unwrap();
     assert!(ran.code == Some(3) && ran.err.contains("--force"), "{ran:?}");
-    let syn = {
-        let mut ip = v4([203, 0, 113, 5], TCP);
-        ip.destination = HOST.octets();
-        ip.frame(&tcp(2, 5))
-    };
+    let syn = segment([203, 0, 113, 5], SYN);
     lab.send(&syn, 60).unwrap();
     let row = |lab: &Lab| {
         let tuning = lab.json(&["tune", "--force"]).unwrap();

@@ -11,16 +11,10 @@
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tunica_tests::{
-    flood::{Flood, Pattern},
-    frame::{SYN, TCP, tcp, v4, v6},
-    lab::{CLIENT_INTERFACE, CLIENT_MAC, HOST, HOST_MAC, Lab},
+    flood::Pattern,
+    frame::{SYN, TCP, tcp, v6},
+    lab::{HOST, Lab, segment},
 };
-
-fn syn_from(source: [u8; 4]) -> Vec<u8> {
-    let mut ip = v4(source, TCP);
-    ip.destination = HOST.octets();
-    ip.frame(&tcp(SYN, 5))
-}
 
 /// A SYN from 2001:db8:0:`net`::9.
 fn syn_from_net(net: u16) -> Vec<u8> {
@@ -43,7 +37,7 @@ fn ranges_are_banned_explained_kept_and_lifted() {
     lab.count_in_stack("inside", "ip saddr 203.0.113.0/24").unwrap();
     lab.count_in_stack("beside", "ip saddr 203.0.114.0/24").unwrap();
     lab.start().unwrap();
-    let [inside, beside] = [syn_from([203, 0, 113, 200]), syn_from([203, 0, 114, 1])];
+    let [inside, beside] = [segment([203, 0, 113, 200], SYN), segment([203, 0, 114, 1], SYN)];
     let add = ["ban", "add", "203.0.113.0/24", "--for", "1h", "--reason", "a rented network"];
 
     let dry = lab.json(&[&add[..], &["--dry-run"]].concat()).unwrap();
@@ -234,14 +228,7 @@ fn a_port_over_its_budget_is_explained() {
     lab.start().unwrap();
     let _listener = lab.host.run(|| Ok(std::net::TcpListener::bind("[::]:443")?)).unwrap();
     assert_eq!(lab.json(&["explain", "192.0.2.7"]).unwrap()["over_budget"], Value::Null);
-    let flood = Flood {
-        pattern: Pattern::ForgedSyn,
-        rate: 2_000,
-        macs: (CLIENT_MAC, HOST_MAC),
-        victim: (HOST, 443).into(),
-        seed: 5,
-    };
-    let attack = flood.start(&lab.client, CLIENT_INTERFACE).unwrap();
+    let attack = lab.flood(Pattern::ForgedSyn, 2_000, 443).unwrap();
     lab.wait_for("the attack", |_| Ok(attack.sent() > 500)).unwrap();
     attack.stop().unwrap();
     let explained = lab.json(&["explain", "192.0.2.7"]).unwrap();
@@ -253,8 +240,7 @@ fn a_port_over_its_budget_is_explained() {
 
     // A listener on one address is found as well; where there is none, that is said.
     let listener = lab.host.run(|| Ok(std::net::TcpListener::bind((HOST, 8_443))?)).unwrap();
-    let attack =
-        Flood { victim: (HOST, 8_443).into(), ..flood }.start(&lab.client, CLIENT_INTERFACE).unwrap();
+    let attack = lab.flood(Pattern::ForgedSyn, 2_000, 8_443).unwrap();
     lab.wait_for("the attack", |_| Ok(attack.sent() > 500)).unwrap();
     attack.stop().unwrap();
     let asked = ["explain", "192.0.2.7", "--port", "8443"];

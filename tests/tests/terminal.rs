@@ -28,8 +28,7 @@ use nix::{
 };
 use tunica_tests::{
     armed::program,
-    frame::{TCP, tcp, v4},
-    lab::{HOST, Lab},
+    lab::{Lab, null_segment},
     sys::end_with_parent,
 };
 
@@ -232,9 +231,7 @@ fn top_shows_attack_mode_a_trial_and_an_incident() {
     lab.must(&["reload", "--confirm", "100"]).unwrap();
     watched.wait_for("ON TRIAL 9");
     // A segment without flags.
-    let mut ip = v4([203, 0, 113, 9], TCP);
-    ip.destination = HOST.octets();
-    lab.send(&ip.frame(&tcp(0, 5)), 5).unwrap();
+    lab.send(&null_segment(), 5).unwrap();
     watched.wait_for("| INCIDENT sanity for ");
     let screen = shown(&watched.text());
     assert!(screen.lines().any(|line| line.contains(" left | ATTACK MODE 9 m left | INCIDENT")), "{screen}");

@@ -14,8 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tunica_tests::{
-    frame::{ACK, TCP, tcp, v4},
-    lab::{CLIENT, HOST, Lab},
+    frame::ACK,
+    lab::{CLIENT, HOST, Lab, segment},
     netns::{self, End, Namespace},
 };
 
@@ -58,9 +58,7 @@ fn upload(namespace: &Namespace, address: SocketAddrV4) -> Result<()> {
 
 /// ACK segments that belong to nothing, of which the host says how many it refused.
 fn refused(lab: &Lab) -> f64 {
-    let mut ip = v4([203, 0, 113, 9], TCP);
-    ip.destination = HOST.octets();
-    lab.send(&ip.frame(&tcp(ACK, 5)), 60).unwrap();
+    lab.send(&segment([203, 0, 113, 9], ACK), 60).unwrap();
     // Counters are read once a second.
     std::thread::sleep(Duration::from_millis(2_500));
     lab.metric("tunica_shield_packets_total{action=\"drop\",verdict=\"no_socket\"}").unwrap().unwrap_or(0.0)
