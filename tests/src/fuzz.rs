@@ -6,9 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a target says what does not hold")]
 
 pub mod config;
+pub mod control_port;
 pub mod control_socket;
+pub mod haproxy_api;
 pub mod host_parser;
 pub mod ledger;
+pub mod proxy_header;
 
 /// Something that reads bytes from outside.
 #[derive(Clone, Copy, Debug)]
@@ -22,11 +25,14 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "host-parser", check: host_parser::check, seeds: host_parser::seeds },
     Target { name: "config", check: config::check, seeds: config::seeds },
     Target { name: "control-socket", check: control_socket::check, seeds: control_socket::seeds },
     Target { name: "ledger", check: ledger::check, seeds: ledger::seeds },
+    Target { name: "proxy-header", check: proxy_header::check, seeds: proxy_header::seeds },
+    Target { name: "control-port", check: control_port::check, seeds: control_port::seeds },
+    Target { name: "haproxy-api", check: haproxy_api::check, seeds: haproxy_api::seeds },
 ];
 
 impl Target {

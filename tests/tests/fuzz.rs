@@ -53,6 +53,21 @@ fn ledger() {
 }
 
 #[test]
+fn proxy_header() {
+    replay("proxy-header");
+}
+
+#[test]
+fn control_port() {
+    replay("control-port");
+}
+
+#[test]
+fn haproxy_api() {
+    replay("haproxy-api");
+}
+
+#[test]
 fn every_target_has_a_program_and_a_test() {
     let mut programs: Vec<String> = fs::read_dir(folder("fuzz/src/bin"))
         .unwrap()
@@ -62,5 +77,7 @@ fn every_target_has_a_program_and_a_test() {
     let mut names = TARGETS.map(|target| target.name);
     names.sort_unstable();
     assert_eq!(programs, names);
-    assert_eq!(names, ["config", "control-socket", "host-parser", "ledger"], "a target without a test");
+    let tested =
+        ["config", "control-port", "control-socket", "haproxy-api", "host-parser", "ledger", "proxy-header"];
+    assert_eq!(names, tested, "a target without a test");
 }

@@ -41,7 +41,7 @@ struct Target {
     seeds: &'static [&'static str],
 }
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 7] = [
     Target { name: "host-parser", about: "frames, as the tests' reference judges them", seeds: &[] },
     Target {
         name: "config",
@@ -50,6 +50,9 @@ const TARGETS: [Target; 4] = [
     },
     Target { name: "control-socket", about: "requests to the daemon and its answers", seeds: &[] },
     Target { name: "ledger", about: "the ledger's rows and commands", seeds: &[] },
+    Target { name: "proxy-header", about: "the PROXY header before a stream", seeds: &[] },
+    Target { name: "control-port", about: "what tor says, and commands to it", seeds: &[] },
+    Target { name: "haproxy-api", about: "what HAProxy answers, and commands to it", seeds: &[] },
 ];
 
 /// The programs' package.

@@ -78,7 +78,9 @@ pub enum Refused {
     #[error("HAProxy's table stores no gpt0; no tag was set; it must say `store gpt0`")]
     NoTag,
     /// The socket may only read.
-    #[error("HAProxy's socket may not touch tables; no row was changed or read; it must have `level operator` or `admin`")]
+    #[error(
+        "HAProxy's socket may not touch tables; no row was changed or read; it must have `level operator` or `admin`"
+    )]
     Permission,
     /// Anything else.
     #[error("HAProxy refuses the command in words that are unknown here; no row was changed")]

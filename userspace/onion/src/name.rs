@@ -112,7 +112,13 @@ mod tests {
         assert_eq!(address.to_string(), ADDRESS);
         assert_eq!(format!("{ADDRESS}.onion").parse(), Ok(address));
         assert_eq!(ADDRESS.to_uppercase().parse(), Ok(address));
-        for bad in ["", "UNKNOWN", ADDRESS.trim_start_matches('t'), &ADDRESS.replace('t', "1"), &ADDRESS.replace("tu", "é")] {
+        for bad in [
+            "",
+            "UNKNOWN",
+            ADDRESS.trim_start_matches('t'),
+            &ADDRESS.replace('t', "1"),
+            &ADDRESS.replace("tu", "é"),
+        ] {
             assert_eq!(bad.parse::<OnionAddress>(), Err(NotAName::OnionAddress), "{bad}");
         }
         assert_eq!(format!("{address:?}"), "OnionAddress(scrubbed)");

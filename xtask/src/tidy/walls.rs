@@ -63,6 +63,12 @@ const WALLS: &[Wall] = &[
         foreign: Foreign::Not(RUNTIME),
     },
     Wall {
+        name: "tunica-onion",
+        folder: "userspace/onion",
+        ours: &[],
+        foreign: Foreign::Only(&["crc", "hmac", "sha2", "thiserror"]),
+    },
+    Wall {
         name: "tunica-config",
         folder: "userspace/config",
         ours: &["tunica-common", "tunica-core", "tunica-nft"],
@@ -96,6 +102,7 @@ const WALLS: &[Wall] = &[
             "tunica-core",
             "tunica-ctl",
             "tunica-nft",
+            "tunica-onion",
             "tunicad",
         ],
         foreign: Foreign::Not(&[]),
@@ -254,6 +261,8 @@ mod tests {
     fn no_arrow_runs_back_not_even_in_tests() {
         for (folder, name, known) in [
             ("common", "tunica-common", "tunica-core"),
+            ("userspace/core", "tunica-core", "tunica-onion"),
+            ("userspace/onion", "tunica-onion", "tunica-core"),
             ("userspace/core", "tunica-core", "tunica-config"),
             ("userspace/config", "tunica-config", "tunicad"),
             ("userspace/api", "tunica-api", "tunica-ctl"),

@@ -410,7 +410,7 @@ fn microseconds(text: &str) -> Option<u64> {
     let is_time = (1970..=9999).contains(&year)
         && (1..=12).contains(&month)
         && (1..=31).contains(&day)
-        && (hour, minute) < (24, 60)
+        && hour < 24
         && minute < 60
         // A leap second.
         && second <= 60
