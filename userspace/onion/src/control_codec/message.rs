@@ -78,8 +78,7 @@ pub enum MessageFault {
     Mixed,
 }
 
-/// Cuts what tor sends into messages, whatever pieces it comes in.
-#[derive(Debug)]
+/// Cuts what tor sends into messages, whatever pieces it comes in. `Debug` shows none of it.
 pub struct Decoder {
     limits: Limits,
     /// Lines seen since the beginning, the one being read included.
@@ -247,6 +246,12 @@ const fn meaning(status: u16) -> &'static str {
         554 => "the descriptor is invalid",
         555 => "what was asked for is not managed by this connection",
         _ => "no reason that is known here",
+    }
+}
+
+impl fmt::Debug for Decoder {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Decoder(at line {}, failed: {:?})", self.line, self.failed)
     }
 }
 
