@@ -10,8 +10,9 @@
 //!   what a message says. What tor adds in later versions (events, keywords, values) is stepped over or kept as
 //!   `Other`, as the specification's section on forward compatibility demands.
 //!
-//! The codec is our own. `torut` 0.2.1, the one asynchronous library for this, stands on tokio and on cryptography of
-//! 2021, bounds no line and no reply, and knows only a few events; Arti's crates speak another protocol.
+//! The codec is our own. `torut` 0.2.1, the library for this, is no codec but owns tokio's stream and reads it a byte
+//! at a time, ends at a byte beyond ASCII, hands events on as unread lines, and stands on versions of `sha2`, `rand` and
+//! `ed25519-dalek` from before 2022. Arti's crates speak another protocol.
 
 use thiserror::Error;
 

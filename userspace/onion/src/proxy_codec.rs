@@ -5,9 +5,9 @@
 //!
 //! The parser is our own. `proxy-header` 0.1.3 skips the sixth byte unread, takes `UNKNOWNX` for `UNKNOWN` and `+80`
 //! for 80, checks no checksum, and asks for up to 64 KiB; `ppp` 2.3.0 reports some prefixes of a good header as invalid
-//! and takes `+80`; `proxy-protocol` 0.5.0 was last released in 2021. None says how many bytes it needs. Whoever stands
-//! behind this header is banned or served by it, so it is read strictly, byte by byte from left to right: the first
-//! byte that cannot belong to a header ends the reading, and the outcome does not depend on how the bytes were split.
+//! and takes `+80`. Neither says how many bytes it needs. Whoever stands behind this header is banned or served by it,
+//! so it is read strictly, byte by byte from left to right: the first byte that cannot belong to a header ends the
+//! reading, and the outcome does not depend on how the bytes were split.
 
 use std::{
     fmt,
