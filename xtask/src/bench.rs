@@ -26,5 +26,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut build = process::command("cargo")?;
     build.args(["build", "--release", "--package", "tunica-tests", "--bin", "bench"]);
     process::run(build.current_dir(&root))?;
-    process::hand_over(&root, "bench", &arguments.rest)
+    process::hand_over(&root, "release", "bench", &arguments.rest)
 }

@@ -26,5 +26,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut build = process::command("cargo")?;
     build.args(["build", "--release", "--bins", "--package", "tunicad", "--package", "tunica-ctl"]);
     process::run(build.args(["--package", "tunica-tests"]).current_dir(&root))?;
-    process::hand_over(&root, "demo", &arguments.rest)
+    process::hand_over(&root, "release", "demo", &arguments.rest)
 }

@@ -22,6 +22,7 @@ mod process;
 mod setup;
 mod test;
 mod test_vm;
+mod testnet;
 mod tidy;
 mod workspace;
 
@@ -49,6 +50,8 @@ enum Command {
     Test(test::Arguments),
     /// Tries the shield in Debian's kernels, each booted in a virtual machine.
     TestVm(test_vm::Arguments),
+    /// A private Tor network on this machine, with an onion service and a SOCKS port.
+    Testnet(testnet::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -74,5 +77,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Tidy => tidy::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::TestVm(arguments) => test_vm::run(&arguments),
+        Command::Testnet(arguments) => testnet::run(&arguments),
     }
 }

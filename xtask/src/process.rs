@@ -121,16 +121,17 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("`{line}` printed no UTF-8"))
 }
 
-/// Lets a program that was built with `cargo build --release` take this program's place, so that Ctrl-C ends one program
-/// and the terminal comes back when that has cleaned up. It starts in the tree's root and returns only if it fails.
+/// Lets a program that cargo built into this folder of the target folder (`debug`, `release`) take this program's place, so
+/// that Ctrl-C ends one program and the terminal comes back when that has cleaned up. It starts in the tree's root and
+/// returns only if it fails.
 ///
 /// # Errors
 /// When it cannot be started.
-pub(crate) fn hand_over(root: &Path, program: &str, arguments: &[String]) -> Result<()> {
+pub(crate) fn hand_over(root: &Path, folder: &str, program: &str, arguments: &[String]) -> Result<()> {
     // This program is `xtask` in a profile's folder of the target folder, wherever the developer has put that.
     let own = env::current_exe().context("finding this executable")?;
     let target = own.parent().and_then(Path::parent).context("this executable is in no target folder")?;
-    let program = target.join("release").join(program);
+    let program = target.join(folder).join(program);
     let mut command = Command::new(&program);
     let path: OsString = env::join_paths(search_path()?).context("a folder on PATH contains a colon")?;
     let error = command.args(arguments).env("PATH", path).current_dir(root).exec();

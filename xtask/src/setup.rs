@@ -190,11 +190,11 @@ fn missing(root: &Path) -> Result<Vec<Part>> {
     let mut to_install = Vec::new();
     let mut to_unpack = Vec::new();
     for program in PROGRAMS {
-        if process::find(program.name)?.is_some() {
+        if is_here(program)? {
             continue;
         }
         match program.delivery {
-            Delivery::Install => to_install.push(*program),
+            Delivery::Install | Delivery::Library => to_install.push(*program),
             Delivery::Unpack { file } => {
                 let folder = workspace::tools_bin(root);
                 to_unpack.push(Part::Unpacked { program: *program, file, folder });
@@ -209,6 +209,27 @@ fn missing(root: &Path) -> Result<Vec<Part>> {
         parts.push(Part::Bpffs);
     }
     Ok(parts)
+}
+
+fn is_here(program: &Program) -> Result<bool> {
+    match program.delivery {
+        Delivery::Install | Delivery::Unpack { .. } => Ok(process::find(program.name)?.is_some()),
+        Delivery::Library => {
+            let known = process::capture(process::command("ldconfig")?.arg("--print-cache"))?;
+            Ok(known.lines().any(|line| line.split_whitespace().next() == Some(program.name)))
+        }
+    }
+}
+
+/// Checks that a program or library of [`PROGRAMS`] is on this machine.
+///
+/// # Errors
+/// Names it, and the package that brings it, where it is not.
+pub(crate) fn need(program: &Program) -> Result<()> {
+    if !is_here(program)? {
+        bail!("`{}` is missing (Debian package `{}`): run `cargo xtask setup`", program.name, program.package);
+    }
+    Ok(())
 }
 
 /// Whether the linker is here in the version that the kernel program is built with.
@@ -341,10 +362,7 @@ fn install_packages(programs: &[Program]) -> Result<()> {
         process::run(process::command("apt-get")?.arg("update"))?;
         install()?;
     }
-    for program in programs {
-        process::need(program.name)?;
-    }
-    Ok(())
+    programs.iter().try_for_each(need)
 }
 
 fn unpack_program(program: &Program, file: &str, folder: &Path) -> Result<()> {

@@ -21,7 +21,7 @@ use crate::{
 const SYSTEM_TESTS: &str = "tunica-tests";
 
 /// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
-const SLOW: &[&str] = &["cookies", "demo", "evidence", "forged_sources", "metrics", "self_test"];
+const SLOW: &[&str] = &["cookies", "demo", "evidence", "forged_sources", "metrics", "self_test", "testnet"];
 
 /// What `cargo xtask test` is asked.
 #[derive(Args)]
@@ -59,12 +59,9 @@ fn need_everything() -> Result<()> {
     if !process::is_root() {
         missing.push("root: the tests load kernel programs and make network namespaces".to_owned());
     }
-    let others = ["cargo", "cargo-clippy", "cargo-fmt", "git"];
-    for program in PROGRAMS.iter().map(|program| program.name).chain(others) {
-        if let Err(error) = process::need(program) {
-            missing.push(format!("{error:#}"));
-        }
-    }
+    let others = ["cargo", "cargo-clippy", "cargo-fmt", "git"].map(|program| process::need(program).map(drop));
+    let needs = PROGRAMS.iter().map(setup::need).chain(others);
+    missing.extend(needs.filter_map(Result::err).map(|error| format!("{error:#}")));
     if !missing.is_empty() {
         bail!("the tests cannot run on this machine:\n  {}", missing.join("\n  "));
     }

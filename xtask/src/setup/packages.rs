@@ -5,6 +5,8 @@
 pub(crate) enum Delivery {
     /// `apt-get install`: its package starts nothing.
     Install,
+    /// `apt-get install`, and it is a library that an unpacked program needs, by the name that the loader looks for.
+    Library,
     /// Its package would start a service, so it is unpacked and only this file is copied into the tree's own tools.
     Unpack {
         /// The file's path in the package.
@@ -12,10 +14,10 @@ pub(crate) enum Delivery {
     },
 }
 
-/// A program from a Debian package.
+/// A program, or a library that one needs, from a Debian package.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Program {
-    /// What is run.
+    /// What is run or loaded.
     pub(crate) name: &'static str,
     /// The Debian package that brings it.
     pub(crate) package: &'static str,
@@ -27,6 +29,10 @@ pub(crate) struct Program {
 
 const fn installed(name: &'static str, package: &'static str, why: &'static str) -> Program {
     Program { name, package, why, delivery: Delivery::Install }
+}
+
+const fn library(name: &'static str, package: &'static str, why: &'static str) -> Program {
+    Program { name, package, why, delivery: Delivery::Library }
 }
 
 const fn unpacked(
@@ -53,6 +59,10 @@ pub(crate) const PROGRAMS: &[Program] = &[
     installed("setpriv", "util-linux", "tests that run the daemon with two capabilities"),
     installed("g++", "g++", "the fuzzer's runtime, which is C++"),
     unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
+    unpacked("tor", "tor", "usr/bin/tor", "private Tor networks for tests and developers"),
+    unpacked("tor-gencert", "tor", "usr/bin/tor-gencert", "keys of those networks' authorities"),
+    // What else tor loads, a Debian system has from the start.
+    library("libevent-2.1.so.7", "libevent-2.1-7", "tor's event loop"),
 ];
 
 /// The package that brings `program`, if it is one of ours.
