@@ -20,5 +20,6 @@ pub mod rows;
 pub mod shield;
 pub mod stage;
 pub mod sys;
+pub mod testnet;
 pub mod traces;
 pub mod veth;

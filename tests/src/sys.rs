@@ -1,5 +1,5 @@
 //! System calls that no safe crate offers: packet sockets, batches of frames, a child that ends with its parent or has few
-//! capabilities.
+//! capabilities, signals to a process that cannot be mistaken, what is done when this process ends.
 //!
 //! With [`bpf`], the only files of this package with `unsafe`.
 
@@ -140,6 +140,43 @@ pub fn bound_capabilities<'a>(command: &'a mut Command, wanted: &'static [u32]) 
     // SAFETY: between fork and exec the closure makes system calls, which are async-signal-safe; it allocates nothing and
     // takes no lock.
     unsafe { command.pre_exec(prepare) }
+}
+
+/// A file descriptor of a process (pidfd_open(2)): it means this process also after its pid went to another one.
+///
+/// # Errors
+/// The system call's; ESRCH if there is no such process.
+pub fn open_process(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: this system call takes two numbers and no pointer.
+    let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let raw = libc::c_int::try_from(raw).map_err(io::Error::other)?;
+    check(raw)?;
+    // SAFETY: `raw` was just opened and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Sends a signal to a process by its file descriptor (pidfd_send_signal(2)).
+///
+/// # Errors
+/// The system call's; ESRCH if the process has ended.
+pub fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    let information: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: the kernel takes a null pointer as "fill it as kill(2) does"; the rest are numbers.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, information, 0)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Calls `act` when this process ends by `exit` or by returning from `main`, not when a signal ends it.
+///
+/// # Errors
+/// If the C library has no memory for it.
+pub fn at_exit(act: extern "C" fn()) -> io::Result<()> {
+    // SAFETY: `act` is a function without captures, which is valid as long as the program.
+    let result = unsafe { libc::atexit(act) };
+    if result == 0 { Ok(()) } else { Err(io::Error::other("the C library refuses another exit handler")) }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

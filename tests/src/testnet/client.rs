@@ -1,0 +1,89 @@
+//! A client: a tor of its own with a SOCKS port.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    control::{Authentication, ControlAddress},
+    ground::Ground,
+    node::{self, Node},
+    ports::Port,
+    socks,
+};
+
+/// How long one connect may take. About one of a hundred hangs in so small a network, because its rendezvous circuit fails.
+const CONNECT: Duration = Duration::from_secs(15);
+
+/// How often another circuit is tried.
+const ATTEMPTS: u32 = 6;
+
+/// A client. Dropping it ends its tor.
+#[derive(Debug)]
+pub struct Client {
+    node: Node,
+    socks: Port,
+    users: AtomicU32,
+}
+
+impl Client {
+    /// Starts tor and waits for its first circuit.
+    ///
+    /// # Errors
+    /// If that does not come; the end of tor's log is in the message.
+    pub(super) fn start(ground: &Arc<Ground>, name: String, authorities: &str) -> Result<Self> {
+        let mut node = Node::new(ground, name, Authentication::None)?;
+        let mut socks = Port::take()?;
+        node.configure(&format!("{authorities}SocksPort {}\n", socks.address))?;
+        node.start([&mut socks])?;
+        node::wait_for_bootstrap(&mut node)?;
+        Ok(Self { node, socks, users: AtomicU32::new(0) })
+    }
+
+    /// The SOCKS port.
+    pub fn socks_port(&self) -> SocketAddr {
+        self.socks.address
+    }
+
+    /// The control socket.
+    pub fn control_address(&self) -> ControlAddress {
+        self.node.control_address()
+    }
+
+    /// Opens a stream to an onion service. Streams of one `user` share a circuit as long as that lives; those of another user
+    /// never do. The stream's timeouts are 15 s.
+    ///
+    /// # Errors
+    /// If tor refuses, or there is no stream after 15 s, which happens now and then in so small a network: see
+    /// [`Client::connect_afresh`].
+    pub fn connect(&self, onion: &str, port: u16, user: &str) -> Result<TcpStream> {
+        socks::connect(self.socks.address, user, onion, port, CONNECT)
+    }
+
+    /// Opens a stream on a new circuit and returns it with the circuit's user; tries again, each time as another user, if tor
+    /// hangs.
+    ///
+    /// # Errors
+    /// The last attempt's.
+    pub fn connect_afresh(&self, onion: &str, port: u16) -> Result<(TcpStream, String)> {
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let user = format!("afresh{}", self.users.fetch_add(1, Ordering::Relaxed));
+            match self.connect(onion, port, &user) {
+                Ok(stream) => return Ok((stream, user)),
+                Err(error) => last = Some(error),
+            }
+        }
+        let last = last.map_or_else(String::new, |error| format!("{error:#}"));
+        None.with_context(|| {
+            format!("no stream in {ATTEMPTS} attempts, each on a circuit of its own: {last}")
+        })
+    }
+}
