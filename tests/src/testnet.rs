@@ -29,6 +29,7 @@ pub use control::{Authentication, Control, ControlAddress};
 pub use page::Page;
 pub use register::{Entry, end, entries};
 pub use service::{Backend, ProofOfWork, Service, ServiceOptions, Upload};
+pub use socks::connect;
 
 use ground::Ground;
 use node::{Node, PATIENCE};

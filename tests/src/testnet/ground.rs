@@ -174,12 +174,14 @@ fn spawn(command: Command) -> std::io::Result<Child> {
     static STARTER: OnceLock<Sender<Request>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
         let (requests, inbox) = channel::<Request>();
-        thread::spawn(move || {
+        let start = move || {
             for (mut command, answer) in inbox {
                 // Whoever asked waits for the answer.
                 let _ = answer.send(end_with_parent(&mut command).spawn());
             }
-        });
+        };
+        // If there is no thread, nobody holds the other end, and sending fails.
+        let _ = thread::Builder::new().name("starter".to_owned()).spawn(start);
         requests
     });
     let (answer, inbox) = channel();

@@ -121,7 +121,7 @@ pub fn entries(folder: &Path) -> Result<Vec<Entry>> {
     text.lines().map(|line| parse(line).with_context(|| format!("{}: {line}", path.display()))).collect()
 }
 
-/// Ends these processes, and no other: the first one first, since it owns the others, then all that still run.
+/// Ends these processes, and no other: asks them to end, and kills those that do not.
 ///
 /// # Errors
 /// Names those that do not end.

@@ -5,6 +5,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::PathBuf,
+    str::FromStr,
     sync::Arc,
     time::Instant,
 };
@@ -37,6 +38,28 @@ impl fmt::Display for Backend {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+impl FromStr for Backend {
+    type Err = String;
+
+    /// `127.0.0.1:8080`, `[::1]:8080` or `unix:/path`; nothing that is not on this machine.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err("the path is relative".to_owned())
+            };
+        }
+        let address: SocketAddr =
+            text.parse().map_err(|_| "neither `ADDRESS:PORT` nor `unix:/path`".to_owned())?;
+        if !address.ip().is_loopback() {
+            return Err("the network stays on this machine: give a loopback address".to_owned());
+        }
+        Ok(Self::Tcp(address))
     }
 }
 

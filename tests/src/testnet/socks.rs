@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 ///
 /// # Errors
 /// If tor refuses or does not answer in time; the stream keeps this time as its timeout.
-pub(super) fn connect(
+pub fn connect(
     socks: SocketAddr,
     user: &str,
     host: &str,
