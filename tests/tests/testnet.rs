@@ -107,7 +107,9 @@ fn addresses_in(line: &str) -> Vec<IpAddr> {
         let word = word.trim_end_matches(['.', ':']);
         let address = word.rsplit_once(':').map_or(word, |(address, _)| address);
         // Without a dot it may be a time of day.
-        word.parse().or_else(|_| address.parse()).ok().filter(|_| word.contains('.') || word.contains("::"))
+        let found = word.parse().or_else(|_| address.parse()).ok();
+        // 0.4.9.11 is tor's version; nobody connects to that network (RFC 1122, section 3.2.1.3).
+        found.filter(|_| (word.contains('.') || word.contains("::")) && !word.starts_with("0."))
     };
     words.filter_map(parse).collect()
 }
@@ -165,7 +167,7 @@ fn a_service_is_reached_through_ten_circuits_and_a_user_stays_on_one() {
 
 #[test]
 fn addresses_are_found_in_lines_of_a_log() {
-    let line = "Nov 21 07:28:01.411 [warn] Tried 192.0.2.7:443, [2001:db8::5]:80 and 127.0.0.1.";
+    let line = "Nov 21 07:28:01.411 [warn] Tor 0.4.9.11 tried 192.0.2.7:443, [2001:db8::5]:80 and 127.0.0.1.";
     let found: Vec<String> = addresses_in(line).iter().map(IpAddr::to_string).collect();
     assert_eq!(found, ["192.0.2.7", "2001:db8::5", "127.0.0.1"]);
 }
@@ -312,12 +314,17 @@ fn the_rotation_network_has_time_periods_of_eight_minutes() {
     let service = network.service(&ServiceOptions::new(80, page.backend())).unwrap();
     let names: BTreeMap<String, String> =
         network.fingerprints().unwrap().into_iter().map(|(name, fingerprint)| (fingerprint, name)).collect();
+    // At a boundary even a young network agrees on a shared random value.
+    let consensus = network.consensus().unwrap();
+    let lines = consensus.lines().filter(|line| line.starts_with("shared-rand-"));
+    let randoms: Vec<Vec<u8>> = lines.map(|line| from_base64(line.rsplit(' ').next().unwrap())).collect();
     let mut periods = BTreeSet::new();
     for upload in service.uploads() {
         let keys = network.folder().join(&names[&upload.directory]).join("data/keys");
         // A header of 32 bytes, then the key.
         let key = fs::read(keys.join("ed25519_master_id_public_key")).unwrap();
-        periods.insert(period_of(&upload.index, &key[32..]).unwrap_or_else(|| panic!("{upload:?}")));
+        let period = period_of(&upload.index, &key[32..], &randoms);
+        periods.insert(period.unwrap_or_else(|| panic!("{upload:?}, {randoms:?}")));
     }
     // The descriptors are of neighbouring periods.
     let [one, other] = Vec::from_iter(periods).try_into().unwrap();
@@ -325,28 +332,39 @@ fn the_rotation_network_has_time_periods_of_eight_minutes() {
 }
 
 /// The number of the time period in which a directory has this place on the ring, if periods last 8 min
-/// (rend-spec-v3, sections 2.2.1 and 2.2.3). The network is too young for a shared random value.
-fn period_of(index: &str, directory: &[u8]) -> Option<u64> {
+/// (rend-spec-v3, sections 2.2.1 and 2.2.3), by one of these shared random values or without one.
+fn period_of(index: &str, directory: &[u8], randoms: &[Vec<u8>]) -> Option<u64> {
     const MINUTES: u64 = 8;
     // Twelve votes of 20 s.
     const OFFSET_MINUTES: u64 = 4;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() / 60;
     let present = (now - OFFSET_MINUTES) / MINUTES;
     (present - 2..=present + 2).find(|number| {
-        let random = Sha3_256::new()
+        let disaster = Sha3_256::new()
             .chain_update(b"shared-random-disaster")
             .chain_update(MINUTES.to_be_bytes())
             .chain_update(number.to_be_bytes())
-            .finalize();
-        let place = Sha3_256::new()
-            .chain_update(b"node-idx")
-            .chain_update(directory)
-            .chain_update(random)
-            .chain_update(number.to_be_bytes())
-            .chain_update(MINUTES.to_be_bytes())
-            .finalize();
-        place.iter().map(|byte| format!("{byte:02X}")).collect::<String>() == index
+            .finalize()
+            .to_vec();
+        randoms.iter().chain([&disaster]).any(|random| {
+            let place = Sha3_256::new()
+                .chain_update(b"node-idx")
+                .chain_update(directory)
+                .chain_update(random)
+                .chain_update(number.to_be_bytes())
+                .chain_update(MINUTES.to_be_bytes())
+                .finalize();
+            place.iter().map(|byte| format!("{byte:02X}")).collect::<String>() == index
+        })
     })
+}
+
+fn from_base64(text: &str) -> Vec<u8> {
+    const DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let text = text.trim_end_matches('=');
+    let bits: String = text.chars().map(|digit| format!("{:06b}", DIGITS.find(digit).unwrap())).collect();
+    let bytes = bits.as_bytes().chunks_exact(8).map(|byte| str::from_utf8(byte).unwrap());
+    bytes.map(|byte| u8::from_str_radix(byte, 2).unwrap()).collect()
 }
 
 /// The command that a developer gives, on a folder of the test's own.
