@@ -227,7 +227,11 @@ fn is_here(program: &Program) -> Result<bool> {
 /// Names it, and the package that brings it, where it is not.
 pub(crate) fn need(program: &Program) -> Result<()> {
     if !is_here(program)? {
-        bail!("`{}` is missing (Debian package `{}`): run `cargo xtask setup`", program.name, program.package);
+        bail!(
+            "`{}` is missing (Debian package `{}`): run `cargo xtask setup`",
+            program.name,
+            program.package
+        );
     }
     Ok(())
 }

@@ -59,7 +59,8 @@ fn need_everything() -> Result<()> {
     if !process::is_root() {
         missing.push("root: the tests load kernel programs and make network namespaces".to_owned());
     }
-    let others = ["cargo", "cargo-clippy", "cargo-fmt", "git"].map(|program| process::need(program).map(drop));
+    let others =
+        ["cargo", "cargo-clippy", "cargo-fmt", "git"].map(|program| process::need(program).map(drop));
     let needs = PROGRAMS.iter().map(setup::need).chain(others);
     missing.extend(needs.filter_map(Result::err).map(|error| format!("{error:#}")));
     if !missing.is_empty() {

@@ -237,3 +237,31 @@ pub(super) fn wait_for_bootstrap(node: &mut Node) -> Result<Control> {
     })?;
     Ok(control)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_does_not_start_is_named_with_its_log_which_is_kept() {
+        let ground = Arc::new(Ground::temporary().unwrap());
+        let folder = ground.path("");
+        let mut node = Node::new(&ground, "odd".to_owned(), Authentication::None).unwrap();
+        node.configure("NoSuchOption 1\n").unwrap();
+        node.start([]).unwrap();
+        let error = node.control().unwrap_err().to_string();
+        assert!(
+            error.starts_with("odd of the private Tor network: waiting for its control socket: "),
+            "{error}"
+        );
+        assert!(error.contains("its tor ended with exit status: 1"), "{error}");
+        assert!(error.contains("Unknown option 'NoSuchOption'"), "{error}");
+
+        drop((node, ground));
+        let kept = folder.to_str().unwrap().replacen("testnet-", "testnet-failed-", 1);
+        assert!(!folder.exists());
+        let log = fs::read_to_string(PathBuf::from(&kept).join("odd/output.log")).unwrap();
+        assert!(log.contains("NoSuchOption"), "{log}");
+        fs::remove_dir_all(kept).unwrap();
+    }
+}
