@@ -51,7 +51,7 @@ fn circuit_of(line: &str) -> u32 {
     circuit
 }
 
-/// A new circuit's user and number. About one of a hundred hangs in so small a network; then another one is taken.
+/// A new circuit's user and number. Now and then one hangs in so small a network; then another one is taken.
 fn fresh_circuit(client: &Client, service: &Service) -> (String, u32) {
     for _ in 0..4 {
         let (stream, user) = client.connect_afresh(service.onion(), 80).unwrap();

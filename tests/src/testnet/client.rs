@@ -19,7 +19,7 @@ use super::{
     socks,
 };
 
-/// How long one connect may take. About one of a hundred hangs in so small a network, because its rendezvous circuit fails.
+/// How long one connect may take. Now and then one hangs in so small a network, because its rendezvous circuit fails.
 const CONNECT: Duration = Duration::from_secs(15);
 
 /// How often another circuit is tried.
