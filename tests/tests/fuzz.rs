@@ -68,6 +68,11 @@ fn haproxy_api() {
 }
 
 #[test]
+fn pow_challenge() {
+    replay("pow-challenge");
+}
+
+#[test]
 fn every_target_has_a_program_and_a_test() {
     let mut programs: Vec<String> = fs::read_dir(folder("fuzz/src/bin"))
         .unwrap()
@@ -77,7 +82,15 @@ fn every_target_has_a_program_and_a_test() {
     let mut names = TARGETS.map(|target| target.name);
     names.sort_unstable();
     assert_eq!(programs, names);
-    let tested =
-        ["config", "control-port", "control-socket", "haproxy-api", "host-parser", "ledger", "proxy-header"];
+    let tested = [
+        "config",
+        "control-port",
+        "control-socket",
+        "haproxy-api",
+        "host-parser",
+        "ledger",
+        "pow-challenge",
+        "proxy-header",
+    ];
     assert_eq!(names, tested, "a target without a test");
 }

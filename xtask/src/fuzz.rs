@@ -41,7 +41,7 @@ struct Target {
     seeds: &'static [&'static str],
 }
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 8] = [
     Target { name: "host-parser", about: "frames, as the tests' reference judges them", seeds: &[] },
     Target {
         name: "config",
@@ -53,6 +53,7 @@ const TARGETS: [Target; 7] = [
     Target { name: "proxy-header", about: "the PROXY header before a stream", seeds: &[] },
     Target { name: "control-port", about: "what tor says, and commands to it", seeds: &[] },
     Target { name: "haproxy-api", about: "what HAProxy answers, and commands to it", seeds: &[] },
+    Target { name: "pow-challenge", about: "challenges and nonces that clients bring", seeds: &[] },
 ];
 
 /// The programs' package.

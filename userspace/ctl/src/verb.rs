@@ -14,6 +14,7 @@ mod init;
 mod length;
 mod panic;
 mod policy;
+mod pow;
 mod reload;
 mod report;
 mod sources;
@@ -76,6 +77,9 @@ pub(crate) enum Verb {
     /// Show the last attacks: when, what acted, what it cost
     #[command(subcommand)]
     Incident(incident::Incident),
+    /// Solve, check and time puzzles; needs no daemon
+    #[command(subcommand)]
+    Pow(pow::Pow),
     /// Say what this host can do for the shield; needs no daemon
     Doctor,
 }
@@ -105,6 +109,7 @@ impl Verb {
             Self::Panic(verb) => ask(global, &verb.request()?),
             Self::Tune(verb) => verb.run(global),
             Self::Incident(verb) => ask(global, &verb.request()),
+            Self::Pow(verb) => verb.run(global),
             Self::Doctor => doctor::run(global),
         }
     }

@@ -69,6 +69,12 @@ const WALLS: &[Wall] = &[
         foreign: Foreign::Only(&["crc", "hmac", "sha2", "thiserror"]),
     },
     Wall {
+        name: "tunica-pow",
+        folder: "userspace/pow",
+        ours: &[],
+        foreign: Foreign::Only(&["hmac", "sha3", "thiserror"]),
+    },
+    Wall {
         name: "tunica-config",
         folder: "userspace/config",
         ours: &["tunica-common", "tunica-core", "tunica-nft"],
@@ -89,7 +95,7 @@ const WALLS: &[Wall] = &[
     Wall {
         name: "tunica-ctl",
         folder: "userspace/ctl",
-        ours: &["tunica-api", "tunica-common", "tunica-config", "tunica-core", "tunica-nft"],
+        ours: &["tunica-api", "tunica-common", "tunica-config", "tunica-core", "tunica-nft", "tunica-pow"],
         foreign: Foreign::Not(&["arti-client", "aya", "aya-obj", "hyper", "redb"]),
     },
     Wall {
@@ -103,6 +109,7 @@ const WALLS: &[Wall] = &[
             "tunica-ctl",
             "tunica-nft",
             "tunica-onion",
+            "tunica-pow",
             "tunicad",
         ],
         foreign: Foreign::Not(&[]),
