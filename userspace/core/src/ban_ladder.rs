@@ -95,23 +95,24 @@ impl Ladder {
     /// | any | the top | the top |
     pub fn climb(&self, memory: Option<Memory>, offence: &Offence, now: WallTime) -> Climb {
         let standing = memory.map_or(0, |memory| self.standing(memory, now));
-        let rung = match (offence.proof(), standing) {
-            (Proven::Operator | Proven::Handshakes | Proven::Report { .. }, 0) => 1,
-            (Proven::Operator | Proven::Handshakes | Proven::Report { .. }, standing)
-                if standing < self.top() =>
-            {
-                standing + 1
-            }
-            (Proven::Operator | Proven::Handshakes | Proven::Report { .. }, _) => self.top(),
+        let rung = match offence.proof() {
+            Proven::Operator | Proven::Handshakes | Proven::Report { .. } => self.above(standing),
         };
         Climb { length: self.length(rung), memory: Memory { rung, last_offence: now } }
+    }
+
+    /// The rung of the next ban of whoever was banned on `rung` (0: never) `elapsed` ago, counted from 1, by the same
+    /// table as [`Self::climb`].
+    ///
+    /// For circuits, whose memories live no longer than their tor and are dated by the boot's clock.
+    pub fn climb_after(&self, rung: u32, elapsed: Duration) -> u32 {
+        self.above(self.forgiven(rung, elapsed))
     }
 
     /// The rung on which a source stands at `now`, after forgiveness; 0 once it is forgotten. A rung above the top,
     /// left by a longer ladder, counts as the top.
     pub fn standing(&self, memory: Memory, now: WallTime) -> u32 {
-        let forgiven = now.since(memory.last_offence).as_secs() / self.forgive_after.as_secs().max(1);
-        memory.rung.min(self.top()).saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+        self.forgiven(memory.rung, now.since(memory.last_offence))
     }
 
     /// How long after `now` the memory says nothing any more; never longer than the whole way down, so that a wall
@@ -121,7 +122,17 @@ impl Ladder {
         memory.last_offence.after(whole).since(now).min(whole)
     }
 
-    fn length(&self, rung: u32) -> Duration {
+    fn forgiven(&self, rung: u32, elapsed: Duration) -> u32 {
+        let steps = elapsed.as_secs() / self.forgive_after.as_secs().max(1);
+        rung.min(self.top()).saturating_sub(u32::try_from(steps).unwrap_or(u32::MAX))
+    }
+
+    fn above(&self, standing: u32) -> u32 {
+        standing.saturating_add(1).min(self.top())
+    }
+
+    /// The length of a ban on this rung, counted from 1; the top's beyond it.
+    pub fn length(&self, rung: u32) -> Duration {
         let index = usize::try_from(rung.saturating_sub(1)).unwrap_or(usize::MAX);
         self.rungs.get(index).or(self.rungs.last()).copied().unwrap_or_default()
     }
@@ -172,6 +183,8 @@ mod tests {
                 memory: Memory { rung: next, last_offence: now },
             };
             assert_eq!(climb, expected, "rung {rung:?} after {elapsed} s");
+            let after = ladder().climb_after(rung.unwrap_or(0), Duration::from_secs(elapsed));
+            assert_eq!(after, next, "rung {rung:?} after {elapsed} s");
         }
     }
 

@@ -1,7 +1,7 @@
-//! Who a packet came from.
+//! Who a packet or a stream came from.
 //!
 //! A [`PacketSource`] is what the kernel can count and ban: an IPv4 host or an IPv6 /64. There is no conversion between
-//! it and a Tor circuit, because every client of an onion service arrives through the host's own guards.
+//! it and a Tor circuit ([`CircuitId`]), because every client of an onion service arrives through the host's own guards.
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +14,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tunica_common::keys::{AddressBytes, SourceKey, WIDTH_V4_HOST};
+
+mod circuit;
+
+pub use circuit::{CircuitId, TorGeneration};
 
 /// An IPv4 host or an IPv6 /64: the unit of bans and per-source limits.
 ///

@@ -1,0 +1,442 @@
+//! What all circuits share: the rate of new connections, the places, the tarpit and the tokens.
+//!
+//! One small machine for all shards. It knows every connection that is held by a serial number, so that no place can
+//! be given back twice, and it says itself whose turn it is and who must make room.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    time::Duration,
+};
+
+use super::{
+    Lane,
+    settings::CircuitSettings,
+    tokens::{TokenId, TokenRefused, Tokens},
+    window::{Ring, begin, tick},
+};
+use crate::{
+    id::{CircuitId, TorGeneration},
+    refusal::Refusal,
+    time::Monotime,
+};
+
+/// New connections of all circuits, over one second.
+type SecondRing = Ring<u32, 11, 1>;
+
+/// A token in use: a number that is never given twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(NonZeroU32);
+
+/// One connection that is held. Ascending; never given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Serial(u64);
+
+/// What a shard asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// For which kind of place.
+    pub want: Want,
+    /// In which lane.
+    pub lane: Lane,
+    /// Whether the circuit paid, by puzzle, token or the operator's word.
+    pub is_paid: bool,
+    /// Its token, whose limits count.
+    pub ticket: Option<Ticket>,
+}
+
+/// Kinds of places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// To be served, or to wait for it.
+    Serve,
+    /// To be given a puzzle.
+    Challenge,
+    /// To be held in the tarpit.
+    Tarpit,
+}
+
+/// Where a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Being served: one of `max_concurrent_connections`.
+    Served,
+    /// In the queue.
+    Waiting,
+    /// Looking at a puzzle.
+    Challenged,
+    /// In the tarpit.
+    Tarpit,
+}
+
+/// A place was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// The connection's number from now on.
+    pub serial: Serial,
+    /// Where it is.
+    pub place: Place,
+    /// The connection that must end to make room, and the word for it. It has left the books already.
+    pub ends: Option<(Serial, Refusal)>,
+}
+
+/// No place was given, and nothing was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// Why.
+    pub why: Refusal,
+    /// When to try again.
+    pub retry_after: Duration,
+}
+
+/// The machine; the front keeps one, behind one lock.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    settings: CircuitSettings,
+    next_serial: u64,
+    held: BTreeMap<Serial, Held>,
+    /// Those that wait, whose turn comes first; those who did not pay apart.
+    waiting_paid: BTreeSet<(Lane, Serial)>,
+    waiting_unpaid: BTreeSet<(Lane, Serial)>,
+    /// Those that look at a puzzle.
+    challenged: BTreeSet<Serial>,
+    tarpit: BTreeSet<Serial>,
+    served_paid: u32,
+    served_unpaid: u32,
+    rate: SecondRing,
+    rate_unpaid: SecondRing,
+    turned: u32,
+    tokens: Tokens,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    place: Place,
+    lane: Lane,
+    is_paid: bool,
+}
+
+impl Admission {
+    /// A machine that holds nothing.
+    pub fn new(settings: CircuitSettings) -> Self {
+        Self {
+            settings,
+            next_serial: 0,
+            held: BTreeMap::new(),
+            waiting_paid: BTreeSet::new(),
+            waiting_unpaid: BTreeSet::new(),
+            challenged: BTreeSet::new(),
+            tarpit: BTreeSet::new(),
+            served_paid: 0,
+            served_unpaid: 0,
+            rate: SecondRing::new(),
+            rate_unpaid: SecondRing::new(),
+            turned: 0,
+            tokens: Tokens::default(),
+        }
+    }
+
+    /// Other limits from now on. Connections held stay, also those beyond a lowered limit.
+    pub fn set_settings(&mut self, settings: CircuitSettings) {
+        self.settings = settings;
+    }
+
+    /// Gives a place. Only a connection that is served or waits counts towards the rate.
+    ///
+    /// # Errors
+    /// When a limit speaks against it; then nothing is counted.
+    pub fn admit(&mut self, ask: Ask, now: Monotime) -> Result<Admitted, Denied> {
+        match ask.want {
+            Want::Tarpit => Ok(self.admit_to_tarpit(ask)),
+            Want::Challenge => {
+                let ends = self.make_room(ask.is_paid)?;
+                Ok(self.hold(ask, Place::Challenged, ends))
+            }
+            Want::Serve => {
+                let now = self.turn(now);
+                self.check_rate(ask.is_paid, now)?;
+                self.check_room(ask.is_paid)?;
+                if let Some(ticket) = ask.ticket {
+                    self.tokens.connect(ticket, self.settings.vip_per_10_seconds, now)?;
+                }
+                let ends = self.make_room(ask.is_paid)?;
+                self.rate.add(now);
+                if !ask.is_paid {
+                    self.rate_unpaid.add(now);
+                }
+                let place =
+                    if self.is_its_turn(ask.lane, ask.is_paid) { Place::Served } else { Place::Waiting };
+                Ok(self.hold(ask, place, ends))
+            }
+        }
+    }
+
+    /// Starts to serve the connection whose turn it is, if a place is free for it: VIP, normal, suspect, in each the one
+    /// that waited longest. Call it after each [`Self::close`] until it returns `None`.
+    pub fn start_next(&mut self) -> Option<Serial> {
+        let paid = self.waiting_paid.first().filter(|_| self.has_place(true));
+        let unpaid = self.waiting_unpaid.first().filter(|_| self.has_place(false));
+        let (_, serial) = *paid.into_iter().chain(unpaid).min()?;
+        self.move_to(serial, Place::Served);
+        Some(serial)
+    }
+
+    /// A connection with a puzzle has paid: it is served, or waits. Returns where it is; `None` where it had to make
+    /// room already.
+    pub fn paid(&mut self, serial: Serial, lane: Lane) -> Option<Place> {
+        let held = *self.held.get(&serial)?;
+        self.forget(serial);
+        // What is being served keeps its place; the tarpit keeps what it has.
+        let place = match held.place {
+            Place::Challenged | Place::Waiting if self.is_its_turn(lane, true) => Place::Served,
+            Place::Challenged | Place::Waiting => Place::Waiting,
+            Place::Served | Place::Tarpit => held.place,
+        };
+        self.remember(serial, Held { place, lane, is_paid: true });
+        Some(place)
+    }
+
+    /// Where a connection is; `None` once it had to make room.
+    pub fn place(&self, serial: Serial) -> Option<Place> {
+        Some(self.held.get(&serial)?.place)
+    }
+
+    /// A connection has ended, for whatever reason.
+    pub fn close(&mut self, serial: Serial) {
+        self.forget(serial);
+    }
+
+    /// Connections being served.
+    pub const fn served(&self) -> u32 {
+        self.served_paid + self.served_unpaid
+    }
+
+    /// Connections in the queue.
+    pub fn waiting(&self) -> u32 {
+        (self.waiting_paid.len() + self.waiting_unpaid.len()) as u32
+    }
+
+    /// Connections that look at a puzzle.
+    pub fn challenged(&self) -> u32 {
+        self.challenged.len() as u32
+    }
+
+    /// Connections in the tarpit.
+    pub fn tarpitted(&self) -> u32 {
+        self.tarpit.len() as u32
+    }
+
+    /// New connections in the last second, as the limit counts them.
+    pub fn rate(&mut self, now: Monotime) -> u32 {
+        self.turn(now);
+        self.rate.sum()
+    }
+
+    /// Tokens in use.
+    pub fn tokens(&self) -> u32 {
+        self.tokens.len()
+    }
+
+    // Tokens.
+
+    /// A circuit showed a token that the caller has verified and that is good until `until`; the answer goes to
+    /// [`super::CircuitShard::bind`].
+    ///
+    /// # Errors
+    /// When the token has expired, is used by as many circuits as may, or too many tokens are in use. The circuit stays
+    /// what it was.
+    pub fn present(
+        &mut self,
+        token: TokenId,
+        circuit: CircuitId,
+        until: Monotime,
+        now: Monotime,
+    ) -> Result<Ticket, TokenRefused> {
+        self.tokens.present(token, circuit, until, self.settings.circuits_per_token.get(), now)
+    }
+
+    /// A request of a circuit with this token.
+    ///
+    /// # Errors
+    /// When the token is over its rate, or counts no longer.
+    pub fn request(&mut self, ticket: Ticket, now: Monotime) -> Result<(), Denied> {
+        self.tokens.request(ticket, self.settings.vip_per_10_seconds, tick(now))
+    }
+
+    /// A circuit uses its token no longer; see [`super::Command::ReleaseToken`].
+    pub fn release(&mut self, ticket: Ticket, circuit: CircuitId) {
+        self.tokens.release(ticket, circuit);
+    }
+
+    /// A token counts no longer. Returns its circuits, which the caller demotes. The caller also keeps the token from
+    /// being shown again.
+    pub fn revoke(&mut self, ticket: Ticket) -> Vec<CircuitId> {
+        self.tokens.revoke(ticket)
+    }
+
+    /// Another tor process has begun: the circuits of earlier ones use no token any more.
+    pub fn begin(&mut self, generation: TorGeneration) {
+        self.tokens.begin(generation);
+    }
+
+    /// Forgets expired tokens. Their circuits know the time themselves.
+    pub fn advance(&mut self, now: Monotime) {
+        self.tokens.forget_expired(now);
+    }
+
+    /// When [`Self::advance`] has something to do.
+    pub fn next_deadline(&self) -> Option<Monotime> {
+        self.tokens.next_expiry()
+    }
+
+    // Places.
+
+    fn admit_to_tarpit(&mut self, ask: Ask) -> Admitted {
+        let is_full = self.tarpit.len() as u64 >= u64::from(self.settings.most_tarpits.get());
+        let oldest = self.tarpit.first().copied().filter(|_| is_full);
+        if let Some(oldest) = oldest {
+            self.forget(oldest);
+        }
+        self.hold(ask, Place::Tarpit, oldest.map(|oldest| (oldest, Refusal::TarpitFull)))
+    }
+
+    fn accepted(&self) -> u32 {
+        self.served() + self.waiting() + self.challenged()
+    }
+
+    /// Whom a newcomer may push out: a connection that did not pay and is not served, for one that did. First those
+    /// that look at a puzzle, then the last of the queue.
+    fn displaceable(&self) -> Option<Serial> {
+        let queued = self.waiting_unpaid.last().map(|(_, serial)| *serial);
+        self.challenged.last().copied().or(queued)
+    }
+
+    fn check_room(&self, is_paid: bool) -> Result<(), Denied> {
+        let is_full = self.accepted() >= self.settings.maxconn.get();
+        if is_full && !(is_paid && self.displaceable().is_some()) {
+            return Err(Denied { why: Refusal::Capacity, retry_after: self.settings.queue_timeout });
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, is_paid: bool) -> Result<Option<(Serial, Refusal)>, Denied> {
+        self.check_room(is_paid)?;
+        if self.accepted() < self.settings.maxconn.get() {
+            return Ok(None);
+        }
+        let displaced = self.displaceable();
+        if let Some(serial) = displaced {
+            self.forget(serial);
+        }
+        Ok(displaced.map(|serial| (serial, Refusal::Displaced)))
+    }
+
+    fn has_place(&self, is_paid: bool) -> bool {
+        let most = self.settings.max_concurrent_connections;
+        self.served() < most.get() && (is_paid || self.served_unpaid < self.settings.unpaid_part(most))
+    }
+
+    /// Whether a place is free and nobody of this lane or a better one waits for it.
+    fn is_its_turn(&self, lane: Lane, is_paid: bool) -> bool {
+        let comes_before =
+            |queue: &BTreeSet<(Lane, Serial)>| queue.first().is_some_and(|(first, _)| *first <= lane);
+        self.has_place(is_paid)
+            && !comes_before(&self.waiting_paid)
+            && !(self.has_place(false) && comes_before(&self.waiting_unpaid))
+    }
+
+    fn hold(&mut self, ask: Ask, place: Place, ends: Option<(Serial, Refusal)>) -> Admitted {
+        let serial = Serial(self.next_serial);
+        self.next_serial += 1;
+        self.remember(serial, Held { place, lane: ask.lane, is_paid: ask.is_paid });
+        Admitted { serial, place, ends }
+    }
+
+    fn move_to(&mut self, serial: Serial, place: Place) {
+        if let Some(held) = self.forget(serial) {
+            self.remember(serial, Held { place, ..held });
+        }
+    }
+
+    fn remember(&mut self, serial: Serial, held: Held) {
+        self.held.insert(serial, held);
+        match (held.place, held.is_paid) {
+            (Place::Served, true) => self.served_paid += 1,
+            (Place::Served, false) => self.served_unpaid += 1,
+            (Place::Waiting, true) => {
+                self.waiting_paid.insert((held.lane, serial));
+            }
+            (Place::Waiting, false) => {
+                self.waiting_unpaid.insert((held.lane, serial));
+            }
+            (Place::Challenged, true | false) => {
+                self.challenged.insert(serial);
+            }
+            (Place::Tarpit, true | false) => {
+                self.tarpit.insert(serial);
+            }
+        }
+    }
+
+    fn forget(&mut self, serial: Serial) -> Option<Held> {
+        let held = self.held.remove(&serial)?;
+        match (held.place, held.is_paid) {
+            (Place::Served, true) => self.served_paid -= 1,
+            (Place::Served, false) => self.served_unpaid -= 1,
+            (Place::Waiting, true) => {
+                self.waiting_paid.remove(&(held.lane, serial));
+            }
+            (Place::Waiting, false) => {
+                self.waiting_unpaid.remove(&(held.lane, serial));
+            }
+            (Place::Challenged, true | false) => {
+                self.challenged.remove(&serial);
+            }
+            (Place::Tarpit, true | false) => {
+                self.tarpit.remove(&serial);
+            }
+        }
+        Some(held)
+    }
+
+    // The rate.
+
+    fn turn(&mut self, now: Monotime) -> u32 {
+        let now = tick(now).max(self.turned);
+        self.rate.turn(self.turned, now);
+        self.rate_unpaid.turn(self.turned, now);
+        self.turned = now;
+        now
+    }
+
+    fn check_rate(&self, is_paid: bool, now: u32) -> Result<(), Denied> {
+        let most = self.settings.max_connections_per_second;
+        let unpaid = self.settings.unpaid_part(most);
+        let is_over = self.rate.sum() >= most.get() || (!is_paid && self.rate_unpaid.sum() >= unpaid);
+        if !is_over {
+            return Ok(());
+        }
+        // With nothing left for those who did not pay, waiting longer than the window helps no more.
+        let mut free = self.rate.below_from(most.get(), now);
+        if !is_paid {
+            free = free.max(self.rate_unpaid.below_from(unpaid, now));
+        }
+        Err(Denied { why: Refusal::GlobalRate, retry_after: begin(free).since(begin(now)) })
+    }
+}
+
+impl Ticket {
+    pub(super) fn new(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(Self)
+    }
+
+    pub(super) const fn number(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl std::fmt::Debug for Ticket {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Ticket(scrubbed)")
+    }
+}

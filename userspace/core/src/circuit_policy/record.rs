@@ -1,0 +1,145 @@
+//! What is remembered of one circuit.
+
+use std::time::Duration;
+
+use super::{
+    admission::Ticket,
+    window::{Ring, ticks},
+};
+
+/// New connections of a circuit, over 60 s.
+pub(super) type MinuteRing = Ring<u8, 11, 60>;
+/// Attempts of a circuit to connect, over 10 s.
+pub(super) type ConnectRing = Ring<u8, 6, 20>;
+/// Requests of a circuit, over 10 s.
+pub(super) type RequestRing = Ring<u16, 6, 20>;
+
+/// One circuit. Plain data without links, so that a decision works on a copy and writes it back, or does not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record {
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) cpu_nanoseconds: u64,
+    /// The circuit's number; 0 in a free slot.
+    pub(super) number: u32,
+    /// The tick of the last use, to which the rings are turned.
+    pub(super) touched: u32,
+    pub(super) first_seen: u32,
+    /// The first tick after the ban; 0 without one.
+    pub(super) banned_until: u32,
+    pub(super) last_ban: u32,
+    pub(super) last_violation: u32,
+    /// Number of the token's [`Ticket`]; 0 without one.
+    pub(super) ticket: u32,
+    /// The first tick at which the token has expired.
+    pub(super) ticket_until: u32,
+    pub(super) requests: u32,
+    /// Moving average; 0 until something was measured.
+    pub(super) latency_microseconds: u32,
+    pub(super) recent_requests: RequestRing,
+    pub(super) open: u16,
+    pub(super) minute: MinuteRing,
+    pub(super) recent_connections: ConnectRing,
+    pub(super) violations: u8,
+    /// The rung of the last ban, counted from 1; 0 without one.
+    pub(super) rung: u8,
+    pub(super) has_solved: bool,
+    pub(super) is_promoted: bool,
+    pub(super) was_tarpitted: bool,
+    pub(super) is_marked: bool,
+}
+
+/// Where a record stands when room is needed: earlier ones go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Home {
+    /// Nothing speaks for or against the circuit.
+    Passing,
+    /// It paid, or offended.
+    Known,
+    Banned,
+    /// It carries connections and is never evicted.
+    Open,
+}
+
+impl Record {
+    pub(super) fn new(number: u32, now: u32) -> Self {
+        Self {
+            bytes_in: 0,
+            bytes_out: 0,
+            cpu_nanoseconds: 0,
+            number,
+            touched: now,
+            first_seen: now,
+            banned_until: 0,
+            last_ban: 0,
+            last_violation: 0,
+            ticket: 0,
+            ticket_until: 0,
+            requests: 0,
+            latency_microseconds: 0,
+            recent_requests: RequestRing::new(),
+            open: 0,
+            minute: MinuteRing::new(),
+            recent_connections: ConnectRing::new(),
+            violations: 0,
+            rung: 0,
+            has_solved: false,
+            is_promoted: false,
+            was_tarpitted: false,
+            is_marked: false,
+        }
+    }
+
+    /// Moves on to `now`: windows slide, and violations older than `life` are forgotten.
+    pub(super) fn turn(&mut self, now: u32, life: Duration) {
+        self.minute.turn(self.touched, now);
+        self.recent_connections.turn(self.touched, now);
+        self.recent_requests.turn(self.touched, now);
+        self.touched = self.touched.max(now);
+        if self.touched.saturating_sub(self.last_violation) >= ticks(life) {
+            self.violations = 0;
+            self.was_tarpitted = false;
+        }
+    }
+
+    pub(super) const fn is_banned(&self, now: u32) -> bool {
+        now < self.banned_until
+    }
+
+    /// The token in force.
+    pub(super) fn ticket(&self, now: u32) -> Option<Ticket> {
+        if now < self.ticket_until { Ticket::new(self.ticket) } else { None }
+    }
+
+    pub(super) fn is_vip(&self, now: u32) -> bool {
+        self.is_promoted || self.ticket(now).is_some()
+    }
+
+    pub(super) fn has_paid(&self, now: u32) -> bool {
+        self.has_solved || self.is_vip(now)
+    }
+
+    /// Independent of the time, so that it changes only when the record is written.
+    pub(super) const fn home(&self) -> Home {
+        let is_known = self.has_solved || self.is_promoted || self.ticket != 0;
+        if self.banned_until > 0 {
+            Home::Banned
+        } else if self.open > 0 {
+            Home::Open
+        } else if is_known || self.violations > 0 || self.rung > 0 {
+            Home::Known
+        } else {
+            Home::Passing
+        }
+    }
+
+    /// Takes a latency into the moving average, with weight 1/8.
+    pub(super) fn note_latency(&mut self, sample: Duration) {
+        let sample = u32::try_from(sample.as_micros()).unwrap_or(u32::MAX).max(1);
+        self.latency_microseconds = match self.latency_microseconds {
+            0 => sample,
+            // No more than the larger of the two, so the cast is exact.
+            before => ((u64::from(before) * 7 + u64::from(sample)) / 8) as u32,
+        };
+    }
+}

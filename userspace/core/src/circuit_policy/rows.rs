@@ -1,0 +1,607 @@
+//! Transition tables, each limit from both sides.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use super::{
+    Action, Admission, Arrival, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Load, Place,
+    Ratio, Ruling, Serial, Statistics, TokenId, TokenRefused, Usage,
+};
+use crate::{
+    ban_ladder::Ladder,
+    id::{CircuitId, TorGeneration},
+    refusal::Refusal,
+    time::Monotime,
+};
+
+const DAY: u64 = 86_400;
+
+pub(super) fn ladder() -> Ladder {
+    let rungs = [300, 1_800, 14_400, DAY].map(Duration::from_secs).to_vec();
+    Ladder::new(rungs, Duration::from_secs(DAY)).unwrap()
+}
+
+pub(super) fn circuit(number: u32) -> CircuitId {
+    CircuitId::new(TorGeneration(1), NonZeroU32::new(number).unwrap())
+}
+
+/// One shard, the shared machine, a clock and every connection that is held.
+pub(super) struct Front {
+    pub(super) shard: CircuitShard,
+    pub(super) admission: Admission,
+    pub(super) now: Monotime,
+    pub(super) holds: Vec<Hold>,
+}
+
+impl Front {
+    pub(super) fn new(settings: &CircuitSettings) -> Self {
+        let now = Monotime(1_000_000_000_000);
+        let shard = CircuitShard::new(settings.clone(), NonZeroU32::MIN, TorGeneration(1), now);
+        Self { shard, admission: Admission::new(settings.clone()), now, holds: Vec::new() }
+    }
+
+    pub(super) fn wait(&mut self, milliseconds: u64) {
+        self.now = self.now.after(Duration::from_millis(milliseconds));
+    }
+
+    pub(super) fn arrive(&mut self, circuit: CircuitId) -> Arrival {
+        let Self { shard, admission, now, .. } = self;
+        shard.connect(circuit, *now, |ask| admission.admit(ask, *now))
+    }
+
+    /// Connects and keeps the connection.
+    pub(super) fn connect(&mut self, number: u32) -> Ruling {
+        let arrival = self.arrive(circuit(number));
+        self.holds.extend(arrival.hold);
+        arrival.ruling
+    }
+
+    pub(super) fn request(&mut self, number: u32) -> Ruling {
+        let Self { shard, admission, now, .. } = self;
+        shard.request(circuit(number), *now, |ticket| admission.request(ticket, *now))
+    }
+
+    /// Connects and closes at once.
+    pub(super) fn visit(&mut self, number: u32) -> Refusal {
+        let word = self.connect(number).word;
+        self.close_all();
+        word
+    }
+
+    pub(super) fn close(&mut self, hold: &Hold) {
+        self.shard.close(hold, self.now);
+        self.admission.close(hold.serial());
+    }
+
+    pub(super) fn close_all(&mut self) {
+        for hold in std::mem::take(&mut self.holds) {
+            self.close(&hold);
+        }
+    }
+
+    fn bans(&mut self) -> Vec<(u64, Option<Refusal>)> {
+        let commands = self.shard.take_commands().into_iter();
+        commands
+            .filter_map(|command| match command {
+                Command::Ban { length, why, .. } => Some((length.as_secs(), why)),
+                Command::Close { .. } | Command::ReleaseToken { .. } | Command::RevokeToken { .. } => None,
+            })
+            .collect()
+    }
+
+    fn statistics(&mut self, settings: &CircuitSettings) -> String {
+        Statistics::of(settings, &mut self.admission, [self.shard.counts()], self.now).to_string()
+    }
+}
+
+/// No limit but those that a test sets.
+fn open() -> CircuitSettings {
+    CircuitSettings {
+        max_connections_per_second: NonZeroU32::new(100_000).unwrap(),
+        max_per_circuit_per_minute: None,
+        connections_per_10_seconds: None,
+        max_concurrent_per_circuit: 1_000.try_into().unwrap(),
+        ban_threshold: 255.try_into().unwrap(),
+        ..CircuitSettings::web(ladder())
+    }
+}
+
+fn high() -> Load {
+    Load { ratio: Ratio::THREE_QUARTERS, difficulty: 20 }
+}
+
+/// How many of `attempts` in a row are served, and what the next one is.
+fn until_refused(mut attempt: impl FnMut() -> Refusal, most: u32) -> (u32, Refusal) {
+    for count in 0..most {
+        let word = attempt();
+        if word != Refusal::Served {
+            return (count, word);
+        }
+    }
+    (most, Refusal::Served)
+}
+
+// The ten shield cases: those of torrc and iptables text stand with their generators.
+
+#[test]
+fn shield_case_allow() {
+    let mut front = Front::new(&CircuitSettings::messenger(ladder()));
+    let ruling = front.connect(1);
+    let expected = Ruling {
+        decision: Decision::Allow,
+        word: Refusal::Served,
+        lane: Lane::Normal,
+        action: Action::Serve,
+    };
+    assert_eq!(ruling, expected);
+}
+
+#[test]
+fn shield_case_capacity() {
+    let settings = CircuitSettings {
+        max_connections_per_second: NonZeroU32::new(1_000).unwrap(),
+        ..CircuitSettings::messenger(ladder())
+    };
+    let mut front = Front::new(&settings);
+    let actions: Vec<Action> = (1..=501).map(|number| front.connect(number).action).collect();
+    assert!(actions[..200].iter().all(|action| *action == Action::Serve));
+    assert!(actions[200..500].iter().all(|action| *action == Action::Queue));
+    assert_eq!(actions[500], Action::Deny);
+    let refused = front.connect(502);
+    assert_eq!((refused.decision, refused.word), (Decision::CapacityExceeded, Refusal::Capacity));
+    assert_eq!((front.admission.served(), front.admission.waiting()), (200, 300));
+    // The refused left the rate alone; a place that is free is given.
+    assert_eq!(front.admission.rate(front.now), 500);
+    let first = front.holds.remove(0);
+    front.close(&first);
+    assert_eq!(front.admission.start_next(), Some(front.holds[199].serial()));
+    assert_eq!(front.admission.start_next(), None);
+    assert_eq!(front.connect(502).action, Action::Queue);
+}
+
+#[test]
+fn shield_case_per_circuit() {
+    let mut front = Front::new(&CircuitSettings::messenger(ladder()));
+    assert_eq!(until_refused(|| front.visit(1), 20), (10, Refusal::CircuitRate));
+    assert_eq!(front.visit(2), Refusal::Served);
+    let Decision::RateLimited { retry_after } = front.connect(1).decision else { panic!("not limited") };
+    front.wait(u64::try_from(retry_after.as_millis()).unwrap() - 100);
+    assert_eq!(front.visit(1), Refusal::CircuitRate);
+    front.wait(100);
+    assert_eq!(front.visit(1), Refusal::Served);
+}
+
+#[test]
+fn shield_case_ban() {
+    let mut front = Front::new(&CircuitSettings::messenger(ladder()));
+    let words: Vec<Refusal> = (0..16).map(|_| front.visit(1)).collect();
+    assert!(words[..10].iter().all(|word| *word == Refusal::Served));
+    assert!(words[10..14].iter().all(|word| *word == Refusal::CircuitRate));
+    assert!(words[14..].iter().all(|word| *word == Refusal::Banned));
+    assert_eq!(front.bans(), [(300, Some(Refusal::CircuitRate))]);
+    front.wait(299_900);
+    let ruling = front.connect(1);
+    assert_eq!(ruling.decision, Decision::Banned { remaining: Duration::from_millis(100) });
+    assert_eq!((ruling.action, front.request(1).action), (Action::Reset, Action::Reset));
+    front.wait(100);
+    assert_eq!(front.visit(1), Refusal::Served);
+}
+
+#[test]
+fn shield_case_puzzle() {
+    // Profile, load below the threshold or at it, whether paid, decision and word.
+    let below = Ratio::new(0.7499).unwrap();
+    let asked = Decision::RequirePow { difficulty: 20 };
+    let later = Decision::RateLimited { retry_after: Duration::from_secs(5) };
+    let (web, messenger) = (CircuitSettings::web(ladder()), CircuitSettings::messenger(ladder()));
+    for (settings, ratio, has_paid, decision, word) in [
+        (&web, below, false, Decision::Allow, Refusal::Served),
+        (&web, Ratio::THREE_QUARTERS, false, asked, Refusal::PuzzleRequired),
+        (&web, Ratio::ALL, true, Decision::Allow, Refusal::Served),
+        (&messenger, below, false, Decision::Allow, Refusal::Served),
+        (&messenger, Ratio::THREE_QUARTERS, false, later, Refusal::PuzzleImpossible),
+    ] {
+        let mut front = Front::new(settings);
+        front.shard.set_load(Load { ratio, difficulty: 20 });
+        if has_paid {
+            front.shard.pay(circuit(1), front.now);
+        }
+        let ruling = front.connect(1);
+        assert_eq!((ruling.decision, ruling.word), (decision, word));
+        let challenged = u32::from(word == Refusal::PuzzleRequired);
+        assert_eq!(front.admission.challenged(), challenged);
+        assert_eq!(front.holds.len(), usize::from(word != Refusal::PuzzleImpossible));
+        // Requests are judged alike where there are any.
+        if settings.requests.is_some() {
+            assert_eq!(front.request(1).word, word);
+        }
+        // A puzzle is no offence, and costs nothing of the rate.
+        assert_eq!(front.shard.look(circuit(1), front.now).unwrap().violations, 0);
+        assert_eq!(front.admission.rate(front.now), u32::from(word == Refusal::Served));
+    }
+}
+
+#[test]
+fn shield_case_manual_ban() {
+    let mut front = Front::new(&open());
+    assert_eq!(front.shard.ban(circuit(1), None, front.now), Some(Duration::from_secs(300)));
+    assert_eq!(front.visit(1), Refusal::Banned);
+    assert!(front.shard.unban(circuit(1), front.now) && !front.shard.unban(circuit(1), front.now));
+    assert_eq!(front.visit(1), Refusal::Served);
+    let hour = Duration::from_secs(3_600);
+    assert_eq!(front.shard.ban(circuit(1), Some(hour), front.now), Some(hour));
+    assert_eq!(front.bans(), [(300, None), (3_600, None)]);
+    assert_eq!(front.shard.bans().collect::<Vec<_>>(), [(circuit(1), front.now.after(hour))]);
+    front.shard.promote(circuit(1), front.now);
+    assert_eq!(front.connect(1).lane, Lane::Vip);
+    front.shard.demote(circuit(1), front.now);
+    assert_eq!(front.connect(1).lane, Lane::Normal);
+}
+
+#[test]
+fn shield_case_statistics() {
+    let settings = CircuitSettings { max_connections_per_second: NonZeroU32::new(50).unwrap(), ..open() };
+    let mut front = Front::new(&CircuitSettings { asks_puzzles: false, ..settings.clone() });
+    (1..=12).for_each(|number| drop(front.connect(number)));
+    front.shard.ban(circuit(99), None, front.now);
+    assert_eq!(
+        front.statistics(&settings),
+        "Active: 12/200 | Rate: 12/50/s | Circuits: 13 tracked, 1 banned"
+    );
+    front.wait(1_100);
+    assert_eq!(front.statistics(&settings), "Active: 12/200 | Rate: 0/50/s | Circuits: 13 tracked, 1 banned");
+}
+
+#[test]
+fn shield_case_cleanup() {
+    let mut front = Front::new(&open());
+    front.shard.ban(circuit(1), None, front.now);
+    front.visit(2);
+    assert_eq!(front.shard.next_deadline(), front.now.after(Duration::from_secs(120)));
+    // Seconds from the start; tracked, banned.
+    for (wait, tracked, banned) in
+        [(299_900, 2, 1), (100, 2, 0), (1_499_900, 2, 0), (100, 1, 0), (299_900, 1, 0), (100, 0, 0)]
+    {
+        front.wait(wait);
+        front.shard.advance(front.now);
+        let counts = front.shard.counts();
+        assert_eq!((counts.tracked, counts.banned), (tracked, banned));
+        assert!(front.shard.next_deadline() > front.now);
+    }
+}
+
+// Limits, each from both sides.
+
+#[test]
+fn connections_in_ten_seconds_tarpit_then_ban() {
+    let settings = CircuitSettings { max_per_circuit_per_minute: None, ..CircuitSettings::gated(ladder()) };
+    let mut front = Front::new(&settings);
+    assert_eq!(until_refused(|| front.visit(1), 20), (9, Refusal::ConnectionRate));
+    // What follows at once is the same offence, up to the threshold.
+    let arrival = front.arrive(circuit(1));
+    assert_eq!((arrival.ruling.action, arrival.ruling.lane), (Action::Tarpit, Lane::Suspect));
+    assert_eq!((front.admission.tarpitted(), front.admission.served()), (1, 0));
+    // A tarpitted connection is none of the circuit's open ones.
+    assert_eq!(front.shard.look(circuit(1), front.now).unwrap().open, 0);
+    front.close(&arrival.hold.unwrap());
+    front.wait(12_000);
+    assert_eq!(until_refused(|| front.visit(1), 20), (9, Refusal::Banned));
+    assert_eq!(front.bans(), [(300, Some(Refusal::ConnectionRate))]);
+
+    // The same flood without a pause meets the threshold instead.
+    let mut front = Front::new(&settings);
+    let words: Vec<Refusal> = (0..14).map(|_| front.visit(1)).collect();
+    assert!(words[9..13].iter().all(|word| *word == Refusal::ConnectionRate));
+    assert_eq!(words[13], Refusal::Banned);
+}
+
+#[test]
+fn open_connections_of_a_circuit() {
+    for (settings, most) in [(CircuitSettings::messenger(ladder()), 15), (CircuitSettings::web(ladder()), 32)]
+    {
+        let settings = CircuitSettings {
+            max_per_circuit_per_minute: None,
+            max_connections_per_second: 500.try_into().unwrap(),
+            ..settings
+        };
+        let mut front = Front::new(&settings);
+        assert_eq!(until_refused(|| front.connect(1).word, 100), (most, Refusal::TooManyOpen));
+        let hold = front.holds.pop().unwrap();
+        front.close(&hold);
+        assert_eq!(front.connect(1).word, Refusal::Served);
+        // VIPs hold no more.
+        front.shard.promote(circuit(1), front.now);
+        assert_eq!(front.connect(1).word, Refusal::TooManyOpen);
+    }
+}
+
+#[test]
+fn requests_in_ten_seconds() {
+    for (settings, slow, deny) in
+        [(CircuitSettings::gated(ladder()), 20, 50), (CircuitSettings::web(ladder()), 200, 600)]
+    {
+        let mut front = Front::new(&settings);
+        assert_eq!(until_refused(|| front.request(1).word, 1_000), (slow - 1, Refusal::SlowLane));
+        let ruling = front.request(1);
+        assert_eq!(
+            (ruling.decision, ruling.action, ruling.lane),
+            (Decision::Allow, Action::SlowLane, Lane::Suspect)
+        );
+        (slow + 1..deny - 1).for_each(|_| assert_eq!(front.request(1).word, Refusal::SlowLane));
+        assert_eq!(front.request(1).word, Refusal::RequestRate);
+        // Those under way are no further violation; four more acts make five.
+        (0..100).for_each(|_| assert_eq!(front.request(1).action, Action::Deny));
+        for _ in 0..3 {
+            front.wait(2_000);
+            (0..9).for_each(|_| assert_eq!(front.request(1).word, Refusal::RequestRate));
+        }
+        front.wait(1_900);
+        assert_eq!(front.request(1).word, Refusal::RequestRate);
+        assert_eq!(front.shard.look(circuit(1), front.now).unwrap().violations, 4);
+        assert_eq!(front.request(2).word, Refusal::Served);
+    }
+}
+
+#[test]
+fn retry_after_of_requests_is_true() {
+    let mut front = Front::new(&CircuitSettings::gated(ladder()));
+    (0..49).for_each(|_| drop(front.request(1)));
+    let Decision::RateLimited { retry_after } = front.request(1).decision else { panic!("not limited") };
+    front.wait(u64::try_from(retry_after.as_millis()).unwrap() - 100);
+    assert_eq!(front.request(1).word, Refusal::RequestRate);
+    // The one just denied counts in the window of the next.
+    front.wait(100);
+    assert_eq!(front.request(1).word, Refusal::Served);
+}
+
+#[test]
+fn global_rate_keeps_its_share() {
+    // Profile, how many are free to those who did not pay, and to all together.
+    for (settings, unpaid, all) in
+        [(CircuitSettings::web(ladder()), 25, 50), (CircuitSettings::messenger(ladder()), 50, 50)]
+    {
+        let mut front = Front::new(&settings);
+        let mut number = 0;
+        let mut connect = |front: &mut Front, is_paid: bool| {
+            number += 1;
+            if is_paid {
+                front.shard.pay(circuit(number), front.now);
+            }
+            front.visit(number)
+        };
+        assert_eq!(until_refused(|| connect(&mut front, false), 100), (unpaid, Refusal::GlobalRate));
+        assert_eq!(until_refused(|| connect(&mut front, true), 100), (all - unpaid, Refusal::GlobalRate));
+        assert_eq!(front.admission.rate(front.now), all);
+        front.wait(1_000);
+        assert_eq!(connect(&mut front, false), Refusal::GlobalRate);
+        front.wait(100);
+        assert_eq!(connect(&mut front, false), Refusal::Served);
+    }
+}
+
+#[test]
+fn places_keep_their_share_and_queue_by_lane() {
+    let settings = CircuitSettings {
+        max_concurrent_connections: 4.try_into().unwrap(),
+        maxconn: 7.try_into().unwrap(),
+        ..open()
+    };
+    let mut front = Front::new(&settings);
+    // Two places for those who did not pay; a suspect, a normal one and a VIP wait.
+    assert_eq!(
+        [1, 2, 3].map(|number| front.connect(number).action),
+        [Action::Serve, Action::Serve, Action::Queue]
+    );
+    front.shard.violation(circuit(4), Refusal::SlowHeaders, front.now);
+    assert_eq!(front.connect(4).lane, Lane::Suspect);
+    front.shard.pay(circuit(5), front.now);
+    front.shard.promote(circuit(6), front.now);
+    assert_eq!([5, 5].map(|number| front.connect(number).action), [Action::Serve, Action::Serve]);
+    assert_eq!(front.connect(6).action, Action::Queue);
+    // Full. Who did not pay is refused; who did takes the place of the last in the queue, who is told.
+    assert_eq!(front.connect(7).word, Refusal::Capacity);
+    let arrival = front.arrive(circuit(5));
+    let suspect = front.holds.iter().find(|hold| hold.circuit() == circuit(4)).unwrap().serial();
+    assert_eq!(arrival.ends, Some((suspect, Refusal::Displaced)));
+    assert_eq!(front.admission.place(suspect), None);
+    front.holds.extend(arrival.hold);
+    // Its end changes nothing any more.
+    front.admission.close(suspect);
+    assert_eq!((front.admission.served(), front.admission.waiting()), (4, 3));
+    let of = |front: &Front, serial: Serial| {
+        front.holds.iter().find(|hold| hold.serial() == serial).unwrap().circuit()
+    };
+    let mut order = Vec::new();
+    while !front.holds.is_empty() {
+        let at =
+            front.holds.iter().position(|hold| front.admission.place(hold.serial()) == Some(Place::Served));
+        let Some(at) = at else { break };
+        let hold = front.holds.remove(at);
+        front.close(&hold);
+        while let Some(next) = front.admission.start_next() {
+            order.push(of(&front, next));
+        }
+    }
+    assert_eq!(order, [circuit(6), circuit(3), circuit(5)]);
+}
+
+#[test]
+fn the_tarpit_resets_its_oldest() {
+    let settings = CircuitSettings {
+        connections_per_10_seconds: 2.try_into().ok(),
+        most_tarpits: 2.try_into().unwrap(),
+        ..open()
+    };
+    let mut front = Front::new(&settings);
+    assert_eq!(front.visit(1), Refusal::Served);
+    assert_eq!([1, 1].map(|number| front.connect(number).action), [Action::Tarpit; 2]);
+    let arrival = front.arrive(circuit(1));
+    assert_eq!(arrival.ends, Some((front.holds[0].serial(), Refusal::TarpitFull)));
+    assert_eq!(front.admission.tarpitted(), 2);
+}
+
+#[test]
+fn a_solved_puzzle_gets_a_place() {
+    let mut front =
+        Front::new(&CircuitSettings { max_concurrent_connections: 1.try_into().unwrap(), ..open() });
+    front.shard.set_load(high());
+    assert_eq!([1, 2].map(|number| front.connect(number).action), [Action::Challenge; 2]);
+    front.shard.pay(circuit(1), front.now);
+    let serials: Vec<Serial> = front.holds.iter().map(Hold::serial).collect();
+    assert_eq!(front.admission.paid(serials[0], Lane::Normal), Some(Place::Served));
+    assert_eq!(front.admission.paid(serials[1], Lane::Normal), Some(Place::Waiting));
+    assert_eq!((front.request(1).word, front.request(2).word), (Refusal::Served, Refusal::PuzzleRequired));
+    assert_eq!(
+        (front.admission.challenged(), front.admission.waiting(), front.admission.served()),
+        (0, 1, 1)
+    );
+}
+
+#[test]
+fn tokens_are_limited_over_all_their_circuits() {
+    let mut front =
+        Front::new(&CircuitSettings { max_concurrent_per_circuit: 500.try_into().unwrap(), ..open() });
+    front.shard.set_load(high());
+    let until = front.now.after(Duration::from_secs(1_800));
+    let show = |front: &mut Front, number| {
+        let ticket = front.admission.present(TokenId(7), circuit(number), until, front.now)?;
+        front.shard.bind(circuit(number), ticket, until, front.now);
+        Ok(())
+    };
+    assert_eq!(
+        [1, 2, 3, 4, 1].map(|number| show(&mut front, number)),
+        [Ok(()), Ok(()), Ok(()), Err(TokenRefused::InUse), Ok(())]
+    );
+    let mut turn = (1..=3).cycle();
+    assert_eq!(until_refused(|| front.request(turn.next().unwrap()).word, 500), (199, Refusal::VipRate));
+    // Connections are counted apart, and the puzzle is not asked.
+    assert_eq!(until_refused(|| front.visit(turn.next().unwrap()), 500), (199, Refusal::VipRate));
+    // A circuit that tor closed makes room for another.
+    front.shard.forget(circuit(2));
+    let commands = front.shard.take_commands();
+    let [Command::ReleaseToken { ticket, circuit: gone }] = commands[..] else { panic!("{commands:?}") };
+    front.admission.release(ticket, gone);
+    assert_eq!(show(&mut front, 4), Ok(()));
+    // Expiry demotes, to the tick.
+    front.now = until;
+    front.wait(0);
+    front.now = Monotime(front.now.0 - 1);
+    assert_eq!(front.connect(1).lane, Lane::Vip);
+    front.now = until;
+    assert_eq!(front.connect(1).word, Refusal::PuzzleRequired);
+    assert_eq!(show(&mut front, 1), Err(TokenRefused::Expired));
+    assert_eq!((front.admission.tokens(), front.admission.next_deadline()), (0, None));
+}
+
+#[test]
+fn a_ban_revokes_its_token() {
+    let mut front = Front::new(&open());
+    let until = front.now.after(Duration::from_secs(1_800));
+    for number in [1, 2] {
+        let ticket = front.admission.present(TokenId(7), circuit(number), until, front.now).unwrap();
+        front.shard.bind(circuit(number), ticket, until, front.now);
+    }
+    front.shard.ban(circuit(1), None, front.now);
+    let ticket = front.shard.take_commands().into_iter().find_map(|command| match command {
+        Command::RevokeToken { ticket } => Some(ticket),
+        Command::Ban { .. } | Command::Close { .. } | Command::ReleaseToken { .. } => None,
+    });
+    // Until its circuits are demoted they are refused, not served as VIPs.
+    assert_eq!(front.admission.revoke(ticket.unwrap()), [circuit(1), circuit(2)]);
+    assert_eq!((front.request(2).word, front.visit(2)), (Refusal::TokenGone, Refusal::TokenGone));
+    front.shard.demote(circuit(2), front.now);
+    assert_eq!((front.request(2).word, front.visit(2)), (Refusal::Served, Refusal::Served));
+}
+
+#[test]
+fn bans_climb_and_a_new_tor_forgets_them() {
+    let mut front = Front::new(&open());
+    for length in [300, 1_800, 14_400, DAY, DAY] {
+        assert_eq!(front.shard.ban(circuit(1), None, front.now), Some(Duration::from_secs(length)));
+        front.wait(1_000);
+    }
+    let next = CircuitId::new(TorGeneration(2), NonZeroU32::MIN);
+    assert_eq!(front.arrive(next).ruling.word, Refusal::Served);
+    assert_eq!(front.shard.counts().banned, 0);
+    // What is left of the old one is reset, and changes nothing.
+    assert_eq!((front.connect(1).word, front.request(1).word), (Refusal::OldCircuit, Refusal::OldCircuit));
+    assert_eq!(front.connect(1).action, Action::Reset);
+    front.shard.forget(circuit(1));
+    assert_eq!(front.shard.ban(circuit(1), None, front.now), None);
+    assert_eq!(front.shard.counts().tracked, 1);
+    assert!(front.shard.look(circuit(1), front.now).is_none() && front.shard.look(next, front.now).is_some());
+}
+
+#[test]
+fn health_closes_marks_and_rarely_cuts() {
+    let ms = Duration::from_millis;
+    // Age in ms at the examination, latency in ms, open connections, hard limit in s; closed for what; marked.
+    for (age, latency, is_open, hard, closed, marked) in [
+        (600_000, 0, false, None, None, 0),
+        (600_100, 0, false, None, Some(Refusal::CircuitAged), 0),
+        (600_100, 0, true, None, None, 1),
+        (1_000, 10_000, false, None, None, 0),
+        (1_000, 10_001, false, None, Some(Refusal::CircuitSlow), 0),
+        (1_000, 10_001, true, None, None, 1),
+        (700_000, 0, true, Some(700), None, 1),
+        (700_100, 0, true, Some(700), Some(Refusal::CircuitRotated), 0),
+    ] {
+        let rotate_hard_after = hard.map(Duration::from_secs);
+        let settings = CircuitSettings { rotate_hard_after, health_interval: ms(1_000), ..open() };
+        let mut front = Front::new(&settings);
+        let arrival = front.arrive(circuit(1));
+        if !is_open {
+            front.close(&arrival.hold.unwrap());
+        }
+        let usage = Usage { latency: (latency > 0).then(|| ms(latency)), ..Usage::default() };
+        front.shard.report(circuit(1), usage, front.now);
+        front.wait(age);
+        let commands = front.shard.advance(front.now);
+        let expected = closed.map(|why| Command::Close { circuit: circuit(1), why });
+        assert_eq!(commands, Vec::from_iter(expected), "{age} {latency} {is_open}");
+        assert_eq!(front.shard.counts().marked, marked);
+        assert_eq!(front.shard.look(circuit(1), front.now).unwrap().is_marked, marked == 1);
+    }
+}
+
+#[test]
+fn usage_adds_up_and_latency_moves_slowly() {
+    let mut front = Front::new(&open());
+    front.visit(1);
+    let usage = |milliseconds| Usage {
+        bytes_in: 1,
+        bytes_out: 2,
+        cpu_nanoseconds: 3,
+        latency: Some(Duration::from_millis(milliseconds)),
+    };
+    for (sample, average) in [(80, 80), (160, 90), (90, 90)] {
+        front.shard.report(circuit(1), usage(sample), front.now);
+        let facts = front.shard.look(circuit(1), front.now).unwrap();
+        assert_eq!(facts.usage.latency, Some(Duration::from_millis(average)));
+    }
+    let facts = front.shard.look(circuit(1), front.now).unwrap();
+    assert_eq!((facts.usage.bytes_in, facts.usage.bytes_out, facts.usage.cpu_nanoseconds), (3, 6, 9));
+}
+
+#[test]
+fn violations_are_forgotten_with_the_reputation() {
+    for (wait, next) in [(1_799_900, Some(Duration::from_secs(300))), (1_800_000, None)] {
+        let mut front = Front::new(&CircuitSettings { ban_threshold: 2.try_into().unwrap(), ..open() });
+        assert_eq!(front.shard.violation(circuit(1), Refusal::MethodDenied, front.now), None);
+        assert_eq!(front.shard.violation(circuit(1), Refusal::SlowHeaders, front.now), None);
+        front.wait(wait);
+        assert_eq!(front.shard.violation(circuit(1), Refusal::SlowBody, front.now), next);
+    }
+}
+
+#[test]
+fn a_table_full_of_open_circuits_takes_no_more() {
+    let settings = CircuitSettings { table_size: 2.try_into().unwrap(), asks_puzzles: false, ..open() };
+    let mut front = Front::new(&settings);
+    assert_eq!([1, 2].map(|number| front.connect(number).word), [Refusal::Served; 2]);
+    let refused = front.connect(3);
+    assert_eq!((refused.word, refused.decision), (Refusal::TableFull, Decision::CapacityExceeded));
+    let hold = front.holds.remove(0);
+    front.close(&hold);
+    assert_eq!(front.connect(3).word, Refusal::Served);
+    assert!(front.shard.look(circuit(1), front.now).is_none());
+}

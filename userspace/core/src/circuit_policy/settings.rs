@@ -1,0 +1,240 @@
+//! What the operator set about circuits, and the three profiles.
+
+use std::{
+    num::{NonZeroU8, NonZeroU16, NonZeroU32},
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use crate::ban_ladder::Ladder;
+
+/// Everything of the configuration that decisions about circuits depend on. The configuration crate checks the ranges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CircuitSettings {
+    /// New connections in any second, all circuits together.
+    pub max_connections_per_second: NonZeroU32,
+    /// Connections served at once, all circuits together.
+    pub max_concurrent_connections: NonZeroU32,
+    /// Connections accepted at once: those served, those that wait, and those that were given a puzzle.
+    pub maxconn: NonZeroU32,
+    /// How long a connection may wait; the front keeps this time, here it is the hint of `Retry-After`.
+    pub queue_timeout: Duration,
+    /// Connections that may be held in the tarpit; the oldest is reset to make room.
+    pub most_tarpits: NonZeroU32,
+    /// New connections of a circuit in any 60 s; `None`: off. See [`Self::MAX_PER_CIRCUIT`].
+    pub max_per_circuit_per_minute: Option<NonZeroU8>,
+    /// Open connections of a circuit.
+    pub max_concurrent_per_circuit: NonZeroU16,
+    /// The connection of a circuit within 10 s that is an offence, and all that follow; `None`: off.
+    pub connections_per_10_seconds: Option<NonZeroU8>,
+    /// Rates of HTTP requests of a circuit; `None` where connections carry none.
+    pub requests: Option<RequestRates>,
+    /// The request of a VIP within 10 s that is denied, and all that follow; the same for a token's connections.
+    pub vip_per_10_seconds: NonZeroU16,
+    /// How many circuits may use one token at once.
+    pub circuits_per_token: NonZeroU8,
+    /// Violations of a circuit before it is banned.
+    pub ban_threshold: NonZeroU8,
+    /// Length of the first ban, and the least of a later one.
+    pub ban_duration: Duration,
+    /// Lengths of later bans, from its second rung on.
+    pub ladder: Ladder,
+    /// The load from which on circuits that have not paid must solve a puzzle.
+    pub pow_activation_threshold: Ratio,
+    /// Leading zero bits, until the load level says otherwise.
+    pub pow_difficulty: u8,
+    /// Whether clients can be asked for a puzzle: always in HTTP, in TCP where `pow_tcp` says so.
+    pub asks_puzzles: bool,
+    /// The part of global rate and concurrency that is kept for circuits that paid. Where no puzzle is asked nobody
+    /// can pay, and nothing is kept.
+    pub paid_share: Ratio,
+    /// Whether only GET, HEAD and the challenge's POST are allowed; the front applies it.
+    pub restricts_methods: bool,
+    /// How often circuits are examined.
+    pub health_interval: Duration,
+    /// A circuit past it is closed once it carries no connection.
+    pub max_circuit_age: Duration,
+    /// Likewise, of the average latency.
+    pub max_circuit_latency: Duration,
+    /// The age at which a circuit is cut even with connections; `None`: never.
+    pub rotate_hard_after: Option<Duration>,
+    /// Circuits that are remembered, all shards together.
+    pub table_size: NonZeroU32,
+    /// How long after its last use a circuit is remembered, and a violation after the last one.
+    pub reputation_life: Duration,
+}
+
+/// Requests of a circuit within 10 s. The request that makes the number is judged by it, as HAProxy's `ge` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestRates {
+    /// From this one on they go to the slow lane.
+    pub slow: NonZeroU16,
+    /// From this one on they are denied.
+    pub deny: NonZeroU16,
+}
+
+/// A part of a whole, in ten-thousandths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ratio(u16);
+
+impl Ratio {
+    const WHOLE: u16 = 10_000;
+    /// Half.
+    pub const HALF: Self = Self(Self::WHOLE / 2);
+    /// Three quarters.
+    pub const THREE_QUARTERS: Self = Self(Self::WHOLE / 4 * 3);
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// All of it.
+    pub const ALL: Self = Self(Self::WHOLE);
+
+    /// The ratio nearest to `part`; `None` outside 0.0 to 1.0.
+    pub fn new(part: f64) -> Option<Self> {
+        // The cast is exact: the value lies between 0 and 10 000.
+        (0.0..=1.0).contains(&part).then(|| Self((part * f64::from(Self::WHOLE)).round() as u16))
+    }
+
+    /// This part of `whole`, rounded down.
+    pub fn of(self, whole: u32) -> u32 {
+        // No more than `whole`, because the ratio is no more than one.
+        (u64::from(whole) * u64::from(self.0) / u64::from(Self::WHOLE)) as u32
+    }
+}
+
+impl CircuitSettings {
+    /// Allowed `max_per_circuit_per_minute` besides 0 (off), and `connections_per_10_seconds` likewise. The first
+    /// connection cannot be an offence, and a sub-bucket is one byte; whoever allows more in a minute has no use for
+    /// this limit beside the one over 10 s.
+    pub const MAX_PER_CIRCUIT: RangeInclusive<u8> = 2..=255;
+    /// Allowed rates of requests: a sub-bucket is two bytes.
+    pub const REQUESTS: RangeInclusive<u16> = 2..=60_000;
+    /// Allowed `table_size`.
+    pub const TABLE_SIZE: RangeInclusive<u32> = 1_024..=4_194_304;
+    /// Allowed `circuits_per_token`.
+    pub const CIRCUITS_PER_TOKEN: RangeInclusive<u8> = 1..=super::MOST_CIRCUITS_PER_TOKEN;
+    /// Allowed `pow_difficulty`, leading zero bits.
+    pub const POW_DIFFICULTY: RangeInclusive<u8> = 8..=24;
+
+    /// TCP: the circuit table. Plain clients cannot answer a puzzle.
+    pub fn messenger(ladder: Ladder) -> Self {
+        Self {
+            max_connections_per_second: number32(50),
+            max_concurrent_connections: number32(200),
+            maxconn: number32(500),
+            queue_timeout: Duration::from_secs(5),
+            most_tarpits: number32(1_000),
+            max_per_circuit_per_minute: NonZeroU8::new(10),
+            max_concurrent_per_circuit: number16(15),
+            connections_per_10_seconds: None,
+            requests: None,
+            vip_per_10_seconds: number16(200),
+            circuits_per_token: number8(3),
+            ban_threshold: number8(5),
+            ban_duration: Duration::from_secs(300),
+            ladder,
+            pow_activation_threshold: Ratio::THREE_QUARTERS,
+            pow_difficulty: 16,
+            asks_puzzles: false,
+            paid_share: Ratio::HALF,
+            restricts_methods: false,
+            health_interval: Duration::from_secs(120),
+            max_circuit_age: Duration::from_secs(600),
+            max_circuit_latency: Duration::from_secs(10),
+            rotate_hard_after: None,
+            table_size: number32(100_000),
+            reputation_life: Duration::from_secs(30 * 60),
+        }
+    }
+
+    /// HTTP behind a challenge: the ingress table as it stands.
+    pub fn gated(ladder: Ladder) -> Self {
+        Self {
+            connections_per_10_seconds: NonZeroU8::new(10),
+            requests: Some(RequestRates { slow: number16(20), deny: number16(50) }),
+            asks_puzzles: true,
+            restricts_methods: true,
+            ..Self::messenger(ladder)
+        }
+    }
+
+    /// Open HTTP: one circuit carries all tabs of a browser.
+    ///
+    /// A browser opens 6 to 8 connections a click and a click every 4 s makes 24 in 10 s, which the ingress table's 10
+    /// would refuse; four times as many are an offence.
+    pub fn web(ladder: Ladder) -> Self {
+        Self {
+            max_per_circuit_per_minute: None,
+            max_concurrent_per_circuit: number16(32),
+            connections_per_10_seconds: NonZeroU8::new(100),
+            requests: Some(RequestRates { slow: number16(200), deny: number16(600) }),
+            restricts_methods: false,
+            ..Self::gated(ladder)
+        }
+    }
+
+    /// The part of `whole` that circuits which have not paid may use.
+    pub(super) fn unpaid_part(&self, whole: NonZeroU32) -> u32 {
+        let kept = if self.asks_puzzles { self.paid_share.of(whole.get()) } else { 0 };
+        whole.get() - kept
+    }
+}
+
+// Zero would be read as one; no caller gives it.
+fn number8(number: u8) -> NonZeroU8 {
+    NonZeroU8::new(number).unwrap_or(NonZeroU8::MIN)
+}
+
+fn number16(number: u16) -> NonZeroU16 {
+    NonZeroU16::new(number).unwrap_or(NonZeroU16::MIN)
+}
+
+fn number32(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ladder() -> Ladder {
+        Ladder::new(vec![Duration::from_secs(300)], Duration::from_secs(86_400)).unwrap()
+    }
+
+    #[test]
+    fn profiles_differ_as_documented() {
+        // Per minute, open, connections and requests (slow, deny) in 10 s, puzzles, methods.
+        let row = |settings: CircuitSettings| {
+            (
+                settings.max_per_circuit_per_minute.map_or(0, NonZeroU8::get),
+                settings.max_concurrent_per_circuit.get(),
+                settings.connections_per_10_seconds.map_or(0, NonZeroU8::get),
+                settings.requests.map(|rates| (rates.slow.get(), rates.deny.get())),
+                settings.asks_puzzles,
+                settings.restricts_methods,
+            )
+        };
+        assert_eq!(row(CircuitSettings::messenger(ladder())), (10, 15, 0, None, false, false));
+        assert_eq!(row(CircuitSettings::gated(ladder())), (10, 15, 10, Some((20, 50)), true, true));
+        assert_eq!(row(CircuitSettings::web(ladder())), (0, 32, 100, Some((200, 600)), true, false));
+    }
+
+    #[test]
+    fn ratios_round_and_stay_within_the_whole() {
+        for (part, whole, expected) in
+            [(0.5, 50, 25), (0.5, 1, 0), (0.0, 200, 0), (1.0, u32::MAX, u32::MAX), (0.75, 10, 7)]
+        {
+            assert_eq!(Ratio::new(part).unwrap().of(whole), expected);
+        }
+        assert_eq!((Ratio::new(0.75), Ratio::new(0.5)), (Some(Ratio::THREE_QUARTERS), Some(Ratio::HALF)));
+        for wrong in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+            assert_eq!(Ratio::new(wrong), None);
+        }
+    }
+
+    #[test]
+    fn a_share_is_kept_where_somebody_can_pay() {
+        let whole = number32(200);
+        assert_eq!(CircuitSettings::web(ladder()).unpaid_part(whole), 100);
+        assert_eq!(CircuitSettings::messenger(ladder()).unpaid_part(whole), 200);
+    }
+}

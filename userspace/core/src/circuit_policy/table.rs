@@ -1,0 +1,403 @@
+//! The bounded table of circuits: found by number, evicted in order, never walked on the path of a decision.
+//!
+//! Records lie in one array, their links in another. A record is found through a chain of its hash; those
+//! that may be evicted form lists from the longest to the most recently used, and the banned a heap by the end of their
+//! ban.
+//!
+//! Memory, once filled: per circuit one [`Record`] (104 bytes), one [`Links`] (12), one head of a chain (4) and one place
+//! in the heap (4): 124 bytes. Each array is reserved at its full size at the start, so none ever doubles, and pages that
+//! no circuit has reached are not resident.
+
+use super::record::{Home, Record};
+
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+pub(super) const BYTES_PER_CIRCUIT: usize = size_of::<Record>() + size_of::<Links>() + 2 * size_of::<u32>();
+const _: () = assert!(BYTES_PER_CIRCUIT <= 128, "the design allows 128 bytes a tracked circuit");
+
+/// All circuits of one shard.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    capacity: u32,
+    records: Vec<Record>,
+    links: Vec<Links>,
+    heads: Vec<u32>,
+    /// First free slot, chained through `chain`.
+    free: u32,
+    len: u32,
+    passing: List,
+    known: List,
+    /// Slots of the banned: a binary heap whose first has the ban that ends first.
+    bans: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Links {
+    chain: u32,
+    /// The neighbour used longer ago; of a banned one its place in the heap.
+    before: u32,
+    after: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct List {
+    first: u32,
+    last: u32,
+}
+
+/// Every slot holds a circuit with open connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+impl Table {
+    /// An empty table for so many circuits, at least one.
+    pub(super) fn new(capacity: u32) -> Self {
+        let capacity = capacity.clamp(1, NONE - 1);
+        let list = List { first: NONE, last: NONE };
+        Self {
+            capacity,
+            records: Vec::with_capacity(capacity as usize),
+            links: Vec::with_capacity(capacity as usize),
+            heads: vec![NONE; capacity as usize],
+            free: NONE,
+            len: 0,
+            passing: list,
+            known: list,
+            bans: Vec::with_capacity(capacity as usize),
+        }
+    }
+
+    pub(super) const fn len(&self) -> u32 {
+        self.len
+    }
+
+    pub(super) const fn is_full(&self) -> bool {
+        self.len >= self.capacity
+    }
+
+    /// How many are banned.
+    pub(super) fn banned(&self) -> u32 {
+        self.bans.len() as u32
+    }
+
+    pub(super) fn get(&self, number: u32) -> Option<&Record> {
+        self.record(self.find(number)?)
+    }
+
+    /// Writes a record, which becomes the most recently used one of its home. A new one may take the place of another,
+    /// which is returned.
+    pub(super) fn put(&mut self, record: Record) -> Result<Option<Record>, Full> {
+        if let Some(slot) = self.find(record.number) {
+            self.leave_home(slot);
+            self.write(slot, record);
+            self.enter_home(slot);
+            return Ok(None);
+        }
+        let evicted = if self.is_full() { Some(self.evict()?) } else { None };
+        let slot = self.take_free();
+        self.write(slot, record);
+        let head = self.head(record.number);
+        let next = self.heads.get(head).copied().unwrap_or(NONE);
+        self.set_links(slot, Links { chain: next, before: NONE, after: NONE });
+        self.set_head(head, slot);
+        self.enter_home(slot);
+        self.len += 1;
+        Ok(evicted)
+    }
+
+    pub(super) fn remove(&mut self, number: u32) -> Option<Record> {
+        let slot = self.find(number)?;
+        self.leave_home(slot);
+        self.unchain(slot, number);
+        let record = self.record(slot).copied()?;
+        self.write(slot, Record { number: 0, ..record });
+        self.set_links(slot, Links { chain: self.free, before: NONE, after: NONE });
+        self.free = slot;
+        self.len -= 1;
+        Some(record)
+    }
+
+    /// The banned circuit whose ban ends first.
+    pub(super) fn first_ban(&self) -> Option<&Record> {
+        self.record(*self.bans.first()?)
+    }
+
+    /// All banned circuits, in no order.
+    pub(super) fn bans(&self) -> impl Iterator<Item = &Record> {
+        self.bans.iter().filter_map(|slot| self.record(*slot))
+    }
+
+    /// The longest unused of the circuits that are neither banned nor open.
+    pub(super) fn longest_unused(&self) -> Option<&Record> {
+        let (passing, known) = (self.record(self.passing.first), self.record(self.known.first));
+        passing.into_iter().chain(known).min_by_key(|record| record.touched)
+    }
+
+    /// The circuits in up to `count` slots from `slot` on, and whether there are more behind them. No field that a home
+    /// depends on may be changed.
+    pub(super) fn slice_mut(&mut self, slot: u32, count: u32) -> (impl Iterator<Item = &mut Record>, bool) {
+        let end = slot.saturating_add(count);
+        let has_more = (end as usize) < self.records.len();
+        let slots = self.records.iter_mut().skip(slot as usize).take(count as usize);
+        (slots.filter(|record| record.number != 0), has_more)
+    }
+
+    fn evict(&mut self) -> Result<Record, Full> {
+        let candidates = [self.passing.first, self.known.first, self.bans.first().copied().unwrap_or(NONE)];
+        let number = candidates.iter().find_map(|slot| self.record(*slot)).ok_or(Full)?.number;
+        self.remove(number).ok_or(Full)
+    }
+
+    fn take_free(&mut self) -> u32 {
+        if let Some(links) = self.link(self.free) {
+            return std::mem::replace(&mut self.free, links.chain);
+        }
+        let slot = self.records.len() as u32;
+        self.records.push(Record::new(0, 0));
+        self.links.push(Links { chain: NONE, before: NONE, after: NONE });
+        slot
+    }
+
+    // Finding.
+
+    /// Fibonacci hashing: tor's numbers come in a row, and so spread without collisions.
+    fn head(&self, number: u32) -> usize {
+        let hash = u64::from(number.wrapping_mul(0x9e37_79b9));
+        ((hash * u64::from(self.capacity)) >> 32) as usize
+    }
+
+    fn find(&self, number: u32) -> Option<u32> {
+        let mut slot = *self.heads.get(self.head(number))?;
+        loop {
+            if self.record(slot)?.number == number {
+                return Some(slot);
+            }
+            slot = self.link(slot)?.chain;
+        }
+    }
+
+    fn unchain(&mut self, slot: u32, number: u32) {
+        let next = self.link(slot).map_or(NONE, |links| links.chain);
+        let head = self.head(number);
+        let mut at = self.heads.get(head).copied().unwrap_or(NONE);
+        if at == slot {
+            self.set_head(head, next);
+            return;
+        }
+        while let Some(links) = self.links.get_mut(at as usize) {
+            if links.chain == slot {
+                links.chain = next;
+                return;
+            }
+            at = links.chain;
+        }
+    }
+
+    // Homes.
+
+    fn enter_home(&mut self, slot: u32) {
+        let list = match self.record(slot).map(Record::home) {
+            Some(Home::Passing) => &mut self.passing,
+            Some(Home::Known) => &mut self.known,
+            Some(Home::Banned) => {
+                self.bans.push(slot);
+                self.rise(self.bans.len() - 1);
+                return;
+            }
+            // Never evicted, so in no order.
+            Some(Home::Open) | None => return,
+        };
+        let last = std::mem::replace(&mut list.last, slot);
+        if last == NONE {
+            list.first = slot;
+        }
+        self.link_up(last, slot);
+        self.link_up(slot, NONE);
+    }
+
+    fn leave_home(&mut self, slot: u32) {
+        let Some(links) = self.link(slot) else { return };
+        let list = match self.record(slot).map(Record::home) {
+            Some(Home::Passing) => &mut self.passing,
+            Some(Home::Known) => &mut self.known,
+            Some(Home::Banned) => {
+                let place = links.before as usize;
+                self.bans.swap_remove(place);
+                if place < self.bans.len() {
+                    self.rise(place);
+                    self.sink(place);
+                }
+                return;
+            }
+            Some(Home::Open) | None => return,
+        };
+        if list.first == slot {
+            list.first = links.after;
+        }
+        if list.last == slot {
+            list.last = links.before;
+        }
+        self.link_up(links.before, links.after);
+    }
+
+    /// Makes two slots neighbours; either may be none.
+    fn link_up(&mut self, before: u32, after: u32) {
+        if let Some(links) = self.links.get_mut(before as usize) {
+            links.after = after;
+        }
+        if let Some(links) = self.links.get_mut(after as usize) {
+            links.before = before;
+        }
+    }
+
+    // The heap.
+
+    fn ban_end(&self, place: usize) -> Option<u32> {
+        Some(self.record(*self.bans.get(place)?)?.banned_until)
+    }
+
+    fn rise(&mut self, mut place: usize) {
+        while place > 0 && self.ban_end(place) < self.ban_end((place - 1) / 2) {
+            self.swap_bans(place, (place - 1) / 2);
+            place = (place - 1) / 2;
+        }
+        self.note_place(place);
+    }
+
+    fn sink(&mut self, mut place: usize) {
+        loop {
+            let children = [2 * place + 1, 2 * place + 2].into_iter();
+            let ends = children.filter_map(|child| Some((self.ban_end(child)?, child)));
+            match ends.min() {
+                Some((end, child)) if Some(end) < self.ban_end(place) => {
+                    self.swap_bans(place, child);
+                    place = child;
+                }
+                Some(_) | None => break,
+            }
+        }
+        self.note_place(place);
+    }
+
+    fn swap_bans(&mut self, one: usize, other: usize) {
+        self.bans.swap(one, other);
+        self.note_place(one);
+        self.note_place(other);
+    }
+
+    fn note_place(&mut self, place: usize) {
+        let slot = self.bans.get(place).copied().unwrap_or(NONE);
+        if let Some(links) = self.links.get_mut(slot as usize) {
+            links.before = place as u32;
+        }
+    }
+
+    // Access.
+
+    fn record(&self, slot: u32) -> Option<&Record> {
+        self.records.get(slot as usize)
+    }
+
+    fn link(&self, slot: u32) -> Option<Links> {
+        self.links.get(slot as usize).copied()
+    }
+
+    fn write(&mut self, slot: u32, record: Record) {
+        if let Some(place) = self.records.get_mut(slot as usize) {
+            *place = record;
+        }
+    }
+
+    fn set_links(&mut self, slot: u32, links: Links) {
+        if let Some(place) = self.links.get_mut(slot as usize) {
+            *place = links;
+        }
+    }
+
+    fn set_head(&mut self, head: usize, slot: u32) {
+        if let Some(place) = self.heads.get_mut(head) {
+            *place = slot;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(number: u32, now: u32, open: u16, banned_until: u32, has_solved: bool) -> Record {
+        Record { open, banned_until, has_solved, ..Record::new(number, now) }
+    }
+
+    /// What the table should evict: the lowest home; in it the longest unused, or of the banned the one free first.
+    fn victim(model: &BTreeMap<u32, Record>) -> Option<(Home, u32)> {
+        let ranked = model.values().map(|record| match record.home() {
+            Home::Banned => (Home::Banned, record.banned_until),
+            home @ (Home::Passing | Home::Known | Home::Open) => (home, record.touched),
+        });
+        ranked.min().filter(|(home, _)| *home != Home::Open)
+    }
+
+    #[test]
+    fn arrays_are_reserved_once_and_nothing_else_is_held() {
+        let capacity = 1_000;
+        let mut table = Table::new(capacity);
+        for number in 1..=3 * capacity {
+            // Every circuit is banned: the most that the heap can hold.
+            table.put(record(number, number, 0, number + 1, false)).unwrap();
+        }
+        let bytes = table.records.capacity() * size_of::<Record>()
+            + table.links.capacity() * size_of::<Links>()
+            + (table.heads.capacity() + table.bans.capacity()) * size_of::<u32>();
+        assert_eq!(table.len(), capacity);
+        assert_eq!(bytes, capacity as usize * BYTES_PER_CIRCUIT);
+        assert_eq!(BYTES_PER_CIRCUIT, 124);
+    }
+
+    proptest! {
+        /// For all sequences of writes and removals, the table holds what a map would, never more than its capacity,
+        /// evicts in order, and never a circuit with open connections.
+        #[test]
+        fn like_a_map_but_bounded(
+            steps in prop::collection::vec((1u32..24, 0u16..3, prop_oneof![Just(0u32), 1u32..50], any::<bool>(), 0u8..5), 1..200),
+            capacity in 1u32..12,
+        ) {
+            let (mut table, mut model) = (Table::new(capacity), BTreeMap::new());
+            for (now, (number, open, banned_until, has_solved, kind)) in (1..).zip(steps) {
+                if kind == 0 {
+                    prop_assert_eq!(table.remove(number).map(|gone| gone.touched), model.remove(&number).map(|gone: Record| gone.touched));
+                } else {
+                    let written = record(number, now, open.saturating_sub(1), banned_until, has_solved);
+                    let is_new = !model.contains_key(&number);
+                    let expected = if is_new && model.len() == capacity as usize { Some(victim(&model)) } else { None };
+                    match (table.put(written), expected) {
+                        (Ok(None), None) => { model.insert(number, written); }
+                        (Ok(Some(gone)), Some(Some((home, rank)))) => {
+                            prop_assert_eq!(gone.home(), home);
+                            prop_assert_eq!(if home == Home::Banned { gone.banned_until } else { gone.touched }, rank);
+                            prop_assert!(model.remove(&gone.number).is_some());
+                            model.insert(number, written);
+                        }
+                        (Err(Full), Some(None)) => {}
+                        (result, expected) => prop_assert!(false, "{:?}, expected {:?}", result.map(|gone| gone.map(|gone| gone.home())), expected),
+                    }
+                }
+                prop_assert_eq!(table.len() as usize, model.len());
+                for number in 1..24 {
+                    prop_assert_eq!(table.get(number).map(|found| found.touched), model.get(&number).map(|found| found.touched));
+                }
+                let banned = || model.values().filter(|record| record.home() == Home::Banned);
+                prop_assert_eq!(table.banned() as usize, banned().count());
+                prop_assert_eq!(table.first_ban().map(|record| record.banned_until), banned().map(|record| record.banned_until).min());
+                let unused = model.values().filter(|record| record.home() < Home::Banned).map(|record| record.touched).min();
+                prop_assert_eq!(table.longest_unused().map(|record| record.touched), unused);
+                prop_assert_eq!(table.slice_mut(0, u32::MAX).0.count(), model.len());
+            }
+        }
+    }
+}
