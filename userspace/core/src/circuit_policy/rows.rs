@@ -241,7 +241,9 @@ fn shield_case_manual_ban() {
 fn shield_case_statistics() {
     let settings = CircuitSettings { max_connections_per_second: NonZeroU32::new(50).unwrap(), ..open() };
     let mut front = Front::new(&CircuitSettings { asks_puzzles: false, ..settings.clone() });
-    (1..=12).for_each(|number| drop(front.connect(number)));
+    for number in 1..=12 {
+        front.connect(number);
+    }
     front.shard.ban(circuit(99), None, front.now);
     assert_eq!(
         front.statistics(&settings),
@@ -344,7 +346,9 @@ fn requests_in_ten_seconds() {
 #[test]
 fn retry_after_of_requests_is_true() {
     let mut front = Front::new(&CircuitSettings::gated(ladder()));
-    (0..49).for_each(|_| drop(front.request(1)));
+    for _ in 0..49 {
+        front.request(1);
+    }
     let Decision::RateLimited { retry_after } = front.request(1).decision else { panic!("not limited") };
     front.wait(u64::try_from(retry_after.as_millis()).unwrap() - 100);
     assert_eq!(front.request(1).word, Refusal::RequestRate);
@@ -604,4 +608,57 @@ fn a_table_full_of_open_circuits_takes_no_more() {
     front.close(&hold);
     assert_eq!(front.connect(3).word, Refusal::Served);
     assert!(front.shard.look(circuit(1), front.now).is_none());
+}
+
+#[test]
+fn a_new_tor_frees_the_places_of_a_token() {
+    let mut front = Front::new(&open());
+    let until = front.now.after(Duration::from_secs(60));
+    let of = |generation, number| CircuitId::new(TorGeneration(generation), NonZeroU32::new(number).unwrap());
+    let mut show = |circuit| front.admission.present(TokenId(7), circuit, until, front.now).map(drop);
+    assert_eq!(
+        [1, 2, 3, 4].map(|number| show(of(1, number))),
+        [Ok(()), Ok(()), Ok(()), Err(TokenRefused::InUse)]
+    );
+    front.admission.begin(TorGeneration(2));
+    let mut show = |circuit| front.admission.present(TokenId(7), circuit, until, front.now).map(drop);
+    assert_eq!(
+        [1, 2, 3, 4].map(|number| show(of(2, number))),
+        [Ok(()), Ok(()), Ok(()), Err(TokenRefused::InUse)]
+    );
+}
+
+#[test]
+fn an_examination_of_many_goes_in_slices() {
+    let mut front = Front::new(&open());
+    for number in 1..=2_500 {
+        front.visit(number);
+    }
+    // Just past their age, when an examination is due.
+    front.wait(600_100);
+    let mut closed = Vec::new();
+    while front.shard.next_deadline() <= front.now {
+        closed.push(front.shard.advance(front.now).len());
+    }
+    assert_eq!(closed, [1_024, 1_024, 452]);
+    assert_eq!(front.shard.next_deadline(), front.now.after(Duration::from_secs(120)));
+}
+
+#[test]
+fn refused_newcomers_push_nobody_out() {
+    let settings =
+        CircuitSettings { table_size: 2.try_into().unwrap(), ..CircuitSettings::messenger(ladder()) };
+    let settings = CircuitSettings { max_connections_per_second: 2.try_into().unwrap(), ..settings };
+    let mut front = Front::new(&settings);
+    assert_eq!(
+        [1, 2, 3].map(|number| front.visit(number)),
+        [Refusal::Served, Refusal::Served, Refusal::GlobalRate]
+    );
+    assert!(
+        front.shard.look(circuit(1), front.now).is_some()
+            && front.shard.look(circuit(3), front.now).is_none()
+    );
+    // Neither does a refusal count towards the circuit's 60 s.
+    assert_eq!(front.visit(1), Refusal::GlobalRate);
+    assert_eq!(front.shard.look(circuit(1), front.now).unwrap().connections_per_minute, 1);
 }

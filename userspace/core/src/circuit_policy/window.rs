@@ -69,8 +69,8 @@ impl<T: Copy + Default + Into<u32> + TryFrom<u32>, const N: usize, const WIDTH: 
         self.0.iter().fold(0, |sum: u32, count| sum.saturating_add((*count).into()))
     }
 
-    /// The tick from which on fewer than `limit` are counted, if nothing is added: `now` where it is so already. The
-    /// limit is not zero.
+    /// The tick from which on fewer than `limit` are counted, if nothing is added: `now` where it is so already; for a
+    /// limit of zero, which is never met, the end of the window.
     pub(super) fn below_from(&self, limit: u32, now: u32) -> u32 {
         let mut left = self.sum();
         let bucket = now / WIDTH;
