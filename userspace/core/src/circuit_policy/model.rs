@@ -132,25 +132,24 @@ impl Model {
             Lane::Normal
         };
         let mut connection = Connection { lane, is_paid, place: Place::Waiting };
-        match word {
-            Refusal::ConnectionRate => {
-                connection.place = Place::Tarpit;
-                self.connections.push(Some(connection));
-                return (word, Some(Place::Tarpit));
+        if word == Refusal::ConnectionRate {
+            connection.place = Place::Tarpit;
+            self.connections.push(Some(connection));
+            return (word, Some(Place::Tarpit));
+        } else if word == Refusal::PuzzleRequired {
+            connection.place = Place::Challenged;
+        } else if word != Refusal::Served {
+            return (word, None);
+        } else {
+            let most = self.settings.max_connections_per_second;
+            let lately = |is_counted: &dyn Fn(bool) -> bool| {
+                let starts = self.starts.iter().filter(|(_, is_paid)| is_counted(*is_paid));
+                count(&starts.map(|(at, _)| *at).collect::<Vec<_>>(), 1, 11, now)
+            };
+            let is_over_share = !is_paid && lately(&|is_paid| !is_paid) >= self.settings.unpaid_part(most);
+            if lately(&|_| true) >= most.get() || is_over_share {
+                return (Refusal::GlobalRate, None);
             }
-            Refusal::PuzzleRequired => connection.place = Place::Challenged,
-            Refusal::Served => {
-                let all = count(&self.starts.iter().map(|(at, _)| *at).collect::<Vec<_>>(), 1, 11, now);
-                let unpaid: Vec<u32> =
-                    self.starts.iter().filter(|(_, is_paid)| !is_paid).map(|(at, _)| *at).collect();
-                let most = self.settings.max_connections_per_second;
-                if all >= most.get()
-                    || (!is_paid && count(&unpaid, 1, 11, now) >= self.settings.unpaid_part(most))
-                {
-                    return (Refusal::GlobalRate, None);
-                }
-            }
-            _ => return (word, None),
         }
         if self.accepted() >= self.settings.maxconn.get() as usize {
             let challenged = self

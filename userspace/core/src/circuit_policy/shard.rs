@@ -7,9 +7,8 @@ use super::{
     admission::{Admitted, Ask, Denied, Place, Ticket, Want},
     record::{Home, Record},
     settings::{CircuitSettings, Ratio},
-    statistics::ShardCounts,
     table::Table,
-    window::{begin, span, tick, tick_from},
+    window::{begin, tick, tick_from},
 };
 use crate::{
     id::{CircuitId, TorGeneration},
@@ -17,17 +16,13 @@ use crate::{
     time::Monotime,
 };
 
+mod bans;
 mod judge;
+mod upkeep;
+mod view;
 
 use judge::Finding;
-
-/// Most circuits that one call of [`CircuitShard::advance`] looks at for each purpose, so that it holds the shard's lock
-/// for a bounded time.
-const SLICE: u32 = 1_024;
-/// The span of the rule "connections in 10 s"; an offence after as much quiet is another one.
-const OFFENCE: Duration = Duration::from_secs(10);
-/// Requests that are denied within so long of a violation were under way already and are no further one.
-const UNDER_WAY: Duration = Duration::from_secs(2);
+pub use view::CircuitFacts;
 
 /// What the load level machine says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,35 +44,6 @@ pub struct Usage {
     pub cpu_nanoseconds: u64,
     /// A measured latency.
     pub latency: Option<Duration>,
-}
-
-/// What is known of one circuit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CircuitFacts {
-    /// Its lane.
-    pub lane: Lane,
-    /// How long it stays banned; `None` where it is not.
-    pub banned_for: Option<Duration>,
-    /// The rung of its last ban; 0 without one.
-    pub rung: u8,
-    /// Violations that count.
-    pub violations: u8,
-    /// Whether it solved a puzzle, has a token in force or was promoted.
-    pub has_paid: bool,
-    /// Open connections, without those in the tarpit.
-    pub open: u16,
-    /// Connections admitted in the last 60 s.
-    pub connections_per_minute: u32,
-    /// Requests in the last 10 s.
-    pub requests_per_10_seconds: u32,
-    /// Since it was first seen here.
-    pub age: Duration,
-    /// Whether it was past its age or latency, with connections, when it was last examined.
-    pub is_marked: bool,
-    /// Everything it used so far, and its average latency.
-    pub usage: Usage,
-    /// All its requests.
-    pub requests: u32,
 }
 
 /// What the front or the daemon must do about a circuit.
@@ -268,18 +234,6 @@ impl CircuitShard {
         ruling
     }
 
-    /// The front found a violation of its own, such as a header that trickles. Other words change nothing. Returns the
-    /// ban's length where it led to one.
-    pub fn violation(&mut self, circuit: CircuitId, why: Refusal, now: Monotime) -> Option<Duration> {
-        let (mut record, is_new) = self.load_record(circuit, now)?;
-        if record.is_banned(record.touched) {
-            return None;
-        }
-        let is_banned = self.offend(&mut record, why, now);
-        self.store_if_worth(record, is_new);
-        is_banned.then(|| begin(record.banned_until).since(now))
-    }
-
     /// A connection has ended.
     pub fn close(&mut self, hold: &Hold, now: Monotime) {
         if let Some(mut record) = self.known(hold.circuit, now).filter(|_| hold.is_open) {
@@ -331,24 +285,6 @@ impl CircuitShard {
         }
     }
 
-    /// Operator: banned from now on, for `length` or as the ladder says. Returns the length; `None` where the circuit is
-    /// of another tor process.
-    pub fn ban(&mut self, circuit: CircuitId, length: Option<Duration>, now: Monotime) -> Option<Duration> {
-        let (mut record, _) = self.load_record(circuit, now)?;
-        let length = self.begin_ban(&mut record, length, None, now);
-        self.store(record);
-        Some(length)
-    }
-
-    /// Operator: banned no longer. Its rung stays. Returns whether it was.
-    pub fn unban(&mut self, circuit: CircuitId, now: Monotime) -> bool {
-        let Some(mut record) = self.known(circuit, now) else { return false };
-        let was_banned = record.is_banned(record.touched);
-        lift(&mut record);
-        self.store(record);
-        was_banned
-    }
-
     /// Tor has closed the circuit. It gives no number twice, so nothing need be remembered.
     pub fn forget(&mut self, circuit: CircuitId) {
         if circuit.generation() == self.generation
@@ -356,184 +292,6 @@ impl CircuitShard {
         {
             self.released(&record);
         }
-    }
-
-    // Views.
-
-    /// What is known of a circuit.
-    pub fn look(&self, circuit: CircuitId, now: Monotime) -> Option<CircuitFacts> {
-        let mut record =
-            *self.table.get(number(circuit)).filter(|_| circuit.generation() == self.generation)?;
-        record.turn(tick(now), self.settings.reputation_life);
-        Some(CircuitFacts {
-            lane: judge::lane(&record),
-            banned_for: record.is_banned(record.touched).then(|| begin(record.banned_until).since(now)),
-            rung: record.rung,
-            violations: record.violations,
-            has_paid: record.has_paid(record.touched),
-            open: record.open,
-            connections_per_minute: record.minute.sum(),
-            requests_per_10_seconds: record.recent_requests.sum(),
-            age: now.since(begin(record.first_seen)),
-            is_marked: record.is_marked,
-            usage: Usage {
-                bytes_in: record.bytes_in,
-                bytes_out: record.bytes_out,
-                cpu_nanoseconds: record.cpu_nanoseconds,
-                latency: (record.latency_microseconds > 0)
-                    .then(|| Duration::from_micros(record.latency_microseconds.into())),
-            },
-            requests: record.requests,
-        })
-    }
-
-    /// Every ban and when it ends, in no order: what gate, HAProxy and tor should have in force.
-    pub fn bans(&self) -> impl Iterator<Item = (CircuitId, Monotime)> {
-        self.table.bans().filter_map(|record| Some((self.id(record.number)?, begin(record.banned_until))))
-    }
-
-    /// How many circuits there are.
-    pub fn counts(&self) -> ShardCounts {
-        ShardCounts { tracked: self.table.len(), banned: self.table.banned(), marked: self.marked }
-    }
-
-    // Time.
-
-    /// Ends bans, forgets circuits, examines their health, each for a bounded number of circuits: [`Self::next_deadline`]
-    /// is in the past while more is to be done. Returns everything to be done since the last call.
-    pub fn advance(&mut self, now: Monotime) -> Vec<Command> {
-        let at = tick(now);
-        for _ in 0..SLICE {
-            let Some(mut record) = self.table.first_ban().copied().filter(|record| !record.is_banned(at))
-            else {
-                break;
-            };
-            record.turn(at, self.settings.reputation_life);
-            lift(&mut record);
-            self.store(record);
-        }
-        for _ in 0..SLICE {
-            let unused = self.table.longest_unused();
-            let Some(number) =
-                unused.filter(|record| self.forget_at(record) <= now).map(|record| record.number)
-            else {
-                break;
-            };
-            self.table.remove(number).into_iter().for_each(|record| self.released(&record));
-        }
-        if self.health_at <= now {
-            self.examine(now);
-        }
-        self.take_commands()
-    }
-
-    /// When [`Self::advance`] has something to do.
-    pub fn next_deadline(&self) -> Monotime {
-        let unban = self.table.first_ban().map(|record| begin(record.banned_until));
-        let forget = self.table.longest_unused().map(|record| self.forget_at(record));
-        unban.into_iter().chain(forget).fold(self.health_at, Monotime::min)
-    }
-
-    /// What is to be done since the last call. Whoever calls decisions for long without [`Self::advance`] asks here.
-    pub fn take_commands(&mut self) -> Vec<Command> {
-        std::mem::take(&mut self.commands)
-    }
-
-    /// Whether [`Self::take_commands`] has anything.
-    pub const fn has_commands(&self) -> bool {
-        !self.commands.is_empty()
-    }
-
-    fn forget_at(&self, record: &Record) -> Monotime {
-        begin(record.touched).after(self.settings.reputation_life)
-    }
-
-    fn examine(&mut self, now: Monotime) {
-        let Self { settings, generation, table, commands, marking, .. } = self;
-        let (records, has_more) = table.slice_mut(self.health_slot, SLICE);
-        for record in records {
-            record.is_marked = false;
-            let age = now.since(begin(record.first_seen));
-            let latency = Duration::from_micros(record.latency_microseconds.into());
-            let must_rotate = settings.rotate_hard_after.is_some_and(|limit| age > limit);
-            let why = if must_rotate {
-                Refusal::CircuitRotated
-            } else if age > settings.max_circuit_age {
-                Refusal::CircuitAged
-            } else if latency > settings.max_circuit_latency {
-                Refusal::CircuitSlow
-            } else {
-                continue;
-            };
-            // A ban has closed it already.
-            if record.banned_until > 0 {
-                continue;
-            }
-            if record.open > 0 && !must_rotate {
-                record.is_marked = true;
-                *marking += 1;
-            } else if let Some(number) = NonZeroU32::new(record.number) {
-                commands.push(Command::Close { circuit: CircuitId::new(*generation, number), why });
-            }
-        }
-        if has_more {
-            self.health_slot += SLICE;
-        } else {
-            self.marked = std::mem::take(&mut self.marking);
-            self.health_slot = 0;
-            self.health_at = now.after(self.settings.health_interval);
-        }
-    }
-
-    // Violations and bans.
-
-    /// Counts a violation, if it is one. Returns whether the circuit is banned for it.
-    fn offend(&mut self, record: &mut Record, why: Refusal, now: Monotime) -> bool {
-        if !why.is_violation() {
-            return false;
-        }
-        let quiet = span(record.touched.saturating_sub(record.last_violation));
-        let is_under_way = record.violations > 0 && quiet < UNDER_WAY;
-        if matches!(why, Refusal::RequestRate | Refusal::VipRate) && is_under_way {
-            return false;
-        }
-        let is_tarpit = why == Refusal::ConnectionRate;
-        let is_repeat = is_tarpit && record.was_tarpitted && quiet >= OFFENCE;
-        record.was_tarpitted |= is_tarpit;
-        record.violations = record.violations.saturating_add(1);
-        record.last_violation = record.touched;
-        if is_repeat || record.violations >= self.settings.ban_threshold.get() {
-            self.begin_ban(record, None, Some(why), now);
-            return true;
-        }
-        false
-    }
-
-    fn begin_ban(
-        &mut self,
-        record: &mut Record,
-        length: Option<Duration>,
-        why: Option<Refusal>,
-        now: Monotime,
-    ) -> Duration {
-        let elapsed = span(record.touched.saturating_sub(record.last_ban));
-        let rung = self.settings.ladder.climb_after(record.rung.into(), elapsed);
-        let later = self.settings.ladder.length(rung).max(self.settings.ban_duration);
-        let by_ladder = if rung <= 1 { self.settings.ban_duration } else { later };
-        // Under one tick there is no ban.
-        let length = length.unwrap_or(by_ladder).max(span(1));
-        record.rung = u8::try_from(rung).unwrap_or(u8::MAX);
-        record.last_ban = record.touched;
-        record.banned_until = tick_from(now.after(length)).max(record.touched.saturating_add(1));
-        record.violations = 0;
-        if let Some(circuit) = self.id(record.number) {
-            self.commands.push(Command::Ban { circuit, length, why });
-        }
-        if let Some(ticket) = Ticket::new(record.ticket) {
-            self.commands.push(Command::RevokeToken { ticket });
-            (record.ticket, record.ticket_until) = (0, 0);
-        }
-        length
     }
 
     // The table.

@@ -1,0 +1,81 @@
+//! What an operator sees of circuits.
+
+use std::time::Duration;
+
+use super::{
+    super::{
+        Lane,
+        statistics::ShardCounts,
+        window::{begin, tick},
+    },
+    CircuitShard, Usage, judge, number,
+};
+use crate::{id::CircuitId, time::Monotime};
+
+/// What is known of one circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitFacts {
+    /// Its lane.
+    pub lane: Lane,
+    /// How long it stays banned; `None` where it is not.
+    pub banned_for: Option<Duration>,
+    /// The rung of its last ban; 0 without one.
+    pub rung: u8,
+    /// Violations that count.
+    pub violations: u8,
+    /// Whether it solved a puzzle, has a token in force or was promoted.
+    pub has_paid: bool,
+    /// Open connections, without those in the tarpit.
+    pub open: u16,
+    /// Connections admitted in the last 60 s.
+    pub connections_per_minute: u32,
+    /// Requests in the last 10 s.
+    pub requests_per_10_seconds: u32,
+    /// Since it was first seen here.
+    pub age: Duration,
+    /// Whether it was past its age or latency, with connections, when it was last examined.
+    pub is_marked: bool,
+    /// Everything it used so far, and its average latency.
+    pub usage: Usage,
+    /// All its requests.
+    pub requests: u32,
+}
+
+impl CircuitShard {
+    /// What is known of a circuit.
+    pub fn look(&self, circuit: CircuitId, now: Monotime) -> Option<CircuitFacts> {
+        let mut record =
+            *self.table.get(number(circuit)).filter(|_| circuit.generation() == self.generation)?;
+        record.turn(tick(now), self.settings.reputation_life);
+        Some(CircuitFacts {
+            lane: judge::lane(&record),
+            banned_for: record.is_banned(record.touched).then(|| begin(record.banned_until).since(now)),
+            rung: record.rung,
+            violations: record.violations,
+            has_paid: record.has_paid(record.touched),
+            open: record.open,
+            connections_per_minute: record.minute.sum(),
+            requests_per_10_seconds: record.recent_requests.sum(),
+            age: now.since(begin(record.first_seen)),
+            is_marked: record.is_marked,
+            usage: Usage {
+                bytes_in: record.bytes_in,
+                bytes_out: record.bytes_out,
+                cpu_nanoseconds: record.cpu_nanoseconds,
+                latency: (record.latency_microseconds > 0)
+                    .then(|| Duration::from_micros(record.latency_microseconds.into())),
+            },
+            requests: record.requests,
+        })
+    }
+
+    /// Every ban and when it ends, in no order: what gate, HAProxy and tor should have in force.
+    pub fn bans(&self) -> impl Iterator<Item = (CircuitId, Monotime)> {
+        self.table.bans().filter_map(|record| Some((self.id(record.number)?, begin(record.banned_until))))
+    }
+
+    /// How many circuits there are.
+    pub fn counts(&self) -> ShardCounts {
+        ShardCounts { tracked: self.table.len(), banned: self.table.banned(), marked: self.marked }
+    }
+}
