@@ -662,3 +662,76 @@ fn refused_newcomers_push_nobody_out() {
     assert_eq!(front.visit(1), Refusal::GlobalRate);
     assert_eq!(front.shard.look(circuit(1), front.now).unwrap().connections_per_minute, 1);
 }
+
+#[test]
+fn an_offence_ends_after_ten_quiet_seconds() {
+    for (wait, word) in [(9_900, Refusal::ConnectionRate), (10_000, Refusal::Banned)] {
+        let mut front =
+            Front::new(&CircuitSettings { connections_per_10_seconds: 2.try_into().ok(), ..open() });
+        assert_eq!([front.visit(1), front.visit(1)], [Refusal::Served, Refusal::ConnectionRate]);
+        front.wait(wait);
+        assert_eq!(front.visit(1), word);
+    }
+}
+
+#[test]
+fn nobody_overtakes_his_own_lane() {
+    let mut front =
+        Front::new(&CircuitSettings { max_concurrent_connections: 1.try_into().unwrap(), ..open() });
+    assert_eq!([1, 2].map(|number| front.connect(number).action), [Action::Serve, Action::Queue]);
+    // A place is free, but has not been given yet.
+    let hold = front.holds.remove(0);
+    front.close(&hold);
+    assert_eq!(front.connect(3).action, Action::Queue);
+    front.shard.promote(circuit(4), front.now);
+    assert_eq!(front.connect(4).action, Action::Serve);
+}
+
+#[test]
+fn tokens_in_use_are_bounded() {
+    let mut front = Front::new(&open());
+    let until = front.now.after(Duration::from_secs(60));
+    let mut show = |token| front.admission.present(TokenId(token), circuit(1), until, front.now).map(drop);
+    for token in 0..u128::from(super::MOST_TOKENS) {
+        assert_eq!(show(token), Ok(()));
+    }
+    assert_eq!([show(1 << 20), show(0)], [Err(TokenRefused::TooMany), Ok(())]);
+    front.now = until;
+    let later = until.after(Duration::from_secs(60));
+    assert!(front.admission.present(TokenId(1 << 20), circuit(1), later, front.now).is_ok());
+}
+
+#[test]
+fn retry_after_of_connections_is_true() {
+    let mut front = Front::new(&CircuitSettings { connections_per_10_seconds: 5.try_into().ok(), ..open() });
+    for _ in 0..4 {
+        front.visit(1);
+        front.wait(2_000);
+    }
+    // The fifth and its successor differ: room for both comes a sub-bucket later than for one.
+    let Decision::RateLimited { retry_after } = front.connect(1).decision else { panic!("not limited") };
+    assert_eq!(retry_after, Duration::from_millis(6_000));
+    front.wait(6_000);
+    assert_eq!(front.visit(1), Refusal::Served);
+}
+
+#[test]
+fn an_evicted_circuit_gives_its_token_back() {
+    let settings = CircuitSettings { table_size: 1.try_into().unwrap(), ..open() };
+    let mut front = Front::new(&settings);
+    let until = front.now.after(Duration::from_secs(60));
+    let ticket = front.admission.present(TokenId(7), circuit(1), until, front.now).unwrap();
+    front.shard.bind(circuit(1), ticket, until, front.now);
+    assert!(!front.shard.has_commands());
+    front.visit(2);
+    assert_eq!(front.shard.take_commands(), [Command::ReleaseToken { ticket, circuit: circuit(1) }]);
+}
+
+#[test]
+fn health_leaves_the_banned_alone() {
+    let mut front = Front::new(&open());
+    front.shard.ban(circuit(1), Some(Duration::from_secs(3_600)), front.now);
+    front.shard.take_commands();
+    front.wait(700_000);
+    assert_eq!(front.shard.advance(front.now), []);
+}

@@ -31,7 +31,7 @@ impl CircuitShard {
     }
 
     /// Operator: banned from now on, for `length` or as the ladder says. Returns the length; `None` where the circuit is
-    /// of another tor process.
+    /// of another tor process. In a table full of circuits with open connections a new one is closed but not remembered.
     pub fn ban(&mut self, circuit: CircuitId, length: Option<Duration>, now: Monotime) -> Option<Duration> {
         let (mut record, _) = self.load_record(circuit, now)?;
         let length = self.begin_ban(&mut record, length, None, now);
@@ -81,10 +81,10 @@ impl CircuitShard {
         let rung = self.settings.ladder.climb_after(record.rung.into(), elapsed);
         let later = self.settings.ladder.length(rung).max(self.settings.ban_duration);
         let by_ladder = if rung <= 1 { self.settings.ban_duration } else { later };
-        // Under one tick there is no ban.
-        let length = length.unwrap_or(by_ladder).max(span(1));
+        let length = length.unwrap_or(by_ladder);
         record.rung = u8::try_from(rung).unwrap_or(u8::MAX);
         record.last_ban = record.touched;
+        // At least to the end of this tick, also with no length.
         record.banned_until = tick_from(now.after(length)).max(record.touched.saturating_add(1));
         record.violations = 0;
         if let Some(circuit) = self.id(record.number) {
