@@ -42,6 +42,9 @@ fn unit() -> Result<PathBuf> {
     Ok(root()?.join("deploy/tunicad.service"))
 }
 
+/// The units of services.
+const SERVICES: [&str; 2] = ["tunicad.service", "tunica-front.service"];
+
 /// The lines of a unit's section that are settings.
 fn settings<'a>(unit: &'a str, section: &str) -> Vec<&'a str> {
     let mut inside = false;
@@ -57,29 +60,73 @@ fn settings<'a>(unit: &'a str, section: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_unit_exposes_little() -> Result<()> {
-    let mut analyze = tool("systemd-analyze")?;
-    let report = run(analyze.args(["security", "--no-pager", "--offline=true"]).arg(unit()?))?;
-    let overall =
-        report.lines().find(|line| line.contains("Overall exposure level")).context("no overall line")?;
-    let (_, behind) = overall.rsplit_once(": ").context("no colon in the overall line")?;
-    let exposure: f64 = behind.split_whitespace().next().context("no figure")?.parse()?;
-    ensure!(exposure <= MOST_EXPOSURE, "exposure {exposure}, at most {MOST_EXPOSURE} is allowed:\n{report}");
+fn the_units_expose_little() -> Result<()> {
+    for name in SERVICES {
+        let mut analyze = tool("systemd-analyze")?;
+        let unit = root()?.join("deploy").join(name);
+        let report = run(analyze.args(["security", "--no-pager", "--offline=true"]).arg(unit))?;
+        let overall =
+            report.lines().find(|line| line.contains("Overall exposure level")).context("no overall line")?;
+        let (_, behind) = overall.rsplit_once(": ").context("no colon in the overall line")?;
+        let exposure: f64 = behind.split_whitespace().next().context("no figure")?.parse()?;
+        ensure!(
+            exposure <= MOST_EXPOSURE,
+            "{name}: exposure {exposure}, at most {MOST_EXPOSURE} is allowed:\n{report}"
+        );
+    }
     Ok(())
 }
 
 #[test]
-fn systemd_reads_the_unit_without_complaint() -> Result<()> {
+fn systemd_reads_the_units_without_complaint() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let copy = folder.path().join("tunicad.service");
-    let text = fs::read_to_string(unit()?)?;
-    // Nothing is installed here, so what the unit starts is replaced by a program that is there.
-    let text = text.replace("=/usr/bin/tunicad ", "=/bin/true ").replace("=/usr/bin/tunica ", "=/bin/true ");
-    fs::write(&copy, text)?;
+    let mut copies = Vec::new();
+    for name in SERVICES.into_iter().chain(["tunica-front.socket"]) {
+        let copy = folder.path().join(name);
+        let text = fs::read_to_string(root()?.join("deploy").join(name))?;
+        // Nothing is installed here, so what the units start, and whom they name, is replaced by what is there.
+        let mut text = text;
+        for (installed, here) in [
+            ("=/usr/bin/tunicad ", "=/bin/true "),
+            ("=/usr/bin/tunica ", "=/bin/true "),
+            ("=/usr/bin/tunica-front ", "=/bin/true "),
+            ("=tunica-front\n", "=daemon\n"),
+            ("=debian-tor\n", "=daemon\n"),
+        ] {
+            text = text.replace(installed, here);
+        }
+        fs::write(&copy, text)?;
+        copies.push(copy);
+    }
     let mut analyze = tool("systemd-analyze")?;
-    let said = run(analyze.args(["verify", "--man=no", "--recursive-errors=no"]).arg(&copy))?;
-    let complaints: Vec<&str> = said.lines().filter(|line| line.contains("tunicad.service")).collect();
+    let said = run(analyze.args(["verify", "--man=no", "--recursive-errors=no"]).args(&copies))?;
+    let complaints: Vec<&str> = said.lines().filter(|line| line.contains("tunica")).collect();
     ensure!(complaints.is_empty(), "{complaints:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_front_has_no_capability_and_no_share_of_the_cpu() -> Result<()> {
+    let text = fs::read_to_string(root()?.join("deploy/tunica-front.service"))?;
+    let settings = settings(&text, "[Service]");
+    for line in [
+        "CapabilityBoundingSet=",
+        "AmbientCapabilities=",
+        "User=tunica-front",
+        "Restart=always",
+        "RestartSec=5",
+    ] {
+        ensure!(settings.contains(&line), "{line} is missing");
+    }
+    ensure!(
+        !settings.iter().any(|line| line.starts_with("CPUQuota=")),
+        "a quota starves the ingress under attack"
+    );
+    // Sockets are held by systemd, and tor's account alone reaches the file.
+    let socket = fs::read_to_string(root()?.join("deploy/tunica-front.socket"))?;
+    for line in ["ListenStream=127.0.0.1:10000", "SocketMode=0660"] {
+        ensure!(socket.lines().any(|given| given == line), "{line} is missing");
+    }
     Ok(())
 }
 
@@ -142,7 +189,12 @@ fn the_group_is_made() -> Result<()> {
     let file = fs::File::open(root()?.join("deploy/sysusers.d/tunica.conf"))?;
     run(tool("systemd-sysusers")?.arg(root_option).arg("-").stdin(file))?;
     let groups = fs::read_to_string(scratch.path().join("etc/group"))?;
-    ensure!(groups.lines().any(|line| line.starts_with("tunica:")), "no group tunica in:\n{groups}");
+    ensure!(
+        groups.lines().any(|line| line.starts_with("tunica:") && line.ends_with(":tunica-front")),
+        "no group tunica with tunica-front in:\n{groups}"
+    );
+    let accounts = fs::read_to_string(scratch.path().join("etc/passwd"))?;
+    ensure!(accounts.lines().any(|line| line.starts_with("tunica-front:")), "no account in:\n{accounts}");
     Ok(())
 }
 

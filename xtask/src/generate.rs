@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use tunica_common::verdict::{Class, Verdict};
+use tunica_core::refusal::{HttpAnswer, Refusal, TcpAnswer};
 use tunica_nft::script;
 
 use crate::{process, workspace};
@@ -26,6 +27,7 @@ const FILES: &[Generated] = &[
     ("docs/reference/configuration.md", || Ok(tunica_config::reference_markdown())),
     ("docs/reference/messages.md", || asked_of_the_daemon("messages")),
     ("docs/reference/metrics.md", || asked_of_the_daemon("metrics")),
+    ("docs/reference/refusals.md", || Ok(refusals())),
     ("docs/reference/verdicts.md", || Ok(verdicts())),
 ];
 
@@ -68,6 +70,42 @@ fn asked_of_the_daemon(page: &str) -> Result<String> {
     let mut cargo = process::command("cargo")?;
     cargo.current_dir(workspace::root()?);
     process::capture(cargo.args(["run", "--quiet", "--package", "tunicad", "--", "reference", page]))
+}
+
+fn refusals() -> String {
+    let mut page = String::from(
+        "# Refusals\n\n\
+         <!-- Written by `cargo xtask generate`; edit `userspace/core/src/refusal.rs`. -->\n\n\
+         One word for each outcome of a stream.\n\
+         It is the `refusal` label of `tunica_front_refused_total`, and what `tunica circuits` counts.\n\
+         A violation counts towards `circuits.ban_threshold`.\n\n\
+         | refusal | meaning | over HTTP | over TCP | violation |\n|---|---|---|---|---|\n",
+    );
+    for refusal in Refusal::ALL {
+        let http = match refusal.http() {
+            HttpAnswer::Served => "served".to_owned(),
+            HttpAnswer::Reset => "reset".to_owned(),
+            HttpAnswer::Close => "closed".to_owned(),
+            HttpAnswer::Status(status) => status.to_string(),
+            HttpAnswer::RetryLater(status) => format!("{status}, `Retry-After`"),
+            HttpAnswer::Tarpit => "tarpit".to_owned(),
+            HttpAnswer::Challenge => "503, a puzzle".to_owned(),
+        };
+        let tcp = match refusal.tcp() {
+            TcpAnswer::Served => "served",
+            TcpAnswer::Reset => "reset",
+            TcpAnswer::Close => "closed",
+            TcpAnswer::Tarpit => "tarpit",
+            TcpAnswer::Challenge => "a puzzle",
+        };
+        let violation = if refusal.is_violation() { "yes" } else { "" };
+        page.push_str(&format!(
+            "| `{}` | {} | {http} | {tcp} | {violation} |\n",
+            refusal.label(),
+            refusal.sentence()
+        ));
+    }
+    page
 }
 
 fn verdicts() -> String {

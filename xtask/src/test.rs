@@ -21,7 +21,17 @@ use crate::{
 const SYSTEM_TESTS: &str = "tunica-tests";
 
 /// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
-const SLOW: &[&str] = &["cookies", "demo", "evidence", "forged_sources", "metrics", "self_test", "testnet"];
+const SLOW: &[&str] = &[
+    "circuits",
+    "cookies",
+    "demo",
+    "evidence",
+    "forged_sources",
+    "front",
+    "metrics",
+    "self_test",
+    "testnet",
+];
 
 /// What `cargo xtask test` is asked.
 #[derive(Args)]

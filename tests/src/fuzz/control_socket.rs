@@ -3,7 +3,7 @@
 //! The first byte of an input tells what the rest is: `r` a request's bytes, `a` an answer's, anything else what a
 //! request and changes to its line are drawn from.
 
-use std::{net::IpAddr, sync::LazyLock};
+use std::{net::IpAddr, num::NonZeroU32, sync::LazyLock};
 
 use arbitrary::{Result, Unstructured};
 use tokio::{
@@ -11,7 +11,8 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 use tunica_api::{
-    request::{AllowAdd, BanAdd, CandidateLoad, Explain, Length, Reload, Report, Request},
+    front::CircuitState,
+    request::{AllowAdd, BanAdd, CandidateLoad, CircuitOrder, Explain, Length, Reload, Report, Request},
     wire::{MAX_REQUEST_BYTES, read_answer, read_request, write_answer, write_request},
 };
 use tunica_core::id::{BanTarget, PacketSource, Prefix};
@@ -149,6 +150,12 @@ fn requests() -> Vec<Request> {
         Request::CandidateStatus {},
         Request::CandidatePromote {},
         Request::CandidateDrop {},
+        Request::CircuitList { limit: 20 },
+        Request::CircuitOrder(CircuitOrder {
+            circuit: NonZeroU32::MIN,
+            state: CircuitState::Banned { seconds: 300 },
+            dry_run: true,
+        }),
         Request::Doctor {},
     ]
 }
@@ -200,6 +207,16 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
         Request::CandidateLoad(_) => {
             Request::CandidateLoad(CandidateLoad { name: drawn.arbitrary()?, text: drawn.arbitrary()? })
         }
+        Request::CircuitList { .. } => Request::CircuitList { limit: drawn.arbitrary()? },
+        Request::CircuitOrder(_) => Request::CircuitOrder(CircuitOrder {
+            circuit: drawn.arbitrary()?,
+            state: match drawn.int_in_range(0..=2)? {
+                0 => CircuitState::Banned { seconds: drawn.arbitrary()? },
+                1 => CircuitState::Vip,
+                _ => CircuitState::Normal,
+            },
+            dry_run: drawn.arbitrary()?,
+        }),
         plain @ (Request::Status {}
         | Request::Counters {}
         | Request::Diff {}

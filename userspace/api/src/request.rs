@@ -1,7 +1,11 @@
 //! Requests.
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 use tunica_core::id::{BanTarget, PacketSource, Prefix};
+
+use crate::front::CircuitState;
 
 /// Everything that can be asked of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,8 +96,28 @@ pub enum Request {
     CandidatePromote {},
     /// End the candidate's trial.
     CandidateDrop {},
+    /// How the ingress does, and its busiest circuits.
+    CircuitList {
+        /// How many rows at most.
+        limit: u32,
+    },
+    /// Say what a circuit is to be.
+    CircuitOrder(CircuitOrder),
     /// What this host can do for the shield.
     Doctor {},
+}
+
+/// Say what a circuit is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CircuitOrder {
+    /// Its number, as `tunica circuits` shows it.
+    pub circuit: NonZeroU32,
+    /// What it is to be.
+    pub state: CircuitState,
+    /// Say what would happen and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 impl Request {
@@ -111,6 +135,7 @@ impl Request {
             | Self::IncidentList {}
             | Self::IncidentShow { .. }
             | Self::CandidateStatus {}
+            | Self::CircuitList { .. }
             | Self::Doctor {} => true,
             Self::BanAdd(_)
             | Self::BanRemove { .. }
@@ -119,6 +144,7 @@ impl Request {
             | Self::AllowRemove { .. }
             | Self::Reload(_)
             | Self::Confirm {}
+            | Self::CircuitOrder(_)
             | Self::CandidateLoad(_)
             | Self::CandidatePromote {}
             | Self::CandidateDrop {}
@@ -159,6 +185,8 @@ impl Request {
             Self::Tune { .. } => "tune",
             Self::IncidentList {} => "incident_list",
             Self::IncidentShow { .. } => "incident_show",
+            Self::CircuitList { .. } => "circuit_list",
+            Self::CircuitOrder(_) => "circuit_order",
             Self::CandidateLoad(_) => "candidate_load",
             Self::CandidateStatus {} => "candidate_status",
             Self::CandidatePromote {} => "candidate_promote",

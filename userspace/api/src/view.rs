@@ -6,6 +6,8 @@ use tunica_core::{
     time::WallTime,
 };
 
+use crate::front::Digest;
+
 /// What the daemon answers: one of the views, or why not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -36,6 +38,8 @@ pub enum Answer {
     Candidate(Box<Candidate>),
     /// To `candidate promote`: the first half of it.
     Promotion(Promotion),
+    /// To `circuits`.
+    Circuits(Box<Circuits>),
     /// To `doctor`.
     Doctor(Doctor),
     /// The request was understood and refused, or could not be carried out.
@@ -115,6 +119,15 @@ pub struct Status {
     pub never_ban: NeverBan,
     /// Optional parts that are not configured, and anything else an operator should know: one sentence each.
     pub warnings: Vec<String>,
+}
+
+/// How the ingress does, and its busiest circuits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Circuits {
+    /// What the front last said; [`Digest::circuits`] holds as many rows as were asked for.
+    pub digest: Digest,
+    /// How many seconds ago.
+    pub age_seconds: u64,
 }
 
 /// Since when and why the shield is detached.

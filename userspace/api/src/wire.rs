@@ -68,6 +68,22 @@ fn write<T: Serialize>(body: T) -> Result<Vec<u8>, serde_json::Error> {
     Ok(line)
 }
 
+/// Reads a line of [`crate::front`].
+///
+/// # Errors
+/// [`WireError`] names the byte or the schema number.
+pub fn read_message<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
+    read(line)
+}
+
+/// A line of [`crate::front`], with its newline.
+///
+/// # Errors
+/// None in practice: the types have no shape that JSON lacks.
+pub fn write_message<T: Serialize>(message: &T) -> Result<Vec<u8>, serde_json::Error> {
+    write(message)
+}
+
 /// Reads a request line.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::changes::Values;
+use crate::{changes::Values, circuits::Circuits, ingress::Ingress};
 use thiserror::Error;
 use tunica_common::{
     gcra::{Limit, Pace},
@@ -39,6 +39,10 @@ pub struct Config {
     pub evidence: Evidence,
     /// `[tor]`: whose connections may never be banned.
     pub tor: Tor,
+    /// `[ingress]`: what stands on the port that tor connects to.
+    pub ingress: Ingress,
+    /// `[circuits]`: what one circuit may do, and all together.
+    pub circuits: Circuits,
     /// `[http]`: metrics and health.
     pub http: Http,
     /// `[control]`: the socket that `tunica` talks to.
@@ -388,6 +392,11 @@ fn as_many_at_once(count: NonZeroU32) -> Pace {
 }
 
 impl Config {
+    /// The socket at which the daemon listens for `tunica-front`: `front.sock` beside [`Control::socket`].
+    pub fn front_socket(&self) -> PathBuf {
+        self.control.socket.with_file_name("front.sock")
+    }
+
     /// What the coordinator decides by. Names of accounts are for the daemon to look up, so nobody may report yet.
     ///
     /// # Errors
@@ -591,6 +600,22 @@ choices! {
         SanityOnly = "sanity-only",
         /// Nothing is dropped.
         Pass = "pass",
+    }
+    /// `ingress.protocol`: what streams carry.
+    Protocol {
+        /// HTTP/1.1.
+        Http = "http",
+        /// Anything.
+        Tcp = "tcp",
+    }
+    /// `circuits.profile`: what kind of service stands behind.
+    Profile {
+        /// TCP.
+        Messenger = "messenger",
+        /// HTTP behind a challenge.
+        Gated = "gated",
+        /// Open HTTP.
+        Web = "web",
     }
     /// `log.level`: the least important lines that are written.
     LogLevel {

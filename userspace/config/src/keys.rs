@@ -5,10 +5,11 @@ use std::{marker::PhantomData, sync::LazyLock};
 use tunica_common::{gcra, verdict::Class};
 
 use crate::{
-    config::{Attach, Fallback, LogFormat, LogLevel, Mode, OnStale},
+    config::{Attach, Fallback, LogFormat, LogLevel, Mode, OnStale, Profile, Protocol},
     rule::{
         AbsolutePath, Account, AccountRate, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf,
         PortName, PortRate, Rule, Switch, VerdictOf,
+        ingress::{BackendPlace, OrOff, UrlPath},
     },
 };
 
@@ -92,6 +93,8 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("bans", "How long bans last."),
     ("evidence", "What proves that a source is to blame, so that it can be banned."),
     ("tor", "Whose connections may never be banned."),
+    ("ingress", "What stands on the port that tor connects to; it needs `tunica-front`."),
+    ("circuits", "What one circuit may do, and all together."),
     ("http", "Metrics and health over HTTP."),
     ("control", "The socket that `tunica` talks to."),
     ("ledger", "What survives a restart."),
@@ -468,13 +471,286 @@ keys! {
         },
         "How long an address stays protected after tor was last connected to it. At least `scan_every_seconds`.";
 
+    INGRESS_ENABLED: Switch = "ingress.enabled",
+        Absent::Default("false"),
+        Switch,
+        "Whether `tunica-front` serves. It runs as a process of its own.";
+    INGRESS_USER: Account = "ingress.user",
+        Absent::Default(r#""tunica-front""#),
+        Account { of: "user", example: "tunica-front" },
+        "The account that `tunica-front` runs as. The daemon believes what it and root say of circuits.";
+    INGRESS_LISTEN: LoopbackAddress = "ingress.listen",
+        Absent::Default(r#""127.0.0.1:10000""#),
+        LoopbackAddress {
+            port: 10_000,
+            exposes: "whoever reaches it could forge circuits, and find the service without Tor",
+            elsewhere: "tor must run on this host, or reach it through a tunnel that ends here",
+        },
+        "Where tor connects to: name it in `HiddenServicePort`, with `HiddenServiceExportCircuitID haproxy`. Each stream must begin with a PROXY header that names a circuit. Any process of this host can forge one here; `socket` is for those who do not trust them all.";
+    INGRESS_SOCKET: AbsolutePath = "ingress.socket",
+        Absent::Unset { example: r#""/run/tunica-front/ingress.sock""# },
+        AbsolutePath {
+            example: "/run/tunica-front/ingress.sock", is_file: true, dotless: None,
+            longest: Some((107, "the kernel takes at most 107 for a socket (unix(7)), so none could be made")),
+        },
+        "A Unix socket to which tor connects as well. Its permissions keep other processes out.";
+    INGRESS_PROTOCOL: OneOf<Protocol> = "ingress.protocol",
+        Absent::Default(r#""http""#),
+        OneOf(PhantomData),
+        "What streams carry: `http` looks at each request, `tcp` carries bytes.";
+    BACKENDS: List<BackendPlace> = "ingress.backends",
+        Absent::Default(r#"["127.0.0.1:10001"]"#),
+        List { each: BackendPlace, least: 1, most: Some(64), below: "nothing could be served" },
+        "Where the service itself listens. Several take turns; one that fails its health check is left out.";
+    STICKY: Switch = "ingress.sticky",
+        Absent::Default("false"),
+        Switch,
+        "Whether a circuit keeps its backend as long as that is well.";
+    HEALTH_PATH: UrlPath = "ingress.health_path",
+        Absent::Default(r#""/health""#),
+        UrlPath { example: "/health" },
+        "What a health check asks a backend for; a status from 200 to 399 is well. With `protocol = \"tcp\"` a connection is enough.";
+    HEALTH_EVERY: Number = "ingress.health_every_seconds",
+        Absent::Default("5"),
+        Number {
+            least: 1, most: 3600, unit: "seconds",
+            below: "the backend would do nothing but answer health checks",
+            above: "visitors would be sent to a dead backend for an hour",
+        },
+        "How often the backends are checked.";
+    MAINTENANCE_PAGE: AbsolutePath = "ingress.maintenance_page",
+        Absent::Unset { example: r#""/etc/tunica/maintenance.html""# },
+        AbsolutePath { example: "/etc/tunica/maintenance.html", is_file: true, longest: None, dotless: None },
+        "An HTML file that visitors read while no backend is well, at most 256 KiB. Unset: a short page of our own.";
+    MAXCONN: Number = "ingress.maxconn",
+        Absent::Default("500"),
+        Number {
+            least: 1, most: 100000, unit: "connections",
+            below: "nobody could connect",
+            above: "no machine holds so many",
+        },
+        "Most connections that are accepted at once. Those beyond it are refused; of those within, `circuits.max_concurrent_connections` are served at once, and the rest wait.";
+    QUEUE: Number = "ingress.queue_seconds",
+        Absent::Default("5"),
+        Number {
+            least: 1, most: 300, unit: "seconds",
+            below: "nobody would wait for a turn",
+            above: "visitors would wait for minutes for nothing",
+        },
+        "How long a connection waits for its turn. Then it is answered with 503 (`http`) or closed (`tcp`).";
+    CONNECT: Number = "ingress.connect_seconds",
+        Absent::Default("5"),
+        Number {
+            least: 1, most: 300, unit: "seconds",
+            below: "a busy backend would count as dead",
+            above: "a dead end would hold its place for an hour",
+        },
+        "How long a connection to a backend may take.";
+    CLIENT: Number = "ingress.client_seconds",
+        Absent::Default("30"),
+        Number {
+            least: 1, most: 3600, unit: "seconds",
+            below: "ordinary pauses over Tor would end connections",
+            above: "a dead end would hold its place for an hour",
+        },
+        "How long a client may send or take nothing while it is its turn.";
+    SERVER: Number = "ingress.server_seconds",
+        Absent::Default("30"),
+        Number {
+            least: 1, most: 3600, unit: "seconds",
+            below: "a slow page would be an error",
+            above: "a dead end would hold its place for an hour",
+        },
+        "How long a backend may take to begin its answer.";
+    REQUEST: Number = "ingress.request_seconds",
+        Absent::Default("10"),
+        Number {
+            least: 1, most: 300, unit: "seconds",
+            below: "visitors with a slow circuit could ask for nothing",
+            above: "slow heads of requests would hold their places for minutes",
+        },
+        "How long a request's head may take, from its first byte.";
+    KEEP_ALIVE: Number = "ingress.keep_alive_seconds",
+        Absent::Default("2"),
+        Number {
+            least: 1, most: 300, unit: "seconds",
+            below: "each request would need a connection of its own",
+            above: "idle connections would hold their places for minutes",
+        },
+        "How long a connection is kept for another request.";
+    HEADER_BYTES: Number = "ingress.header_bytes",
+        Absent::Default("16384"),
+        Number {
+            least: 1024, most: 65536, unit: "bytes",
+            below: "ordinary cookies would not fit",
+            above: "each connection could hold that much memory",
+        },
+        "Largest head of a request. A larger one is answered with 431.";
+    BODY_BYTES: Number = "ingress.body_bytes",
+        Absent::Default("10485760"),
+        Number {
+            least: 1, most: 4294967295, unit: "bytes",
+            below: "no form could be sent",
+            above: "this is more than the number can hold",
+        },
+        "Largest body of a request. A larger one is answered with 413.";
+    BODY_RATE: Number = "ingress.body_bytes_per_second",
+        Absent::Default("512"),
+        Number {
+            least: 1, most: 1048576, unit: "bytes a second",
+            below: "a body could take for ever",
+            above: "visitors with a slow circuit could send nothing",
+        },
+        "Slowest body of a request: after `request_seconds` it may take one second more for each so many bytes that have come.";
+    POST_PATH: UrlPath = "ingress.post_path",
+        Absent::Default(r#""/verify-captcha""#),
+        UrlPath { example: "/verify-captcha" },
+        "Where `circuits.profile` lets only GET and HEAD through, POST passes to this path alone.";
+
+    PROFILE: OneOf<Profile> = "circuits.profile",
+        Absent::Default(r#""gated""#),
+        OneOf(PhantomData),
+        "What kind of service stands behind: `messenger` carries TCP, `gated` is HTTP behind a challenge and lets only GET and HEAD through, `web` is open HTTP with all tabs of a browser on one circuit. Keys of this section that are not set are as in the profile.";
+    ALL_PER_SECOND: Number = "circuits.max_connections_per_second",
+        Absent::Default("50"),
+        Number {
+            least: 1, most: 100000, unit: "connections a second",
+            below: "nobody could connect",
+            above: "an attacker would not notice it",
+        },
+        "How many connections all circuits together may open in a second.";
+    ALL_AT_ONCE: Number = "circuits.max_concurrent_connections",
+        Absent::Default("200"),
+        Number {
+            least: 1, most: 100000, unit: "connections",
+            below: "nobody would be served",
+            above: "no machine serves so many",
+        },
+        "How many connections are served at once; the rest wait.";
+    PER_MINUTE: OrOff = "circuits.max_per_circuit_per_minute",
+        Absent::Unset { example: "10" },
+        OrOff(Number {
+            least: 2, most: 255, unit: "connections",
+            below: "the first connection would be an offence",
+            above: "an attacker would not notice it",
+        }),
+        "How many connections one circuit may open in any 60 s. By profile: 10, 10, none.";
+    AT_ONCE: Number = "circuits.max_concurrent_per_circuit",
+        Absent::Unset { example: "15" },
+        Number {
+            least: 1, most: 60000, unit: "connections",
+            below: "nobody could connect",
+            above: "an attacker would not notice it",
+        },
+        "How many connections one circuit may hold open. By profile: 15, 15, 32.";
+    CONNECTIONS_PER_10: OrOff = "circuits.connections_per_10_seconds",
+        Absent::Unset { example: "10" },
+        OrOff(Number {
+            least: 2, most: 255, unit: "connections",
+            below: "the first connection would be an offence",
+            above: "an attacker would not notice it",
+        }),
+        "The connection of a circuit within 10 s that is an offence, and all that follow: the first offence is held in the tarpit, more count towards a ban. By profile: none, 10, 100.";
+    SLOW_PER_10: Number = "circuits.slow_requests_per_10_seconds",
+        Absent::Unset { example: "20" },
+        Number {
+            least: 2, most: 60000, unit: "requests",
+            below: "the first request would wait",
+            above: "an attacker would not notice it",
+        },
+        "The request of a circuit within 10 s that goes behind those of quieter circuits, and all that follow. By profile: none, 20, 200.";
+    REQUESTS_PER_10: Number = "circuits.requests_per_10_seconds",
+        Absent::Unset { example: "50" },
+        Number {
+            least: 2, most: 60000, unit: "requests",
+            below: "the first request would be denied",
+            above: "an attacker would not notice it",
+        },
+        "The request of a circuit within 10 s that is denied, and all that follow. By profile: none, 50, 600.";
+    VIP_PER_10: Number = "circuits.vip_requests_per_10_seconds",
+        Absent::Default("200"),
+        Number {
+            least: 2, most: 60000, unit: "requests",
+            below: "the first request would be denied",
+            above: "an attacker would not notice it",
+        },
+        "The same for circuits that go past the queue.";
+    CIRCUIT_BAN_THRESHOLD: Number = "circuits.ban_threshold",
+        Absent::Default("5"),
+        Number {
+            least: 1, most: 255, unit: "violations",
+            below: "nobody would have to do anything to be banned",
+            above: "nobody would ever be banned",
+        },
+        "How many violations of one circuit ban it.";
+    CIRCUIT_BAN: Number = "circuits.ban_duration_seconds",
+        Absent::Default("300"),
+        Number {
+            least: 1, most: 86400, unit: "seconds",
+            below: "a ban would be over before it is noticed",
+            above: "no circuit lives so long",
+        },
+        "How long the first ban of a circuit lasts; later ones follow `bans.ladder_seconds`.";
+    CIRCUIT_TABLE: Number = "circuits.table_size",
+        Absent::Default("100000"),
+        Number {
+            least: 1024, most: 4194304, unit: "circuits",
+            below: "a handful of new circuits would push out what is known of the others",
+            above: "it would take more than half a gigabyte",
+        },
+        "How many circuits are remembered, 128 bytes each at most.";
+    CIRCUIT_KEEP: Number = "circuits.keep_seconds",
+        Absent::Default("1800"),
+        Number {
+            least: 60, most: 86400, unit: "seconds",
+            below: "an offender who pauses for a minute would start anew",
+            above: "no circuit lives so long",
+        },
+        "How long a circuit is remembered after its last use.";
+    CIRCUIT_HEALTH: Number = "circuits.circuit_health_interval_secs",
+        Absent::Default("120"),
+        Number {
+            least: 1, most: 3600, unit: "seconds",
+            below: "the front would do nothing but examine circuits",
+            above: "circuits would stay for an hour beyond their age",
+        },
+        "How often circuits are examined.";
+    CIRCUIT_AGE: Number = "circuits.max_circuit_age_secs",
+        Absent::Default("600"),
+        Number {
+            least: 10, most: 86400, unit: "seconds",
+            below: "visitors would build circuits all the time",
+            above: "no circuit lives so long",
+        },
+        "The age past which a circuit without connections is closed; one with connections is marked and counted.";
+    CIRCUIT_LATENCY: Number = "circuits.max_circuit_latency_secs",
+        Absent::Default("10"),
+        Number {
+            least: 1, most: 300, unit: "seconds",
+            below: "ordinary circuits would be closed",
+            above: "nobody waits so long",
+        },
+        "Likewise, of the mean time that its answers take.";
+    ROTATE_HARD: OrOff = "circuits.rotate_hard_after_secs",
+        Absent::Default("0"),
+        OrOff(Number {
+            least: 60, most: 86400, unit: "seconds",
+            below: "downloads could not end",
+            above: "no circuit lives so long",
+        }),
+        "The age at which a circuit is cut even with connections.";
+
     HTTP_ENABLED: Switch = "http.enabled",
         Absent::Default("true"),
         Switch,
         "Whether `/metrics`, `/health` and `/ready` are served.";
     HTTP_LISTEN: LoopbackAddress = "http.listen",
         Absent::Default(r#""127.0.0.1:9187""#),
-        LoopbackAddress,
+        LoopbackAddress {
+            port: 9_187,
+            exposes: "other machines could read this host's defences without a password",
+            elsewhere: "for readers elsewhere put a proxy that asks for one before it",
+        },
         "Where they are served. There is no password, so other addresses than loopback are refused.";
 
     CONTROL_SOCKET: AbsolutePath = "control.socket",

@@ -9,7 +9,9 @@
 #![forbid(unsafe_code)]
 
 mod changes;
+mod circuits;
 mod config;
+mod ingress;
 mod keys;
 mod nearest;
 mod problem;
@@ -18,10 +20,12 @@ mod reference;
 mod rule;
 
 pub use changes::{Change, Written, changes};
+pub use circuits::Circuits;
 pub use config::{
     Attach, Bans, Config, Control, DropLog, Events, Fallback, Http, Ledger, Log, LogFormat, LogLevel, Mode,
-    OnStale, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
+    OnStale, Profile, Protocol, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
 };
+pub use ingress::{Ingress, Place};
 pub use keys::{KeyDoc, REFERENCE};
 pub use problem::{Problem, Problems};
 pub use read::{ReadFileError, read, read_file, read_file_and_text};

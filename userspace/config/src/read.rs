@@ -1,5 +1,8 @@
 //! From text to a [`Config`] or to all its problems.
 
+mod circuits;
+mod ingress;
+
 use std::{
     fs, io,
     num::NonZeroU32,
@@ -401,6 +404,8 @@ impl<'t> Reader<'t> {
         let reporters = self.value(root, &keys::REPORTERS);
         let report_window = self.value(root, &keys::REPORT_WINDOW);
         let tor = self.tor(root);
+        let ingress = self.ingress(root);
+        let circuits = self.circuits(root);
         let http_enabled = self.value(root, &keys::HTTP_ENABLED);
         let listen = self.value(root, &keys::HTTP_LISTEN);
         let socket = self.value(root, &keys::CONTROL_SOCKET);
@@ -439,6 +444,8 @@ impl<'t> Reader<'t> {
                 report_window: seconds(report_window?.value),
             },
             tor: tor?,
+            ingress: ingress?,
+            circuits: circuits?,
             http: Http { enabled: http_enabled?.value, listen: listen?.value },
             control: Control { socket: socket?.value, group: group?.value },
             ledger: Ledger { path: path?.value },

@@ -1,5 +1,7 @@
 //! What a value may be. Each rule judges values, and says in words what it allows.
 
+pub(crate) mod ingress;
+
 use std::{
     fmt,
     marker::PhantomData,
@@ -121,7 +123,14 @@ pub(crate) struct Account {
 }
 
 /// An address on loopback with a port.
-pub(crate) struct LoopbackAddress;
+pub(crate) struct LoopbackAddress {
+    /// The port of the addresses that are given as examples.
+    pub(crate) port: u16,
+    /// What follows if others than this host can reach it.
+    pub(crate) exposes: &'static str,
+    /// What to do for those others.
+    pub(crate) elsewhere: &'static str,
+}
 
 /// The name of a network interface.
 pub(crate) struct InterfaceName;
@@ -411,7 +420,8 @@ impl Rule for LoopbackAddress {
     }
 
     fn allowed(&self) -> String {
-        "a loopback address and a port, such as \"127.0.0.1:9187\" or \"[::1]:9187\"".to_owned()
+        let port = self.port;
+        format!("a loopback address and a port, such as \"127.0.0.1:{port}\" or \"[::1]:{port}\"")
     }
 
     fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<SocketAddr, Vec<Fault>> {
@@ -429,12 +439,7 @@ impl Rule for LoopbackAddress {
         if listen.ip().to_canonical().is_loopback() {
             return Ok(listen);
         }
-        let consequence = "other machines could read this host's defences without a password";
-        Err(Fault::at(
-            value,
-            consequence,
-            format!("{fix}; for readers elsewhere put a proxy that asks for one before it"),
-        ))
+        Err(Fault::at(value, self.exposes, format!("{fix}; {}", self.elsewhere)))
     }
 
     fn write(&self, value: &SocketAddr) -> Written {

@@ -27,13 +27,16 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
     fn plain(value: impl ToString) -> Option<String> {
         Some(value.to_string())
     }
+    fn off(value: Option<impl ToString>) -> Option<String> {
+        Some(value.map_or_else(|| "0".to_owned(), |value| value.to_string()))
+    }
     fn list(values: impl Iterator<Item = Option<String>>) -> Option<String> {
         Some(format!("[{}]", values.map(Option::unwrap).collect::<Vec<_>>().join(", ")))
     }
     fn labels(verdicts: &[Verdict]) -> Option<String> {
         list(verdicts.iter().map(|verdict| text(verdict.label())))
     }
-    let Config { shield, bans, evidence, tor, http, control, ledger, log, .. } = config;
+    let Config { shield, bans, evidence, tor, ingress, circuits, http, control, ledger, log, .. } = config;
     vec![
         ("shield.interfaces", list(shield.interfaces.iter().map(text))),
         ("shield.mode", text(shield.mode)),
@@ -91,6 +94,47 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("tor.user", tor.user.as_ref().and_then(text)),
         ("tor.scan_every_seconds", plain(tor.scan_every.as_secs())),
         ("tor.keep_seconds", plain(tor.keep.as_secs())),
+        ("ingress.enabled", plain(ingress.enabled)),
+        ("ingress.user", text(&ingress.user)),
+        ("ingress.listen", text(ingress.listen)),
+        ("ingress.socket", ingress.socket.as_ref().and_then(|path| text(path.display()))),
+        ("ingress.protocol", text(ingress.protocol)),
+        ("ingress.backends", list(ingress.backends.iter().map(text))),
+        ("ingress.sticky", plain(ingress.sticky)),
+        ("ingress.health_path", text(&ingress.health_path)),
+        ("ingress.health_every_seconds", plain(ingress.health_every.as_secs())),
+        ("ingress.maintenance_page", ingress.maintenance_page.as_ref().and_then(|path| text(path.display()))),
+        ("ingress.maxconn", plain(ingress.maxconn)),
+        ("ingress.queue_seconds", plain(ingress.queue.as_secs())),
+        ("ingress.connect_seconds", plain(ingress.connect.as_secs())),
+        ("ingress.client_seconds", plain(ingress.client.as_secs())),
+        ("ingress.server_seconds", plain(ingress.server.as_secs())),
+        ("ingress.request_seconds", plain(ingress.request.as_secs())),
+        ("ingress.keep_alive_seconds", plain(ingress.keep_alive.as_secs())),
+        ("ingress.header_bytes", plain(ingress.header_bytes)),
+        ("ingress.body_bytes", plain(ingress.body_bytes)),
+        ("ingress.body_bytes_per_second", plain(ingress.body_bytes_per_second)),
+        ("ingress.post_path", text(&ingress.post_path)),
+        ("circuits.profile", text(circuits.profile)),
+        ("circuits.max_connections_per_second", plain(circuits.max_connections_per_second)),
+        ("circuits.max_concurrent_connections", plain(circuits.max_concurrent_connections)),
+        ("circuits.max_per_circuit_per_minute", circuits.max_per_circuit_per_minute.and_then(off)),
+        ("circuits.max_concurrent_per_circuit", circuits.max_concurrent_per_circuit.and_then(plain)),
+        ("circuits.connections_per_10_seconds", circuits.connections_per_10_seconds.and_then(off)),
+        ("circuits.slow_requests_per_10_seconds", circuits.slow_requests_per_10_seconds.and_then(plain)),
+        ("circuits.requests_per_10_seconds", circuits.requests_per_10_seconds.and_then(plain)),
+        ("circuits.vip_requests_per_10_seconds", plain(circuits.vip_requests_per_10_seconds)),
+        ("circuits.ban_threshold", plain(circuits.ban_threshold)),
+        ("circuits.ban_duration_seconds", plain(circuits.ban_duration.as_secs())),
+        ("circuits.table_size", plain(circuits.table_size)),
+        ("circuits.keep_seconds", plain(circuits.keep.as_secs())),
+        ("circuits.circuit_health_interval_secs", plain(circuits.health_interval.as_secs())),
+        ("circuits.max_circuit_age_secs", plain(circuits.max_age.as_secs())),
+        ("circuits.max_circuit_latency_secs", plain(circuits.max_latency.as_secs())),
+        (
+            "circuits.rotate_hard_after_secs",
+            plain(circuits.rotate_hard_after.map_or(0, |span| span.as_secs())),
+        ),
         ("http.enabled", plain(http.enabled)),
         ("http.listen", text(http.listen)),
         ("control.socket", text(control.socket.display())),
@@ -167,7 +211,11 @@ fn the_example_equals_the_defaults() {
         switched_on.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count(),
         REFERENCE.len()
     );
-    let unset = "first_attach_confirm_seconds = 120\n[tor]\nuser = \"debian-tor\"\n";
+    let unset = "first_attach_confirm_seconds = 120\n[tor]\nuser = \"debian-tor\"\n\
+        [ingress]\nsocket = \"/run/tunica-front/ingress.sock\"\n\
+        maintenance_page = \"/etc/tunica/maintenance.html\"\n\
+        [circuits]\nmax_per_circuit_per_minute = 10\nmax_concurrent_per_circuit = 15\n\
+        connections_per_10_seconds = 10\nslow_requests_per_10_seconds = 20\nrequests_per_10_seconds = 50\n";
     assert_eq!(read(&switched_on, "example"), read(&format!("{MINIMAL}{unset}"), "minimal"));
 }
 

@@ -96,6 +96,7 @@ pub(crate) fn of(answer: &Answer) -> Exit {
         | Answer::Incidents(_)
         | Answer::Incident(_)
         | Answer::Candidate(_)
+        | Answer::Circuits(_)
         | Answer::Promotion(_) => Exit::Done,
         Answer::Refused(refused) => match refused.code {
             RefusedCode::Protected | RefusedCode::Full | RefusedCode::Invalid | RefusedCode::OverBudget => {

@@ -1,6 +1,7 @@
 //! Answers as text for people: pure functions of what was answered.
 
 mod candidate;
+mod circuits;
 mod differences;
 mod explanation;
 mod findings;
@@ -32,6 +33,7 @@ pub(crate) fn answer(answer: &Answer) -> String {
         Answer::Incident(view) => incidents::incident(view),
         Answer::Candidate(view) => candidate::candidate(view),
         Answer::Promotion(view) => format!("{} is to be written\n", text::clean(&view.file)),
+        Answer::Circuits(view) => circuits::circuits(view),
         Answer::Doctor(view) => findings(&view.findings),
         Answer::Refused(view) => refused(view),
     }

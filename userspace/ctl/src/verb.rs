@@ -5,6 +5,7 @@ mod ban;
 mod bypass;
 mod candidate;
 mod check;
+mod circuit;
 mod confirm;
 mod diff;
 mod doctor;
@@ -77,6 +78,11 @@ pub(crate) enum Verb {
     /// Show the last attacks: when, what acted, what it cost
     #[command(subcommand)]
     Incident(incident::Incident),
+    /// Show how the ingress does, and its busiest circuits
+    Circuits(circuit::Circuits),
+    /// Ban, promote or demote a circuit
+    #[command(subcommand)]
+    Circuit(circuit::Circuit),
     /// Solve, check and time puzzles; needs no daemon
     #[command(subcommand)]
     Pow(pow::Pow),
@@ -109,6 +115,8 @@ impl Verb {
             Self::Panic(verb) => ask(global, &verb.request()?),
             Self::Tune(verb) => verb.run(global),
             Self::Incident(verb) => ask(global, &verb.request()),
+            Self::Circuits(verb) => ask(global, &verb.request()),
+            Self::Circuit(verb) => ask(global, &verb.request()),
             Self::Pow(verb) => verb.run(global),
             Self::Doctor => doctor::run(global),
         }

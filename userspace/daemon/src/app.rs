@@ -53,6 +53,7 @@ use crate::{
 pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 
 mod candidate;
+mod front;
 
 /// Everything the event loop owns.
 pub struct App {
@@ -74,6 +75,8 @@ pub struct App {
     troubles: Troubles,
     /// The configuration that is tried beside the one in force.
     candidate: Option<candidate::Tried>,
+    /// The ingress.
+    front: front::Front,
     /// Ports that went over their budget.
     armed: Armed,
     self_tests: SelfTests,
@@ -260,6 +263,7 @@ impl App {
             last: Cell::new(now),
             troubles,
             candidate: None,
+            front: front::Front::default(),
             armed: Armed::default(),
             self_tests: SelfTests::new(mono as u32),
             lost_before,
@@ -492,6 +496,7 @@ impl App {
 
     /// A sign of life for the kernel, and what time alone makes due. Called every second.
     pub fn tick(&mut self) {
+        self.advance_orders();
         let now = self.now();
         self.troubles.heartbeat =
             self.shield.tables_mut().beat(now.mono.0).err().map(|error| error.to_string());
@@ -746,6 +751,8 @@ impl App {
             Request::CandidateStatus {} => self.candidate_status(),
             Request::CandidatePromote {} => self.candidate_promotion(),
             Request::CandidateDrop {} => self.drop_candidate(),
+            Request::CircuitList { limit } => self.circuits(limit),
+            Request::CircuitOrder(request) => self.order_circuit(request),
             Request::Doctor {} => Answer::Doctor(self.doctor()),
             Request::BanAdd(ban) => self.ban(ban),
             Request::Report(report) => self.report(report, caller),

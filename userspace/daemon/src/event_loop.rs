@@ -19,6 +19,7 @@ use crate::{
     app::{AUDIT_EVERY, App},
     shell::{
         control_socket::{ControlQueues, ControlRequest},
+        front::Heard,
         host::watch::Watch,
         http::HttpQuestion,
         systemd::Systemd,
@@ -37,6 +38,8 @@ pub struct Inputs {
     pub control: ControlQueues,
     /// Questions of the HTTP server.
     pub http: mpsc::Receiver<HttpQuestion>,
+    /// What the ingress says.
+    pub front: mpsc::Receiver<Heard>,
     /// Whoever started the daemon.
     pub systemd: Systemd,
 }
@@ -93,6 +96,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                 tokio::select! {
                     Some(request) = inputs.control.reads.recv() => Next::Read(request),
                     Some(question) = inputs.http.recv() => Next::Http(question),
+                    Some(heard) = inputs.front.recv() => Next::Front(heard),
                     batch = events.next() => Next::Samples(batch),
                     batch = proofs.next() => Next::Proofs(batch),
                     () = &mut tor_scan => Next::TorScan,
@@ -105,6 +109,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     // The sockets run on this thread, too: what came in meanwhile is read before the next answer.
                     tokio::task::yield_now().await;
                 }
+                Next::Front(heard) => app.heard(heard),
                 Next::Http(HttpQuestion::Metrics(reply)) => { let _ = reply.send(app.metrics_text()); }
                 Next::Http(HttpQuestion::Ready(reply)) => { let _ = reply.send(app.unready()); }
                 Next::Http(HttpQuestion::Health(reply)) => { let _ = reply.send(()); }
@@ -146,6 +151,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
 enum Next {
     Read(ControlRequest),
     Http(HttpQuestion),
+    Front(Heard),
     Samples(std::io::Result<Vec<KernelEvent>>),
     Proofs(std::io::Result<Vec<Proof>>),
     TorScan,

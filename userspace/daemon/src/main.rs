@@ -10,7 +10,7 @@ use tunicad::{
     app::{self, App},
     event_loop::{self, Inputs},
     metrics,
-    shell::{control_socket, http, systemd::Systemd},
+    shell::{control_socket, front, http, systemd::Systemd},
     telemetry::{self, Telemetry},
 };
 
@@ -54,6 +54,7 @@ enum Page {
 }
 
 fn main() -> ExitCode {
+    end_at_a_panic();
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Some(Command::Reference { page: Page::Messages }) => print(&telemetry::messages_markdown()),
@@ -64,6 +65,15 @@ fn main() -> ExitCode {
         None => return with_config(arguments.config, serve),
     };
     finish(result)
+}
+
+/// Half a decision must not be acted on. The shield goes on by its last rules, and systemd starts the daemon again.
+fn end_at_a_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
 
 /// Reads the configuration and goes on, or prints every problem and ends with 78.
@@ -101,16 +111,19 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
         let (http_sender, http) = mpsc::channel(64);
         // Sockets first: a second daemon must fail before it touches the kernel.
         let socket = control_socket::bind(&config.control)?;
+        let (front_sender, front) = mpsc::channel(16);
+        let ingress = if config.ingress.enabled { Some(front::bind(&config)?) } else { None };
         let pages = if config.http.enabled { Some(http::bind(config.http.listen).await?) } else { None };
         let mut app = App::start(&path, config, text, telemetry)?;
         let control_task =
             tokio::spawn(control_socket::serve(socket, control_sender, app.metrics().control()));
         let http_task =
             pages.map(|pages| tokio::spawn(http::serve(pages, http_sender, app.metrics().http())));
-        let inputs = Inputs { control, http, systemd: Systemd::from_environment()? };
+        let front_task = ingress.map(|socket| tokio::spawn(front::serve(socket, front_sender, app.orders())));
+        let inputs = Inputs { control, http, front, systemd: Systemd::from_environment()? };
         let result = event_loop::run(&mut app, inputs).await;
         control_task.abort();
-        if let Some(task) = http_task {
+        for task in http_task.into_iter().chain(front_task) {
             task.abort();
         }
         result

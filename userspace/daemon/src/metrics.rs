@@ -3,6 +3,8 @@
 //! Every label value comes from a closed set or, for interfaces, from the configuration: never an address, and never a
 //! word that a client or an operator typed. Series that can be named beforehand are there from the start with 0.
 
+mod front;
+
 use std::{
     fmt::Write as _,
     sync::atomic::{AtomicU64, Ordering},
@@ -205,6 +207,38 @@ metrics! {
         "Requests on the control socket; the verb is `unreadable` where the line was no request.";
     http: IntCounterVec, "tunica_http_requests_total", ["path", "status"],
         "HTTP requests answered; the path is `other` where there is no such page.";
+    front_up: IntGauge, "tunica_front_up", [],
+        "1 while the ingress reports to this daemon, else 0.";
+    front_active: IntGauge, "tunica_front_active", [],
+        "Connections that the ingress serves now.";
+    front_most_active: IntGauge, "tunica_front_active_max", [],
+        "How many it serves at once at most.";
+    front_waiting: IntGauge, "tunica_front_waiting", [],
+        "Connections that wait for their turn.";
+    front_tarpitted: IntGauge, "tunica_front_tarpitted", [],
+        "Connections that are held and get nothing.";
+    circuits_tracked: IntGauge, "tunica_circuits_tracked", [],
+        "Circuits that the ingress remembers.";
+    circuits_capacity: IntGauge, "tunica_circuits_capacity", [],
+        "How many circuits it can remember.";
+    circuits_banned: IntGauge, "tunica_circuits_banned", [],
+        "Circuits that are banned.";
+    circuits_vip: IntGauge, "tunica_circuits_vip", [],
+        "Circuits that go past the queue.";
+    front_backend: IntGaugeVec, "tunica_front_backend_up", ["backend"],
+        "1 if the backend answered its last health check, else 0; labelled as in the configuration.";
+    front_connections: IntCounter, "tunica_front_connections_total", [],
+        "Connections that tor handed to the ingress.";
+    front_requests: IntCounter, "tunica_front_requests_total", [],
+        "HTTP requests that came over them.";
+    circuits_new: IntCounter, "tunica_circuits_new_total", [],
+        "Circuits that were seen for the first time.";
+    front_bytes: IntCounterVec, "tunica_front_bytes_total", ["direction"],
+        "Bytes from clients (`in`) and to them (`out`).";
+    front_refused: IntCounterVec, "tunica_front_refused_total", ["refusal"],
+        "Connections and requests that the ingress refused or cut off, by the word for why.";
+    front_panics: IntCounter, "tunica_front_panics_total", [],
+        "Connections that ended in a fault of the ingress itself; the log has what went wrong.";
     build: IntGaugeVec, "tunica_build_info", ["version", "object_sha256"],
         "Always 1; the labels say which daemon and which kernel object this is.";
 }
@@ -232,6 +266,11 @@ impl Follower {
         Self { counter, seen: AtomicU64::new(0) }
     }
 
+    /// The next total is of something that begins at 0.
+    fn begin_anew(&self) {
+        self.seen.store(0, Ordering::Relaxed);
+    }
+
     /// Takes in the total as it is now. A total below the last one was started anew, so all of it is new.
     fn follow(&self, total: u64) {
         let seen = self.seen.swap(total, Ordering::Relaxed);
@@ -251,6 +290,7 @@ pub struct Metrics {
     proofs_lost: Follower,
     /// In the order of [`MEMORY_EVENTS`].
     memory_events: [Follower; MEMORY_EVENTS.len()],
+    front: front::FrontFollowers,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -324,7 +364,8 @@ impl Metrics {
         let proofs_lost = Follower::new(families.proofs_lost.clone());
         let memory_events =
             MEMORY_EVENTS.map(|event| Follower::new(families.memory_events.with_label_values(&[event])));
-        Ok(Self { registry, families, shield, differences, events_lost, proofs_lost, memory_events })
+        let front = front::FrontFollowers::new(&families);
+        Ok(Self { registry, families, shield, differences, events_lost, proofs_lost, memory_events, front })
     }
 
     /// Takes in what the kernel has counted for `verdict` ending in `action` since its maps were made.
@@ -642,6 +683,7 @@ impl ControlRequests {
             | Answer::Incidents(_)
             | Answer::Incident(_)
             | Answer::Candidate(_)
+            | Answer::Circuits(_)
             | Answer::Promotion(_)
             | Answer::Doctor(_) => "ok",
         };
@@ -730,7 +772,7 @@ mod tests {
 
     use super::*;
 
-    fn metrics() -> Metrics {
+    pub(super) fn metrics() -> Metrics {
         Metrics::new("abc123").unwrap()
     }
 
@@ -751,6 +793,7 @@ mod tests {
         metrics.set_interfaces([("eth0", "native", "none", false)].into_iter());
         metrics.control().count(Some("status"), &Answer::Bans(Bans { bans: Vec::new() }));
         metrics.http().count(HttpPath::Health, 200);
+        metrics.set_front(Some(&front::tests::digest()));
         let text = metrics.render().unwrap();
         let types: BTreeSet<String> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(str::to_owned).collect();

@@ -1,6 +1,7 @@
 //! One shell for each outside system: it turns what happened outside into events, and desired state into acts.
 
 pub mod control_socket;
+pub mod front;
 pub mod host;
 pub mod http;
 pub mod listeners;

@@ -164,6 +164,9 @@ messages! {
     "control_socket_closed_to_group", "warn", "The control socket could not be opened to its group, so only root and the daemon's user can use it.";
     "control_failed", "warn", "A connection to the control socket could not be taken; the daemon goes on.";
     "metrics_failed", "error", "The metrics could not be written as text; please report this.";
+    "front_here", "info", "The ingress reports to this daemon.";
+    "front_lost", "warn", "The ingress broke off or does not speak as it should; it serves on with its last orders.";
+    "front_refused", "warn", "An account that is neither root nor `ingress.user` spoke to the daemon as the ingress; nothing of it was read.";
     "http_failed", "warn", "A connection to the HTTP server could not be taken; the daemon goes on.";
 }
 

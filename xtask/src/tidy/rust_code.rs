@@ -11,6 +11,7 @@ const UNSAFE_FILES: &[&str] = &[
     "tests/src/sys.rs",
     "tests/src/sys/bpf.rs",
     "userspace/daemon/src/sys.rs",
+    "userspace/front/src/sys.rs",
 ];
 
 /// Modules are `foo.rs` and `foo/`.

@@ -93,6 +93,12 @@ const WALLS: &[Wall] = &[
         foreign: Foreign::Not(&["arti-client", "aya-ebpf", "clap_mangen"]),
     },
     Wall {
+        name: "tunica-front",
+        folder: "userspace/front",
+        ours: &["tunica-api", "tunica-config", "tunica-core", "tunica-onion"],
+        foreign: Foreign::Not(&["aya", "aya-obj", "netlink-sys", "nftables", "prometheus", "redb"]),
+    },
+    Wall {
         name: "tunica-ctl",
         folder: "userspace/ctl",
         ours: &["tunica-api", "tunica-common", "tunica-config", "tunica-core", "tunica-nft", "tunica-pow"],

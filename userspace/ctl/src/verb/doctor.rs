@@ -25,6 +25,7 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
                 Answer::Status(_)
                 | Answer::Counters(_)
                 | Answer::Candidate(_)
+                | Answer::Circuits(_)
                 | Answer::Promotion(_)
                 | Answer::Differences(_)
                 | Answer::Bans(_)

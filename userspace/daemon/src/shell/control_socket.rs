@@ -191,7 +191,11 @@ pub fn bind(control: &Control) -> Result<ControlSocket, BindError> {
     listen(&control.socket, &control.group)
 }
 
-fn listen(path: &Path, group: &str) -> Result<ControlSocket, BindError> {
+/// [`bind`], on another path.
+///
+/// # Errors
+/// [`BindError`].
+pub(super) fn listen(path: &Path, group: &str) -> Result<ControlSocket, BindError> {
     let socket = || path.to_owned();
     let failed =
         |doing| move |source: io::Error| BindError::Socket { doing, socket: path.to_owned(), source };
@@ -228,6 +232,16 @@ fn listen(path: &Path, group: &str) -> Result<ControlSocket, BindError> {
     }
     let listener = UnixListener::from_std(listener).map_err(failed("listen on"))?;
     Ok(ControlSocket { listener, _file: file })
+}
+
+impl ControlSocket {
+    /// The next connection.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.listener.accept().await?.0)
+    }
 }
 
 /// Binds so that from its first moment only the daemon's user may connect.

@@ -1,0 +1,229 @@
+//! Circuits of a real Tor network through the daemon and the ingress: what the operator sees of them, and what his word does.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{TcpListener, TcpStream},
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
+    process::{Child, Command, Stdio},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tunica_api::{front::Digest, wire};
+use tunica_tests::{
+    armed::program,
+    ingress::{Backend, get, header, read_answer},
+    lab::Lab,
+    sys::end_with_parent,
+    testnet::{Backend as Behind, Client, Profile, Service, ServiceOptions, shared},
+};
+
+/// The ingress beside a lab's daemon, by the same configuration file.
+struct Beside(Child);
+
+impl Beside {
+    fn start(lab: &Lab) -> Self {
+        let log = fs::File::create(lab.path("front.log")).unwrap();
+        let mut command = Command::new(program("tunica-front").unwrap());
+        command.arg("--config").arg(lab.path("tunica.toml")).stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        Self(end_with_parent(&mut command).spawn().unwrap())
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A stream of a circuit that answers.
+fn open(client: &Client, service: &Service) -> (TcpStream, String) {
+    for _ in 0..4 {
+        let (mut stream, user) = client.connect_afresh(service.onion(), 80).unwrap();
+        if ask(&mut stream) {
+            return (stream, user);
+        }
+    }
+    panic!("no circuit carries a request");
+}
+
+fn ask(stream: &mut TcpStream) -> bool {
+    let mut answer = Vec::new();
+    stream.write_all(get("/").as_bytes()).is_ok()
+        && read_answer(stream, &mut answer).is_ok()
+        && answer.starts_with(b"HTTP/1.1 200")
+}
+
+fn rows(lab: &Lab) -> Vec<Value> {
+    let answer = lab.json(&["circuits", "--limit", "100"]).unwrap();
+    answer["digest"]["circuits"].as_array().cloned().unwrap_or_default()
+}
+
+fn metric(lab: &Lab, series: &str) -> f64 {
+    lab.metric(series).unwrap().unwrap_or_else(|| panic!("no {series}"))
+}
+
+#[test]
+fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
+    // The network comes up meanwhile.
+    let network = std::thread::spawn(|| shared(Profile::Usual).unwrap());
+    let mut lab = Lab::new("circuits").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nkeep_alive_seconds = 120\n\
+             [circuits]\nprofile = \"web\"",
+            backend.address()
+        ),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let ran = lab.tunica(&["circuits"]).unwrap();
+    assert!(ran.code == Some(4) && ran.err.contains("tunica-front"), "{ran:?}");
+    assert_eq!(metric(&lab, "tunica_front_up"), 0.0);
+    let _front = Beside::start(&lab);
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+
+    let network = network.join().unwrap();
+    let service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
+    let client = network.client().unwrap();
+    let ((mut first, user), (mut other, _)) = (open(&client, &service), open(&client, &service));
+    let mut second = client.connect(service.onion(), 80, &user).unwrap();
+    assert!(ask(&mut second));
+    lab.wait_for("both circuits", |lab| Ok(rows(lab).iter().filter(|row| row["open"] != 0).count() == 2))
+        .unwrap();
+    let with_two = rows(&lab).into_iter().find(|row| row["open"] == 2).expect("a circuit with two streams");
+    let circuit = with_two["circuit"].as_u64().unwrap().to_string();
+    // The number is tor's own.
+    let known = service.control_address().connect().unwrap().information("circuit-status").unwrap();
+    assert!(
+        known
+            .lines()
+            .any(|line| line.starts_with(&format!("{circuit} BUILT")) && line.contains("HS_SERVICE_REND")),
+        "{circuit} in {known}"
+    );
+
+    let dry = lab.json(&["circuit", "ban", &circuit, "--dry-run"]).unwrap();
+    assert_eq!(dry["dry_run"], true);
+    assert!(ask(&mut first));
+    let said = lab.must(&["circuit", "ban", &circuit, "--for", "1h"]).unwrap();
+    assert!(said.contains(&format!("tunica circuit unban {circuit}")), "{said}");
+    lab.wait_for("the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(1.0))).unwrap();
+    assert!(!ask(&mut first) && !ask(&mut second), "both streams of the banned circuit must end");
+    assert!(ask(&mut other), "the other circuit must not feel it");
+    // tor keeps the circuit, so the user's next stream comes through it, too.
+    let refused = client.connect(service.onion(), 80, &user).is_ok_and(|mut stream| ask(&mut stream));
+    assert!(!refused, "a banned circuit was served");
+    assert!(metric(&lab, "tunica_front_refused_total{refusal=\"banned\"}") >= 1.0);
+    let shown = lab.must(&["circuits"]).unwrap();
+    assert!(shown.contains("banned") && shown.contains("1 banned"), "{shown}");
+
+    lab.must(&["circuit", "unban", &circuit]).unwrap();
+    lab.wait_for("the ban's end", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(0.0))).unwrap();
+    let mut again = client.connect(service.onion(), 80, &user).unwrap();
+    assert!(ask(&mut again), "a lifted ban");
+    lab.must(&["circuit", "promote", &circuit]).unwrap();
+    lab.wait_for("the promotion", |lab| Ok(lab.metric("tunica_circuits_vip")? == Some(1.0))).unwrap();
+
+    // The daemon's death ends no stream and refuses none.
+    let before = metric(&lab, "tunica_front_connections_total");
+    lab.end(Signal::SIGKILL).unwrap();
+    assert!(ask(&mut other) && ask(&mut again));
+    let (mut meanwhile, _) = open(&client, &service);
+    lab.start().unwrap();
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    assert!(ask(&mut other) && ask(&mut meanwhile));
+    lab.wait_for("the counters", |lab| {
+        Ok(lab.metric("tunica_front_connections_total")?.is_some_and(|now| now > before))
+    })
+    .unwrap();
+    assert!(metric(&lab, "tunica_circuits_new_total") >= 3.0);
+    assert!(metric(&lab, "tunica_front_bytes_total{direction=\"in\"}") > 0.0);
+}
+
+#[test]
+fn every_metric_of_the_ingress_moves_by_its_cause() {
+    let mut lab = Lab::new("ingressmetrics").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nhealth_every_seconds = 1\n\
+             queue_seconds = 30\n[circuits]\nprofile = \"gated\"\nmax_concurrent_connections = 2\n\
+             table_size = 1024",
+            backend.address()
+        ),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let front = Beside::start(&lab);
+    let becomes = |lab: &mut Lab, series: &str, wanted: f64| {
+        let what = format!("{series} {wanted}");
+        lab.wait_for(&what, |lab| Ok(lab.metric(series)? == Some(wanted)))
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", lab.must(&["circuits"]).unwrap()));
+    };
+    becomes(&mut lab, "tunica_front_up", 1.0);
+    becomes(&mut lab, "tunica_front_active_max", 2.0);
+    becomes(&mut lab, "tunica_circuits_capacity", 1_024.0);
+    let backend_up = format!("tunica_front_backend_up{{backend=\"{}\"}}", backend.address());
+    becomes(&mut lab, &backend_up, 1.0);
+    backend.set_well(false);
+    becomes(&mut lab, &backend_up, 0.0);
+    backend.set_well(true);
+    becomes(&mut lab, &backend_up, 1.0);
+    let stream = |circuit: u32, path: &str| {
+        let mut stream = TcpStream::connect(listen).unwrap();
+        stream.write_all(format!("{}{}", header(circuit), get(path)).as_bytes()).unwrap();
+        stream
+    };
+    let served: Vec<_> = (1..=3).map(|circuit| stream(circuit, "/slow/4000")).collect();
+    becomes(&mut lab, "tunica_front_active", 2.0);
+    becomes(&mut lab, "tunica_front_waiting", 1.0);
+    becomes(&mut lab, "tunica_circuits_tracked", 3.0);
+    becomes(&mut lab, "tunica_circuits_new_total", 3.0);
+    becomes(&mut lab, "tunica_front_connections_total", 3.0);
+    becomes(&mut lab, "tunica_front_requests_total", 3.0);
+    for mut stream in served {
+        read_answer(&mut stream, &mut Vec::new()).unwrap();
+    }
+    // The tenth connection within 10 s is an offence.
+    let _flood: Vec<_> = (0..12).map(|_| stream(9, "/")).collect();
+    lab.wait_for("the tarpit", |lab| {
+        Ok(lab.metric("tunica_front_tarpitted")?.is_some_and(|held| held >= 1.0))
+    })
+    .unwrap();
+    lab.must(&["circuit", "promote", "1"]).unwrap();
+    let _vip = stream(1, "/slow/4000");
+    becomes(&mut lab, "tunica_circuits_vip", 1.0);
+    lab.must(&["circuit", "ban", "2"]).unwrap();
+    becomes(&mut lab, "tunica_circuits_banned", 1.0);
+    drop(stream(2, "/"));
+    becomes(&mut lab, "tunica_front_refused_total{refusal=\"banned\"}", 1.0);
+    for direction in ["in", "out"] {
+        assert!(metric(&lab, &format!("tunica_front_bytes_total{{direction=\"{direction}\"}}")) > 0.0);
+    }
+    drop(front);
+    becomes(&mut lab, "tunica_front_up", 0.0);
+    // A fault of the front itself cannot be had from outside; what the daemon makes of one, told by somebody it believes.
+    let mut line = UnixStream::connect(lab.path("front.sock")).unwrap();
+    let digest = Digest { process: 1, panics: 2, ..Digest::default() };
+    line.write_all(&wire::write_message(&digest).unwrap()).unwrap();
+    becomes(&mut lab, "tunica_front_panics_total", 2.0);
+    // Nobody else is believed, whatever the group.
+    let is_root_alone = |name: &str| fs::metadata(lab.path(name)).unwrap().uid() == 0;
+    assert!(is_root_alone("front.sock"));
+}

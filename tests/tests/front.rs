@@ -1,0 +1,477 @@
+//! The ingress: what it takes for a circuit, what it lets through, what it refuses and how.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    num::NonZeroU32,
+    os::unix::net::UnixStream,
+    thread,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use tunica_api::front::{CircuitOrder, CircuitState, Orders};
+use tunica_tests::ingress::{Front, PATIENCE, get, header, read_answer};
+
+/// No limit of a circuit is in the way.
+const OPEN: &str = "profile = \"web\"\nmax_connections_per_second = 10000\nmax_concurrent_per_circuit = 1000\n\
+                    connections_per_10_seconds = 0\nrequests_per_10_seconds = 60000\nslow_requests_per_10_seconds = 60000";
+
+fn status(answer: &str) -> u16 {
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
+/// How a connection on which nothing more is sent ends: by its bytes, or by a reset.
+fn end(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).map(|_| bytes)
+}
+
+fn is_reset(end: &io::Result<Vec<u8>>) -> bool {
+    end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+}
+
+fn circuit(number: u32, state: CircuitState) -> CircuitOrder {
+    CircuitOrder { circuit: NonZeroU32::new(number).unwrap(), state }
+}
+
+#[test]
+fn a_stream_without_a_circuit_is_closed_and_nothing_of_it_reaches_the_backend() {
+    let mut front = Front::start("", OPEN).unwrap();
+    let bad = [
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        format!("PROXY TCP4 127.0.0.1 127.0.0.1 1 80\r\n{}", get("/v4")),
+        format!("PROXY UNKNOWN\r\n{}", get("/unknown")),
+        format!("PROXY TCP6 fc00:dead:beef:4dad::0:0 ::1 0 80\r\n{}", get("/zero")),
+        format!("PROXY TCP6 fc00:dead:beef:4dae::0:7 ::1 7 80\r\n{}", get("/network")),
+        format!("PROXY TCP6 fc00:dead:beef:4dad:1::7 ::1 7 80\r\n{}", get("/middle")),
+        format!("proxy TCP6 fc00:dead:beef:4dad::0:7 ::1 7 80\r\n{}", get("/case")),
+        format!("PROXY TCP6 {} ::1 7 80\r\n{}", "f".repeat(120), get("/long")),
+        "PROXY TCP6 fc00:dead:beef:4dad::0:7 ::1 7 80".to_owned(),
+    ];
+    for text in &bad {
+        let mut stream = TcpStream::connect(front.listen()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let bytes = end(&mut stream);
+        assert!(bytes.as_ref().map_or(true, Vec::is_empty), "{text:?} was answered with {bytes:?}");
+    }
+    assert_eq!(front.backend.requests(), Vec::<String>::new());
+    assert_eq!(front.refused("not_a_circuit").unwrap(), bad.len() as u64);
+    // The forms that name one, whole and byte by byte, beyond 65535, and a second header, which is data.
+    for text in [header(666), "PROXY TCP6 fc00:dead:beef:4dad::29a ::1 0 80\r\n".to_owned(), header(70_000)] {
+        let mut stream = TcpStream::connect(front.listen()).unwrap();
+        stream.set_nodelay(true).unwrap();
+        for byte in format!("{text}{}", get("/good")).bytes() {
+            stream.write_all(&[byte]).unwrap();
+        }
+        let mut answer = Vec::new();
+        read_answer(&mut stream, &mut answer).unwrap();
+        assert_eq!(status(&String::from_utf8(answer).unwrap()), 200, "{text:?}");
+    }
+    let answer = front.ask(5, &format!("{}{}", header(6), get("/second"))).unwrap();
+    assert_eq!(status(&answer), 400);
+    let digest = front.next_digest().unwrap();
+    assert_eq!((digest.connections, digest.new_circuits), (4, 3), "{digest:?}");
+}
+
+#[test]
+fn the_backend_is_told_the_circuit_by_a_word_of_ours_alone() {
+    let front = Front::start("", OPEN).unwrap();
+    let forged = "GET /a HTTP/1.1\r\nHost: a\r\nX-Onion-Circuit: forged\r\nx-onion-circuit: twice\r\n\
+                  Connection: keep-alive, X-Secret\r\nX-Secret: 1\r\nTE: trailers\r\n\r\n";
+    for number in [7, 7, 8] {
+        assert_eq!(status(&front.ask(number, forged).unwrap()), 200);
+    }
+    let words: Vec<String> = front
+        .backend
+        .requests()
+        .iter()
+        .map(|request| {
+            let lower = request.to_ascii_lowercase();
+            assert!(
+                !lower.contains("x-secret") && !lower.contains("forged") && !lower.contains("\r\nte:"),
+                "{request}"
+            );
+            let words: Vec<_> =
+                lower.lines().filter_map(|line| line.strip_prefix("x-onion-circuit: ")).collect();
+            assert_eq!(words.len(), 1, "{request}");
+            words[0].to_owned()
+        })
+        .collect();
+    assert!(words[0] == words[1] && words[0] != words[2] && words[0].len() == 16, "{words:?}");
+}
+
+#[test]
+fn what_can_be_read_in_two_ways_is_refused() {
+    let front = Front::start("", OPEN).unwrap();
+    let mut number = 920;
+    for (text, expected) in [
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcd", 400),
+        ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX\0: 1\r\n\r\n", 400),
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nExpect: more\r\nContent-Length: 0\r\n\r\n", 417),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", 413),
+    ] {
+        // Each is a violation, and five would ban.
+        number += 1;
+        let answer = front.ask(number, text).unwrap();
+        assert_eq!(status(&answer), expected, "{text:?}: {answer}");
+    }
+    assert_eq!(front.backend.requests(), Vec::<String>::new());
+    // What has one meaning passes, and is one request for the backend too.
+    let whole = "POST /chunks HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+                 3;name=value\r\nabc\r\n5\r\nGET /\r\n0\r\nTrailer: 1\r\n\r\n";
+    assert_eq!(status(&front.ask(901, whole).unwrap()), 200);
+    let seen = front.backend.requests();
+    assert!(seen.len() == 1 && seen[0].ends_with("\r\n\r\nabcGET /"), "{seen:?}");
+    // Both lengths: the chunks count (RFC 9112 section 6.3), the backend hears of no other, and the stream ends, so that what
+    // the other length would have made of the rest is never read.
+    let both = "POST /both HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n\
+                0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut stream = front.stream(903).unwrap();
+    stream.write_all(both.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    // Of what was not read comes a reset in the place of an end.
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
+    assert_eq!((status(&answer), answer.matches("HTTP/1.1 200").count()), (200, 1), "{answer}");
+    let seen = front.backend.requests();
+    assert!(seen.len() == 2 && !seen[1].to_ascii_lowercase().contains("content-length"), "{seen:?}");
+    // Chunks that are none break off, and the backend is not left with half a request that looks whole.
+    let broken =
+        "POST /broken HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n";
+    assert!(status(&front.ask(902, broken).unwrap()) != 200);
+    assert_eq!(front.backend.requests().len(), 2);
+}
+
+#[test]
+fn pipelined_requests_and_upgrades_and_continuations_pass() {
+    let front = Front::start("", OPEN).unwrap();
+    let mut stream = front.stream(3).unwrap();
+    stream.write_all(format!("{}{}", get("/one"), get("/two")).as_bytes()).unwrap();
+    for path in ["/one", "/two"] {
+        let mut answer = Vec::new();
+        read_answer(&mut stream, &mut answer).unwrap();
+        assert!(String::from_utf8(answer).unwrap().contains(&format!("GET {path} ")));
+    }
+    let mut stream = front.stream(3).unwrap();
+    stream
+        .write_all(b"POST /e HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        .unwrap();
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"abc").unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut stream, &mut answer).unwrap();
+    assert!(answer.ends_with(b"\r\n\r\nabc"));
+    let mut stream = front.stream(3).unwrap();
+    stream.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n").unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.extend(byte);
+    }
+    assert_eq!(status(&String::from_utf8(head).unwrap()), 101);
+    for word in [b"ping", b"pong"] {
+        stream.write_all(word).unwrap();
+        let mut echo = [0; 4];
+        stream.read_exact(&mut echo).unwrap();
+        assert_eq!(&echo, word);
+    }
+    drop(stream);
+    let big = front.ask(4, &get("/big")).unwrap();
+    assert_eq!(big.split("\r\n\r\n").nth(1).map(str::len), Some(1 << 20));
+}
+
+#[test]
+fn the_slow_are_cut_off_with_the_word_for_it() {
+    let mut front = Front::start(
+        "request_seconds = 1\nkeep_alive_seconds = 1\nclient_seconds = 1\nbody_bytes_per_second = 1000",
+        OPEN,
+    )
+    .unwrap();
+    let slow = |text: &str| {
+        let mut stream = front.stream(11).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        status(&String::from_utf8(answer).unwrap())
+    };
+    assert_eq!(slow("GET / HTTP/1.1\r\nHost: a\r\nX: "), 408, "a head that does not end");
+    assert_eq!(
+        slow("POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"),
+        408,
+        "a body that does not end"
+    );
+    assert_eq!(slow(""), 0, "nothing at all");
+    // Between requests, without a word.
+    let mut stream = front.stream(12).unwrap();
+    stream.write_all(get("/then-nothing").as_bytes()).unwrap();
+    let answer = end(&mut stream).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    // A header that stops half-way.
+    let mut stream = TcpStream::connect(front.listen()).unwrap();
+    stream.write_all(b"PROXY TCP6 fc00").unwrap();
+    assert_eq!(end(&mut stream).unwrap(), b"");
+    // A client that does not read.
+    let mut idle = front.stream(13).unwrap();
+    for _ in 0..20 {
+        idle.write_all(get("/big").as_bytes()).unwrap();
+    }
+    for word in ["slow_headers", "slow_body", "no_request", "proxy_timeout", "slow_reader"] {
+        front
+            .wait_for(word, |front| Ok(front.digest().refused.get(word).copied() == Some(1)))
+            .unwrap_or_else(|error| panic!("{word}: {error:#}"));
+    }
+}
+
+#[test]
+fn methods_and_sizes_are_bounded_as_the_profile_says() {
+    let mut front = Front::start("header_bytes = 2048\nbody_bytes = 10", "profile = \"gated\"").unwrap();
+    let post = |path: &str, length: usize| {
+        format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{}", "x".repeat(length))
+    };
+    for (number, (text, expected)) in [
+        (get("/"), 200),
+        (post("/verify-captcha", 10), 200),
+        (post("/verify-captcha", 11), 413),
+        (post("/", 1), 405),
+        ("DELETE / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 405),
+        (format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(3_000)), 431),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "a".repeat(3_000)), 431),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: 1\r\n".repeat(150)), 431),
+        (
+            "POST /verify-captcha HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n01234567890\r\n0\r\n\r\n"
+                .to_owned(),
+            413,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = front.ask(20 + u32::try_from(number).unwrap(), &text).unwrap();
+        assert_eq!(status(&answer), expected, "{}: {answer}", text.lines().next().unwrap());
+    }
+    assert_eq!(front.refused("method_denied").unwrap(), 2);
+}
+
+#[test]
+fn a_circuit_over_its_limits_is_refused_then_banned_and_another_is_not() {
+    let mut front =
+        Front::start("", "profile = \"web\"\nrequests_per_10_seconds = 6\nban_threshold = 3").unwrap();
+    let mut statuses = Vec::new();
+    let mut end_of_it = Ok(Vec::new());
+    for _ in 0..12 {
+        let mut stream = front.stream(31).unwrap();
+        stream.write_all(get("/").as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        match read_answer(&mut stream, &mut answer) {
+            Ok(()) => {
+                let answer = String::from_utf8(answer).unwrap();
+                if status(&answer) == 429 {
+                    assert!(answer.to_ascii_lowercase().contains("\r\nretry-after: "), "{answer}");
+                }
+                statuses.push(status(&answer));
+            }
+            Err(error) => {
+                end_of_it = Err(error);
+                break;
+            }
+        }
+        // Requests that are under way when the first is refused are no further violation.
+        if statuses.last() == Some(&429) {
+            thread::sleep(Duration::from_millis(2_100));
+        }
+    }
+    assert!(is_reset(&end_of_it), "{statuses:?} {end_of_it:?}");
+    assert_eq!(statuses[..6], [200, 200, 200, 200, 200, 429], "{statuses:?}");
+    assert_eq!(status(&front.ask(32, &get("/")).unwrap()), 200, "another circuit");
+    let digest = front.next_digest().unwrap();
+    assert_eq!(digest.banned, 1);
+    let row = digest.circuits.iter().find(|row| row.circuit.get() == 31).unwrap();
+    assert!(row.state == "banned" && row.banned_seconds.is_some_and(|left| left > 250), "{row:?}");
+    assert!(digest.statistics.contains("Circuits: 2 tracked, 1 banned"), "{}", digest.statistics);
+    assert!(digest.refused["request_rate"] >= 2 && digest.refused["banned"] >= 1, "{:?}", digest.refused);
+}
+
+#[test]
+fn orders_act_on_open_streams_and_end_with_the_tor_process() {
+    let mut front = Front::start("keep_alive_seconds = 60", OPEN).unwrap();
+    let hold = |front: &Front, number: u32| {
+        let mut stream = front.stream(number).unwrap();
+        stream.write_all(get("/").as_bytes()).unwrap();
+        read_answer(&mut stream, &mut Vec::new()).unwrap();
+        stream
+    };
+    let (mut banned, mut other) = (hold(&front, 41), hold(&front, 42));
+    let ban = circuit(41, CircuitState::Banned { seconds: 100 });
+    front.order(&Orders { revision: 1, generation: 0, circuits: vec![ban.clone()] }).unwrap();
+    assert!(is_reset(&end(&mut banned)), "the open stream");
+    assert!(is_reset(&end(&mut front.stream(41).unwrap())), "a new stream");
+    other.write_all(get("/still").as_bytes()).unwrap();
+    read_answer(&mut other, &mut Vec::new()).unwrap();
+    // The same orders once more change nothing; the word that lifts it does.
+    let promoted = circuit(42, CircuitState::Vip);
+    front.order(&Orders { revision: 2, generation: 0, circuits: vec![ban, promoted] }).unwrap();
+    let rows = front.next_digest().unwrap().circuits;
+    let state = |number: u32| {
+        rows.iter().find(|row| row.circuit.get() == number).map(|row| row.state.clone()).unwrap_or_default()
+    };
+    assert_eq!((state(41), state(42)), ("banned".to_owned(), "vip".to_owned()));
+    let normal = circuit(41, CircuitState::Normal);
+    front.order(&Orders { revision: 3, generation: 0, circuits: vec![normal] }).unwrap();
+    assert_eq!(status(&front.ask(41, &get("/")).unwrap()), 200);
+    let ban = circuit(43, CircuitState::Banned { seconds: 100 });
+    front.order(&Orders { revision: 4, generation: 0, circuits: vec![ban] }).unwrap();
+    assert!(is_reset(&end(&mut front.stream(43).unwrap())));
+    // Another tor process gives the same number to somebody else.
+    front.order(&Orders { revision: 5, generation: 1, circuits: vec![] }).unwrap();
+    assert_eq!(status(&front.ask(43, &get("/")).unwrap()), 200);
+}
+
+#[test]
+fn those_beyond_the_places_wait_and_those_beyond_the_queue_are_refused() {
+    let circuits = "profile = \"web\"\nmax_concurrent_connections = 4\nmax_connections_per_second = 1000";
+    let mut front =
+        Front::start("maxconn = 8\nqueue_seconds = 20\nkeep_alive_seconds = 1", circuits).unwrap();
+    let outcomes: Vec<u16> = thread::scope(|scope| {
+        let front = &front;
+        let ask = |number: u32| scope.spawn(move || status(&front.ask(number, &get("/slow/1000")).unwrap()));
+        let asked: Vec<_> = (100..112).map(ask).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    let count = |status: u16| outcomes.iter().filter(|outcome| **outcome == status).count();
+    assert_eq!((count(200), count(503)), (8, 4), "{outcomes:?}");
+    assert_eq!(front.refused("capacity").unwrap(), 4);
+    // Nobody has a turn in time.
+    let mut front = Front::start("maxconn = 8\nqueue_seconds = 1", circuits).unwrap();
+    let outcomes: Vec<u16> = thread::scope(|scope| {
+        let front = &front;
+        let ask = |number: u32| scope.spawn(move || status(&front.ask(number, &get("/slow/3000")).unwrap()));
+        let asked: Vec<_> = (100..106).map(ask).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    let count = |status: u16| outcomes.iter().filter(|outcome| **outcome == status).count();
+    assert_eq!((count(200), count(503)), (4, 2), "{outcomes:?}");
+    assert_eq!(front.refused("queue_timeout").unwrap(), 2);
+}
+
+#[test]
+fn a_dead_backend_gives_way_to_a_page_and_comes_back() {
+    let mut front = Front::start("", OPEN).unwrap();
+    front.backend.set_well(false);
+    front
+        .wait_for("the health check", |front| Ok(front.digest().backends.iter().all(|each| !each.is_well)))
+        .unwrap();
+    let answer = front.ask(50, &get("/")).unwrap();
+    assert!(status(&answer) == 503 && answer.contains("maintenance"), "{answer}");
+    front.backend.set_well(true);
+    front
+        .wait_for("the health check", |front| Ok(front.digest().backends.iter().all(|each| each.is_well)))
+        .unwrap();
+    assert_eq!(status(&front.ask(50, &get("/")).unwrap()), 200);
+    assert_eq!(front.refused("backend_down").unwrap(), 1);
+}
+
+#[test]
+fn bytes_go_both_ways_over_tcp_and_over_a_socket_file() {
+    let mut front = Front::start("protocol = \"tcp\"", OPEN).unwrap();
+    let text = get("/raw");
+    let mut stream = front.stream(60).unwrap();
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut stream, &mut answer).unwrap();
+    // Not a byte is added or left out.
+    assert_eq!(
+        String::from_utf8(answer).unwrap(),
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())
+    );
+    // An echo, megabytes long, in both directions at once, and then the end of one direction alone.
+    let sent: Vec<u8> =
+        (0..8_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut stream = front.stream(61).unwrap();
+    stream.write_all(b"GET /ws HTTP/1.1\r\n\r\n").unwrap();
+    let mut head = [0; 72];
+    stream.read_exact(&mut head).unwrap();
+    let (mut write, bytes) = (stream.try_clone().unwrap(), sent.clone());
+    let writer = thread::spawn(move || {
+        write.write_all(&bytes).unwrap();
+        write.shutdown(Shutdown::Write).unwrap();
+    });
+    let received = end(&mut stream).unwrap();
+    writer.join().unwrap();
+    assert!(received == sent, "{} bytes of {}", received.len(), sent.len());
+    let mut stream = UnixStream::connect(front.socket()).unwrap();
+    stream.write_all(format!("{}{text}", header(62)).as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut stream, &mut answer).unwrap();
+    assert!(answer.ends_with(text.as_bytes()));
+    let digest = front.next_digest().unwrap();
+    assert!(digest.bytes_in > 8_000_000 && digest.bytes_out > 8_000_000, "{digest:?}");
+}
+
+#[test]
+fn it_serves_on_without_the_daemon_and_ends_what_it_began() {
+    let mut front = Front::start("", OPEN).unwrap();
+    let ban = circuit(70, CircuitState::Banned { seconds: 100 });
+    front.order(&Orders { revision: 1, generation: 0, circuits: vec![ban] }).unwrap();
+    front.leave_alone();
+    for number in 71..75 {
+        assert_eq!(status(&front.ask(number, &get("/")).unwrap()), 200);
+    }
+    assert!(is_reset(&end(&mut front.stream(70).unwrap())), "its last orders hold");
+    let mut stream = front.stream(75).unwrap();
+    stream.write_all(get("/slow/1500").as_bytes()).unwrap();
+    front
+        .wait_for("the request", |front| Ok(front.backend.requests().iter().any(|it| it.contains("/slow/"))))
+        .unwrap();
+    front.signal(Signal::SIGTERM).unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut stream, &mut answer).unwrap();
+    assert_eq!(status(&String::from_utf8(answer).unwrap()), 200, "what was begun ends as it should");
+    assert!(front.ended().unwrap().success());
+}
+
+/// Each file descriptor and the most memory that an idle connection takes are counted by the kernel.
+#[test]
+fn thousands_of_idle_connections_are_held_and_cost_little() {
+    let mut front = Front::start(
+        "maxconn = 3000\nrequest_seconds = 60\nclient_seconds = 60\nprotocol = \"tcp\"",
+        "profile = \"messenger\"\nmax_concurrent_connections = 3000\nmax_connections_per_second = 100000\n\
+         max_per_circuit_per_minute = 0",
+    )
+    .unwrap();
+    let resident = |front: &Front| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", front.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let before = resident(&front);
+    let streams: Vec<TcpStream> = (0..2_000).map(|number| front.stream(1_000 + number).unwrap()).collect();
+    front.wait_for("all connections", |front| Ok(front.digest().active == 2_000)).unwrap();
+    let each = (resident(&front) - before) / 2;
+    assert!(each < 16_000, "{each} bytes of memory for each connection");
+    assert_eq!(front.digest().circuits.len(), 1_000);
+    drop(streams);
+    front.wait_for("their end", |front| Ok(front.digest().active == 0)).unwrap();
+}

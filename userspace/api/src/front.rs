@@ -1,0 +1,133 @@
+//! What `tunica-front` and `tunicad` tell each other, over a Unix socket of the daemon's.
+//!
+//! The front connects, and sends a [`Digest`] each second. The daemon sends [`Orders`] when they change: the whole of what
+//! should be in force, never a step, so that nothing is lost when one of the two starts again. Each message is one line.
+//! Numbers of circuits mean nothing outside this machine, and leave it nowhere.
+
+use std::{collections::BTreeMap, num::NonZeroU32};
+
+use serde::{Deserialize, Serialize};
+
+/// A digest line, its newline included, may not be longer: 1 MiB.
+pub const MAX_DIGEST_BYTES: usize = 1024 * 1024;
+/// An order line may not be longer: 16 MiB, some hundred bytes for each of 100 000 circuits and room to grow.
+pub const MAX_ORDER_BYTES: usize = 16 * 1024 * 1024;
+/// Most rows of [`Digest::circuits`].
+pub const MOST_ROWS: usize = 1_000;
+
+/// How the ingress does. Counters count since [`Digest::process`] began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    /// Version of the front.
+    pub version: String,
+    /// Differs from one process of the front to the next.
+    pub process: u64,
+    /// The last orders that it follows, see [`Orders::revision`]; 0: none yet.
+    pub revision: u64,
+    /// Open connections that are served.
+    pub active: u64,
+    /// How many may be.
+    pub most_active: u64,
+    /// Connections that wait for their turn.
+    pub waiting: u64,
+    /// Connections that are held and get nothing.
+    pub tarpitted: u64,
+    /// Circuits that are remembered.
+    pub tracked: u64,
+    /// How many can be.
+    pub most_tracked: u64,
+    /// Circuits that are banned.
+    pub banned: u64,
+    /// Circuits with a token.
+    pub vips: u64,
+    /// `Active: 42/200 | Rate: 12/50/s | Circuits: 156 tracked, 3 banned`.
+    pub statistics: String,
+    /// Connections that tor handed over.
+    pub connections: u64,
+    /// Requests over HTTP.
+    pub requests: u64,
+    /// Circuits that were seen for the first time.
+    pub new_circuits: u64,
+    /// Bytes from clients.
+    pub bytes_in: u64,
+    /// Bytes to clients.
+    pub bytes_out: u64,
+    /// Connections or requests that were refused, by the refusal's word.
+    pub refused: BTreeMap<String, u64>,
+    /// Connections that ended in a fault of our own.
+    pub panics: u64,
+    /// The backends, in the order of the configuration.
+    pub backends: Vec<BackendHealth>,
+    /// The busiest circuits, at most [`MOST_ROWS`].
+    pub circuits: Vec<CircuitRow>,
+}
+
+/// Whether a backend is well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendHealth {
+    /// Where it listens, as in the configuration.
+    pub place: String,
+    /// Whether it answered its last health check.
+    pub is_well: bool,
+}
+
+/// One circuit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitRow {
+    /// Its number in its tor process.
+    pub circuit: NonZeroU32,
+    /// `normal`, `vip`, `suspect` or `banned`.
+    pub state: String,
+    /// Seconds since it was first seen.
+    pub age_seconds: u64,
+    /// Its open connections.
+    pub open: u64,
+    /// Connections in the last 60 s.
+    pub connections_per_minute: u64,
+    /// Requests since it was first seen.
+    pub requests: u64,
+    /// Bytes from the client.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+    /// Violations that count towards a ban.
+    pub violations: u32,
+    /// Seconds until its ban ends; absent: it is not banned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub banned_seconds: Option<u64>,
+}
+
+/// What should be in force in the front.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orders {
+    /// Grows with each change.
+    pub revision: u64,
+    /// Which tor process hands over the streams. With another one everything that is known of circuits is forgotten.
+    pub generation: u64,
+    /// What operators said of circuits.
+    pub circuits: Vec<CircuitOrder>,
+}
+
+/// What an operator said of a circuit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitOrder {
+    /// Its number in its tor process.
+    pub circuit: NonZeroU32,
+    /// What it is to be.
+    pub state: CircuitState,
+}
+
+/// What a circuit is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CircuitState {
+    /// Each of its streams is refused.
+    Banned {
+        /// For how long from when the order is sent, seconds.
+        seconds: u64,
+    },
+    /// It goes past the queue.
+    Vip,
+    /// As any other: what it was before is forgotten.
+    Normal,
+}

@@ -1,0 +1,104 @@
+//! `[circuits]`: what one circuit may do, and all together.
+
+use std::{
+    num::{NonZeroU8, NonZeroU16, NonZeroU32},
+    time::Duration,
+};
+
+use tunica_core::{
+    ban_ladder::{Ladder, LadderError},
+    circuit_policy::{CircuitSettings, RequestRates},
+};
+
+use crate::config::{Config, Profile};
+
+/// `[circuits]`: what one circuit may do, and all together. What is not set is as in the profile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Circuits {
+    /// `profile`; `gated` by default.
+    pub profile: Profile,
+    /// `max_connections_per_second`, all circuits together; 50 by default.
+    pub max_connections_per_second: NonZeroU32,
+    /// `max_concurrent_connections`, all circuits together; 200 by default.
+    pub max_concurrent_connections: NonZeroU32,
+    /// `max_per_circuit_per_minute`; the inner `None` is off.
+    pub max_per_circuit_per_minute: Option<Option<NonZeroU32>>,
+    /// `max_concurrent_per_circuit`.
+    pub max_concurrent_per_circuit: Option<NonZeroU32>,
+    /// `connections_per_10_seconds`: from so many on they are an offence; the inner `None` is off.
+    pub connections_per_10_seconds: Option<Option<NonZeroU32>>,
+    /// `slow_requests_per_10_seconds`: from so many on they go behind those of others.
+    pub slow_requests_per_10_seconds: Option<NonZeroU32>,
+    /// `requests_per_10_seconds`: from so many on they are denied.
+    pub requests_per_10_seconds: Option<NonZeroU32>,
+    /// `vip_requests_per_10_seconds`; 200 by default.
+    pub vip_requests_per_10_seconds: NonZeroU32,
+    /// `ban_threshold`: violations; 5 by default.
+    pub ban_threshold: NonZeroU32,
+    /// `ban_duration_seconds`: the first ban; 300 s by default.
+    pub ban_duration: Duration,
+    /// `table_size`: circuits that are remembered; 100 000 by default.
+    pub table_size: NonZeroU32,
+    /// `keep_seconds`: how long after its last use; 1 800 s by default.
+    pub keep: Duration,
+    /// `circuit_health_interval_secs`; 120 s by default.
+    pub health_interval: Duration,
+    /// `max_circuit_age_secs`; 600 s by default.
+    pub max_age: Duration,
+    /// `max_circuit_latency_secs`; 10 s by default.
+    pub max_latency: Duration,
+    /// `rotate_hard_after_secs`; `None`, which is written 0, is never.
+    pub rotate_hard_after: Option<Duration>,
+}
+
+impl Config {
+    /// What the front decides about circuits by.
+    ///
+    /// # Errors
+    /// [`LadderError`], which a validated ladder gives no cause for.
+    pub fn circuit_settings(&self) -> Result<CircuitSettings, LadderError> {
+        let circuits = &self.circuits;
+        let ladder = Ladder::new(self.bans.ladder.clone(), self.bans.forgive_after)?;
+        let of_profile = match circuits.profile {
+            Profile::Messenger => CircuitSettings::messenger(ladder),
+            Profile::Gated => CircuitSettings::gated(ladder),
+            Profile::Web => CircuitSettings::web(ladder),
+        };
+        // The rules of the keys bound every number, so nothing is cut.
+        let byte = |number: NonZeroU32| NonZeroU8::try_from(number).unwrap_or(NonZeroU8::MAX);
+        let word = |number: NonZeroU32| NonZeroU16::try_from(number).unwrap_or(NonZeroU16::MAX);
+        let requests = of_profile.requests.map(|rates| RequestRates {
+            slow: circuits.slow_requests_per_10_seconds.map_or(rates.slow, word),
+            deny: circuits.requests_per_10_seconds.map_or(rates.deny, word),
+        });
+        Ok(CircuitSettings {
+            max_connections_per_second: circuits.max_connections_per_second,
+            max_concurrent_connections: circuits.max_concurrent_connections,
+            maxconn: self.ingress.maxconn,
+            queue_timeout: self.ingress.queue,
+            max_per_circuit_per_minute: circuits
+                .max_per_circuit_per_minute
+                .map_or(of_profile.max_per_circuit_per_minute, |limit| limit.map(byte)),
+            max_concurrent_per_circuit: circuits
+                .max_concurrent_per_circuit
+                .map_or(of_profile.max_concurrent_per_circuit, word),
+            connections_per_10_seconds: circuits
+                .connections_per_10_seconds
+                .map_or(of_profile.connections_per_10_seconds, |limit| limit.map(byte)),
+            requests,
+            vip_per_10_seconds: word(circuits.vip_requests_per_10_seconds),
+            ban_threshold: byte(circuits.ban_threshold),
+            ban_duration: circuits.ban_duration,
+            // Nobody can be asked for a puzzle yet, so nothing is kept for those who solved one.
+            asks_puzzles: false,
+            health_interval: circuits.health_interval,
+            max_circuit_age: circuits.max_age,
+            max_circuit_latency: circuits.max_latency,
+            rotate_hard_after: circuits.rotate_hard_after,
+            table_size: circuits.table_size,
+            reputation_life: circuits.keep,
+            ..of_profile
+        })
+    }
+}

@@ -1,0 +1,47 @@
+//! `[circuits]`.
+
+use toml::de::DeTable;
+
+use super::{Reader, seconds};
+use crate::{circuits::Circuits, keys};
+
+impl Reader<'_> {
+    pub(super) fn circuits(&mut self, root: &DeTable<'_>) -> Option<Circuits> {
+        let profile = self.value(root, &keys::PROFILE);
+        let max_connections_per_second = self.value(root, &keys::ALL_PER_SECOND);
+        let max_concurrent_connections = self.value(root, &keys::ALL_AT_ONCE);
+        let max_per_circuit_per_minute = self.optional(root, &keys::PER_MINUTE);
+        let max_concurrent_per_circuit = self.optional(root, &keys::AT_ONCE);
+        let connections_per_10_seconds = self.optional(root, &keys::CONNECTIONS_PER_10);
+        let slow_requests_per_10_seconds = self.optional(root, &keys::SLOW_PER_10);
+        let requests_per_10_seconds = self.optional(root, &keys::REQUESTS_PER_10);
+        let vip_requests_per_10_seconds = self.value(root, &keys::VIP_PER_10);
+        let ban_threshold = self.value(root, &keys::CIRCUIT_BAN_THRESHOLD);
+        let ban_duration = self.value(root, &keys::CIRCUIT_BAN);
+        let table_size = self.value(root, &keys::CIRCUIT_TABLE);
+        let keep = self.value(root, &keys::CIRCUIT_KEEP);
+        let health_interval = self.value(root, &keys::CIRCUIT_HEALTH);
+        let max_age = self.value(root, &keys::CIRCUIT_AGE);
+        let max_latency = self.value(root, &keys::CIRCUIT_LATENCY);
+        let rotate_hard_after = self.value(root, &keys::ROTATE_HARD);
+        Some(Circuits {
+            profile: profile?.value,
+            max_connections_per_second: max_connections_per_second?.value,
+            max_concurrent_connections: max_concurrent_connections?.value,
+            max_per_circuit_per_minute: max_per_circuit_per_minute?,
+            max_concurrent_per_circuit: max_concurrent_per_circuit?,
+            connections_per_10_seconds: connections_per_10_seconds?,
+            slow_requests_per_10_seconds: slow_requests_per_10_seconds?,
+            requests_per_10_seconds: requests_per_10_seconds?,
+            vip_requests_per_10_seconds: vip_requests_per_10_seconds?.value,
+            ban_threshold: ban_threshold?.value,
+            ban_duration: seconds(ban_duration?.value),
+            table_size: table_size?.value,
+            keep: seconds(keep?.value),
+            health_interval: seconds(health_interval?.value),
+            max_age: seconds(max_age?.value),
+            max_latency: seconds(max_latency?.value),
+            rotate_hard_after: rotate_hard_after?.value.map(seconds),
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! Rules of `[ingress]`.
+
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
+
+use toml::{Spanned, de::DeValue};
+
+use super::{Element, Entry, Fault, Number, Rule, Unrelated, repeated};
+use crate::{
+    changes::Written,
+    ingress::{Place, is_private},
+};
+
+/// Where a backend listens.
+pub(crate) struct BackendPlace;
+
+/// The path of a URL.
+pub(crate) struct UrlPath {
+    /// A path that would do.
+    pub(crate) example: &'static str,
+}
+
+/// Longest path of a Unix socket, bytes (unix(7)).
+const LONGEST_SOCKET: usize = 107;
+/// Longest path of a URL that is taken, bytes.
+const LONGEST_URL_PATH: usize = 255;
+
+impl Rule for BackendPlace {
+    type Value = Place;
+
+    fn kind(&self) -> String {
+        "string".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        "a numeric address on loopback or in a private network with a port, such as \"127.0.0.1:10001\", or a Unix socket, \
+         such as \"unix:/run/app/http.sock\""
+            .to_owned()
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Place, Vec<Fault>> {
+        let Some(text) = value.get_ref().as_str() else {
+            return Err(Fault::wrong_type(value, &self.allowed()));
+        };
+        let fix = format!("give {}", self.allowed());
+        if let Some(path) = text.strip_prefix("unix:") {
+            let fits = path.starts_with('/') && !path.contains('\0') && path.len() <= LONGEST_SOCKET;
+            return if fits {
+                Ok(Place::Unix(PathBuf::from(path)))
+            } else {
+                let consequence = "a Unix socket needs an absolute path of at most 107 bytes";
+                Err(Fault::at(value, consequence, fix))
+            };
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() == 0 => Err(Fault::at(value, "nothing can listen on port 0", fix)),
+            Ok(address) if is_private(address.ip()) => Ok(Place::Tcp(address)),
+            Ok(_) => Err(Fault::at(
+                value,
+                "what visitors ask for would cross the internet unencrypted, and tell where the service is",
+                fix,
+            )),
+            Err(_) => Err(Fault::at(
+                value,
+                "this is no numeric address with a port, so nothing would be sent there",
+                fix,
+            )),
+        }
+    }
+
+    fn write(&self, value: &Place) -> Written {
+        Written::text(&value.to_string())
+    }
+}
+
+impl Element for BackendPlace {
+    const RELATION: &'static str = "different";
+
+    fn unrelated(&self, entries: &[Entry<Place>]) -> Vec<Unrelated> {
+        repeated(entries, "naming a backend twice sends it twice as much")
+    }
+}
+
+impl Rule for UrlPath {
+    type Value = String;
+
+    fn kind(&self) -> String {
+        "string".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        format!(
+            "a path that begins with / and holds visible ASCII characters only, such as \"{}\"",
+            self.example
+        )
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<String, Vec<Fault>> {
+        let Some(text) = value.get_ref().as_str() else {
+            return Err(Fault::wrong_type(value, &self.allowed()));
+        };
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic());
+        if text.starts_with('/') && is_plain && text.len() <= LONGEST_URL_PATH {
+            return Ok(text.to_owned());
+        }
+        let consequence = "no request could ask for this";
+        Err(Fault::at(value, consequence, format!("give {}", self.allowed())))
+    }
+
+    fn write(&self, value: &String) -> Written {
+        Written::text(value)
+    }
+}
+
+/// A number as [`Number`] has it, or 0, which switches off what it limits.
+pub(crate) struct OrOff(pub(crate) Number);
+
+impl Rule for OrOff {
+    type Value = Option<NonZeroU32>;
+
+    fn kind(&self) -> String {
+        self.0.kind()
+    }
+
+    fn allowed(&self) -> String {
+        format!("{}, or 0 for none", self.0.allowed())
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Option<NonZeroU32>, Vec<Fault>> {
+        if let DeValue::Integer(integer) = value.get_ref()
+            && super::to_i128(integer) == 0
+        {
+            return Ok(None);
+        }
+        self.0.check(value).map(Some)
+    }
+
+    fn write(&self, value: &Option<NonZeroU32>) -> Written {
+        value.map_or_else(|| Written::One("0".to_owned()), |number| self.0.write(&number))
+    }
+}

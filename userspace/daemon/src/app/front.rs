@@ -1,0 +1,150 @@
+//! `circuits` and `circuit`: what the ingress says, and what it is told.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use tokio::sync::watch;
+use tunica_api::{
+    front::{CircuitOrder as Wire, CircuitState, Digest, Orders},
+    request,
+    view::{self, Answer, Done, RefusedCode},
+};
+use tunica_core::{
+    circuit_orders::{CircuitOrder, CircuitOrders},
+    time::Monotime,
+};
+
+use super::App;
+use crate::{shell::front::Heard, views};
+
+/// What is known of the front.
+pub(super) struct Front {
+    /// What it last said, and when.
+    last: Option<(Box<Digest>, Monotime)>,
+    orders: CircuitOrders,
+    sender: watch::Sender<Orders>,
+}
+
+impl Default for Front {
+    fn default() -> Self {
+        Self { last: None, orders: CircuitOrders::default(), sender: watch::Sender::new(Orders::default()) }
+    }
+}
+
+impl App {
+    /// Where the front's orders are, for its shell.
+    pub fn orders(&self) -> watch::Receiver<Orders> {
+        self.front.sender.subscribe()
+    }
+
+    /// Takes in what the front said.
+    pub fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Digest(digest) => {
+                if self.front.last.is_none() {
+                    tracing::info!(
+                        message_id = "front_here",
+                        version = digest.version,
+                        "the ingress reports to this daemon"
+                    );
+                }
+                self.metrics.set_front(Some(&digest));
+                self.front.last = Some((digest, self.now().mono));
+            }
+            Heard::Gone => {
+                self.front.last = None;
+                self.metrics.set_front(None);
+            }
+        }
+    }
+
+    /// Lifts what is over.
+    pub(super) fn advance_orders(&mut self) {
+        let before = self.front.orders.revision();
+        self.front.orders.advance(self.now());
+        if self.front.orders.revision() != before {
+            self.send_orders();
+        }
+    }
+
+    fn send_orders(&self) {
+        let (orders, now) = (&self.front.orders, self.now().mono);
+        let state = |order| match order {
+            CircuitOrder::Banned { until } => {
+                CircuitState::Banned { seconds: until.since(now).as_secs() + 1 }
+            }
+            CircuitOrder::Vip => CircuitState::Vip,
+            CircuitOrder::Normal => CircuitState::Normal,
+        };
+        let circuits = orders.desired().map(|(circuit, order)| Wire { circuit, state: state(order) });
+        self.front.sender.send_replace(Orders {
+            revision: orders.revision(),
+            generation: orders.generation().0,
+            circuits: circuits.collect(),
+        });
+    }
+
+    /// How the ingress does, with its `limit` busiest circuits.
+    pub(super) fn circuits(&self, limit: u32) -> Answer {
+        let Some((digest, since)) = &self.front.last else { return self.no_front() };
+        let mut digest = Digest::clone(digest);
+        digest.circuits.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        let age_seconds = self.now().mono.since(*since).as_secs();
+        Answer::Circuits(Box::new(view::Circuits { digest, age_seconds }))
+    }
+
+    fn no_front(&self) -> Answer {
+        let why = if self.config.ingress.enabled {
+            "tunica-front does not run or does not reach this daemon; look at `systemctl status tunica-front`"
+        } else {
+            "the ingress is not configured; set `enabled = true` under [ingress] and start tunica-front"
+        };
+        views::refused(RefusedCode::NotFound, why.to_owned())
+    }
+
+    /// Has the front treat a circuit otherwise.
+    pub(super) fn order_circuit(&mut self, request: request::CircuitOrder) -> Answer {
+        let request::CircuitOrder { circuit, state, dry_run } = request;
+        let Some((digest, _)) = &self.front.last else { return self.no_front() };
+        let is_known = digest.circuits.iter().any(|row| row.circuit == circuit);
+        let mut said = vec![match state {
+            CircuitState::Banned { seconds } => {
+                format!(
+                    "circuit {circuit}: each of its streams is refused for {seconds} s, and those that are open are reset"
+                )
+            }
+            CircuitState::Vip => format!("circuit {circuit}: it goes past the queue until it ends"),
+            CircuitState::Normal => format!("circuit {circuit}: what was found out about it is forgotten"),
+        }];
+        if !is_known {
+            said.push(
+                "it is not among the busiest circuits, so whether there is one of this number is not known"
+                    .to_owned(),
+            );
+        }
+        if !dry_run && let Err(error) = self.front.orders.set(circuit, order(state, self.now().mono)) {
+            return views::refused(RefusedCode::Failed, error.to_string());
+        }
+        if !dry_run {
+            self.send_orders();
+        }
+        Answer::Done(Done { dry_run, changes: said, undo: undo(circuit, state) })
+    }
+}
+
+fn order(state: CircuitState, now: Monotime) -> CircuitOrder {
+    match state {
+        CircuitState::Banned { seconds } => {
+            CircuitOrder::Banned { until: now.after(Duration::from_secs(seconds)) }
+        }
+        CircuitState::Vip => CircuitOrder::Vip,
+        CircuitState::Normal => CircuitOrder::Normal,
+    }
+}
+
+fn undo(circuit: NonZeroU32, state: CircuitState) -> Option<String> {
+    match state {
+        CircuitState::Banned { .. } => Some(format!("tunica circuit unban {circuit}")),
+        CircuitState::Vip => Some(format!("tunica circuit demote {circuit}")),
+        CircuitState::Normal => None,
+    }
+}

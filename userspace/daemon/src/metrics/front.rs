@@ -1,0 +1,161 @@
+//! What of the ingress is shown.
+
+use prometheus::IntCounterVec;
+use tunica_api::front::Digest;
+use tunica_core::refusal::Refusal;
+
+use super::{Families, Follower, Metrics};
+
+/// Counters that follow the front's own.
+pub(super) struct FrontFollowers {
+    connections: Follower,
+    requests: Follower,
+    new_circuits: Follower,
+    bytes_in: Follower,
+    bytes_out: Follower,
+    panics: Follower,
+    refused: Vec<(&'static str, Follower)>,
+    process: std::sync::atomic::AtomicU64,
+}
+
+impl FrontFollowers {
+    pub(super) fn new(families: &Families) -> Self {
+        let labelled =
+            |family: &IntCounterVec, label: &str| Follower::new(family.with_label_values(&[label]));
+        Self {
+            connections: Follower::new(families.front_connections.clone()),
+            requests: Follower::new(families.front_requests.clone()),
+            new_circuits: Follower::new(families.circuits_new.clone()),
+            bytes_in: labelled(&families.front_bytes, "in"),
+            bytes_out: labelled(&families.front_bytes, "out"),
+            panics: Follower::new(families.front_panics.clone()),
+            refused: Refusal::ALL
+                .iter()
+                .map(|refusal| (refusal.label(), labelled(&families.front_refused, refusal.label())))
+                .collect(),
+            process: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    fn each(&self) -> impl Iterator<Item = &Follower> {
+        [&self.connections, &self.requests, &self.new_circuits, &self.bytes_in, &self.bytes_out, &self.panics]
+            .into_iter()
+            .chain(self.refused.iter().map(|(_, follower)| follower))
+    }
+}
+
+impl Metrics {
+    /// Shows what the front said last; `None`: it is not there.
+    pub fn set_front(&self, digest: Option<&Digest>) {
+        let families = &self.families;
+        families.front_up.set(i64::from(digest.is_some()));
+        let nothing = Digest::default();
+        let of = digest.unwrap_or(&nothing);
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        families.front_active.set(gauge(of.active));
+        families.front_most_active.set(gauge(of.most_active));
+        families.front_waiting.set(gauge(of.waiting));
+        families.front_tarpitted.set(gauge(of.tarpitted));
+        families.circuits_tracked.set(gauge(of.tracked));
+        families.circuits_capacity.set(gauge(of.most_tracked));
+        families.circuits_banned.set(gauge(of.banned));
+        families.circuits_vip.set(gauge(of.vips));
+        families.front_backend.reset();
+        for backend in &of.backends {
+            families.front_backend.with_label_values(&[&backend.place]).set(i64::from(backend.is_well));
+        }
+        let Some(digest) = digest else { return };
+        let front = &self.front;
+        if front.process.swap(digest.process, std::sync::atomic::Ordering::Relaxed) != digest.process {
+            front.each().for_each(Follower::begin_anew);
+        }
+        front.connections.follow(digest.connections);
+        front.requests.follow(digest.requests);
+        front.new_circuits.follow(digest.new_circuits);
+        front.bytes_in.follow(digest.bytes_in);
+        front.bytes_out.follow(digest.bytes_out);
+        front.panics.follow(digest.panics);
+        for (label, follower) in &front.refused {
+            if let Some(total) = digest.refused.get(*label) {
+                follower.follow(*total);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tunica_api::front::BackendHealth;
+
+    use super::*;
+    use crate::metrics::tests::metrics;
+
+    /// A digest of which every number is another.
+    pub(in crate::metrics) fn digest() -> Digest {
+        Digest {
+            process: 7,
+            active: 1,
+            most_active: 2,
+            waiting: 3,
+            tarpitted: 4,
+            tracked: 5,
+            most_tracked: 6,
+            banned: 7,
+            vips: 8,
+            connections: 9,
+            requests: 10,
+            new_circuits: 11,
+            bytes_in: 12,
+            bytes_out: 13,
+            panics: 14,
+            refused: [(Refusal::Banned.label().to_owned(), 15), ("no_word_of_ours".to_owned(), 16)].into(),
+            backends: vec![BackendHealth { place: "127.0.0.1:1".to_owned(), is_well: true }],
+            ..Digest::default()
+        }
+    }
+
+    #[test]
+    fn each_number_of_a_digest_has_its_series() {
+        let metrics = metrics();
+        metrics.set_front(Some(&digest()));
+        let text = metrics.render().unwrap();
+        for (series, value) in [
+            ("tunica_front_up", 1),
+            ("tunica_front_active", 1),
+            ("tunica_front_active_max", 2),
+            ("tunica_front_waiting", 3),
+            ("tunica_front_tarpitted", 4),
+            ("tunica_circuits_tracked", 5),
+            ("tunica_circuits_capacity", 6),
+            ("tunica_circuits_banned", 7),
+            ("tunica_circuits_vip", 8),
+            ("tunica_front_connections_total", 9),
+            ("tunica_front_requests_total", 10),
+            ("tunica_circuits_new_total", 11),
+            ("tunica_front_bytes_total{direction=\"in\"}", 12),
+            ("tunica_front_bytes_total{direction=\"out\"}", 13),
+            ("tunica_front_panics_total", 14),
+            ("tunica_front_refused_total{refusal=\"banned\"}", 15),
+            ("tunica_front_refused_total{refusal=\"capacity\"}", 0),
+            ("tunica_front_backend_up{backend=\"127.0.0.1:1\"}", 1),
+        ] {
+            assert!(text.contains(&format!("\n{series} {value}\n")), "{series} {value} in\n{text}");
+        }
+        assert!(!text.contains("no_word_of_ours"), "a label from outside the closed set");
+    }
+
+    #[test]
+    fn counters_go_on_when_the_front_starts_again_and_gauges_end_with_it() {
+        let metrics = metrics();
+        let connections = |metrics: &Metrics| metrics.families.front_connections.get();
+        metrics.set_front(Some(&Digest { connections: 100, ..digest() }));
+        metrics.set_front(Some(&Digest { connections: 130, ..digest() }));
+        assert_eq!(connections(&metrics), 130);
+        // More than the one before, and all of them new.
+        metrics.set_front(Some(&Digest { connections: 200, process: 8, ..digest() }));
+        assert_eq!(connections(&metrics), 330);
+        metrics.set_front(None);
+        assert_eq!((connections(&metrics), metrics.families.front_active.get()), (330, 0));
+        assert_eq!(metrics.families.front_up.get(), 0);
+    }
+}

@@ -1,0 +1,659 @@
+//! The circuits behind the connections: what the policy says of each, whose turn it is, and who must go.
+//!
+//! The decisions are [`tunica_core::circuit_policy`]'s. Here are its locks, the connections that wait for their turn, and
+//! the words that end others. Locks are taken in one order, shard before admission before connections, and never held over
+//! an `await`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasher, RandomState},
+    num::NonZeroU32,
+    ops::Deref,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use hyper::header::HeaderValue;
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tunica_api::front::{CircuitOrder, CircuitRow, CircuitState, Digest, MOST_ROWS, Orders};
+use tunica_core::{
+    circuit_policy::{
+        Action, Admission, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Place, Ruling,
+        Serial, Statistics, Usage,
+    },
+    id::{CircuitId, TorGeneration},
+    refusal::Refusal,
+    time::Monotime,
+};
+
+use crate::pulse::Pulse;
+
+/// How long a request in the slow lane lets others go before, and looks again.
+const STEP_ASIDE: Duration = Duration::from_millis(50);
+
+/// Everything that is known of circuits, shared by the workers.
+pub struct Circuits {
+    settings: CircuitSettings,
+    shards: Vec<Mutex<CircuitShard>>,
+    admission: Mutex<Admission>,
+    visits: Mutex<HashMap<Serial, Arc<Visit>>>,
+    /// Makes words and numbers of circuits that say nothing of them outside this process.
+    hasher: RandomState,
+    generation: AtomicU64,
+    totals: Totals,
+    drain: watch::Sender<bool>,
+}
+
+/// Counters since this process began.
+#[derive(Debug)]
+struct Totals {
+    connections: AtomicU64,
+    requests: AtomicU64,
+    new_circuits: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    panics: AtomicU64,
+    /// In the order of [`Refusal::ALL`].
+    refused: Vec<AtomicU64>,
+}
+
+/// A connection with a place: it is served, waits, or is held in the tarpit.
+pub struct Visit {
+    hold: Hold,
+    /// Its number by the secret of this process, and the same as the backend reads it.
+    hash: u64,
+    word: HeaderValue,
+    pulse: Arc<Pulse>,
+    fate: watch::Sender<Fate>,
+    reported: Mutex<(u64, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Waits,
+    Served,
+    Ends(Refusal),
+}
+
+/// A connection with a place, which is given back when the last of these is dropped.
+pub struct Stay {
+    circuits: Arc<Circuits>,
+    visit: Arc<Visit>,
+}
+
+/// What becomes of a new connection.
+pub enum Welcome {
+    /// It is served now.
+    Serve(Arc<Stay>),
+    /// It waits for [`Stay::turn`].
+    Wait(Arc<Stay>),
+    /// It is held until [`Visit::cut`], or for as long as a tarpit holds.
+    Tarpit(Arc<Stay>),
+    /// It gets what the word says.
+    Refuse(Ruling),
+}
+
+/// Now, on the clock of the boot.
+pub fn now() -> Monotime {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    Monotime(time.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+}
+
+/// When a client may come again.
+pub fn retry_after(ruling: &Ruling) -> Option<Duration> {
+    match ruling.decision {
+        Decision::RateLimited { retry_after } => Some(retry_after),
+        Decision::Banned { remaining } => Some(remaining),
+        Decision::Allow | Decision::RequirePow { .. } | Decision::CapacityExceeded => None,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic ends one connection; what it left is as consistent as any decision, since records are written whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Visit {
+    /// What its circuit is for the backends, see [`crate::http::CIRCUIT_HEADER`].
+    pub const fn word(&self) -> &HeaderValue {
+        &self.word
+    }
+
+    /// The same as a number.
+    pub const fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// What it is doing.
+    pub const fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
+    /// Returns when the connection must end, with the word for it.
+    pub async fn cut(&self) -> Refusal {
+        let mut fate = self.fate.subscribe();
+        loop {
+            if let Fate::Ends(refusal) = *fate.borrow_and_update() {
+                return refusal;
+            }
+            if fate.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn end(&self, refusal: Refusal) {
+        self.fate.send_replace(Fate::Ends(refusal));
+    }
+
+    fn usage(&self, latency: Option<Duration>) -> Usage {
+        let (bytes_in, bytes_out) = self.pulse.bytes();
+        let mut reported = lock(&self.reported);
+        let usage = Usage {
+            bytes_in: bytes_in.saturating_sub(reported.0),
+            bytes_out: bytes_out.saturating_sub(reported.1),
+            cpu_nanoseconds: 0,
+            latency,
+        };
+        *reported = (bytes_in, bytes_out);
+        usage
+    }
+}
+
+impl Stay {
+    /// Waits for the connection's turn; else it must end, with this word.
+    ///
+    /// # Errors
+    /// Why it may not be served.
+    pub async fn turn(&self) -> Result<(), Refusal> {
+        self.circuits.turn(&self.visit).await
+    }
+
+    /// A request of a connection that is served. In the slow lane it lets those that wait go before.
+    pub async fn request(&self) -> Ruling {
+        self.circuits.request(&self.visit).await
+    }
+
+    /// The backend has answered after so long.
+    pub fn answered(&self, latency: Duration) {
+        self.circuits.report(&self.visit, Some(latency));
+    }
+
+    /// Counts a refusal, and holds it against the circuit where it is its doing.
+    pub fn refused(&self, refusal: Refusal) {
+        self.circuits.refused(&self.visit, refusal);
+    }
+
+    /// Returns once the front ends.
+    pub async fn drained(&self) {
+        self.circuits.drained().await;
+    }
+}
+
+impl Deref for Stay {
+    type Target = Visit;
+
+    fn deref(&self) -> &Visit {
+        &self.visit
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.circuits.panicked();
+        }
+        self.circuits.leave(&self.visit);
+    }
+}
+
+impl Circuits {
+    /// Nothing is known yet. `shards` is best the number of workers.
+    pub fn new(settings: CircuitSettings, shards: NonZeroU32) -> Arc<Self> {
+        let generation = TorGeneration(0);
+        let shard = |_| Mutex::new(CircuitShard::new(settings.clone(), shards, generation, now()));
+        let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+        Arc::new(Self {
+            shards: (0..shards.get()).map(shard).collect(),
+            admission: Mutex::new(Admission::new(settings.clone())),
+            settings,
+            visits: Mutex::default(),
+            hasher: RandomState::new(),
+            generation: AtomicU64::new(generation.0),
+            drain: watch::Sender::new(false),
+            totals: Totals {
+                connections: AtomicU64::new(0),
+                requests: AtomicU64::new(0),
+                new_circuits: AtomicU64::new(0),
+                bytes_in: AtomicU64::new(0),
+                bytes_out: AtomicU64::new(0),
+                panics: AtomicU64::new(0),
+                refused: zeros(Refusal::ALL.len()),
+            },
+        })
+    }
+
+    /// The circuit of this number in the tor process that hands over the streams.
+    pub fn circuit(&self, number: NonZeroU32) -> CircuitId {
+        CircuitId::new(TorGeneration(self.generation.load(Relaxed)), number)
+    }
+
+    fn shard(&self, circuit: CircuitId) -> Option<MutexGuard<'_, CircuitShard>> {
+        let count = u32::try_from(self.shards.len()).ok().and_then(NonZeroU32::new)?;
+        Some(lock(self.shards.get(circuit.shard(count) as usize)?))
+    }
+
+    /// A new connection.
+    pub fn connect(self: &Arc<Self>, circuit: CircuitId, pulse: Arc<Pulse>) -> Welcome {
+        let now = now();
+        self.totals.connections.fetch_add(1, Relaxed);
+        let nobody = Ruling {
+            decision: Decision::CapacityExceeded,
+            word: Refusal::OutOfResources,
+            lane: Lane::Suspect,
+            action: Action::Deny,
+        };
+        let Some(mut shard) = self.shard(circuit) else { return Welcome::Refuse(nobody) };
+        let is_new = shard.look(circuit, now).is_none();
+        let mut place = None;
+        let arrival = shard.connect(circuit, now, |ask| {
+            let admitted = lock(&self.admission).admit(ask, now);
+            place = admitted.as_ref().ok().map(|admitted| admitted.place);
+            admitted
+        });
+        let commands = shard.take_commands();
+        drop(shard);
+        if is_new {
+            self.totals.new_circuits.fetch_add(1, Relaxed);
+        }
+        if let Some((serial, refusal)) = arrival.ends
+            && let Some(visit) = lock(&self.visits).get(&serial)
+        {
+            visit.end(refusal);
+        }
+        self.obey(commands);
+        let (Some(hold), Some(place)) = (arrival.hold, place) else {
+            self.count(arrival.ruling.word);
+            return Welcome::Refuse(arrival.ruling);
+        };
+        let serial = hold.serial();
+        let hash = self.hasher.hash_one((circuit.generation().0, circuit.number_for_this_node()));
+        let word = HeaderValue::from_str(&format!("{hash:016x}"));
+        let fate = if place == Place::Served { Fate::Served } else { Fate::Waits };
+        let visit = Arc::new(Visit {
+            hold,
+            hash,
+            word: word.unwrap_or_else(|_| HeaderValue::from_static("0")),
+            pulse,
+            fate: watch::Sender::new(fate),
+            reported: Mutex::default(),
+        });
+        lock(&self.visits).insert(serial, Arc::clone(&visit));
+        let stay = Arc::new(Stay { circuits: Arc::clone(self), visit });
+        match place {
+            Place::Served => Welcome::Serve(stay),
+            Place::Waiting => Welcome::Wait(stay),
+            Place::Tarpit => {
+                self.count(arrival.ruling.word);
+                Welcome::Tarpit(stay)
+            }
+            Place::Challenged => {
+                // No puzzle can be handed out, so none is asked for: the settings say so.
+                Welcome::Refuse(nobody)
+            }
+        }
+    }
+
+    async fn turn(&self, visit: &Visit) -> Result<(), Refusal> {
+        let mut fate = visit.fate.subscribe();
+        let decided = timeout(self.settings.queue_timeout, fate.wait_for(|fate| *fate != Fate::Waits)).await;
+        match decided.map(|fate| fate.map(|fate| *fate)) {
+            Ok(Ok(Fate::Served)) => Ok(()),
+            Ok(Ok(Fate::Ends(refusal))) => Err(refusal),
+            Ok(Ok(Fate::Waits) | Err(_)) | Err(_) => Err(Refusal::QueueTimeout),
+        }
+    }
+
+    async fn request(&self, visit: &Visit) -> Ruling {
+        self.totals.requests.fetch_add(1, Relaxed);
+        let (ruling, commands) = {
+            let circuit = visit.hold.circuit();
+            let now = now();
+            let Some(mut shard) = self.shard(circuit) else {
+                return Ruling {
+                    decision: Decision::Allow,
+                    word: Refusal::Served,
+                    lane: Lane::Normal,
+                    action: Action::Serve,
+                };
+            };
+            let ruling = shard.request(circuit, now, |ticket| lock(&self.admission).request(ticket, now));
+            (ruling, shard.take_commands())
+        };
+        self.obey(commands);
+        if ruling.action == Action::SlowLane {
+            self.count(Refusal::SlowLane);
+            let patience = self.settings.queue_timeout;
+            let _ = timeout(patience, async {
+                while lock(&self.admission).waiting() > 0 {
+                    sleep(STEP_ASIDE).await;
+                }
+            })
+            .await;
+        }
+        ruling
+    }
+
+    fn report(&self, visit: &Visit, latency: Option<Duration>) {
+        let usage = visit.usage(latency);
+        self.totals.bytes_in.fetch_add(usage.bytes_in, Relaxed);
+        self.totals.bytes_out.fetch_add(usage.bytes_out, Relaxed);
+        if let Some(mut shard) = self.shard(visit.hold.circuit()) {
+            shard.report(visit.hold.circuit(), usage, now());
+        }
+    }
+
+    /// The connection has ended; whoever waited longest takes its place.
+    fn leave(&self, visit: &Visit) {
+        self.report(visit, None);
+        if lock(&self.visits).remove(&visit.hold.serial()).is_none() {
+            return;
+        }
+        if let Some(mut shard) = self.shard(visit.hold.circuit()) {
+            shard.close(&visit.hold, now());
+        }
+        let mut admission = lock(&self.admission);
+        admission.close(visit.hold.serial());
+        while let Some(next) = admission.start_next() {
+            if let Some(next) = lock(&self.visits).get(&next) {
+                next.fate.send_if_modified(|fate| {
+                    let waits = *fate == Fate::Waits;
+                    if waits {
+                        *fate = Fate::Served;
+                    }
+                    waits
+                });
+            }
+        }
+    }
+
+    fn refused(&self, visit: &Visit, refusal: Refusal) {
+        self.count(refusal);
+        if !refusal.is_violation() {
+            return;
+        }
+        let circuit = visit.hold.circuit();
+        let commands = self.shard(circuit).map(|mut shard| {
+            // What the policy itself refused it has counted already.
+            if !is_of_policy(refusal) {
+                shard.violation(circuit, refusal, now());
+            }
+            shard.take_commands()
+        });
+        self.obey(commands.unwrap_or_default());
+    }
+
+    /// Counts a refusal of a stream of no known circuit.
+    pub fn count(&self, refusal: Refusal) {
+        let position = Refusal::ALL.iter().position(|each| *each == refusal);
+        if let Some(total) = position.and_then(|position| self.totals.refused.get(position)) {
+            total.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn panicked(&self) {
+        self.totals.panics.fetch_add(1, Relaxed);
+        self.count(Refusal::Fault);
+    }
+
+    /// What is due now and then.
+    pub fn advance(&self) {
+        let now = now();
+        for shard in &self.shards {
+            let commands = {
+                let mut shard = lock(shard);
+                shard.advance(now)
+            };
+            self.obey(commands);
+        }
+        lock(&self.admission).advance(now);
+    }
+
+    fn obey(&self, commands: Vec<Command>) {
+        for command in commands {
+            match command {
+                Command::Ban { circuit, .. } => self.end_all(circuit, Refusal::Banned),
+                // Only tor can close a circuit; one without connections costs nothing here.
+                Command::Close { circuit, why } => self.end_all(circuit, why),
+                Command::ReleaseToken { ticket, circuit } => lock(&self.admission).release(ticket, circuit),
+                Command::RevokeToken { ticket } => {
+                    let circuits = lock(&self.admission).revoke(ticket);
+                    for circuit in circuits {
+                        if let Some(mut shard) = self.shard(circuit) {
+                            shard.demote(circuit, now());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn end_all(&self, circuit: CircuitId, refusal: Refusal) {
+        for visit in lock(&self.visits).values().filter(|visit| visit.hold.circuit() == circuit) {
+            visit.end(refusal);
+        }
+    }
+
+    /// Does what the daemon says, in place of what it said before.
+    pub fn follow(&self, before: &Orders, orders: &Orders) {
+        if orders.generation != before.generation {
+            self.generation.store(orders.generation, Relaxed);
+            for shard in &self.shards {
+                lock(shard).begin(TorGeneration(orders.generation));
+            }
+            lock(&self.admission).begin(TorGeneration(orders.generation));
+        }
+        let is_new = |order: &&CircuitOrder| {
+            orders.generation != before.generation || !before.circuits.contains(order)
+        };
+        for order in orders.circuits.iter().filter(is_new) {
+            let circuit = self.circuit(order.circuit);
+            let Some(mut shard) = self.shard(circuit) else { continue };
+            let now = now();
+            match order.state {
+                CircuitState::Banned { seconds } => {
+                    shard.ban(circuit, Some(Duration::from_secs(seconds)), now);
+                }
+                CircuitState::Vip => shard.promote(circuit, now),
+                CircuitState::Normal => {
+                    shard.unban(circuit, now);
+                    shard.demote(circuit, now);
+                }
+            }
+            let commands = shard.take_commands();
+            drop(shard);
+            self.obey(commands);
+        }
+    }
+
+    /// How the circuits are. What the front is and what its backends do, the caller adds.
+    pub fn digest(&self) -> Digest {
+        let now = now();
+        let open: BTreeMap<CircuitId, Arc<Visit>> =
+            lock(&self.visits).values().map(|visit| (visit.hold.circuit(), Arc::clone(visit))).collect();
+        let visits: Vec<Arc<Visit>> = lock(&self.visits).values().cloned().collect();
+        for visit in &visits {
+            self.report(visit, None);
+        }
+        let counts: Vec<_> = self.shards.iter().map(|shard| lock(shard).counts()).collect();
+        let banned: Vec<CircuitId> = self
+            .shards
+            .iter()
+            .flat_map(|shard| {
+                lock(shard).bans().map(|(circuit, _)| circuit).take(MOST_ROWS).collect::<Vec<_>>()
+            })
+            .collect();
+        let mut rows: Vec<CircuitRow> = open
+            .keys()
+            .chain(banned.iter().filter(|circuit| !open.contains_key(circuit)))
+            .filter_map(|circuit| self.row(*circuit, now))
+            .collect();
+        rows.sort_by_key(|row| std::cmp::Reverse((row.open, row.requests)));
+        rows.truncate(MOST_ROWS);
+        let totals = &self.totals;
+        let mut admission = lock(&self.admission);
+        let statistics = Statistics::of(&self.settings, &mut admission, counts, now);
+        Digest {
+            active: admission.served().into(),
+            most_active: self.settings.max_concurrent_connections.get().into(),
+            waiting: admission.waiting().into(),
+            tarpitted: admission.tarpitted().into(),
+            tracked: statistics.circuits.tracked.into(),
+            most_tracked: self.settings.table_size.get().into(),
+            banned: statistics.circuits.banned.into(),
+            vips: rows.iter().filter(|row| row.state == "vip").count() as u64,
+            statistics: statistics.to_string(),
+            connections: totals.connections.load(Relaxed),
+            requests: totals.requests.load(Relaxed),
+            new_circuits: totals.new_circuits.load(Relaxed),
+            bytes_in: totals.bytes_in.load(Relaxed),
+            bytes_out: totals.bytes_out.load(Relaxed),
+            panics: totals.panics.load(Relaxed),
+            refused: Refusal::ALL
+                .iter()
+                .zip(&totals.refused)
+                .map(|(refusal, total)| (refusal.label().to_owned(), total.load(Relaxed)))
+                .collect(),
+            circuits: rows,
+            ..Digest::default()
+        }
+    }
+
+    fn row(&self, circuit: CircuitId, now: Monotime) -> Option<CircuitRow> {
+        let facts = self.shard(circuit)?.look(circuit, now)?;
+        let state = match (facts.banned_for, facts.lane) {
+            (Some(_), _) => "banned",
+            (None, Lane::Vip) => "vip",
+            (None, Lane::Normal) => "normal",
+            (None, Lane::Suspect) => "suspect",
+        };
+        Some(CircuitRow {
+            circuit: circuit.number_for_this_node(),
+            state: state.to_owned(),
+            age_seconds: facts.age.as_secs(),
+            open: facts.open.into(),
+            connections_per_minute: facts.connections_per_minute.into(),
+            requests: facts.requests.into(),
+            bytes_in: facts.usage.bytes_in,
+            bytes_out: facts.usage.bytes_out,
+            violations: facts.violations.into(),
+            banned_seconds: facts.banned_for.map(|left| left.as_secs() + 1),
+        })
+    }
+
+    /// Connections are to end once what was begun is done.
+    pub fn drain(&self) {
+        self.drain.send_replace(true);
+    }
+
+    /// Returns once they are.
+    pub async fn drained(&self) {
+        let mut drain = self.drain.subscribe();
+        if drain.wait_for(|drain| *drain).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Ends all that is open.
+    pub fn end_everything(&self) {
+        for visit in lock(&self.visits).values() {
+            visit.end(Refusal::Draining);
+        }
+    }
+
+    /// Connections that have not ended.
+    pub fn open(&self) -> usize {
+        lock(&self.visits).len()
+    }
+}
+
+/// Whether the word is one that [`CircuitShard::connect`] and [`CircuitShard::request`] give and count themselves.
+fn is_of_policy(refusal: Refusal) -> bool {
+    use tunica_core::refusal::Class;
+    matches!(refusal.class(), Class::Circuit | Class::Global | Class::Ban)
+}
+
+#[cfg(test)]
+mod tests {
+    use tunica_core::ban_ladder::Ladder;
+
+    use super::*;
+
+    fn circuits() -> Arc<Circuits> {
+        let ladder = Ladder::new(vec![Duration::from_secs(300)], Duration::from_secs(86_400)).unwrap();
+        let settings = CircuitSettings { asks_puzzles: false, ..CircuitSettings::web(ladder) };
+        Circuits::new(settings, NonZeroU32::new(2).unwrap())
+    }
+
+    fn serve(circuits: &Arc<Circuits>, number: u32) -> Arc<Stay> {
+        let circuit = circuits.circuit(NonZeroU32::new(number).unwrap());
+        match circuits.connect(circuit, Pulse::begin()) {
+            Welcome::Serve(stay) => stay,
+            Welcome::Wait(_) | Welcome::Tarpit(_) | Welcome::Refuse(_) => panic!("not served"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_one_connection_is_counted_and_gives_its_place_back() {
+        let circuits = circuits();
+        let other = serve(&circuits, 2);
+        let stay = serve(&circuits, 1);
+        assert_eq!(circuits.digest().active, 2);
+        let ended = tokio::spawn(async move {
+            let _held = stay;
+            panic!("a fault");
+        });
+        assert!(ended.await.is_err());
+        let digest = circuits.digest();
+        assert_eq!((digest.active, digest.panics, digest.refused["fault"]), (1, 1, 1));
+        drop(other);
+        assert_eq!((circuits.digest().active, circuits.open()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_given_back_goes_to_whoever_waits() {
+        let circuits = circuits();
+        let most = circuits.settings.max_concurrent_connections.get();
+        // No more than fifty in one second: a circuit each, of another second each.
+        let settings = CircuitSettings {
+            max_connections_per_second: NonZeroU32::new(1_000).unwrap(),
+            ..circuits.settings.clone()
+        };
+        let circuits = Circuits::new(settings, NonZeroU32::MIN);
+        let mut served: Vec<_> = (1..=most).map(|number| serve(&circuits, number)).collect();
+        let circuit = circuits.circuit(NonZeroU32::new(9_999).unwrap());
+        let Welcome::Wait(waits) = circuits.connect(circuit, Pulse::begin()) else { panic!("must wait") };
+        assert_eq!(circuits.digest().waiting, 1);
+        drop(served.pop());
+        assert_eq!(waits.turn().await, Ok(()));
+        assert_eq!(circuits.digest().waiting, 0);
+    }
+
+    #[test]
+    fn words_of_circuits_say_nothing_and_differ() {
+        let circuits = circuits();
+        let (one, same, other) = (serve(&circuits, 1), serve(&circuits, 1), serve(&circuits, 2));
+        assert_eq!(one.word(), same.word());
+        assert_ne!(one.word(), other.word());
+        assert_eq!(one.word().len(), 16);
+        let another_process = self::circuits();
+        assert_ne!(one.word(), serve(&another_process, 1).word());
+    }
+}

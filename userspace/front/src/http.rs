@@ -1,0 +1,429 @@
+//! HTTP/1.1 mode: each request is asked for by itself, and forwarded to a backend as the library wrote it anew.
+//!
+//! hyper parses what the client sends. What it forwards it writes itself, from the parsed request, so a backend never
+//! sees two requests where the ingress saw one. What could be read in two ways is refused before (RFC 9112 section 6.3).
+
+mod body;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    body::{Body as _, Incoming},
+    header::{self, HeaderName, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::{
+    client::legacy,
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncWriteExt, copy_bidirectional},
+    time::timeout,
+};
+use tunica_core::{
+    circuit_policy::Action,
+    refusal::{HttpAnswer, Refusal},
+};
+
+use self::body::{Answer, Asked};
+use crate::{
+    backend::{Backends, Connector},
+    circuits::{self, Stay},
+    pulse::{Late, Patience, Phase, Pulse, Watched},
+    stream::Stream,
+};
+
+/// What the backend is told about who asks: a word that stays the same for a circuit as long as it and this process live.
+pub const CIRCUIT_HEADER: HeaderName = HeaderName::from_static("x-onion-circuit");
+
+/// Headers that concern one connection alone (RFC 9110 section 7.6.1), besides those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Limits and times of HTTP.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// From the first byte of a head to its end.
+    pub request: Duration,
+    /// Between requests.
+    pub keep_alive: Duration,
+    /// For a client to send or take the next bytes.
+    pub client: Duration,
+    /// For the backend to begin its answer.
+    pub server: Duration,
+    /// For a connection to a backend.
+    pub connect: Duration,
+    /// Largest head, bytes.
+    pub head_bytes: usize,
+    /// Largest body of a request, bytes.
+    pub body_bytes: u64,
+    /// Slowest body of a request after [`Self::request`], bytes a second.
+    pub body_bytes_per_second: u64,
+    /// What is said while no backend is well, as HTML.
+    pub maintenance: Bytes,
+    /// Whether only GET and HEAD pass, and POST to this path.
+    pub post_path: Option<String>,
+}
+
+type Client = legacy::Client<Connector, Asked>;
+type Said = Response<Either<Answer, Full<Bytes>>>;
+
+/// What a worker needs to serve HTTP.
+#[derive(Clone)]
+pub struct Http {
+    settings: Arc<HttpSettings>,
+    backends: Arc<Backends>,
+    client: Client,
+}
+
+impl Http {
+    /// Connections to backends that nobody uses are kept for another request.
+    pub fn new(settings: Arc<HttpSettings>, backends: Arc<Backends>) -> Self {
+        let connector = Connector { backends: Arc::clone(&backends), patience: settings.connect };
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(settings.server)
+            .pool_timer(TokioTimer::new())
+            .set_host(false)
+            .build(connector);
+        Self { settings, backends, client }
+    }
+
+    /// Serves one connection to its end. `first` was read from it already.
+    pub async fn serve(&self, stream: Stream, first: Bytes, visit: Arc<Stay>) {
+        let pulse = visit.pulse();
+        // It may have waited for its turn.
+        pulse.enter(Phase::New);
+        let io = TokioIo::new(Watched::new(first, stream, Arc::clone(pulse)));
+        let service = service_fn(|request| {
+            let (this, visit) = (self.clone(), Arc::clone(&visit));
+            async move { this.answer(request, &visit).await }
+        });
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // The phases of the pulse have their own limits.
+            .header_read_timeout(None)
+            .max_header_size(self.settings.head_bytes)
+            .max_buf_size(self.settings.head_bytes.max(8_192) + 1_024)
+            .serve_connection(io, service)
+            .with_upgrades();
+        let patience = Patience {
+            head: self.settings.request,
+            idle: self.settings.keep_alive,
+            client: self.settings.client,
+        };
+        let mut is_draining = false;
+        let refusal = loop {
+            let wait = match pulse.late(&patience) {
+                Ok(wait) => wait,
+                Err(Late::Idle) => return,
+                Err(Late::First) => break Refusal::NoRequest,
+                Err(Late::Head) => break Refusal::SlowHeaders,
+                Err(Late::Reader) => break Refusal::SlowReader,
+            };
+            let ended = tokio::select! {
+                ended = timeout(wait, &mut connection) => ended,
+                refusal = visit.cut() => {
+                    pulse.reset();
+                    break refusal;
+                }
+                () = pulse.idles() => continue,
+                () = visit.drained(), if !is_draining => {
+                    is_draining = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                    continue;
+                }
+            };
+            match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) if error.is_parse_too_large() => break Refusal::HeaderTooLarge,
+                Ok(Err(error)) if error.is_parse() => break Refusal::Malformed,
+                // Refused without a word, or the client has gone.
+                Ok(Err(_)) => return,
+                Err(_) => {}
+            }
+        };
+        visit.refused(refusal);
+        if let HttpAnswer::Status(status) = refusal.http()
+            && matches!(refusal, Refusal::SlowHeaders)
+            && let Some(parts) = connection.into_parts()
+        {
+            // hyper has said nothing yet, and says nothing any more.
+            let answer = format!(
+                "HTTP/1.1 {status} Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+            let _ =
+                timeout(self.settings.keep_alive, parts.io.into_inner().write_all(answer.as_bytes())).await;
+        }
+    }
+
+    /// The answer to one request: the backend's, or why there is none.
+    async fn answer(&self, request: Request<Incoming>, visit: &Arc<Stay>) -> Result<Said, Unanswered> {
+        let pulse = visit.pulse();
+        pulse.enter(Phase::Exchange);
+        match self.try_answer(request, visit).await {
+            Ok(said) => Ok(said),
+            Err(None) => Err(Unanswered),
+            Err(Some((refusal, retry))) => {
+                visit.refused(refusal);
+                pulse.enter(Phase::Idle);
+                self.refused(refusal, retry, pulse)
+            }
+        }
+    }
+
+    async fn try_answer(&self, request: Request<Incoming>, visit: &Arc<Stay>) -> Result<Said, Refused> {
+        self.check(&request).map_err(because)?;
+        let ruling = visit.request().await;
+        match ruling.action {
+            Action::Serve | Action::Queue | Action::SlowLane => {}
+            Action::Challenge | Action::Tarpit | Action::Deny | Action::Reset => {
+                return Err(Some((ruling.word, circuits::retry_after(&ruling))));
+            }
+        }
+        let number = self.backends.choose(visit.hash()).ok_or(because(Refusal::BackendDown))?;
+        let (head, body) = request.into_parts();
+        let upgrade = wants_upgrade(&head.headers);
+        let mut forward = Request::new(Asked::new(body, &self.settings));
+        *forward.method_mut() = head.method;
+        *forward.uri_mut() = address(&head.uri, number).ok_or(because(Refusal::Malformed))?;
+        *forward.headers_mut() = head.headers;
+        let headers = forward.headers_mut();
+        remove_hop_by_hop(headers);
+        headers.insert(CIRCUIT_HEADER, visit.word().clone());
+        if let Some(protocol) = &upgrade {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, protocol.clone());
+        }
+        let from_client = upgrade.map(|_| head.extensions);
+        let asked = Instant::now();
+        let answer = match timeout(self.settings.server, self.client.request(forward)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(body::why(&error).map(|refusal| (refusal, None))),
+            Err(_) => return Err(because(Refusal::BackendTimeout)),
+        };
+        visit.answered(asked.elapsed());
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return switch(answer, from_client, visit, self.settings.client).map_err(because);
+        }
+        let (mut head, body) = answer.into_parts();
+        remove_hop_by_hop(&mut head.headers);
+        let mut said = Response::new(Either::Left(Answer::new(body, Arc::clone(visit.pulse()))));
+        *said.status_mut() = head.status;
+        *said.headers_mut() = head.headers;
+        Ok(said)
+    }
+
+    /// Refuses what has no one meaning, and methods that do not pass.
+    fn check(&self, request: &Request<Incoming>) -> Result<(), Refusal> {
+        let headers = request.headers();
+        if headers.contains_key(header::TRANSFER_ENCODING)
+            && (headers.contains_key(header::CONTENT_LENGTH) || request.version() != Version::HTTP_11)
+        {
+            return Err(Refusal::AmbiguousLength);
+        }
+        if headers.get_all(header::HOST).iter().count() > 1 || *request.method() == Method::CONNECT {
+            return Err(Refusal::Malformed);
+        }
+        if let Some(path) = &self.settings.post_path {
+            let passes = matches!(*request.method(), Method::GET | Method::HEAD)
+                || (*request.method() == Method::POST && request.uri().path() == path);
+            if !passes {
+                return Err(Refusal::MethodDenied);
+            }
+        }
+        if request.body().size_hint().lower() > self.settings.body_bytes {
+            return Err(Refusal::BodyTooLarge);
+        }
+        if headers
+            .get(header::EXPECT)
+            .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            return Err(Refusal::ExpectationFailed);
+        }
+        Ok(())
+    }
+
+    /// What the client gets. The connection ends with it: what may still come of the request is not read.
+    fn refused(&self, refusal: Refusal, retry: Option<Duration>, pulse: &Pulse) -> Result<Said, Unanswered> {
+        let status = match refusal.http() {
+            HttpAnswer::Status(status) | HttpAnswer::RetryLater(status) => status,
+            // Puzzles are handed out before a request comes this far.
+            HttpAnswer::Challenge => 503,
+            HttpAnswer::Reset | HttpAnswer::Tarpit => {
+                pulse.reset();
+                return Err(Unanswered);
+            }
+            HttpAnswer::Close | HttpAnswer::Served => return Err(Unanswered),
+        };
+        let is_maintenance = matches!(refusal, Refusal::BackendDown | Refusal::BackendConnectTimeout);
+        let page = if is_maintenance { self.settings.maintenance.clone() } else { Bytes::new() };
+        let mut said = Response::new(Either::Right(Full::new(page)));
+        *said.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let headers = said.headers_mut();
+        if matches!(refusal.http(), HttpAnswer::RetryLater(_)) {
+            // Rounded up: never too early.
+            headers.insert(header::RETRY_AFTER, (retry.unwrap_or_default().as_secs() + 1).into());
+        }
+        if is_maintenance {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+        }
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        Ok(said)
+    }
+}
+
+/// A refusal and when to come again; `None`: nobody is there any more to be told.
+type Refused = Option<(Refusal, Option<Duration>)>;
+
+fn because(refusal: Refusal) -> Refused {
+    Some((refusal, None))
+}
+
+/// The connection ends without an answer.
+#[derive(Debug, Error)]
+#[error("refused without an answer")]
+struct Unanswered;
+
+/// The request's path at a backend, as [`Connector`] understands it.
+fn address(uri: &Uri, number: usize) -> Option<Uri> {
+    let mut parts = uri.clone().into_parts();
+    parts.scheme = Some(hyper::http::uri::Scheme::HTTP);
+    parts.authority = format!("b{number}").parse().ok();
+    parts.path_and_query = parts.path_and_query.or_else(|| "/".parse().ok());
+    Uri::from_parts(parts).ok()
+}
+
+/// The protocol that the client asks to switch to, if it asks as RFC 9110 section 7.8 says.
+fn wants_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut options = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let names =
+        options.any(|value| value.split(',').any(|option| option.trim().eq_ignore_ascii_case("upgrade")));
+    names.then(|| headers.get(header::UPGRADE).cloned())?
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    headers.remove(CIRCUIT_HEADER);
+}
+
+/// Carries bytes both ways after the backend agreed to another protocol, such as WebSocket.
+fn switch(
+    answer: Response<Incoming>,
+    from_client: Option<hyper::http::Extensions>,
+    visit: &Arc<Stay>,
+    idle: Duration,
+) -> Result<Said, Refusal> {
+    // A backend that switches unasked is broken.
+    let Some(extensions) = from_client else { return Err(Refusal::BackendBroken) };
+    let mut asked = Request::new(());
+    *asked.extensions_mut() = extensions;
+    let mut said = Response::new(Either::Right(Full::new(Bytes::new())));
+    *said.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *said.headers_mut() = answer.headers().clone();
+    let (client, backend) = (hyper::upgrade::on(asked), hyper::upgrade::on(answer));
+    let visit = Arc::clone(visit);
+    tokio::spawn(async move {
+        if let (Ok(client), Ok(backend)) = tokio::join!(client, backend) {
+            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+            let carried = copy_bidirectional(&mut client, &mut backend);
+            tokio::pin!(carried);
+            loop {
+                let before = visit.pulse().bytes();
+                tokio::select! {
+                    ended = timeout(idle, &mut carried) => {
+                        if ended.is_ok() || visit.pulse().bytes() == before {
+                            break;
+                        }
+                    }
+                    _ = visit.cut() => break,
+                }
+            }
+        }
+    });
+    Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(rows: &[(&'static str, &'static str)]) -> HeaderMap {
+        rows.iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_not_handed_on() {
+        let mut all = headers(&[
+            ("connection", "close, X-Private"),
+            ("connection", "keep-alive"),
+            ("x-private", "1"),
+            ("keep-alive", "1"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("proxy-authorization", "1"),
+            ("x-onion-circuit", "forged"),
+            ("host", "a"),
+            ("cookie", "b"),
+        ]);
+        remove_hop_by_hop(&mut all);
+        let left: Vec<_> = all.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["host", "cookie"]);
+    }
+
+    #[test]
+    fn an_upgrade_is_one_only_if_the_connection_says_so() {
+        for (rows, expected) in [
+            (&[("connection", "Upgrade"), ("upgrade", "websocket")][..], Some("websocket")),
+            (&[("connection", "keep-alive, upgrade"), ("upgrade", "echo")], Some("echo")),
+            (&[("upgrade", "websocket")], None),
+            (&[("connection", "upgrade")], None),
+            (&[("connection", "upgraded"), ("upgrade", "websocket")], None),
+        ] {
+            let found = wants_upgrade(&headers(rows));
+            assert_eq!(found.as_ref().and_then(|value| value.to_str().ok()), expected, "{rows:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_keeps_its_path_and_goes_to_the_chosen_backend() {
+        for (uri, expected) in
+            [("/a?b=c", "http://b3/a?b=c"), ("http://evil.example/x", "http://b3/x"), ("*", "http://b3/")]
+        {
+            let found = address(&uri.parse().unwrap(), 3).map(|uri| uri.to_string());
+            if uri == "*" {
+                // `OPTIONS *` has no path; whatever it becomes, it goes to the backend.
+                assert!(found.is_none_or(|found| found.starts_with("http://b3")));
+            } else {
+                assert_eq!(found.as_deref(), Some(expected));
+            }
+        }
+    }
+}

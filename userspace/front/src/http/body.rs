@@ -1,0 +1,168 @@
+//! Bodies on their way through: how large, how slow, and what is held while they pass.
+
+use std::{
+    error::Error,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper_util::client::legacy;
+use tokio::time::{Sleep, sleep};
+use tunica_core::refusal::Refusal;
+
+use super::HttpSettings;
+use crate::pulse::{Phase, Pulse};
+
+/// A request's body, which may be neither too large nor too slow.
+pub(super) struct Asked {
+    body: Incoming,
+    began: Instant,
+    bytes: u64,
+    most: u64,
+    /// For the next bytes.
+    patience: Duration,
+    grace: Duration,
+    bytes_per_second: u64,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why a body ended early.
+#[derive(Debug)]
+pub(super) enum BodyError {
+    TooLarge,
+    TooSlow,
+    Client(hyper::Error),
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge => write!(out, "the request's body is too large"),
+            Self::TooSlow => write!(out, "the request's body comes too slowly"),
+            Self::Client(error) => write!(out, "the request's body broke off: {error}"),
+        }
+    }
+}
+
+impl Error for BodyError {}
+
+impl Asked {
+    pub(super) fn new(body: Incoming, settings: &HttpSettings) -> Self {
+        Self {
+            body,
+            began: Instant::now(),
+            bytes: 0,
+            most: settings.body_bytes,
+            patience: settings.client,
+            grace: settings.request,
+            bytes_per_second: settings.body_bytes_per_second.max(1),
+            alarm: None,
+        }
+    }
+
+    /// Until when more must have come.
+    fn deadline(&self) -> Duration {
+        let earned = self.grace + Duration::from_secs(self.bytes / self.bytes_per_second);
+        earned.saturating_sub(self.began.elapsed()).min(self.patience)
+    }
+}
+
+impl Body for Asked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            this.alarm = None;
+            return Poll::Ready(match frame {
+                Some(Ok(frame)) => {
+                    this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    Some(if this.bytes > this.most { Err(BodyError::TooLarge) } else { Ok(frame) })
+                }
+                Some(Err(error)) => Some(Err(BodyError::Client(error))),
+                None => None,
+            });
+        }
+        let deadline = this.deadline();
+        ready!(this.alarm.get_or_insert_with(|| Box::pin(sleep(deadline))).as_mut().poll(context));
+        Poll::Ready(Some(Err(BodyError::TooSlow)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Why the backend did not answer; `None`: the client broke off.
+pub(super) fn why(error: &legacy::Error) -> Option<Refusal> {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    let mut is_late = false;
+    while let Some(error) = cause {
+        if let Some(body) = error.downcast_ref::<BodyError>() {
+            return match body {
+                BodyError::TooLarge => Some(Refusal::BodyTooLarge),
+                BodyError::TooSlow => Some(Refusal::SlowBody),
+                BodyError::Client(error) => error.is_parse().then_some(Refusal::Malformed),
+            };
+        }
+        let io = error.downcast_ref::<std::io::Error>();
+        is_late |= io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut);
+        cause = error.source();
+    }
+    Some(match (error.is_connect(), is_late) {
+        (true, true) => Refusal::BackendConnectTimeout,
+        (true, false) => Refusal::BackendDown,
+        (false, _) => Refusal::BackendBroken,
+    })
+}
+
+/// An answer's body. The request is over when it ends, whichever way.
+pub(super) struct Answer {
+    body: Incoming,
+    pulse: Arc<Pulse>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.pulse.enter(Phase::Idle);
+    }
+}
+
+impl Answer {
+    pub(super) fn new(body: Incoming, pulse: Arc<Pulse>) -> Self {
+        Self { body, pulse }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,19 @@
+//! The ingress: what stands on the port that tor connects to.
+//!
+//! It has no capability, no ledger, no master key and no map of the kernel's; it decides nothing about circuits by itself:
+//! [`tunica_core::circuit_policy`] does. While the daemon is away it goes on with the orders it had.
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod circuits;
+pub mod http;
+pub mod link;
+pub mod listener;
+pub mod pulse;
+pub mod stream;
+mod sys;
+pub mod tcp;
+pub mod welcome;
+pub mod worker;
+
+pub use sys::handed_over;

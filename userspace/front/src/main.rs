@@ -1,0 +1,180 @@
+//! `tunica-front`: arguments → configuration (78 on error) → sockets → workers → ready → signal → drain.
+
+use std::{fs, io::Write, num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc, thread};
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use tunica_config::{Config, LogFormat, Protocol};
+use tunica_front::{
+    backend::Backends,
+    circuits::Circuits,
+    http::{Http, HttpSettings},
+    link, listener,
+    welcome::{Carrier, Host},
+    worker::{self, Room},
+};
+
+/// `EX_CONFIG` of sysexits.h.
+const BAD_CONFIGURATION: u8 = 78;
+/// Connections that are held beyond those that the policy counts: they have not said yet whose they are, or read why they
+/// are refused.
+const BESIDE: usize = 1_024;
+/// Largest maintenance page, bytes.
+const MOST_PAGE_BYTES: u64 = 256 * 1024;
+/// The maintenance page, unless the configuration names one.
+const MAINTENANCE: &str = "<!doctype html><title>Maintenance</title><p>The service is down for maintenance. Please come \
+                           back in a few minutes.</p>\n";
+
+/// Tunica's ingress: takes what tor hands over, asks the circuit policy, and forwards what may pass.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, default_value = tunica_config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let handed_over = tunica_front::handed_over();
+    let config = match tunica_config::read_file(&arguments.config) {
+        Ok(config) if config.ingress.enabled => config,
+        Ok(_) => {
+            complain(&format!(
+                "{}: ingress.enabled = false: nothing would be served; set it to true, or stop tunica-front.service",
+                arguments.config.display()
+            ));
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+        Err(problems) => {
+            complain(&problems.to_string());
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    match serve(&config, handed_over) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("tunica-front: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Result<()> {
+    let filter = EnvFilter::new(config.log.level.label());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    let ingress = &config.ingress;
+    // As many as the administrator allows at most.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raise the limit of open files")?;
+    }
+    let was_handed_over = !handed_over.is_empty();
+    let sockets = Arc::new(listener::sockets(ingress, handed_over)?);
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let shards = u32::try_from(workers).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
+    let settings = config.circuit_settings()?;
+    let most = settings.maxconn.get().saturating_add(settings.most_tarpits.get());
+    let room = Room::new(usize::try_from(most).unwrap_or(usize::MAX).saturating_add(BESIDE));
+    let restricts_methods = settings.restricts_methods;
+    let circuits = Circuits::new(settings, shards);
+    let backends = Backends::new(ingress.backends.clone(), ingress.sticky);
+    let http = Arc::new(HttpSettings {
+        request: ingress.request,
+        keep_alive: ingress.keep_alive,
+        client: ingress.client,
+        server: ingress.server,
+        connect: ingress.connect,
+        head_bytes: usize::try_from(ingress.header_bytes.get()).unwrap_or(usize::MAX),
+        body_bytes: ingress.body_bytes.get().into(),
+        body_bytes_per_second: ingress.body_bytes_per_second.get().into(),
+        maintenance: maintenance_page(ingress)?,
+        post_path: restricts_methods.then(|| ingress.post_path.clone()),
+    });
+    let mut threads = Vec::new();
+    for number in 0..workers {
+        let carrier = match ingress.protocol {
+            Protocol::Http => {
+                let (settings, backends) = (Arc::clone(&http), Arc::clone(&backends));
+                Err((settings, backends))
+            }
+            Protocol::Tcp => Ok((Arc::clone(&backends), ingress.connect, ingress.client)),
+        };
+        let (circuits, room, sockets) = (Arc::clone(&circuits), Arc::clone(&room), Arc::clone(&sockets));
+        let (intro, patience) = (ingress.request, ingress.server);
+        let body = move || {
+            let carrier = match carrier {
+                Err((settings, backends)) => Carrier::Http(Box::new(Http::new(settings, backends))),
+                Ok((backends, connect, idle)) => Carrier::Tcp { backends, connect, idle },
+            };
+            worker::run(&sockets, Host { circuits, carrier, intro }, &room, patience)
+        };
+        threads.push(thread::Builder::new().name(format!("worker{number}")).spawn(body)?);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(watch_over(config, &circuits, &backends))?;
+    circuits.drain();
+    for thread in threads {
+        match thread.join() {
+            Ok(result) => result.context("serve")?,
+            Err(_) => anyhow::bail!("a worker ended in a fault of its own"),
+        }
+    }
+    if let Some(path) = listener::socket_files(ingress, was_handed_over) {
+        // A file that stays is found to be stale by the next process.
+        let _ = fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// Health checks and the line to the daemon, until somebody wants this process to end.
+async fn watch_over(
+    config: &Config,
+    circuits: &Arc<Circuits>,
+    backends: &Arc<Backends>,
+) -> anyhow::Result<()> {
+    let ingress = &config.ingress;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let path = (ingress.protocol == Protocol::Http).then(|| ingress.health_path.clone());
+    let socket = config.front_socket();
+    let process = std::process::id().into();
+    tracing::info!(message_id = "front_ready", "the ingress serves");
+    tokio::select! {
+        () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}
+        () = link::speak(&socket, Arc::clone(circuits), Arc::clone(backends), process) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(message_id = "front_stopping", "the ingress takes no more streams, and ends those it has");
+    Ok(())
+}
+
+fn maintenance_page(ingress: &tunica_config::Ingress) -> anyhow::Result<Bytes> {
+    let Some(path) = &ingress.maintenance_page else { return Ok(Bytes::from_static(MAINTENANCE.as_bytes())) };
+    let what = || {
+        format!(
+            "read ingress.maintenance_page {}: visitors would see nothing while no backend is well",
+            path.display()
+        )
+    };
+    let length = fs::metadata(path).with_context(what)?.len();
+    anyhow::ensure!(
+        length <= MOST_PAGE_BYTES,
+        "ingress.maintenance_page {} has {length} bytes and may have {MOST_PAGE_BYTES}; make it smaller",
+        path.display()
+    );
+    Ok(fs::read(path).with_context(what)?.into())
+}
+
+fn complain(text: &str) {
+    // Nothing is left to do if even standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,33 @@
+//! System calls that no library offers safely.
+#![expect(unsafe_code, reason = "one socket option, and descriptors that systemd hands over by number")]
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+
+/// Has the kernel hand over connections only once their first bytes are there, or after `patience` (`TCP_DEFER_ACCEPT`,
+/// tcp(7)).
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn defer_accept(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<()> {
+    let seconds = i32::try_from(patience.as_secs()).unwrap_or(i32::MAX);
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+    let size = libc::socklen_t::try_from(size_of_val(&seconds)).unwrap_or(0);
+    // SAFETY: the descriptor is open, and the kernel reads as many bytes as an i32 has from where one lies.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const seconds).cast(), size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The descriptors that systemd handed over to this process (sd_listen_fds(3)). To be called once, before anything else
+/// opens a file.
+pub fn handed_over() -> Vec<OwnedFd> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
+    let is_for_us = number("LISTEN_PID") == i32::try_from(std::process::id()).ok();
+    let count = number("LISTEN_FDS").filter(|_| is_for_us).unwrap_or(0).clamp(0, 64);
+    // SAFETY: systemd opened these for this process, from 3 on, and nobody else here owns them.
+    (3..3 + count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+}

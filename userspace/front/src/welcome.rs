@@ -1,0 +1,166 @@
+//! A connection from its first byte to its end.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+use tunica_core::refusal::{HttpAnswer, Refusal, TcpAnswer};
+
+use crate::{
+    backend::{self, Backends},
+    circuits::{self, Circuits, Stay, Welcome},
+    http::Http,
+    listener::{self, IntroError},
+    pulse::Pulse,
+    stream::Stream,
+    tcp,
+};
+
+/// How long a connection is held in the tarpit.
+const TARPIT: Duration = Duration::from_secs(10);
+/// How long, and how much, of what a refused client still sends is read, so that it gets to read its answer.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 64 * 1024;
+
+/// What streams carry.
+pub enum Carrier {
+    /// HTTP/1.1.
+    Http(Box<Http>),
+    /// Anything.
+    Tcp {
+        /// Where to.
+        backends: Arc<Backends>,
+        /// For a connection to a backend.
+        connect: Duration,
+        /// How long nothing may come from either side.
+        idle: Duration,
+    },
+}
+
+/// What a worker needs for a connection.
+pub struct Host {
+    /// Circuits, shared by the workers.
+    pub circuits: Arc<Circuits>,
+    /// What streams carry.
+    pub carrier: Carrier,
+    /// For the PROXY header.
+    pub intro: Duration,
+}
+
+impl Host {
+    /// Serves or refuses one connection.
+    pub async fn welcome(self: Rc<Self>, mut stream: Stream) {
+        let (number, first) = match listener::introduce(&mut stream, self.intro).await {
+            Ok(introduced) => introduced,
+            Err(error) => {
+                self.circuits.count(match error {
+                    IntroError::Slow => Refusal::ProxyTimeout,
+                    IntroError::Broken | IntroError::Header(_) | IntroError::Circuit(_) => {
+                        Refusal::NotACircuit
+                    }
+                });
+                tracing::debug!(message_id = "stream_unknown", %error, "a stream belongs to no circuit");
+                return;
+            }
+        };
+        let circuit = self.circuits.circuit(number.number());
+        match self.circuits.connect(circuit, Pulse::begin()) {
+            Welcome::Serve(stay) => self.serve(stream, first, stay).await,
+            Welcome::Wait(stay) => match stay.turn().await {
+                Ok(()) => self.serve(stream, first, stay).await,
+                Err(refusal) => {
+                    stay.refused(refusal);
+                    drop(stay);
+                    self.refuse(stream, refusal, None).await;
+                }
+            },
+            Welcome::Tarpit(stay) => {
+                // Whoever is held longest goes first where the tarpit is full.
+                if let Ok(refusal) = timeout(TARPIT, stay.cut()).await {
+                    stay.refused(refusal);
+                }
+                stream.set_reset();
+            }
+            Welcome::Refuse(ruling) => {
+                self.refuse(stream, ruling.word, circuits::retry_after(&ruling)).await;
+            }
+        }
+    }
+
+    async fn serve(&self, stream: Stream, first: Bytes, stay: Arc<Stay>) {
+        match &self.carrier {
+            Carrier::Http(http) => http.serve(stream, first, stay).await,
+            Carrier::Tcp { backends, connect, idle } => {
+                let place = backends.choose(stay.hash()).and_then(|number| backends.place(number));
+                let Some(place) = place else { return stay.refused(Refusal::BackendDown) };
+                let mut backend = match backend::connect(place, *connect).await {
+                    Ok(backend) => backend,
+                    Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                        return stay.refused(Refusal::BackendConnectTimeout);
+                    }
+                    Err(_) => return stay.refused(Refusal::BackendDown),
+                };
+                let carried = tcp::carry(&stream, &mut backend, &first, *idle, stay.pulse());
+                let refusal = tokio::select! {
+                    end = carried => match end {
+                        tcp::End::Finished | tcp::End::Broken => return,
+                        tcp::End::Idle => Refusal::Idle,
+                    },
+                    refusal = stay.cut() => {
+                        stream.set_reset();
+                        refusal
+                    }
+                };
+                stay.refused(refusal);
+            }
+        }
+    }
+
+    /// Lets a client know that it is refused, as far as the word says.
+    async fn refuse(&self, mut stream: Stream, refusal: Refusal, retry: Option<Duration>) {
+        match &self.carrier {
+            Carrier::Http(_) => match refusal.http() {
+                HttpAnswer::Status(status) => answer(&mut stream, status, None).await,
+                HttpAnswer::RetryLater(status) => {
+                    answer(&mut stream, status, Some(retry.unwrap_or_default())).await;
+                }
+                HttpAnswer::Challenge => answer(&mut stream, 503, Some(retry.unwrap_or_default())).await,
+                HttpAnswer::Reset | HttpAnswer::Tarpit => stream.set_reset(),
+                HttpAnswer::Close | HttpAnswer::Served => {}
+            },
+            Carrier::Tcp { .. } => match refusal.tcp() {
+                TcpAnswer::Reset | TcpAnswer::Tarpit => stream.set_reset(),
+                TcpAnswer::Close | TcpAnswer::Challenge | TcpAnswer::Served => {}
+            },
+        }
+    }
+}
+
+/// Answers a request that was not read.
+async fn answer(stream: &mut Stream, status: u16, retry: Option<Duration>) {
+    let reason = hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let mut text = format!("HTTP/1.1 {status} {}\r\n", reason.unwrap_or("Refused"));
+    if let Some(retry) = retry {
+        // Rounded up: never too early.
+        text.push_str(&format!("Retry-After: {}\r\n", retry.as_secs() + 1));
+    }
+    text.push_str("Content-Length: 0\r\nConnection: close\r\n\r\n");
+    let polite = async {
+        stream.write_all(text.as_bytes()).await?;
+        stream.finish()?;
+        // What is unread when the socket closes makes a reset of the end, and the answer may be lost with it.
+        let (mut unread, mut bytes) = ([0; 4_096], 0);
+        while bytes < LINGER_BYTES {
+            match stream.read(&mut unread).await? {
+                0 => break,
+                read => bytes += read,
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    // Who has gone needs no answer.
+    let _ = timeout(LINGER, polite).await;
+}
