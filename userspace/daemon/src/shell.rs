@@ -7,5 +7,6 @@ pub mod http;
 pub mod listeners;
 pub mod nft;
 pub mod systemd;
+pub mod tor_control;
 pub mod tor_peers;
 pub mod xdp;

@@ -159,6 +159,11 @@ messages! {
     "candidate_loaded", "info", "A candidate is tried on every packet beside the configuration in force, and decides nothing.";
     "candidate_dropped", "info", "The candidate is tried no more; the field `why` says what ended it.";
     "configuration_warning", "warn", "The configuration is in force, but something in it is rarely what is wanted.";
+    "tor_control_connected", "info", "Tor's control port is connected and the login done; the field `generation` grows with each start of tor.";
+    "tor_control_lost", "warn", "Tor's control port cannot be reached, or no longer; the message names the reason. It is tried again, each time after a longer pause, and said again only for another reason.";
+    "tor_control_login", "debug", "Tor accepted the login; the message says by which proof.";
+    "tor_control_missed", "warn", "Changes of tor's circuits were dropped because the daemon was too slow, or could not be read; the whole list of circuits is asked for instead.";
+    "tor_control_unread", "warn", "An event from tor could not be read; it is said once for a connection. Tor may be older or newer than the versions that are known.";
     "tor_peers_read_failed", "warn", "Tor's connections could not be read; the peers known before stay protected for `tor.keep_seconds`.";
     "control_request_refused", "info", "A request on the control socket was refused by the socket's own rules.";
     "control_socket_closed_to_group", "warn", "The control socket could not be opened to its group, so only root and the daemon's user can use it.";

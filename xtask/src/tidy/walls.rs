@@ -89,7 +89,7 @@ const WALLS: &[Wall] = &[
     Wall {
         name: "tunicad",
         folder: "userspace/daemon",
-        ours: &["tunica-api", "tunica-common", "tunica-config", "tunica-core", "tunica-nft"],
+        ours: &["tunica-api", "tunica-common", "tunica-config", "tunica-core", "tunica-nft", "tunica-onion"],
         foreign: Foreign::Not(&["arti-client", "aya-ebpf", "clap_mangen"]),
     },
     Wall {

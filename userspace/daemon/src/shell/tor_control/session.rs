@@ -1,0 +1,191 @@
+//! One connection after its login: subscribes, keeps the event loop informed, does what it asks for.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tunica_core::id::{CircuitId, TorGeneration};
+use tunica_onion::{
+    circuit::RawCircuit,
+    control_codec::{Command, Event, EventKind, Expected, Message, ParseError, circuits},
+};
+
+use super::{
+    CircuitChange, CloseOutcome, LinkError, TorAct, TorControlOptions, TorHeard, fact::TorCircuit,
+    outbox::Outbox, peers::Inquiry, wire::Wire,
+};
+
+/// What is subscribed to. Bytes come once a second for every circuit, so they are left to whoever carries the streams.
+const EVENTS: &[EventKind] = &[EventKind::Circuit, EventKind::CircuitMinor, EventKind::Connection];
+/// Least time between two lists of circuits, and between two of peers, however often they are called for.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// Tor's status for a circuit that it does not know (control-spec, "Status codes").
+const UNKNOWN_ENTITY: u16 = 552;
+
+/// Whether the event loop has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Over {
+    Yes,
+    No,
+}
+
+/// See the module.
+pub(super) struct Session<'a> {
+    wire: Wire,
+    acts: &'a mut mpsc::Receiver<TorAct>,
+    news: News<'a>,
+    peers_every: Duration,
+    inquiry: Option<Inquiry>,
+    /// When circuits were listed last.
+    listed_at: Instant,
+}
+
+/// What events are made into; apart from the connection, because they come while an answer is waited for.
+struct News<'a> {
+    generation: TorGeneration,
+    outbox: &'a mut Outbox,
+    /// When peers are to be asked for, and when they were.
+    peers_due: Instant,
+    peers_asked: Instant,
+    /// Whether an event that cannot be read was reported; one line for a connection is enough.
+    is_unread_reported: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        wire: Wire,
+        generation: TorGeneration,
+        outbox: &'a mut Outbox,
+        acts: &'a mut mpsc::Receiver<TorAct>,
+        options: &TorControlOptions,
+    ) -> Self {
+        let now = Instant::now();
+        let news = News { generation, outbox, peers_due: now, peers_asked: now, is_unread_reported: false };
+        Self { wire, acts, news, peers_every: options.peers_every, inquiry: None, listed_at: now }
+    }
+
+    /// Runs until the connection ends; `Ok` says that the event loop has gone.
+    pub(super) async fn run(mut self) -> Result<(), LinkError> {
+        self.wire.demand(&Command::SetEvents(EVENTS), |event| self.news.take(event)).await?;
+        self.list_circuits().await?;
+        loop {
+            let outbox = &mut *self.news.outbox;
+            let (is_empty, has_room, is_behind) = (outbox.is_empty(), outbox.has_room(), outbox.missed() > 0);
+            tokio::select! {
+                over = outbox.pass_on(), if !is_empty => {
+                    if over == Over::Yes {
+                        return Ok(());
+                    }
+                }
+                act = self.acts.recv(), if has_room => match act {
+                    None => return Ok(()),
+                    Some(TorAct::Close(circuit)) => self.close(circuit).await?,
+                },
+                message = self.wire.message() => {
+                    let message = message?;
+                    if !message.is_event() {
+                        return Err(LinkError::Unasked);
+                    }
+                    self.news.take(&message);
+                }
+                () = sleep_until(self.listed_at + LEAST_PAUSE), if is_behind && is_empty => {
+                    tracing::warn!(
+                        message_id = "tor_control_missed",
+                        missed = self.news.outbox.missed(),
+                        "changes of tor's circuits were missed; the whole list is asked for"
+                    );
+                    self.list_circuits().await?;
+                }
+                () = sleep_until(self.news.peers_due), if self.inquiry.is_none() => {
+                    let now = Instant::now();
+                    (self.news.peers_asked, self.news.peers_due) = (now, now + self.peers_every);
+                    let inquiry = Inquiry::begin(&mut self.wire, |event| self.news.take(event)).await?;
+                    self.inquiry = Some(inquiry);
+                }
+                () = std::future::ready(()), if self.inquiry.is_some() => self.look_up().await?,
+            }
+        }
+    }
+
+    /// Looks up one peer; the last one's address completes the list.
+    async fn look_up(&mut self) -> Result<(), LinkError> {
+        let Some(mut inquiry) = self.inquiry.take() else { return Ok(()) };
+        if inquiry.go_on(&mut self.wire, |event| self.news.take(event)).await? {
+            self.news.outbox.tell(TorHeard::Peers(inquiry.end()));
+        } else {
+            self.inquiry = Some(inquiry);
+        }
+        Ok(())
+    }
+
+    async fn list_circuits(&mut self) -> Result<(), LinkError> {
+        const KEY: &str = "circuit-status";
+        let answer = self.wire.demand(&Command::GetInfo(&[KEY]), |event| self.news.take(event)).await?;
+        let unreadable = |source| LinkError::Unreadable { command: "GETINFO", source };
+        let absent = ParseError { line: 1, expected: Expected::Circuit };
+        let value = answer.values(KEY).next().ok_or_else(|| unreadable(absent))?;
+        let open = circuits(value).map_err(unreadable)?;
+        let generation = self.news.generation;
+        let open = open.into_iter().map(|(circuit, status)| {
+            TorCircuit::of(generation, &circuit, CircuitChange::of(&status, None, None))
+        });
+        self.news.outbox.tell_all(open.collect());
+        self.listed_at = Instant::now();
+        Ok(())
+    }
+
+    async fn close(&mut self, circuit: CircuitId) -> Result<(), LinkError> {
+        if circuit.generation() != self.news.generation {
+            self.news.outbox.tell(TorHeard::Closed { circuit, outcome: CloseOutcome::OtherTor });
+            return Ok(());
+        }
+        let raw = RawCircuit::new(circuit.number_for_this_node());
+        let command = Command::CloseCircuit { circuit: raw, if_unused: false };
+        let answer = self.wire.ask(&command, |event| self.news.take(event)).await;
+        let outcome = match &answer {
+            Ok(answer) => match answer.accepted() {
+                Ok(_) => CloseOutcome::Accepted,
+                Err(refused) if refused.status == UNKNOWN_ENTITY => CloseOutcome::NoSuchCircuit,
+                Err(refused) => CloseOutcome::Refused { status: refused.status },
+            },
+            Err(_) => CloseOutcome::NotConnected,
+        };
+        self.news.outbox.tell(TorHeard::Closed { circuit, outcome });
+        answer.map(drop)
+    }
+}
+
+impl News<'_> {
+    fn take(&mut self, message: &Message) {
+        match Event::parse(message) {
+            Ok(Event::Circuit { circuit, status, reason, remote_reason }) => {
+                let change = CircuitChange::of(&status, reason, remote_reason);
+                self.outbox.tell_change(TorCircuit::of(self.generation, &circuit, change));
+            }
+            Ok(Event::CircuitMinor { circuit, .. }) => {
+                let change = CircuitChange::Repurposed;
+                self.outbox.tell_change(TorCircuit::of(self.generation, &circuit, change));
+            }
+            Ok(Event::Connection { .. }) => {
+                self.peers_due = self.peers_due.min(self.peers_asked + LEAST_PAUSE);
+            }
+            // Not subscribed to.
+            Ok(
+                Event::CircuitBandwidth { .. }
+                | Event::Descriptor { .. }
+                | Event::NetworkLiveness { .. }
+                | Event::Status { .. }
+                | Event::Other { .. },
+            ) => {}
+            Err(error) => {
+                if !self.is_unread_reported {
+                    self.is_unread_reported = true;
+                    tracing::warn!(message_id = "tor_control_unread", "an event of tor's: {error}");
+                }
+                self.outbox.miss();
+            }
+        }
+    }
+}
