@@ -31,6 +31,7 @@ const SLOW: &[&str] = &[
     "metrics",
     "self_test",
     "testnet",
+    "tor_control",
 ];
 
 /// What `cargo xtask test` is asked.

@@ -50,10 +50,9 @@ pub enum LinkError {
     #[error("tor's control connection broke ({0}): circuits are neither watched nor closed; did tor end?")]
     Broken(#[source] io::Error),
     /// What came is not the protocol.
-    #[error("byte {byte} from tor: {source} Until then circuits are neither watched nor closed.")]
+    #[error("the message at byte {byte} from tor: {source} Circuits are neither watched nor closed.")]
     NotTheProtocol {
-        /// The first byte of the connection that was not understood, from 1; of a line that is too long, that where it was
-        /// given up.
+        /// Where in the connection the message with the fault begins, from 1.
         byte: u64,
         /// What is wrong.
         #[source]
@@ -103,8 +102,9 @@ pub(super) struct Wire {
     buffer: Vec<u8>,
     at: usize,
     end: usize,
-    /// Bytes decoded since the beginning.
+    /// Bytes decoded since the beginning, and how many of them were whole messages.
     taken: u64,
+    whole: u64,
     timeout: Duration,
     peer: Option<u32>,
 }
@@ -137,6 +137,7 @@ impl Wire {
             at: 0,
             end: 0,
             taken: 0,
+            whole: 0,
             timeout: patience,
             peer: peer.and_then(|pid| u32::try_from(pid).ok()),
         })
@@ -159,8 +160,9 @@ impl Wire {
             let taken = unread.len() - rest.len();
             self.at += taken;
             self.taken += taken as u64;
-            let byte = self.taken + 1;
+            let byte = self.whole + 1;
             if let Some(message) = decoded.map_err(|source| LinkError::NotTheProtocol { byte, source })? {
+                self.whole = self.taken;
                 return Ok(message);
             }
             let read = self.stream.read(&mut self.buffer).await.map_err(LinkError::Broken)?;
