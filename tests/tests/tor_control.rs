@@ -273,7 +273,8 @@ fn the_cookie_is_proved_and_not_shown() {
 
     // Tor offers to be shown the cookie as well.
     let tap = Tap::before(socket.clone());
-    Shell::start(at(&tap.path)).connected();
+    let (generation, pid) = Shell::start(at(&tap.path)).connected();
+    assert_eq!((generations.first(), pid), (Some(&generation), Some(service.pid().unwrap())));
     let said = tap.said();
     assert_eq!(words(&said)[..3], ["PROTOCOLINFO", "AUTHCHALLENGE", "AUTHENTICATE"], "{said:?}");
     let hex: String = fs::read(&cookie).unwrap().iter().map(|byte| format!("{byte:02X}")).collect();
@@ -415,7 +416,7 @@ fn another_tor_process_is_another_generation_and_a_stopped_one_is_the_same() {
     let mut service = service(&network, &page, Authentication::None);
     let client = network.client().unwrap();
     let mut options = at(&service.control_address().socket);
-    (options.peers_every, options.command_timeout) = (SOON, Duration::from_secs(2));
+    (options.peers_every, options.command_timeout) = (SOON, Duration::from_secs(5));
     let mut shell = Shell::start(options);
     let (first, pid) = shell.connected();
     assert_eq!(pid, Some(service.pid().unwrap()));

@@ -162,7 +162,7 @@ messages! {
     "tor_control_connected", "info", "Tor's control port is connected and the login done; the field `generation` grows with each start of tor.";
     "tor_control_lost", "warn", "Tor's control port cannot be reached, or no longer; the message names the reason. It is tried again, each time after a longer pause, and said again only for another reason.";
     "tor_control_login", "debug", "Tor accepted the login; the message says by which proof.";
-    "tor_control_missed", "warn", "Changes of tor's circuits were dropped because the daemon was too slow, or could not be read; the whole list of circuits is asked for instead.";
+    "tor_control_missed", "warn", "Changes of tor's circuits were dropped because the daemon was too slow, or could not be read; the whole list of circuits is asked for instead. It is said once for a connection.";
     "tor_control_unread", "warn", "An event from tor could not be read; it is said once for a connection. Tor may be older or newer than the versions that are known.";
     "tor_peers_read_failed", "warn", "Tor's connections could not be read; the peers known before stay protected for `tor.keep_seconds`.";
     "control_request_refused", "info", "A request on the control socket was refused by the socket's own rules.";

@@ -222,7 +222,7 @@ pub enum CloseOutcome {
     },
 }
 
-/// The event loop's ends of the queues. [`TorControl::run`] ends when both are dropped.
+/// The event loop's ends of the queues. [`TorControl::run`] ends when they are dropped.
 #[derive(Debug)]
 pub struct TorEnds {
     /// What tor does.

@@ -44,8 +44,8 @@ pub enum Proof {
 pub enum LoginError {
     /// The file cannot be read.
     #[error(
-        "the cookie's file {} cannot be read ({source}); let tunicad read it with `CookieAuthFileGroupReadable 1`, or name it \
-         where tor runs in a container",
+        "the cookie's file {} cannot be read ({source}); let tunicad read it (`CookieAuthFileGroupReadable 1` in torrc), or name \
+         the place where it is",
         path.display()
     )]
     CookieFile {

@@ -23,10 +23,6 @@ impl Outbox {
 
     /// Tells something that must not be lost.
     pub(super) fn tell(&mut self, heard: TorHeard) {
-        if let TorHeard::Connected { .. } | TorHeard::Gone { .. } = heard {
-            // A list, which replaces all of them, comes after each connection.
-            self.missed = 0;
-        }
         if let TorHeard::Peers(_) = heard {
             // Who is late needs the newest alone.
             self.waiting.retain(|waiting| !matches!(waiting, TorHeard::Peers(_)));

@@ -19,8 +19,10 @@ use super::{
 
 /// What is subscribed to. Bytes come once a second for every circuit, so they are left to whoever carries the streams.
 const EVENTS: &[EventKind] = &[EventKind::Circuit, EventKind::CircuitMinor, EventKind::Connection];
-/// Least time between two lists of circuits, and between two of peers, however often they are called for.
-const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// Least time between two lists of circuits.
+const CIRCUITS_PAUSE: Duration = Duration::from_secs(1);
+/// Least time between two lists of peers: a relay's connections come and go all the time.
+const PEERS_PAUSE: Duration = Duration::from_secs(5);
 /// Tor's status for a circuit that it does not know (control-spec, "Status codes").
 const UNKNOWN_ENTITY: u16 = 552;
 
@@ -40,6 +42,8 @@ pub(super) struct Session<'a> {
     inquiry: Option<Inquiry>,
     /// When circuits were listed last.
     listed_at: Instant,
+    /// Whether missed changes were reported; one line for a connection is enough.
+    is_missed_reported: bool,
 }
 
 /// What events are made into; apart from the connection, because they come while an answer is waited for.
@@ -49,7 +53,7 @@ struct News<'a> {
     /// When peers are to be asked for, and when they were.
     peers_due: Instant,
     peers_asked: Instant,
-    /// Whether an event that cannot be read was reported; one line for a connection is enough.
+    /// Whether an event that cannot be read was reported, too.
     is_unread_reported: bool,
 }
 
@@ -63,7 +67,15 @@ impl<'a> Session<'a> {
     ) -> Self {
         let now = Instant::now();
         let news = News { generation, outbox, peers_due: now, peers_asked: now, is_unread_reported: false };
-        Self { wire, acts, news, peers_every: options.peers_every, inquiry: None, listed_at: now }
+        Self {
+            wire,
+            acts,
+            news,
+            peers_every: options.peers_every,
+            inquiry: None,
+            listed_at: now,
+            is_missed_reported: false,
+        }
     }
 
     /// Runs until the connection ends; `Ok` says that the event loop has gone.
@@ -90,12 +102,15 @@ impl<'a> Session<'a> {
                     }
                     self.news.take(&message);
                 }
-                () = sleep_until(self.listed_at + LEAST_PAUSE), if is_behind && is_empty => {
-                    tracing::warn!(
-                        message_id = "tor_control_missed",
-                        missed = self.news.outbox.missed(),
-                        "changes of tor's circuits were missed; the whole list is asked for"
-                    );
+                () = sleep_until(self.listed_at + CIRCUITS_PAUSE), if is_behind && is_empty => {
+                    if !self.is_missed_reported {
+                        self.is_missed_reported = true;
+                        tracing::warn!(
+                            message_id = "tor_control_missed",
+                            missed = self.news.outbox.missed(),
+                            "changes of tor's circuits were missed; the whole list is asked for"
+                        );
+                    }
                     self.list_circuits().await?;
                 }
                 () = sleep_until(self.news.peers_due), if self.inquiry.is_none() => {
@@ -169,7 +184,7 @@ impl News<'_> {
                 self.outbox.tell_change(TorCircuit::of(self.generation, &circuit, change));
             }
             Ok(Event::Connection { .. }) => {
-                self.peers_due = self.peers_due.min(self.peers_asked + LEAST_PAUSE);
+                self.peers_due = self.peers_due.min(self.peers_asked + PEERS_PAUSE);
             }
             // Not subscribed to.
             Ok(

@@ -1,7 +1,9 @@
 //! What a real tor cannot be made to say. All else is tested on real tor, in `tests/tests/tor_control.rs`.
 
 use std::{
-    fs, process,
+    fs,
+    num::NonZeroU32,
+    process,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -137,17 +139,85 @@ async fn what_is_no_control_protocol_is_left_at_the_byte_and_tried_again() {
         let LinkError::NotTheProtocol { byte: told, source } = &why else { panic!("{why:?}") };
         assert_eq!((source.fault, *told), (fault, byte), "{why}");
         assert!(why.to_string().contains("neither watched nor closed"), "{why}");
-
-        // It is tried again, and the second attempt finds tor.
-        let attempts = AtomicU32::new(0);
-        let fake = Fake::new(move |line| {
-            let is_first = line.starts_with("PROTOCOLINFO") && attempts.fetch_add(1, Ordering::Relaxed) == 0;
-            is_first.then(|| "HTTP/1.1 400 Bad Request\r\n".to_owned())
-        });
-        let (mut ends, _task) = fake.start();
-        assert!(matches!(next(&mut ends).await, TorHeard::Gone { .. }));
-        assert!(matches!(next(&mut ends).await, TorHeard::Connected { .. }));
     }
+}
+
+#[tokio::test]
+async fn after_a_fault_it_is_tried_again() {
+    let attempts = AtomicU32::new(0);
+    let fake = Fake::new(move |line| {
+        let is_first = line.starts_with("PROTOCOLINFO") && attempts.fetch_add(1, Ordering::Relaxed) == 0;
+        is_first.then(|| "HTTP/1.1 400 Bad Request\r\n".to_owned())
+    });
+    let (mut ends, _task) = fake.start();
+    assert!(matches!(next(&mut ends).await, TorHeard::Gone { .. }));
+    assert!(matches!(next(&mut ends).await, TorHeard::Connected { .. }));
+}
+
+#[tokio::test]
+async fn a_process_that_only_tor_vouches_for_is_known_by_its_uptime() {
+    let attempts = AtomicU32::new(0);
+    // Process 1 is another one here, as where tor runs in a container. No answer but the first ones is any good.
+    let fake = Fake::new(move |line| match line {
+        "GETINFO version process/pid uptime" => {
+            let uptime = if attempts.fetch_add(1, Ordering::Relaxed) < 2 { 1_000_000_000 } else { 0 };
+            Some(format!("250-version=0\r\n250-process/pid=1\r\n250-uptime={uptime}\r\n250 OK\r\n"))
+        }
+        "GETINFO circuit-status" => Some("250 OK\r\n".to_owned()),
+        _ => None,
+    });
+    let (mut ends, _task) = fake.start();
+    let mut generations = Vec::new();
+    while generations.len() < 3 {
+        if let TorHeard::Connected { generation, pid, .. } = next(&mut ends).await {
+            assert_eq!(pid, None);
+            generations.push(generation);
+        }
+    }
+    assert_eq!(generations[0], generations[1]);
+    assert!(generations[2] > generations[1]);
+}
+
+#[tokio::test]
+async fn a_circuit_that_cannot_be_closed_is_answered_too() {
+    let mut fake = Fake::new(|line| match line {
+        "CLOSECIRCUIT 1" => Some("551 Internal error\r\n".to_owned()),
+        // No answer.
+        "CLOSECIRCUIT 2" => Some(String::new()),
+        _ => None,
+    });
+    fake.options.command_timeout = Duration::from_secs(2);
+    let (mut ends, _task) = fake.start();
+    let TorHeard::Connected { generation, .. } = next(&mut ends).await else { panic!() };
+    for (number, expected) in [(1, CloseOutcome::Refused { status: 551 }), (2, CloseOutcome::NotConnected)] {
+        let asked = CircuitId::new(generation, NonZeroU32::new(number).unwrap());
+        ends.acts.send(TorAct::Close(asked)).await.unwrap();
+        loop {
+            if let TorHeard::Closed { circuit, outcome } = next(&mut ends).await {
+                assert_eq!((circuit, outcome), (asked, expected));
+                break;
+            }
+        }
+    }
+    let TorHeard::Gone { why } = next(&mut ends).await else { panic!() };
+    assert!(matches!(why, LinkError::Timeout { command: "CLOSECIRCUIT", .. }), "{why:?}");
+    // The same process is connected again.
+    let TorHeard::Connected { generation: again, .. } = next(&mut ends).await else { panic!() };
+    assert_eq!(again, generation);
+}
+
+#[tokio::test]
+async fn a_password_stands_in_for_a_cookie_that_cannot_be_read() {
+    let mut fake = Fake::new(|line| {
+        let file = " COOKIEFILE=\"/absent\"";
+        line.starts_with("PROTOCOLINFO").then(|| offer("COOKIE,SAFECOOKIE,HASHEDPASSWORD", file))
+    });
+    assert!(matches!(fake.gone().await, LinkError::Login(LoginError::CookieFile { .. })));
+    fake.options.password = Some(Password::new("a \"good\" one".to_owned()));
+    let (mut ends, _task) = fake.start();
+    assert!(matches!(next(&mut ends).await, TorHeard::Connected { .. }));
+    let login = "AUTHENTICATE \"a \\\"good\\\" one\"";
+    assert!(fake.said.lock().await.iter().any(|line| line == login));
 }
 
 #[tokio::test]
