@@ -1,6 +1,11 @@
 //! The daemon's shell for tor's control port, against real tor: every way to log in, circuits of real clients, tor's ends and
 //! starts, and its relays' addresses.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -90,21 +95,17 @@ impl Shell {
     }
 
     fn connected(&mut self) -> (TorGeneration, Option<u32>) {
-        self.until("the connection", |heard| match heard {
-            TorHeard::Connected { generation, pid, version } => {
-                assert!(version.starts_with("0.4."), "{version}");
-                Some((*generation, *pid))
-            }
-            _ => None,
+        self.until("the connection", |heard| {
+            let TorHeard::Connected { generation, pid, version } = heard else { return None };
+            assert!(version.starts_with("0.4."), "{version}");
+            Some((*generation, *pid))
         })
     }
 
     /// Why it is not connected, and said nothing before.
     fn gone_first(&mut self) -> LinkError {
-        match self.next("the failure") {
-            TorHeard::Gone { why } => why,
-            other => panic!("{other:?}"),
-        }
+        let TorHeard::Gone { why } = self.next("the failure") else { panic!("{:?}", self.heard) };
+        why
     }
 
     fn gone(&mut self, what: &str, is_meant: impl Fn(&LinkError) -> bool) {
@@ -112,24 +113,24 @@ impl Shell {
     }
 
     fn circuits(&mut self) -> (Vec<TorCircuit>, u64) {
-        self.until("all circuits", |heard| match heard {
-            TorHeard::Circuits { open, missed } => Some((open.clone(), *missed)),
-            _ => None,
+        self.until("all circuits", |heard| {
+            let TorHeard::Circuits { open, missed } = heard else { return None };
+            Some((open.clone(), *missed))
         })
     }
 
     fn peers(&mut self) -> TorPeers {
-        self.until("peers", |heard| match heard {
-            TorHeard::Peers(peers) => Some(peers.clone()),
-            _ => None,
+        self.until("peers", |heard| {
+            let TorHeard::Peers(peers) = heard else { return None };
+            Some(peers.clone())
         })
     }
 
     /// The first change of this circuit that `is_meant`.
     fn change(&mut self, id: CircuitId, is_meant: impl Fn(&TorCircuit) -> bool) -> TorCircuit {
-        self.until("a change of a circuit", |heard| match heard {
-            TorHeard::Circuit(circuit) if circuit.id == id && is_meant(circuit) => Some(circuit.clone()),
-            _ => None,
+        self.until("a change of a circuit", |heard| {
+            let TorHeard::Circuit(circuit) = heard else { return None };
+            (circuit.id == id && is_meant(circuit)).then(|| circuit.clone())
         })
     }
 
@@ -137,16 +138,13 @@ impl Shell {
     fn close(&mut self, id: CircuitId) -> (CloseOutcome, bool) {
         self.ends().acts.blocking_send(TorAct::Close(id)).unwrap();
         let mut has_ended = false;
-        let outcome = self.until("the answer", |heard| match heard {
-            TorHeard::Closed { circuit, outcome } => {
-                assert_eq!(*circuit, id);
-                Some(*outcome)
-            }
-            TorHeard::Circuit(circuit) => {
+        let outcome = self.until("the answer", |heard| {
+            if let TorHeard::Circuit(circuit) = heard {
                 has_ended |= circuit.id == id && matches!(circuit.change, CircuitChange::Ended { .. });
-                None
             }
-            _ => None,
+            let TorHeard::Closed { circuit, outcome } = heard else { return None };
+            assert_eq!(*circuit, id);
+            Some(*outcome)
         });
         (outcome, has_ended)
     }
@@ -547,12 +545,10 @@ fn a_slow_event_loop_is_told_everything_in_the_end() {
         }
     }
     let mut taken = 0;
-    let (open, missed) = shell.until("the list", |heard| match heard {
-        TorHeard::Circuits { open, missed } => Some((open.clone(), *missed)),
-        _ => {
-            taken += 1;
-            None
-        }
+    let (open, missed) = shell.until("the list", |heard| {
+        taken += 1;
+        let TorHeard::Circuits { open, missed } = heard else { return None };
+        Some((open.clone(), *missed))
     });
     // 64 in the queue, 3 behind it, and what the shell itself had to say.
     assert!(taken <= 64 + 3 + 4, "{taken} facts were kept");
