@@ -20,8 +20,10 @@ use super::{
 
 /// Longest version that is kept, in bytes.
 const VERSION_BYTES: usize = 64;
-/// How far tor's clock of its own uptime, which starts late and counts whole seconds, may be behind the kernel's of its age.
+/// How far tor's uptime may be behind the age that the kernel knows: tor begins to count late, and stops when it is stopped.
 const MOST_BEHIND: Duration = Duration::from_secs(30);
+/// How far it may be ahead: tor counts whole seconds of the wall clock as they begin.
+const MOST_AHEAD: Duration = Duration::from_secs(2);
 /// How far two of tor's uptimes may be from the time between them. A process younger than that is never recognised by them.
 const SLACK: Duration = Duration::from_secs(3);
 
@@ -130,8 +132,7 @@ fn start_of(stat: &str) -> Option<u64> {
 /// Whether a process that was started at `tick` can be the tor that says it has run for `uptime`.
 fn is_age(tick: u64, ticks_a_second: u64, uptime: Duration, asked_at: Duration) -> bool {
     let age = asked_at.saturating_sub(Duration::from_secs(tick / ticks_a_second));
-    // The second that the division took away is one of the kernel's side.
-    uptime <= age && age <= uptime + MOST_BEHIND
+    uptime <= age + MOST_AHEAD && age <= uptime + MOST_BEHIND
 }
 
 fn ticks_of(span: Duration, ticks_a_second: u64) -> u64 {
@@ -212,7 +213,9 @@ mod tests {
             (seconds(91), seconds(101), true),
             (seconds(60), seconds(100), true),
             (seconds(59), seconds(100), false),
-            (seconds(91), seconds(100), false),
+            // By the wall clock's seconds.
+            (seconds(92), seconds(100), true),
+            (seconds(93), seconds(100), false),
             (seconds(0), seconds(100), false),
         ] {
             assert_eq!(is_age(1_000, 100, uptime, asked_at), is_believed, "{uptime:?} {asked_at:?}");
