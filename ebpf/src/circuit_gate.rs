@@ -460,14 +460,16 @@ impl Data<'_> {
     /// Copies the data's first bytes, which may lie in any buffer of the packet.
     #[inline(always)]
     fn copy(&self, to: &mut [u64; LOOKED_AT / 8]) -> bool {
-        let (skb, to) = (self.ctx.skb.skb.cast(), to.as_mut_ptr().cast());
+        let mut last = u64::from(self.length.min(LOOKED_AT as u32)) - 1;
+        // SAFETY: one instruction that changes nothing. The compiler would leave it out; by it the verifier knows that
+        // neither too many bytes are copied nor none at all.
+        unsafe {
+            asm!("{last} &= 63", last = inlateout(reg) last, options(nomem, nostack, pure));
+        }
+        let length = last as u32 + 1;
         // SAFETY: `to` has as many bytes as are copied at most; the verifier checks it.
         let failed = unsafe {
-            if self.length >= LOOKED_AT as u32 {
-                bpf_skb_load_bytes(skb, self.at, to, LOOKED_AT as u32)
-            } else {
-                bpf_skb_load_bytes(skb, self.at, to, self.length)
-            }
+            bpf_skb_load_bytes(self.ctx.skb.skb.cast(), self.at, to.as_mut_ptr().cast(), length)
         };
         failed == 0
     }
