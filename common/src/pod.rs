@@ -22,6 +22,18 @@ macro_rules! pod {
 }
 
 pod!(
-    SourceKey, BanEntry, AllowEntry, Policy, PortRule, PortState, HostState, NetState, Verified, Tally, Event,
-    GateSettings, CircuitKey, CircuitBan
+    SourceKey,
+    BanEntry,
+    AllowEntry,
+    Policy,
+    PortRule,
+    PortState,
+    HostState,
+    NetState,
+    Verified,
+    Tally,
+    Event,
+    GateSettings,
+    CircuitKey,
+    CircuitBan
 );

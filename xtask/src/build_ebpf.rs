@@ -101,15 +101,7 @@ fn build(
     let target_dir = root.join(target);
     let mut cargo = process::command("cargo")?;
     cargo
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "-Z",
-            "build-std=core",
-            "--target",
-            TARGET,
-        ])
+        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
         .args(programs.iter().flat_map(|program| ["--bin", program]))
         .args(features)
         .arg("--target-dir")
@@ -122,7 +114,10 @@ fn build(
         .env("CARGO_HOME", cargo_home)
         .current_dir(&folder);
     process::run(&mut cargo)?;
-    programs.iter().map(|program| Ok((*program, read(&target_dir.join(TARGET).join("release").join(program))?))).collect()
+    programs
+        .iter()
+        .map(|program| Ok((*program, read(&target_dir.join(TARGET).join("release").join(program))?)))
+        .collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -164,8 +159,7 @@ fn hash(object: &[u8]) -> String {
 
 /// A folder of its own: cargo would else build each variant anew after the other.
 fn write_log(root: &Path) -> Result<()> {
-    let objects =
-        build(root, &process::cargo_home()?, "target/ebpf-log", &[SHIELD], &["--features", "log"])?;
+    let objects = build(root, &process::cargo_home()?, "target/ebpf-log", &[SHIELD], &["--features", "log"])?;
     for (program, object) in objects {
         let path = root.join(format!("target/ebpf-log/{program}-log.o"));
         fs::write(&path, &object).with_context(|| format!("writing {}", path.display()))?;
@@ -241,7 +235,11 @@ fn prove(root: &Path, here: &[Object]) -> Result<()> {
         &[],
     )?;
     if here != there {
-        bail!("the bytes depend on the folder or on cargo's home: here\n{}elsewhere\n{}", sums(here), sums(&there));
+        bail!(
+            "the bytes depend on the folder or on cargo's home: here\n{}elsewhere\n{}",
+            sums(here),
+            sums(&there)
+        );
     }
     let is_in = |path: &str| {
         here.iter().any(|(_, object)| object.windows(path.len()).any(|window| window == path.as_bytes()))
