@@ -392,16 +392,36 @@ fn a_large_first_segment_is_judged_whole_or_arrives_whole() {
     });
 }
 
+/// What the host sends to its own address of another interface goes over `lo` as well. What its NAT redirects there, the
+/// gate leaves to the listener.
+#[test]
+fn own_addresses_are_watched_and_redirected_connections_are_not() {
+    inside("own", |place| {
+        let pins = place.pins()?;
+        place.namespace.ip(&["address", "add", "192.0.2.1/32", "dev", "lo"])?;
+        let service = Service::open("192.0.2.1".parse()?, true)?;
+        let gate = gate_for(&pins, &[&service], Mode::Enforce)?;
+        must_refuse(&service, line(BANNED).as_bytes())?;
+        nft(&format!(
+            "add table ip moved; add chain ip moved out {{ type nat hook output priority -100; }}; \
+             add rule ip moved out ip daddr 192.0.2.1 tcp dport 80 dnat to 192.0.2.1:{}",
+            service.address.port()
+        ))?;
+        let before = gate.totals()?;
+        let mut client = TcpStream::connect(("192.0.2.1", 80))?;
+        client.set_read_timeout(Some(Duration::from_secs(10)))?;
+        client.write_all(line(BANNED).as_bytes())?;
+        must_converse(client, &service, line(BANNED).as_bytes())?;
+        ensure!(since(&gate, before)? == [(GateOutcome::NotFirst, 1)], "{:?}", gate.totals()?);
+        Ok(())
+    });
+}
+
 /// The first segment is lost behind the gate, and its circuit banned before it is sent again.
 #[test]
 fn a_first_segment_sent_again_is_judged_again() {
     inside("again", |place| {
         let pins = place.pins()?;
-        let nft = |commands: &str| {
-            let output = Command::new("nft").arg(commands).output().context("this test needs nft")?;
-            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            Ok(())
-        };
         for home in HOMES {
             let service = Service::open(home, true)?;
             let mut gate = gate_for(&pins, &[&service], Mode::Enforce)?;
@@ -751,6 +771,12 @@ fn rows_of(gate: &Gate) -> Result<HashMap<MapData, CircuitKey, CircuitBan>> {
 
 fn path(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is no text")
+}
+
+fn nft(commands: &str) -> Result<()> {
+    let output = Command::new("nft").arg(commands).output().context("this test needs nft")?;
+    ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 fn bpftool(arguments: &[&str]) -> Result<String> {

@@ -10,7 +10,7 @@ mod tables;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     num::{NonZeroU16, NonZeroU32},
     path::{Path, PathBuf},
     sync::Arc,
@@ -50,16 +50,27 @@ pub struct Ban {
     pub ban_id: u32,
 }
 
-/// What should be in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What should be in force. `Debug` tells no circuit.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Desired {
     /// Whether banned circuits are refused, or only counted, or nothing is read.
     pub mode: Mode,
     /// Which tor process the circuits belong to. Tor numbers them from 1 after each start, so each start must have a
     /// number that none of the bans before it had, those before a restart of the daemon included.
     pub generation: u32,
-    /// Banned circuits of that process. `Debug` of a plan is for tests: a circuit's number must not be logged.
+    /// Banned circuits of that process.
     pub bans: BTreeMap<NonZeroU32, Ban>,
+}
+
+impl fmt::Debug for Desired {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mode, generation, bans } = self;
+        out.debug_struct("Desired")
+            .field("mode", mode)
+            .field("generation", generation)
+            .field("bans", &bans.len())
+            .finish()
+    }
 }
 
 /// What was put right.
