@@ -49,6 +49,15 @@ pub enum AttachError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// A kernel without TCX, and without what was before it.
+    #[error(
+        "this kernel has neither TCX (Linux 6.6) nor the modules sch_ingress and cls_bpf, so the circuit gate cannot be attached to lo; banned circuits reach the listener, which refuses them; load the modules (`modprobe -a sch_ingress cls_bpf`): {source}"
+    )]
+    NoHook {
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
     /// What is attached could not be read.
     #[error("cannot read what is attached to lo: {source}; the circuit gate was not changed")]
     Read {
@@ -238,16 +247,26 @@ fn filter(program: &mut SchedClassifier) -> Result<(), AttachError> {
         None => {
             match tc::qdisc_add_clsact(INTERFACE) {
                 Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-                Err(error) => return Err(refused(error)),
+                Err(error) => return Err(no_filter(error.into())),
                 Ok(()) => {}
             }
             let place = TcAttachOptions::Netlink(NlOptions::default());
-            program.attach_with_options(INTERFACE, TcAttachType::Ingress, place).map_err(refused)?
+            program.attach_with_options(INTERFACE, TcAttachType::Ingress, place).map_err(no_filter)?
         }
     };
     // Dropped, it would detach: the filter must outlive the daemon.
     mem::forget(program.take_link(id).map_err(refused)?);
     Ok(())
+}
+
+/// The kernel loads the modules by itself where it may, and knows no such kind where it may not or has none.
+fn no_filter(error: ProgramError) -> AttachError {
+    if let ProgramError::TcError(TcError::NetlinkError(said)) = &error
+        && said.raw_os_error() == Some(libc::ENOENT)
+    {
+        return AttachError::NoHook { source: Box::new(error) };
+    }
+    refused(error)
 }
 
 /// Our filter, by its name.
