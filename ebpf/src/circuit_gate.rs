@@ -225,16 +225,16 @@ impl<'a> Segment<'a> {
                 return false;
             }
             let tcp = bpf_tcp_sock(socket);
-            let is_first = !tcp.is_null()
-                && (*tcp).bytes_acked <= 1
-                && (*tcp).snd_una == u32::from_be(self.sequence);
+            let is_first =
+                !tcp.is_null() && (*tcp).bytes_acked <= 1 && (*tcp).snd_una == u32::from_be(self.sequence);
             bpf_sk_release(socket.cast());
             is_first
         }
     }
 
     /// Answers the sender with a RST, and makes a RST for the listener of the segment itself. Both look as if the other
-    /// end had sent them, with the sequence numbers that each end expects. `false` if the segment stays as it is.
+    /// end had sent them, with the sequence numbers that each end expects. `false` if the kernel had no memory for it:
+    /// the segment is then whole, or without its data, which the sender repeats.
     ///
     /// The answer leaves through `lo` again, as any packet does: put back at the ingress it would lose its route, and a
     /// packet from 127.0.0.1 without one is refused.
@@ -468,9 +468,8 @@ impl Data<'_> {
         }
         let length = last as u32 + 1;
         // SAFETY: `to` has as many bytes as are copied at most; the verifier checks it.
-        let failed = unsafe {
-            bpf_skb_load_bytes(self.ctx.skb.skb.cast(), self.at, to.as_mut_ptr().cast(), length)
-        };
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.ctx.skb.skb.cast(), self.at, to.as_mut_ptr().cast(), length) };
         failed == 0
     }
 }
