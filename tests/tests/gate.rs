@@ -133,6 +133,11 @@ fn a_banned_circuit_is_refused_before_the_listener_wakes() {
         for home in HOMES {
             let service = Service::open(home, true)?;
             let gate = gate_for(&pins, &[&service], Mode::Enforce)?;
+            // What is left of a connection shows: one without data yet is a request in SYN_RECV, for which nobody wakes.
+            let mut waiting = service.visit(b"")?;
+            ensure!(service.left_over()?.len() == 2 && !service.is_woken(0)?, "{:?}", service.left_over()?);
+            waiting.write_all(line(ALLOWED).as_bytes())?;
+            must_converse(waiting, &service, line(ALLOWED).as_bytes())?;
             let before = gate.totals()?;
             for circuit in ALL_BANNED {
                 for more in ["", "GET / HTTP/1.1\r\n\r\n"] {
