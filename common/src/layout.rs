@@ -107,15 +107,15 @@ const fn shape<K, V>(name: &'static str, kind: MapKind, entries: usize) -> MapSh
     MapShape { name, kind, key_bytes, value_bytes, entries: entries as u32 }
 }
 
-const fn array<V>(name: &'static str, entries: usize) -> MapShape {
+pub(crate) const fn array<V>(name: &'static str, entries: usize) -> MapShape {
     shape::<u32, V>(name, MapKind::Array, entries)
 }
 
-const fn per_cpu_array<V>(name: &'static str, entries: usize) -> MapShape {
+pub(crate) const fn per_cpu_array<V>(name: &'static str, entries: usize) -> MapShape {
     shape::<u32, V>(name, MapKind::PerCpuArray, entries)
 }
 
-const fn hash<K, V>(name: &'static str, entries: usize) -> MapShape {
+pub(crate) const fn hash<K, V>(name: &'static str, entries: usize) -> MapShape {
     shape::<K, V>(name, MapKind::Hash, entries)
 }
 
@@ -165,7 +165,7 @@ pub const MAPS: [MapShape; 28] = [
     per_cpu_array::<u64>(LOST_EVENTS, 1),
 ];
 
-const fn fold(mut hash: u64, bytes: &[u8]) -> u64 {
+pub(crate) const fn fold(mut hash: u64, bytes: &[u8]) -> u64 {
     // FNV-1a (draft-eastlake-fnv): not against adversaries, only against mistakes.
     let mut index = 0;
     while index < bytes.len() {

@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod event;
+pub mod gate;
 pub mod gcra;
 pub mod keys;
 pub mod layout;

@@ -5,6 +5,7 @@
 
 use crate::{
     event::{Event, Tally},
+    gate::{CircuitBan, CircuitKey, GateSettings},
     keys::{AllowEntry, BanEntry, SourceKey},
     policy::{HostState, NetState, Policy, PortRule, PortState, Verified},
 };
@@ -21,5 +22,18 @@ macro_rules! pod {
 }
 
 pod!(
-    SourceKey, BanEntry, AllowEntry, Policy, PortRule, PortState, HostState, NetState, Verified, Tally, Event
+    SourceKey,
+    BanEntry,
+    AllowEntry,
+    Policy,
+    PortRule,
+    PortState,
+    HostState,
+    NetState,
+    Verified,
+    Tally,
+    Event,
+    GateSettings,
+    CircuitKey,
+    CircuitBan
 );

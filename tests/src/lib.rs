@@ -11,6 +11,7 @@ pub mod disk;
 pub mod flood;
 pub mod frame;
 pub mod fuzz;
+pub mod gate;
 pub mod ingress;
 pub mod lab;
 pub mod netns;

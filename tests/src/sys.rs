@@ -92,6 +92,23 @@ pub fn send_frames(socket: BorrowedFd<'_>, frames: &[impl AsRef<[u8]>]) -> io::R
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Lets a listener hear of a connection only once it carries data, or after `seconds` (TCP_DEFER_ACCEPT, tcp(7)).
+///
+/// # Errors
+/// The system call's.
+pub fn defer_accept(listener: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `seconds`, which outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            length_of::<libc::c_int>(),
+        )
+    })
+}
+
 /// Whether the kernel calls the wall clock synchronised, and by how many seconds it may be wrong (adjtimex(2)).
 ///
 /// # Errors

@@ -28,12 +28,20 @@ pub fn create(one: &str, other: &str) -> io::Result<()> {
     request(RouteNetlinkMessage::NewLink(pair), NLM_F_CREATE | NLM_F_EXCL)?;
     // An end cannot be set up before it has its peer.
     for name in [one, other] {
-        let mut link = LinkMessage::default();
-        link.header.index = if_nametoindex(name)?;
-        (link.header.flags, link.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
-        request(RouteNetlinkMessage::SetLink(link), 0)?;
+        set_up(name)?;
     }
     Ok(())
+}
+
+/// Sets an interface of this thread's namespace up.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_up(name: &str) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = if_nametoindex(name)?;
+    (link.header.flags, link.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
+    request(RouteNetlinkMessage::SetLink(link), 0)
 }
 
 fn request(question: RouteNetlinkMessage, flags: u16) -> io::Result<()> {

@@ -1,7 +1,7 @@
-//! `cargo xtask build-ebpf`: the kernel program, the same bytes wherever it is built.
+//! `cargo xtask build-ebpf`: the kernel programs, the same bytes wherever they are built.
 //!
-//! The object is committed, so that a plain `cargo build` needs stable Rust alone. `--check` is the proof that it came
-//! from this source; `--prove` that neither the folder of the tree nor cargo's home leave a trace in it.
+//! The objects are committed, so that a plain `cargo build` needs stable Rust alone. `--check` is the proof that they came
+//! from this source; `--prove` that neither the folder of the tree nor cargo's home leave a trace in them.
 
 use std::{
     env,
@@ -21,13 +21,19 @@ use crate::{process, setup, setup::snapshot::hex, workspace};
 pub(crate) mod compiler;
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECT: &str = "ebpf/prebuilt/shield.o";
+const PREBUILT: &str = "ebpf/prebuilt";
 const SUMS: &str = "ebpf/prebuilt/SHA256SUMS";
+/// The programs; each is an object of its own. The checksums stand in this order.
+const PROGRAMS: [&str; 2] = [SHIELD, "gate"];
+const SHIELD: &str = "shield";
+
+/// A program and its bytes.
+type Object = (&'static str, Vec<u8>);
 
 /// What `cargo xtask build-ebpf` is asked.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Rebuilds and fails where the committed object differs; writes nothing.
+    /// Rebuilds and fails where a committed object differs; writes nothing.
     #[arg(long)]
     pub(crate) check: bool,
     /// Builds once here and once in another folder with another home of cargo, and compares; writes nothing.
@@ -49,17 +55,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.log {
         return write_log(&root);
     }
-    let object = build(&root, &process::cargo_home()?, "target/ebpf", &[])?;
+    let objects = build(&root, &process::cargo_home()?, "target/ebpf", &PROGRAMS, &[])?;
     if arguments.check {
-        check(&root, &object)
+        check(&root, &objects)
     } else if arguments.prove {
-        prove(&root, &object)
+        prove(&root, &objects)
     } else {
-        write(&root, &object)
+        write(&root, &objects)
     }
 }
 
-/// Whether the toolchain for the kernel program is here.
+/// Whether the toolchain for the kernel programs is here.
 ///
 /// # Errors
 /// Names each part that is missing.
@@ -77,8 +83,14 @@ fn need_toolchain(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the kernel program of the tree at `root` with this home of cargo, and returns the object.
-fn build(root: &Path, cargo_home: &Path, target: &str, features: &[&str]) -> Result<Vec<u8>> {
+/// Builds these programs of the tree at `root` with this home of cargo, and returns the objects.
+fn build(
+    root: &Path,
+    cargo_home: &Path,
+    target: &str,
+    programs: &[&'static str],
+    features: &[&str],
+) -> Result<Vec<Object>> {
     let folder = root.join("ebpf");
     // The sources must lie unpacked before the build, because each registry's folder is remapped by name.
     let mut fetch = process::command("cargo")?;
@@ -89,17 +101,8 @@ fn build(root: &Path, cargo_home: &Path, target: &str, features: &[&str]) -> Res
     let target_dir = root.join(target);
     let mut cargo = process::command("cargo")?;
     cargo
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "-Z",
-            "build-std=core",
-            "--target",
-            TARGET,
-            "--bin",
-            "shield",
-        ])
+        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
+        .args(programs.iter().flat_map(|program| ["--bin", program]))
         .args(features)
         .arg("--target-dir")
         .arg(&target_dir)
@@ -111,8 +114,19 @@ fn build(root: &Path, cargo_home: &Path, target: &str, features: &[&str]) -> Res
         .env("CARGO_HOME", cargo_home)
         .current_dir(&folder);
     process::run(&mut cargo)?;
-    let object = target_dir.join(TARGET).join("release/shield");
-    fs::read(&object).with_context(|| format!("reading {}", object.display()))
+    programs
+        .iter()
+        .map(|program| Ok((*program, read(&target_dir.join(TARGET).join("release").join(program))?)))
+        .collect()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Where a program's object lies in the repository.
+fn place(program: &str) -> String {
+    format!("{PREBUILT}/{program}.o")
 }
 
 /// Compiler flags, in cargo's encoding.
@@ -145,58 +159,66 @@ fn hash(object: &[u8]) -> String {
 
 /// A folder of its own: cargo would else build each variant anew after the other.
 fn write_log(root: &Path) -> Result<()> {
-    let object = build(root, &process::cargo_home()?, "target/ebpf-log", &["--features", "log"])?;
-    let path = root.join("target/ebpf-log/shield-log.o");
-    fs::write(&path, &object).with_context(|| format!("writing {}", path.display()))?;
-    println!("{}: {} bytes", path.display(), object.len());
+    let objects = build(root, &process::cargo_home()?, "target/ebpf-log", &[SHIELD], &["--features", "log"])?;
+    for (program, object) in objects {
+        let path = root.join(format!("target/ebpf-log/{program}-log.o"));
+        fs::write(&path, &object).with_context(|| format!("writing {}", path.display()))?;
+        println!("{}: {} bytes", path.display(), object.len());
+    }
     Ok(())
 }
 
-fn write(root: &Path, object: &[u8]) -> Result<()> {
-    let path = root.join(OBJECT);
-    let folder = path.parent().context("the object's folder has no parent")?;
-    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    fs::write(&path, object).with_context(|| format!("writing {OBJECT}"))?;
-    fs::write(root.join(SUMS), sums(object)).with_context(|| format!("writing {SUMS}"))?;
-    println!("{OBJECT}: {} bytes, SHA-256 {}", object.len(), hash(object));
-    Ok(())
+fn write(root: &Path, objects: &[Object]) -> Result<()> {
+    let folder = root.join(PREBUILT);
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    for (program, object) in objects {
+        let place = place(program);
+        fs::write(root.join(&place), object).with_context(|| format!("writing {place}"))?;
+        println!("{place}: {} bytes, SHA-256 {}", object.len(), hash(object));
+    }
+    fs::write(root.join(SUMS), sums(objects)).with_context(|| format!("writing {SUMS}"))
 }
 
 /// The checksum file's text, as `sha256sum` writes and reads it.
-fn sums(object: &[u8]) -> String {
-    format!("{}  shield.o\n", hash(object))
+fn sums(objects: &[Object]) -> String {
+    objects.iter().map(|(program, object)| format!("{}  {program}.o\n", hash(object))).collect()
 }
 
-fn check(root: &Path, object: &[u8]) -> Result<()> {
-    let committed = fs::read(root.join(OBJECT)).with_context(|| format!("reading {OBJECT}"))?;
-    if committed != object {
-        bail!(
-            "{OBJECT} is not what this source builds: committed {}, built {}; run `cargo xtask build-ebpf`",
-            hash(&committed),
-            hash(object)
-        );
+fn check(root: &Path, objects: &[Object]) -> Result<()> {
+    for (program, object) in objects {
+        let place = place(program);
+        let committed = read(&root.join(&place))?;
+        if committed != *object {
+            bail!(
+                "{place} is not what this source builds: committed {}, built {}; run `cargo xtask build-ebpf`",
+                hash(&committed),
+                hash(object)
+            );
+        }
+        println!("{place} is what this source builds: SHA-256 {}", hash(object));
     }
-    check_sums(root)?;
-    println!("{OBJECT} is what this source builds: SHA-256 {}", hash(object));
-    Ok(())
+    check_sums(root)
 }
 
-/// Whether the committed object has its committed checksum.
+/// Whether the committed objects have their committed checksums.
 ///
 /// # Errors
-/// When one of the two cannot be read, or names both hashes where they differ.
+/// When one of the files cannot be read, or names both hashes where they differ.
 pub(crate) fn check_sums(root: &Path) -> Result<()> {
-    let object = fs::read(root.join(OBJECT)).with_context(|| format!("reading {OBJECT}"))?;
+    let objects: Vec<Object> = PROGRAMS
+        .iter()
+        .map(|program| Ok((*program, read(&root.join(place(program)))?)))
+        .collect::<Result<_>>()?;
     let written = fs::read_to_string(root.join(SUMS)).with_context(|| format!("reading {SUMS}"))?;
-    if written != sums(&object) {
-        let named = written.split_whitespace().next().unwrap_or("no hash");
-        bail!("{SUMS} names {named}, {OBJECT} has {}; run `cargo xtask build-ebpf`", hash(&object));
+    let found = sums(&objects);
+    if written != found {
+        bail!("{SUMS} says\n{written}and the objects have\n{found}run `cargo xtask build-ebpf`");
     }
     Ok(())
 }
 
 /// Builds a copy of the tree in another folder with another home of cargo, and compares with `here`.
-fn prove(root: &Path, here: &[u8]) -> Result<()> {
+fn prove(root: &Path, here: &[Object]) -> Result<()> {
     let elsewhere = TempDir::with_prefix("tunica-prove-").context("making a temporary folder")?;
     let tree = elsewhere.path().join("another/place/for-the-tree");
     for file in workspace::files(root)? {
@@ -205,25 +227,33 @@ fn prove(root: &Path, here: &[u8]) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         fs::copy(root.join(&file), &copy).with_context(|| format!("copying {}", file.display()))?;
     }
-    let there =
-        build(&tree, &second_cargo_home(&elsewhere.path().join("home-of-cargo"))?, "target/ebpf", &[])?;
+    let there = build(
+        &tree,
+        &second_cargo_home(&elsewhere.path().join("home-of-cargo"))?,
+        "target/ebpf",
+        &PROGRAMS,
+        &[],
+    )?;
     if here != there {
         bail!(
-            "the bytes depend on the folder or on cargo's home: here {}, elsewhere {}",
-            hash(here),
-            hash(&there)
+            "the bytes depend on the folder or on cargo's home: here\n{}elsewhere\n{}",
+            sums(here),
+            sums(&there)
         );
     }
+    let is_in = |path: &str| {
+        here.iter().any(|(_, object)| object.windows(path.len()).any(|window| window == path.as_bytes()))
+    };
     let traces: Vec<String> = [root.to_path_buf(), process::cargo_home()?, workspace::sysroot(root)?]
         .iter()
         .chain(env::var_os("HOME").map(PathBuf::from).iter())
         .map(|path| path.display().to_string())
-        .filter(|path| here.windows(path.len()).any(|window| window == path.as_bytes()))
+        .filter(|path| is_in(path))
         .collect();
     if !traces.is_empty() {
-        bail!("the object names folders of this machine: {}", traces.join(", "));
+        bail!("the objects name folders of this machine: {}", traces.join(", "));
     }
-    println!("The same bytes from two folders and two homes of cargo: SHA-256 {}", hash(here));
+    print!("The same bytes from two folders and two homes of cargo:\n{}", sums(here));
     Ok(())
 }
 
@@ -259,26 +289,29 @@ mod tests {
         assert_eq!(remaps, ["/tree=/tunica", "/toolchain/lib/rustlib/src/rust=/rust", registry.as_str()]);
     }
 
-    fn tree_with(object: &[u8], sums: &str) -> TempDir {
+    fn objects(gate: &[u8]) -> Vec<Object> {
+        vec![(SHIELD, b"shield".to_vec()), ("gate", gate.to_vec())]
+    }
+
+    fn tree_with(gate: &[u8], sums: &str) -> TempDir {
         let root = TempDir::new().unwrap();
-        fs::create_dir_all(root.path().join("ebpf/prebuilt")).unwrap();
-        fs::write(root.path().join(OBJECT), object).unwrap();
+        write(root.path(), &objects(gate)).unwrap();
         fs::write(root.path().join(SUMS), sums).unwrap();
         root
     }
 
     #[test]
     fn drift_names_both_hashes() {
-        let root = tree_with(b"old", &sums(b"old"));
-        let error = check(root.path(), b"new").unwrap_err().to_string();
+        let root = tree_with(b"old", &sums(&objects(b"old")));
+        let error = check(root.path(), &objects(b"new")).unwrap_err().to_string();
         assert!(error.contains(&hash(b"old")) && error.contains(&hash(b"new")), "{error}");
-        check(root.path(), b"old").unwrap();
+        check(root.path(), &objects(b"old")).unwrap();
     }
 
     #[test]
     fn a_wrong_checksum_file_is_drift() {
-        let root = tree_with(b"object", &sums(b"other"));
-        let error = check(root.path(), b"object").unwrap_err().to_string();
+        let root = tree_with(b"object", &sums(&objects(b"other")));
+        let error = check(root.path(), &objects(b"object")).unwrap_err().to_string();
         assert!(error.contains(&hash(b"object")) && error.contains(&hash(b"other")), "{error}");
     }
 }

@@ -32,7 +32,7 @@ mod workspace;
 enum Command {
     /// Says what development and tests need and why, then installs what is missing.
     Setup(setup::Arguments),
-    /// Builds the kernel program into `ebpf/prebuilt/`.
+    /// Builds the kernel programs into `ebpf/prebuilt/`.
     BuildEbpf(build_ebpf::Arguments),
     /// Measures what the shield costs, against other programs.
     Bench(bench::Arguments),

@@ -86,6 +86,14 @@ impl Line {
             Self::V5_10 => true,
         }
     }
+
+    /// What the circuit gate hangs on: TCX came with Linux 6.6.
+    fn gate_hook(self) -> &'static str {
+        match self {
+            Self::V5_10 | Self::V6_1 => "clsact",
+            Self::V6_12 | Self::Newest => "tcx",
+        }
+    }
 }
 
 /// Runs the command.

@@ -10,8 +10,10 @@ use std::{
     fmt::Display,
     fs,
     io::{self, Write as _},
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::{self, Command, ExitCode},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -30,17 +32,23 @@ use nix::{
     unistd::write,
 };
 use tunica_common::verdict::{Action, Verdict};
+use tunica_core::limits::Mode as Strictness;
 use tunica_tests::{
+    gate::{Service, desired, end_of, line},
     rows::rows,
     shield::Shield,
     sys::{bound_capabilities, packet_socket},
     veth,
 };
-use tunicad::shell::xdp::{
-    attach::{self, Wanted},
-    handshakes,
-    hook::{self, Mode},
-    object,
+use tunicad::shell::{
+    gate::{Gate, Repairs},
+    xdp::{
+        attach::{self, Wanted},
+        handshakes,
+        hook::{self, Mode},
+        object,
+        pins::Pins,
+    },
 };
 
 /// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF (include/uapi/linux/capability.h): what the daemon's unit grants.
@@ -134,6 +142,7 @@ fn machine() -> Result<()> {
         fs::write(ipv6, "1").context("switching IPv6 off")?;
     }
     veth::create(SHIELDED, OUTSIDE).context("making a veth pair")?;
+    veth::set_up("lo").context("setting lo up")?;
     let socket = packet_socket(if_nametoindex(OUTSIDE)?).context("opening a packet socket")?;
     // Linux before 5.11 counts maps as locked memory. How much of that a process may have is a setting, and not what is
     // asked here.
@@ -177,6 +186,38 @@ fn shield() -> Result<()> {
     }
     handshakes::attach(shield.ebpf()).context("counting handshakes")?;
     say("handshakes", "attached");
+    gate().context("the circuit gate")
+}
+
+/// Attaches the circuit gate to `lo`, replaces it, and has it refuse a circuit and pass another.
+fn gate() -> Result<()> {
+    const BANNED: u32 = 0x0001_0029;
+    let service = Service::open(IpAddr::V4(Ipv4Addr::LOCALHOST), true)?;
+    let pins = Arc::new(Pins::claim(Path::new(PINS))?);
+    let wanted = desired(Strictness::Enforce, 1, &[BANNED])?;
+    let refuses = || -> Result<()> {
+        let end = end_of(&mut service.visit(line(BANNED).as_bytes())?)?;
+        ensure!(end == io::ErrorKind::ConnectionReset, "the client saw {end}");
+        ensure!(service.left_over()?.is_empty(), "left over: {:?}", service.left_over()?);
+        ensure!(!service.is_woken(100)? && service.has_none(), "the listener woke");
+        Ok(())
+    };
+    let passes = |circuit: u32| -> Result<()> {
+        let _client = service.visit(line(circuit).as_bytes())?;
+        service.accept().map(|_| ())
+    };
+    Gate::open(&pins, &[service.port()?])?.follow(&wanted)?;
+    refuses().context("after the first gate was dropped")?;
+    let mut gate = Gate::open(&pins, &[service.port()?])?;
+    refuses().context("by the second gate")?;
+    passes(BANNED - 1)?;
+    let repairs = gate.audit(&wanted)?;
+    ensure!(repairs == Repairs::default(), "the second gate is not whole: {repairs:?}");
+    let label = gate.attachment().label();
+    let instructions = gate.program()?.info()?.verified_instruction_count().unwrap_or(0);
+    gate.detach()?;
+    passes(BANNED).context("after it was detached")?;
+    say("gate", format!("{label}, {instructions} instructions"));
     Ok(())
 }
 

@@ -14,8 +14,9 @@ use crate::{
     setup::apt::{self, PrivateApt},
 };
 
-/// The module that the guest needs; the rest of what it uses is built in.
-const MODULE: &str = "veth";
+/// The modules that the guest needs; the rest of what it uses is built in. Below Linux 6.6 the circuit gate is a filter,
+/// `cls_bpf`, of the queueing discipline `clsact`, which is in `sch_ingress`.
+const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
 
 /// A kernel to boot.
 #[derive(Debug)]
@@ -67,7 +68,8 @@ fn refresh(line: Line, apt: &PrivateApt, kept: &Path) -> Result<()> {
     let Some(image) = newest(&apt.describe(&names)?, line.series()) else {
         bail!("{} has no kernel of the line {}", names.join(" and "), line.label());
     };
-    let wanted = format!("{}={}", image.name, image.version);
+    // What was kept for fewer modules is not enough.
+    let wanted = format!("{}={} with {}", image.name, image.version, MODULES.join(" "));
     if fs::read_to_string(kept.join("package")).is_ok_and(|package| package == wanted) {
         return Ok(());
     }
@@ -102,7 +104,9 @@ fn keep(files: &Path, release: &str, to: &Path) -> Result<()> {
         list_modules(folder, &mut available)?;
     }
     let mut inserted = Vec::new();
-    take_module(MODULE, &available, to, &mut inserted)?;
+    for module in MODULES {
+        take_module(module, &available, to, &mut inserted)?;
+    }
     fs::write(to.join("modules"), inserted.iter().map(|name| format!("{name}.ko\n")).collect::<String>())?;
     fs::write(to.join("release"), release).context("noting the release")
 }

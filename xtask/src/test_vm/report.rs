@@ -20,6 +20,7 @@ pub(super) struct Report {
     attached: Option<String>,
     counted: Vec<String>,
     handshakes: Option<String>,
+    gate: Option<String>,
     errors: Vec<String>,
     has_ended: bool,
 }
@@ -42,6 +43,7 @@ impl Report {
                 "attached" => report.attached = Some(rest),
                 "counted" => report.counted.push(rest),
                 "handshakes" => report.handshakes = Some(rest),
+                "gate" => report.gate = Some(rest),
                 "error" => report.errors.push(rest),
                 "end" => report.has_ended = true,
                 _ => report.errors.push(format!("the guest said something unknown: {line}")),
@@ -87,6 +89,11 @@ impl Report {
                 self.handshakes.as_deref() == Some("attached"),
                 format!("the program that counts handshakes: {:?}", self.handshakes),
             );
+            let hook = line.gate_hook();
+            demand(
+                self.gate.as_deref().is_some_and(|gate| gate.split(',').next() == Some(hook)),
+                format!("the circuit gate is not on {hook}: {:?}", self.gate),
+            );
         }
         demand(self.has_ended, "the guest did not come to its end".to_owned());
         problems
@@ -108,6 +115,9 @@ impl Report {
         if let Some(handshakes) = &self.handshakes {
             summary.push_str(&format!(", handshakes {handshakes}"));
         }
+        if let Some(gate) = &self.gate {
+            summary.push_str(&format!(", gate by {gate}"));
+        }
         if let Some(instructions) = &self.instructions {
             summary.push_str(&format!(", verified {instructions} instructions"));
         }
@@ -123,7 +133,8 @@ mod tests {
     const GOOD: &str = "Booting from ROM..tunica-vm: release 6.1.0-56-cloud-amd64\r\n\
         tunica-vm: capabilities 000000c000001000\r\ntunica-vm: instructions 4711\r\n[    1.2] something\r\n\
         tunica-vm: rows 200 of 200\r\ntunica-vm: attached native\r\ntunica-vm: counted syn_fin drop 32 of 32\r\n\
-        tunica-vm: counted arp pass 32 of 32\r\ntunica-vm: handshakes attached\r\ntunica-vm: end \r\n";
+        tunica-vm: counted arp pass 32 of 32\r\ntunica-vm: handshakes attached\r\n\
+        tunica-vm: gate clsact, 42 instructions\r\ntunica-vm: end \r\n";
     const REFUSED: &str = "tunica-vm: release 5.10.0-46-cloud-amd64\r\ntunica-vm: capabilities 000000c000001000\r\n\
         tunica-vm: refused the kernel refused the program; the shield needs Linux 6.1 or later; it said no\r\ntunica-vm: end \r\n";
 
@@ -134,7 +145,7 @@ mod tests {
         assert_eq!(
             report.summary(),
             "6.1.0-56-cloud-amd64: rows passed 200 of 200, attached native, counted syn_fin drop 32 of 32, \
-             counted arp pass 32 of 32, handshakes attached, verified 4711 instructions"
+             counted arp pass 32 of 32, handshakes attached, gate by clsact, 42 instructions, verified 4711 instructions"
         );
         assert_eq!(Report::read(REFUSED).problems(Line::V5_10, "5.10.0-46-cloud-amd64"), [""; 0]);
     }
@@ -149,6 +160,8 @@ mod tests {
             ("attached native", "attached generic"),
             ("tunica-vm: counted arp", "arp"),
             ("tunica-vm: handshakes", "handshakes"),
+            ("tunica-vm: gate", "gate"),
+            ("gate clsact", "gate tcx"),
             ("tunica-vm: capabilities", ""),
             ("instructions 4711", "fault plain: Pass, not Drop"),
             ("instructions 4711", "error gone"),

@@ -3,6 +3,7 @@
 /// The files that may contain `unsafe`.
 const UNSAFE_FILES: &[&str] = &[
     "common/src/pod.rs",
+    "ebpf/src/circuit_gate.rs",
     "ebpf/src/handshake.rs",
     "ebpf/src/packet.rs",
     "ebpf/src/sockets.rs",

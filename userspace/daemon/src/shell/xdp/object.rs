@@ -24,7 +24,7 @@ use tunica_common::{
 pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ebpf/prebuilt/shield.o"));
 
-/// What `sha256sum` said of the object when it was built.
+/// What `sha256sum` said of the objects when they were built.
 const RECORDED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ebpf/prebuilt/SHA256SUMS"));
 
 /// `BPF_F_NO_PREALLOC` in include/uapi/linux/bpf.h.
@@ -134,16 +134,40 @@ pub enum LoadError {
 
 /// SHA-256 of the embedded object, in hexadecimal.
 pub fn object_sha256() -> String {
-    Sha256::digest(OBJECT).iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = fmt::Write::write_fmt(&mut text, format_args!("{byte:02x}"));
-        text
-    })
+    sha256(OBJECT)
 }
 
 /// The checksum recorded at build time.
 pub fn recorded_sha256() -> &'static str {
-    RECORDED.split_whitespace().next().unwrap_or_default()
+    recorded("shield.o")
+}
+
+/// Whether an embedded object has the checksum that was recorded for this file.
+///
+/// # Errors
+/// [`LoadError::Checksum`].
+pub(in crate::shell) fn check_sum(object: &[u8], file: &str) -> Result<(), LoadError> {
+    let (found, recorded) = (sha256(object), recorded(file));
+    if found == recorded {
+        return Ok(());
+    }
+    Err(LoadError::Checksum { found, recorded: recorded.to_owned() })
+}
+
+fn recorded(file: &str) -> &'static str {
+    RECORDED
+        .lines()
+        .filter_map(|line| line.split_once("  "))
+        .find(|(_, of)| *of == file)
+        .map_or("", |(sum, _)| sum)
+}
+
+fn sha256(object: &[u8]) -> String {
+    Sha256::digest(object).iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = fmt::Write::write_fmt(&mut text, format_args!("{byte:02x}"));
+        text
+    })
 }
 
 /// Maps that a candidate shares with the shield in force: facts rather than rules, and what the two tell each other.
@@ -186,10 +210,7 @@ fn load_maps(
     pins: Option<&Path>,
     is_pinned: fn(&str) -> bool,
 ) -> Result<Ebpf, LoadError> {
-    let found = object_sha256();
-    if found != recorded_sha256() {
-        return Err(LoadError::Checksum { found, recorded: recorded_sha256().to_owned() });
-    }
+    check_sum(OBJECT, "shield.o")?;
     loader
         .map_max_entries(BANS, sizes.bans)
         .map_max_entries(BANNED_NETS, sizes.nets)
@@ -199,7 +220,7 @@ fn load_maps(
             let path = pins.join(shape.name);
             // aya opens whatever is pinned there, so the shape is compared before.
             if path.exists() {
-                check_shape(shape, sizes, &path)?;
+                check_shape(shape, sizes.entries(shape), &path)?;
             }
             loader.map_pin_path(shape.name, path);
         }
@@ -246,7 +267,11 @@ fn named<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Load
         .ok_or(LoadError::Missing { what: "XDP program", name })
 }
 
-fn check_shape(shape: &MapShape, sizes: Sizes, path: &Path) -> Result<(), LoadError> {
+/// Whether what is pinned at `path` is the map of this shape, with as many entries.
+///
+/// # Errors
+/// [`LoadError::ForeignMap`], or [`LoadError::Map`] if the kernel does not tell.
+pub(in crate::shell) fn check_shape(shape: &MapShape, entries: u32, path: &Path) -> Result<(), LoadError> {
     let foreign = |difference: String| LoadError::ForeignMap { path: path.to_owned(), difference };
     let info = MapInfo::from_pin(path).map_err(|source| LoadError::Map { name: shape.name, source })?;
     let wanted = match shape.kind {
@@ -265,7 +290,7 @@ fn check_shape(shape: &MapShape, sizes: Sizes, path: &Path) -> Result<(), LoadEr
     for (what, is, should) in [
         ("key bytes", info.key_size(), shape.key_bytes),
         ("value bytes", info.value_size(), shape.value_bytes),
-        ("entries", info.max_entries(), sizes.entries(shape)),
+        ("entries", info.max_entries(), entries),
         ("for its flags", info.map_flags(), flags(shape.kind)),
     ] {
         if is != should {

@@ -92,6 +92,11 @@ impl Pins {
         Ok(Self { root: root.to_owned(), _claim: claim })
     }
 
+    /// Where the pins are.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The directory called `name` inside, made if it is missing, and checked.
     ///
     /// # Errors
@@ -187,7 +192,7 @@ pub fn directories(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Names and paths in a directory; none if it cannot be read.
-fn entries(directory: &Path) -> Vec<(String, PathBuf)> {
+pub(in crate::shell) fn entries(directory: &Path) -> Vec<(String, PathBuf)> {
     let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
     };

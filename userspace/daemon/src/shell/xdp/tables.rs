@@ -59,7 +59,7 @@ pub struct TableError {
 }
 
 impl TableError {
-    fn new(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
+    pub(in crate::shell) fn new(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Self {
         move |source| Self { doing, map, source: Box::new(source) }
     }
 }
