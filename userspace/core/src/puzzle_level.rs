@@ -178,18 +178,18 @@ mod tests {
         use Level::{Heavy, Light, Moderate};
         let mut machine = PuzzleLevel::new(PuzzleSettings::default());
         for (second, issued, redeemed, level, bits) in [
-            (0, 1_000, 900, Moderate, 16),  // the beginning: what came before says nothing
-            (59, 1_049, 900, Moderate, 16), // the window is not over
-            (60, 1_049, 900, Moderate, 16), // 49 are too few
-            (120, 1_099, 924, Moderate, 15), // 24 of 50
-            (180, 1_149, 949, Moderate, 15), // 25 of 50
-            (240, 1_199, 949, Moderate, 14), // none
-            (300, 1_249, 949, Moderate, 14), // the most
-            (360, 1_299, 986, Moderate, 14), // 37 of 50
+            (0, 1_000, 900, Moderate, 16),     // the beginning: what came before says nothing
+            (59, 1_049, 900, Moderate, 16),    // the window is not over
+            (60, 1_049, 900, Moderate, 16),    // 49 are too few
+            (120, 1_099, 924, Moderate, 15),   // 24 of 50
+            (180, 1_149, 949, Moderate, 15),   // 25 of 50
+            (240, 1_199, 949, Moderate, 14),   // none
+            (300, 1_249, 949, Moderate, 14),   // the most
+            (360, 1_299, 986, Moderate, 14),   // 37 of 50
             (420, 1_349, 1_024, Moderate, 15), // 38 of 50
             (541, 1_449, 1_024, Moderate, 15), // more than two windows
-            (601, 10, 0, Moderate, 15),     // another front
-            (661, 60, 70, Moderate, 16),    // solved more than were shown
+            (601, 10, 0, Moderate, 15),        // another front
+            (661, 60, 70, Moderate, 16),       // solved more than were shown
             (721, 110, 120, Moderate, 16),
             (781, 210, 120, Moderate, 15),
             (782, 210, 120, Light, 16), // any other level ends it

@@ -93,9 +93,7 @@ impl TorMetrics {
                 add(&mut self.rejections, value(rest)?, u64::checked_add)
             }
             "tor_hs_rdv_num_total" => add(&mut self.rendezvous, value(rest)?, u64::checked_add),
-            "tor_hs_rdv_established_count" => {
-                add(&mut self.open_rendezvous, value(rest)?, i64::checked_add)
-            }
+            "tor_hs_rdv_established_count" => add(&mut self.open_rendezvous, value(rest)?, i64::checked_add),
             "tor_hs_rdv_pow_pqueue_count" => add(&mut self.puzzle_queue, value(rest)?, i64::checked_add),
             "tor_hs_pow_suggested_effort" => {
                 add(&mut self.suggested_effort, value(rest)?, |one, other| Some(one.max(other)))

@@ -139,16 +139,16 @@ mod tests {
     fn a_counter_tells_what_it_grew_by() {
         let mut counter = Counter::default();
         for (time, value, grew) in [
-            (0, 100, None),                // nothing to compare with
-            (899, 150, None),              // too early, and not lost
+            (0, 100, None),   // nothing to compare with
+            (899, 150, None), // too early, and not lost
             (1_000, 160, Some((60, 1_000))),
             (3_000, 160, Some((0, 2_000))),
-            (4_000, 0, None),              // it began again
+            (4_000, 0, None), // it began again
             (5_000, 30, Some((30, 1_000))),
-            (5_100, 10, None),             // again, a moment later
+            (5_100, 10, None), // again, a moment later
             (6_100, 25, Some((15, 1_000))),
             (26_100, 65, Some((40, 20_000))),
-            (46_101, 99, None),            // too long ago
+            (46_101, 99, None), // too long ago
             (47_101, 100, Some((1, 1_000))),
         ] {
             let expected = grew.map(|(by, milliseconds)| (by, Duration::from_millis(milliseconds)));

@@ -112,12 +112,8 @@ fn steady() -> impl Strategy<Value = Steady> {
     // Often near the places where a level begins.
     let part =
         || prop_oneof![0u32..=10_000, Just(7_500u32), Just(8_334), Just(9_167), Just(10_000), Just(9_999)];
-    (part(), part(), part(), part(), part()).prop_map(|(cpu, rendezvous, queue, connections, stalled)| Steady {
-        cpu,
-        rendezvous,
-        queue,
-        connections,
-        stalled,
+    (part(), part(), part(), part(), part()).prop_map(|(cpu, rendezvous, queue, connections, stalled)| {
+        Steady { cpu, rendezvous, queue, connections, stalled }
     })
 }
 
@@ -136,10 +132,10 @@ proptest! {
         settings.most_rendezvous_per_second = settings.most_puzzle_queue;
         let mut machine = LoadLevel::new(settings);
         // Of another process, a reading would say something else: that tor was restarted.
-        let stray = match stray {
-            Event::Tor(reading) => Event::Tor(TorReading { generation: TorGeneration(1), ..reading }),
-            stray => stray,
-        };
+        let mut stray = stray;
+        if let Event::Tor(reading) = &mut stray {
+            reading.generation = TorGeneration(1);
+        }
         let mut settled = None;
         for turn in 1..60 {
             let now = at(turn * spacing);
@@ -175,7 +171,7 @@ proptest! {
 
     /// For all events, how often the machine is advanced makes no difference, and each deadline is later than the one before.
     #[test]
-    fn advancing_late_is_advancing_in_time(turns in turns(any_event()), ticks in 1u64..5_000) {
+    fn advancing_late_is_advancing_in_time(turns in turns(any_event()), ticks in 200u64..5_000) {
         let mut lazy = LoadLevel::new(settings());
         let mut busy = lazy.clone();
         let mut now = Monotime::default();
@@ -278,7 +274,7 @@ proptest! {
         let desired = load.settled().desired();
         let holds = desired.grounds.iter().any(|ground| ground.holds_level);
         prop_assert_eq!(holds, desired.level > Level::Calm);
-        prop_assert_eq!(desired.grounds.len(), 6);
+        prop_assert_eq!(desired.grounds.len(), 7);
     }
 
     /// For all events, the shard's comparison with the threshold says what the level says, and the ratio lies in the

@@ -14,6 +14,9 @@ use crate::{
 };
 use Level::{Calm, Heavy, Light, Moderate, UnderAttack};
 
+/// What is read at a second.
+type Growing<'a> = &'a dyn Fn(u64) -> Event;
+
 /// What is fed and asked here: one reading a second, in ten-thousandths.
 pub(super) struct Bench {
     pub(super) machine: LoadLevel,
@@ -193,7 +196,7 @@ fn each_input_is_a_share_of_what_it_can_bear() {
         most_wait: Duration::from_secs(5),
     };
     let second = |turn: u64, milliseconds: u64| Some(Duration::from_millis(turn * milliseconds));
-    let rows: [(Input, &dyn Fn(u64) -> Event, u16, Level); 18] = [
+    let rows: [(Input, Growing<'_>, u16, Level); 18] = [
         (Input::TorCpu, &|turn| Event::Tor(TorReading { cpu: second(turn, 450), ..tor }), 5_000, Calm),
         (Input::TorCpu, &|turn| Event::Tor(TorReading { cpu: second(turn, 675), ..tor }), 7_500, Light),
         (Input::TorCpu, &|turn| Event::Tor(TorReading { cpu: second(turn, 1_900), ..tor }), 10_000, Heavy),
@@ -287,7 +290,11 @@ fn the_hosts_pressure_is_a_witness() {
 #[test]
 fn another_tor_begins_again() {
     let reading = |generation, rendezvous| {
-        Event::Tor(TorReading { rendezvous: Some(rendezvous), puzzle_queue: Some(3), ..silent_tor(generation) })
+        Event::Tor(TorReading {
+            rendezvous: Some(rendezvous),
+            puzzle_queue: Some(3),
+            ..silent_tor(generation)
+        })
     };
     let mut bench = Bench::new();
     let feed = |bench: &mut Bench, generation, counts: &[u64]| {

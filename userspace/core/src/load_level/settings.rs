@@ -46,7 +46,8 @@ impl LoadSettings {
     /// The load at which a level begins.
     pub fn up(&self, level: Level) -> Ratio {
         let room = Ratio::ALL.less(self.activation).ten_thousandths();
-        let thirds = |thirds: u16| Ratio::ALL.less(Ratio::share(u128::from(room) * u128::from(thirds), 30_000));
+        let thirds =
+            |thirds: u16| Ratio::ALL.less(Ratio::share(u128::from(room) * u128::from(thirds), 30_000));
         match level {
             Level::Calm => Ratio::NONE,
             Level::Light => self.activation,
