@@ -376,7 +376,7 @@ impl LoadLevel {
     pub fn advance(&mut self, now: Monotime) {
         let now = now.max(self.now);
         while let Some(due) = self.next_deadline().filter(|due| *due <= now) {
-            self.now = due.max(self.now);
+            self.now = due;
             self.step();
         }
         self.now = now;

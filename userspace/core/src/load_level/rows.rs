@@ -183,6 +183,32 @@ fn a_fall_begins_again_when_the_load_comes_back() {
     assert_eq!(bench.feed(0, 0), Moderate);
 }
 
+#[test]
+fn each_fall_waits_for_its_own_time() {
+    // Heavy until 30; then a reading every six seconds, which the next lower level bears.
+    let mut bench = Bench::at_level(Heavy);
+    for second in (36..=102).step_by(6) {
+        bench.second = second - 1;
+        bench.feed(7_666, 0);
+    }
+    // Below heavy since 48. At 110 two samples are left, which is to know nothing: below moderate from then on.
+    for (second, level) in [(107, Heavy), (108, Moderate), (109, Moderate), (169, Moderate), (170, Light)] {
+        bench.machine.advance(at(second));
+        assert_eq!(bench.machine.desired().level, level, "{second}");
+    }
+}
+
+#[test]
+fn an_input_at_the_end_of_a_level_holds_it() {
+    for (ratio, holds_level) in [(7_667, true), (7_666, false)] {
+        let mut bench = Bench::at_level(Heavy);
+        bench.feed_for(10, ratio, 0);
+        let desired = bench.machine.desired();
+        let ground = desired.grounds.iter().find(|ground| ground.input == Input::Connections);
+        assert_eq!(ground.map(|ground| ground.holds_level), Some(holds_level));
+    }
+}
+
 /// Each input alone, growing or standing for 10 s: its ratio, and the level.
 #[test]
 fn each_input_is_a_share_of_what_it_can_bear() {
@@ -309,7 +335,8 @@ fn another_tor_begins_again() {
     assert_eq!(feed(&mut bench, 7, &[100, 110, 120, 130]), known);
     // A new process: nothing is known until it has told three times.
     assert_eq!(feed(&mut bench, 8, &[1_000, 1_020]), []);
-    assert_eq!(feed(&mut bench, 8, &[1_040, 1_060]), [(Input::Rendezvous, 4_000), (Input::PuzzleQueue, 3)]);
+    assert_eq!(feed(&mut bench, 8, &[1_040]), [(Input::PuzzleQueue, 3)], "a rate is one behind");
+    assert_eq!(feed(&mut bench, 8, &[1_060]), [(Input::Rendezvous, 4_000), (Input::PuzzleQueue, 3)]);
     // The old one's last words come late.
     assert_eq!(feed(&mut bench, 7, &[140, 9_000]), [(Input::Rendezvous, 4_000), (Input::PuzzleQueue, 3)]);
     // A reload of the same process: one reading tells nothing, and a queue below zero nothing at all.
@@ -387,6 +414,9 @@ fn the_operators_word_is_above_attack_mode_and_that_above_what_is_measured() {
     assert_eq!(word(bench.handle(Event::Unpin)), (Heavy, Word::AttackMode, Moderate));
     assert_eq!(word(bench.handle(Event::Pin { level: Calm, until: Some(at(1)) })).0, Heavy);
     assert_eq!(word(bench.handle(Event::AttackMode(false))), (Moderate, Word::Measured, Moderate));
+    // An earlier time is taken for the latest, at which this pin is over.
+    bench.machine.handle(Event::Pin { level: UnderAttack, until: Some(at(now + 1)) }, at(1));
+    assert_eq!(bench.machine.desired().level, Moderate);
     // Above heavy, the inputs have the word.
     let mut bench = Bench::at_level(UnderAttack);
     assert_eq!(word(bench.handle(Event::AttackMode(true))), (UnderAttack, Word::Measured, UnderAttack));
