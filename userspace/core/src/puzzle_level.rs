@@ -172,6 +172,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_page_that_may_ask_all_of_it_does_not_wait() {
+        let machine = PuzzleLevel::new(PuzzleSettings { page_max: 16, ..PuzzleSettings::default() });
+        let expected = Puzzles { difficulty: 16, page_difficulty: 16, page_waits: false };
+        assert_eq!(machine.desired(Level::Moderate), expected);
+    }
+
     /// Counts after each step, the level, and the bits of a page at moderate load after it.
     #[test]
     fn a_page_asks_less_while_people_give_up_and_the_load_is_moderate() {
@@ -194,6 +201,7 @@ mod tests {
             (781, 210, 120, Moderate, 15),
             (782, 210, 120, Light, 16), // any other level ends it
             (800, 210, 120, Moderate, 16),
+            (841, 310, 120, Moderate, 16), // 41 s since it is moderate again
             (860, 310, 120, Moderate, 15),
             (861, 310, 120, Heavy, 16),
         ] {

@@ -142,7 +142,8 @@ mod tests {
             (0, 100, None),   // nothing to compare with
             (899, 150, None), // too early, and not lost
             (1_000, 160, Some((60, 1_000))),
-            (3_000, 160, Some((0, 2_000))),
+            (1_900, 160, Some((0, 900))),
+            (3_000, 160, Some((0, 1_100))),
             (4_000, 0, None), // it began again
             (5_000, 30, Some((30, 1_000))),
             (5_100, 10, None), // again, a moment later

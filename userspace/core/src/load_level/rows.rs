@@ -9,7 +9,7 @@ use super::{
 use crate::{
     circuit_policy::Ratio,
     id::TorGeneration,
-    puzzle_level::{Pages, Puzzles},
+    puzzle_level::{Pages, PuzzleSettings, Puzzles},
     time::Monotime,
 };
 use Level::{Calm, Heavy, Light, Moderate, UnderAttack};
@@ -181,6 +181,20 @@ fn a_fall_begins_again_when_the_load_comes_back() {
     assert_eq!(bench.feed_for(3, 7_667, 0), Heavy);
     assert_eq!(bench.feed_for(62, 0, 0), Heavy);
     assert_eq!(bench.feed(0, 0), Moderate);
+}
+
+#[test]
+fn other_settings_are_in_force_at_once_and_not_before() {
+    let puzzles = PuzzleSettings { max: 12, ..PuzzleSettings::default() };
+    let settings = LoadSettings { activation: Ratio::HALF, puzzles, ..settings() };
+    let mut bench = Bench::at_level(Light);
+    bench.machine.set_settings(settings, at(bench.second));
+    let desired = bench.machine.desired();
+    assert_eq!((desired.level, desired.load.difficulty), (Moderate, 12));
+    // Long after the last sample: it had aged out before.
+    let mut bench = Bench::at_level(Light);
+    bench.machine.set_settings(settings, at(bench.second + 70));
+    assert_eq!(bench.machine.desired().level, Light);
 }
 
 #[test]
@@ -417,7 +431,9 @@ fn the_operators_word_is_above_attack_mode_and_that_above_what_is_measured() {
     // An earlier time is taken for the latest, at which this pin is over.
     bench.machine.handle(Event::Pin { level: UnderAttack, until: Some(at(now + 1)) }, at(1));
     assert_eq!(bench.machine.desired().level, Moderate);
-    // Above heavy, the inputs have the word.
+    // From heavy on, the inputs have the word.
+    let mut bench = Bench::at_level(Heavy);
+    assert_eq!(word(bench.handle(Event::AttackMode(true))), (Heavy, Word::Measured, Heavy));
     let mut bench = Bench::at_level(UnderAttack);
     assert_eq!(word(bench.handle(Event::AttackMode(true))), (UnderAttack, Word::Measured, UnderAttack));
 }
