@@ -83,6 +83,10 @@ impl Ratio {
     pub const HALF: Self = Self(Self::WHOLE / 2);
     /// Three quarters.
     pub const THREE_QUARTERS: Self = Self(Self::WHOLE / 4 * 3);
+    /// A tenth.
+    pub const TENTH: Self = Self(Self::WHOLE / 10);
+    /// The least part that is something.
+    pub const LEAST: Self = Self(1);
     /// Nothing.
     pub const NONE: Self = Self(0);
     /// All of it.
@@ -92,6 +96,26 @@ impl Ratio {
     pub fn new(part: f64) -> Option<Self> {
         // The cast is exact: the value lies between 0 and 10 000.
         (0.0..=1.0).contains(&part).then(|| Self((part * f64::from(Self::WHOLE)).round() as u16))
+    }
+
+    /// How much of `whole` `part` is, rounded down, and no more than all of it. Something is all of nothing.
+    pub fn share(part: u128, whole: u128) -> Self {
+        match part.saturating_mul(u128::from(Self::WHOLE)).checked_div(whole) {
+            // The cast is exact: no more than 10 000.
+            Some(share) => Self(share.min(u128::from(Self::WHOLE)) as u16),
+            None if part == 0 => Self::NONE,
+            None => Self::ALL,
+        }
+    }
+
+    /// Less by `other`, and no less than nothing.
+    pub const fn less(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
+    /// Ten-thousandths of the whole: 0 to 10 000.
+    pub const fn ten_thousandths(self) -> u16 {
+        self.0
     }
 
     /// This part of `whole`, rounded down.
@@ -229,6 +253,23 @@ mod tests {
         for wrong in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
             assert_eq!(Ratio::new(wrong), None);
         }
+    }
+
+    #[test]
+    fn shares_stay_within_the_whole() {
+        for (part, whole, expected) in [
+            (0, 3, 0),
+            (1, 3, 3_333),
+            (3, 3, 10_000),
+            (4, 3, 10_000),
+            (u128::MAX, 1, 10_000),
+            (0, 0, 0),
+            (1, 0, 10_000),
+        ] {
+            assert_eq!(Ratio::share(part, whole).ten_thousandths(), expected, "{part} of {whole}");
+        }
+        assert_eq!(Ratio::ALL.less(Ratio::HALF), Ratio::HALF);
+        assert_eq!(Ratio::HALF.less(Ratio::ALL), Ratio::NONE);
     }
 
     #[test]
