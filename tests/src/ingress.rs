@@ -268,7 +268,8 @@ pub fn read_answer(stream: &mut impl io::Read, answer: &mut Vec<u8>) -> io::Resu
 }
 
 /// A service behind the ingress. `/health` is well unless [`Backend::set_well`] says otherwise, `/slow/N` takes N
-/// milliseconds, `/big` sends a megabyte, `/ws` becomes an echo; all else is answered with what was asked.
+/// milliseconds, `/big` sends a megabyte, `/bytes/N` sends N bytes, `/silent` begins an answer and falls silent, `/ws` becomes an
+/// echo; all else is answered with what was asked.
 pub struct Backend {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -375,7 +376,15 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
             return None;
         }
         let status = if path == "/health" && state.lock().ok()?.is_ill { "500 Ill" } else { "200 OK" };
-        let answer = if path == "/big" { "x".repeat(1 << 20) } else { asked };
+        if path == "/silent" {
+            write.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").ok()?;
+            thread::sleep(PATIENCE);
+        }
+        let bytes = path.strip_prefix("/bytes/").and_then(|bytes| bytes.parse().ok());
+        let answer = match bytes.or((path == "/big").then_some(1 << 20)) {
+            Some(bytes) => "x".repeat(bytes),
+            None => asked,
+        };
         let text = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
         write.write_all(text.as_bytes()).ok()?;
     }

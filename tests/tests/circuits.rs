@@ -11,8 +11,8 @@
 use std::{
     fs,
     io::Write as _,
-    net::{TcpListener, TcpStream},
-    os::unix::{fs::MetadataExt as _, net::UnixStream},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     process::{Child, Command, Stdio},
 };
 
@@ -31,9 +31,18 @@ use tunica_tests::{
 struct Beside(Child);
 
 impl Beside {
+    /// Where the test itself is, as is the private Tor network.
     fn start(lab: &Lab) -> Self {
+        Self::run(lab, Command::new(program("tunica-front").unwrap()))
+    }
+
+    /// On the lab's host, as is the daemon.
+    fn start_on_host(lab: &Lab) -> Self {
+        Self::run(lab, lab.host.command(&program("tunica-front").unwrap()))
+    }
+
+    fn run(lab: &Lab, mut command: Command) -> Self {
         let log = fs::File::create(lab.path("front.log")).unwrap();
-        let mut command = Command::new(program("tunica-front").unwrap());
         command.arg("--config").arg(lab.path("tunica.toml")).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         Self(end_with_parent(&mut command).spawn().unwrap())
@@ -103,8 +112,12 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
     let ((mut first, user), (mut other, _)) = (open(&client, &service), open(&client, &service));
     let mut second = client.connect(service.onion(), 80, &user).unwrap();
     assert!(ask(&mut second));
-    lab.wait_for("both circuits", |lab| Ok(rows(lab).iter().filter(|row| row["open"] != 0).count() == 2))
-        .unwrap();
+    lab.wait_for("both circuits", |lab| {
+        let rows = rows(lab);
+        let open = |count: u64| rows.iter().any(|row| row["open"] == count);
+        Ok(open(2) && open(1))
+    })
+    .unwrap();
     let with_two = rows(&lab).into_iter().find(|row| row["open"] == 2).expect("a circuit with two streams");
     let circuit = with_two["circuit"].as_u64().unwrap().to_string();
     // The number is tor's own.
@@ -152,6 +165,76 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
     .unwrap();
     assert!(metric(&lab, "tunica_circuits_new_total") >= 3.0);
     assert!(metric(&lab, "tunica_front_bytes_total{direction=\"in\"}") > 0.0);
+}
+
+#[test]
+fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("torcontrol").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    let mut service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[tor]\ncontrol = \"unix:{}\"\n[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\n\
+             keep_alive_seconds = 120\n[circuits]\nprofile = \"web\"",
+            service.control_address().socket.display(),
+            backend.address()
+        ),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start(&lab);
+    for series in ["tunica_front_up", "tunica_tor_control_up"] {
+        lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
+    }
+    let client = network.client().unwrap();
+    let (mut stream, user) = open(&client, &service);
+    lab.wait_for("the circuit", |lab| Ok(rows(lab).iter().any(|row| row["open"] == 1))).unwrap();
+    let circuit = rows(&lab).into_iter().find(|row| row["open"] == 1).unwrap()["circuit"].to_string();
+    let is_there = |service: &Service, circuit: &str| {
+        let known = service.control_address().connect().unwrap().information("circuit-status").unwrap();
+        known.lines().any(|line| line.starts_with(&format!("{circuit} ")))
+    };
+    assert!(is_there(&service, &circuit));
+    lab.must(&["circuit", "ban", &circuit, "--for", "1h"]).unwrap();
+    lab.wait_for("the circuit's end", |_| Ok(!is_there(&service, &circuit))).unwrap();
+    assert!(!ask(&mut stream), "the client must see it");
+    lab.wait_for("the count", |lab| {
+        Ok(lab.metric("tunica_tor_circuits_closed_total{outcome=\"accepted\"}")? == Some(1.0))
+    })
+    .unwrap();
+    // Introduced anew the same visitor has another circuit, of which nothing is known.
+    let mut again = None;
+    for _ in 0..4 {
+        again = client
+            .connect(service.onion(), 80, &user)
+            .ok()
+            .filter(|stream| ask(&mut stream.try_clone().unwrap()));
+        if again.is_some() {
+            break;
+        }
+    }
+    assert!(again.is_some(), "a new circuit of the same visitor");
+
+    // Numbers begin again with the next tor process, so nothing may be held against them.
+    lab.wait_for("the new circuit", |lab| Ok(rows(lab).iter().any(|row| row["open"] == 1))).unwrap();
+    service.restart().unwrap();
+    lab.wait_for("the new tor", |lab| {
+        Ok(lab.metric("tunica_tor_control_up")? == Some(1.0)
+            && lab.metric("tunica_circuits_tracked")? == Some(0.0))
+    })
+    .unwrap();
+    assert_eq!(metric(&lab, "tunica_circuits_banned"), 0.0);
+    let (mut stream, _) = open(&client, &service);
+    assert!(ask(&mut stream));
+    // A tor that is gone is said, and tells nothing of those who are served.
+    drop(service);
+    lab.wait_for("the end of tor", |lab| Ok(lab.metric("tunica_tor_control_up")? == Some(0.0))).unwrap();
+    let status = lab.json(&["status"]).unwrap();
+    let warnings = status["warnings"].to_string();
+    assert!(warnings.contains("circuits are neither watched nor closed"), "{warnings}");
 }
 
 #[test]
@@ -223,7 +306,77 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
     let digest = Digest { process: 1, panics: 2, ..Digest::default() };
     line.write_all(&wire::write_message(&digest).unwrap()).unwrap();
     becomes(&mut lab, "tunica_front_panics_total", 2.0);
-    // Nobody else is believed, whatever the group.
-    let is_root_alone = |name: &str| fs::metadata(lab.path(name)).unwrap().uid() == 0;
-    assert!(is_root_alone("front.sock"));
+}
+
+#[test]
+fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
+    let mut lab = Lab::new("gated").unwrap();
+    lab.host.ip(&["link", "set", "lo", "up"]).unwrap();
+    let listen = SocketAddr::from(([127, 0, 0, 1], 10_000));
+    let backend = lab.host.run(Backend::start).unwrap();
+    let configuration = |gate: &str| {
+        format!(
+            "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\ngate = \"{gate}\"\n\
+             [circuits]\nprofile = \"web\"",
+            backend.address()
+        )
+    };
+    lab.configure("mode = \"observe\"", &configuration("enforce")).unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start_on_host(&lab);
+    for series in ["tunica_front_up", "tunica_gate_attached"] {
+        lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
+    }
+    let outcome = |lab: &Lab, outcome: &str| {
+        metric(lab, &format!("tunica_gate_segments_total{{outcome=\"{outcome}\"}}"))
+    };
+    let is_served = |lab: &Lab, circuit: u32, pieces: usize| {
+        lab.host
+            .run(|| {
+                let mut stream = TcpStream::connect(listen)?;
+                stream.set_nodelay(true)?;
+                let text = format!("{}{}", header(circuit), get("/"));
+                for piece in text.as_bytes().chunks(text.len().div_ceil(pieces)) {
+                    // It may be refused meanwhile.
+                    if stream.write_all(piece).is_err() {
+                        return Ok(false);
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                let mut answer = Vec::new();
+                Ok(read_answer(&mut stream, &mut answer).is_ok() && answer.starts_with(b"HTTP/1.1 200"))
+            })
+            .unwrap()
+    };
+    assert!(is_served(&lab, 7, 1) && is_served(&lab, 8, 1));
+    lab.must(&["circuit", "ban", "7", "--for", "1h"]).unwrap();
+    lab.wait_for("the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(1.0))).unwrap();
+    let connections = metric(&lab, "tunica_front_connections_total");
+    assert!(!is_served(&lab, 7, 1));
+    lab.wait_for("the count", |lab| Ok(outcome(lab, "refused") == 1.0)).unwrap();
+    assert!(is_served(&lab, 8, 1), "another circuit");
+    lab.wait_for("the other circuit", |lab| Ok(outcome(lab, "not_banned") == 3.0)).unwrap();
+    lab.wait_for("the ingress", |lab| {
+        Ok(lab.metric("tunica_front_connections_total")? == Some(connections + 1.0))
+    })
+    .unwrap();
+    assert_eq!(metric(&lab, "tunica_front_refused_total{refusal=\"banned\"}"), 0.0, "the ingress was asked");
+    // What the gate cannot read whole the ingress reads.
+    assert!(!is_served(&lab, 7, 10));
+    lab.wait_for("the ingress", |lab| {
+        Ok(lab.metric("tunica_front_refused_total{refusal=\"banned\"}")? == Some(1.0)
+            && outcome(lab, "split") >= 1.0)
+    })
+    .unwrap();
+    // It needs no daemon.
+    lab.end(Signal::SIGKILL).unwrap();
+    assert!(!is_served(&lab, 7, 1) && is_served(&lab, 8, 1));
+    // Observing, the ingress refuses.
+    lab.configure("mode = \"observe\"", &configuration("observe")).unwrap();
+    lab.start().unwrap();
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    lab.must(&["circuit", "ban", "8"]).unwrap();
+    lab.wait_for("the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(2.0))).unwrap();
+    assert!(!is_served(&lab, 8, 1));
+    lab.wait_for("the count", |lab| Ok(outcome(lab, "would_refuse") == 1.0)).unwrap();
 }

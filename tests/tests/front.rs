@@ -39,9 +39,12 @@ fn is_reset(end: &io::Result<Vec<u8>>) -> bool {
     end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
 }
 
-fn circuit(number: u32, state: CircuitState) -> CircuitOrder {
-    CircuitOrder { circuit: NonZeroU32::new(number).unwrap(), state }
+fn circuit(number: u32, said: u64, state: CircuitState) -> CircuitOrder {
+    CircuitOrder { circuit: NonZeroU32::new(number).unwrap(), said, state }
 }
+
+/// A ban that outlasts every test.
+const BANNED: CircuitState = CircuitState::Banned { until: u64::MAX };
 
 #[test]
 fn a_stream_without_a_circuit_is_closed_and_nothing_of_it_reaches_the_backend() {
@@ -184,7 +187,9 @@ fn pipelined_requests_and_upgrades_and_continuations_pass() {
     read_answer(&mut stream, &mut answer).unwrap();
     assert!(answer.ends_with(b"\r\n\r\nabc"));
     let mut stream = front.stream(3).unwrap();
-    stream.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -324,28 +329,28 @@ fn orders_act_on_open_streams_and_end_with_the_tor_process() {
         stream
     };
     let (mut banned, mut other) = (hold(&front, 41), hold(&front, 42));
-    let ban = circuit(41, CircuitState::Banned { seconds: 100 });
-    front.order(&Orders { revision: 1, generation: 0, circuits: vec![ban.clone()] }).unwrap();
+    let ban = circuit(41, 1, BANNED);
+    front.order(&Orders { revision: 1, generation: None, circuits: vec![ban.clone()] }).unwrap();
     assert!(is_reset(&end(&mut banned)), "the open stream");
     assert!(is_reset(&end(&mut front.stream(41).unwrap())), "a new stream");
     other.write_all(get("/still").as_bytes()).unwrap();
     read_answer(&mut other, &mut Vec::new()).unwrap();
     // The same orders once more change nothing; the word that lifts it does.
-    let promoted = circuit(42, CircuitState::Vip);
-    front.order(&Orders { revision: 2, generation: 0, circuits: vec![ban, promoted] }).unwrap();
+    let promoted = circuit(42, 2, CircuitState::Vip);
+    front.order(&Orders { revision: 2, generation: None, circuits: vec![ban, promoted] }).unwrap();
     let rows = front.next_digest().unwrap().circuits;
     let state = |number: u32| {
         rows.iter().find(|row| row.circuit.get() == number).map(|row| row.state.clone()).unwrap_or_default()
     };
     assert_eq!((state(41), state(42)), ("banned".to_owned(), "vip".to_owned()));
-    let normal = circuit(41, CircuitState::Normal);
-    front.order(&Orders { revision: 3, generation: 0, circuits: vec![normal] }).unwrap();
+    let normal = circuit(41, 3, CircuitState::Normal);
+    front.order(&Orders { revision: 3, generation: None, circuits: vec![normal] }).unwrap();
     assert_eq!(status(&front.ask(41, &get("/")).unwrap()), 200);
-    let ban = circuit(43, CircuitState::Banned { seconds: 100 });
-    front.order(&Orders { revision: 4, generation: 0, circuits: vec![ban] }).unwrap();
+    let ban = circuit(43, 4, BANNED);
+    front.order(&Orders { revision: 4, generation: None, circuits: vec![ban] }).unwrap();
     assert!(is_reset(&end(&mut front.stream(43).unwrap())));
     // Another tor process gives the same number to somebody else.
-    front.order(&Orders { revision: 5, generation: 1, circuits: vec![] }).unwrap();
+    front.order(&Orders { revision: 5, generation: Some(1), circuits: vec![] }).unwrap();
     assert_eq!(status(&front.ask(43, &get("/")).unwrap()), 200);
 }
 
@@ -433,8 +438,8 @@ fn bytes_go_both_ways_over_tcp_and_over_a_socket_file() {
 #[test]
 fn it_serves_on_without_the_daemon_and_ends_what_it_began() {
     let mut front = Front::start("", OPEN).unwrap();
-    let ban = circuit(70, CircuitState::Banned { seconds: 100 });
-    front.order(&Orders { revision: 1, generation: 0, circuits: vec![ban] }).unwrap();
+    let ban = circuit(70, 5, BANNED);
+    front.order(&Orders { revision: 1, generation: None, circuits: vec![ban] }).unwrap();
     front.leave_alone();
     for number in 71..75 {
         assert_eq!(status(&front.ask(number, &get("/")).unwrap()), 200);
@@ -450,6 +455,120 @@ fn it_serves_on_without_the_daemon_and_ends_what_it_began() {
     read_answer(&mut stream, &mut answer).unwrap();
     assert_eq!(status(&String::from_utf8(answer).unwrap()), 200, "what was begun ends as it should");
     assert!(front.ended().unwrap().success());
+}
+
+#[test]
+fn slow_clients_and_silent_backends_get_what_is_theirs() {
+    let mut front = Front::start(
+        "client_seconds = 2\nserver_seconds = 2\nkeep_alive_seconds = 1\nrequest_seconds = 1",
+        OPEN,
+    )
+    .unwrap();
+    // Far more than the kernel would hold if it were let.
+    let length = 12 << 20;
+    let mut stream = front.stream(90).unwrap();
+    stream.write_all(get(&format!("/bytes/{length}")).as_bytes()).unwrap();
+    let (mut received, mut piece) = (0, vec![0; 128 << 10]);
+    loop {
+        match stream.read(&mut piece).unwrap() {
+            0 => break,
+            bytes => received += bytes,
+        }
+        thread::sleep(Duration::from_millis(60));
+    }
+    assert!(received > length, "{received} of {length} bytes");
+    // A body that keeps coming for longer than a backend may be silent.
+    let mut stream = front.stream(91).unwrap();
+    stream.write_all(b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 8192\r\n\r\n").unwrap();
+    for _ in 0..8 {
+        stream.write_all(&[b'x'; 1_024]).unwrap();
+        thread::sleep(Duration::from_millis(500));
+    }
+    let mut answer = Vec::new();
+    read_answer(&mut stream, &mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    // A backend that begins to answer and stops.
+    let mut stream = front.stream(92).unwrap();
+    stream.write_all(get("/silent").as_bytes()).unwrap();
+    let _ = end(&mut stream);
+    let refused = front.next_digest().unwrap().refused;
+    assert_eq!(
+        (refused["slow_reader"], refused["slow_body"], refused["backend_timeout"]),
+        (0, 0, 1),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn whoever_waited_is_served_before_the_front_ends() {
+    let mut front = Front::start(
+        "queue_seconds = 20",
+        "profile = \"web\"\nmax_concurrent_connections = 1\nmax_connections_per_second = 1000",
+    )
+    .unwrap();
+    let streams: Vec<TcpStream> = (1..=4)
+        .map(|number| {
+            let mut stream = front.stream(number).unwrap();
+            stream.write_all(b"GET /slow/3000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    front.wait_for("the queue", |front| Ok(front.digest().waiting == 3)).unwrap();
+    front.signal(Signal::SIGTERM).unwrap();
+    for mut stream in streams {
+        let mut answer = Vec::new();
+        read_answer(&mut stream, &mut answer).unwrap();
+        assert_eq!(status(&String::from_utf8(answer).unwrap()), 200);
+    }
+    assert!(front.ended().unwrap().success());
+}
+
+#[test]
+fn clients_pose_neither_as_a_proxy_nor_switch_to_what_nobody_judges() {
+    let front = Front::start("", OPEN).unwrap();
+    let text = "GET /a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, host\r\nUpgrade: h2c\r\n\
+                HTTP2-Settings: AAMAAABkAAQAAP__\r\nX_Onion_Circuit: forged\r\nX-Forwarded-For: 127.0.0.1\r\n\
+                Proxy: http://evil.example\r\n\r\n";
+    let answer = front.ask(95, text).unwrap();
+    assert_eq!(status(&answer), 200, "{answer}");
+    assert!(!answer.to_ascii_lowercase().contains("\r\ndate:"), "the host's clock: {answer}");
+    let seen = front.backend.requests()[0].to_ascii_lowercase();
+    for word in ["h2c", "http2-settings", "forged", "x-forwarded-for", "evil"] {
+        assert!(!seen.contains(word), "{word} in {seen}");
+    }
+    assert!(seen.contains("host: a"), "{seen}");
+    assert_eq!(status(&front.ask(96, "GET / HTTP/1.1\r\n\r\n").unwrap()), 400, "no host");
+}
+
+#[test]
+fn what_is_said_again_counts_again_and_a_ban_that_is_sent_again_is_the_same_ban() {
+    let mut front =
+        Front::start("", "profile = \"web\"\nrequests_per_10_seconds = 2\nban_threshold = 1").unwrap();
+    let normal = |said| circuit(41, said, CircuitState::Normal);
+    let is_served = |front: &Front| front.ask(41, &get("/")).is_ok_and(|answer| status(&answer) == 200);
+    for revision in 1..=2 {
+        front.order(&Orders { revision, generation: None, circuits: vec![normal(revision)] }).unwrap();
+        assert!(is_served(&front));
+        // The second request within 10 s is one too many, and one violation bans.
+        front.wait_for("its ban", |front| Ok(!is_served(front) && front.next_digest()?.banned == 1)).unwrap();
+        thread::sleep(Duration::from_secs(10));
+    }
+    front.order(&Orders { revision: 3, generation: None, circuits: vec![normal(2)] }).unwrap();
+    assert!(!is_served(&front), "said before");
+    front.order(&Orders { revision: 4, generation: None, circuits: vec![normal(4)] }).unwrap();
+    assert!(is_served(&front));
+    // Sent three times beside others, an operator's ban is one ban.
+    let ban = circuit(42, 5, BANNED);
+    for revision in 5..=7 {
+        let other = circuit(50 + u32::try_from(revision).unwrap(), revision, CircuitState::Vip);
+        front.order(&Orders { revision, generation: None, circuits: vec![ban.clone(), other] }).unwrap();
+    }
+    let rows = front.next_digest().unwrap().circuits;
+    assert_eq!(
+        rows.iter().filter(|row| row.circuit.get() == 42 && row.state == "banned").count(),
+        1,
+        "{rows:?}"
+    );
 }
 
 /// Each file descriptor and the most memory that an idle connection takes are counted by the kernel.

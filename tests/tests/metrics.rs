@@ -362,8 +362,11 @@ fn every_metric_moves_by_its_cause() {
     watch.exceeds("tunica_proofs_lost_total", 0.0);
 
     // Those of the ingress move in tests/circuits.rs.
-    let is_of_ingress =
-        |name: &&str| name.starts_with("tunica_front_") || name.starts_with("tunica_circuits_");
+    let is_of_ingress = |name: &&str| {
+        ["tunica_front_", "tunica_circuits_", "tunica_gate_", "tunica_tor_"]
+            .iter()
+            .any(|start| name.starts_with(start))
+    };
     let missing: Vec<&str> = METRICS
         .iter()
         .map(|metric| metric.name)

@@ -485,7 +485,8 @@ fn a_command_that_is_interrupted_while_it_brings_a_network_up_leaves_none() {
     let _down = Down(&folder);
     let mut up = by_hand("up", &folder).stdout(Stdio::piped()).spawn().unwrap();
     let entries = all_started(&folder, &mut up);
-    kill(Pid::from_raw(up.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    // Not SIGINT, which a shell has its background jobs ignore, and their children with them.
+    kill(Pid::from_raw(up.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
     up.wait().unwrap();
     wait_until("the end of all processes", || !entries.iter().any(Entry::is_alive));
     assert!(run("down", &folder).status.success());

@@ -11,8 +11,9 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 use tunica_api::{
-    front::CircuitState,
-    request::{AllowAdd, BanAdd, CandidateLoad, CircuitOrder, Explain, Length, Reload, Report, Request},
+    request::{
+        AllowAdd, BanAdd, CandidateLoad, CircuitOrder, CircuitState, Explain, Length, Reload, Report, Request,
+    },
     wire::{MAX_REQUEST_BYTES, read_answer, read_request, write_answer, write_request},
 };
 use tunica_core::id::{BanTarget, PacketSource, Prefix};

@@ -97,13 +97,15 @@ pub struct CircuitRow {
     pub banned_seconds: Option<u64>,
 }
 
-/// What should be in force in the front.
+/// What operators said that is in force. A circuit that is not named stays what it is: the front knows circuits, and a daemon
+/// that has started again does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orders {
     /// Grows with each change.
     pub revision: u64,
-    /// Which tor process hands over the streams. With another one everything that is known of circuits is forgotten.
-    pub generation: u64,
+    /// Which tor process hands over the streams; `None`: not known, so whichever it was before. With a later one everything that
+    /// is known of circuits is forgotten.
+    pub generation: Option<u64>,
     /// What operators said of circuits.
     pub circuits: Vec<CircuitOrder>,
 }
@@ -113,6 +115,8 @@ pub struct Orders {
 pub struct CircuitOrder {
     /// Its number in its tor process.
     pub circuit: NonZeroU32,
+    /// When it was said, nanoseconds of `CLOCK_MONOTONIC`. What was said before, and comes once more, changes nothing.
+    pub said: u64,
     /// What it is to be.
     pub state: CircuitState,
 }
@@ -123,8 +127,8 @@ pub struct CircuitOrder {
 pub enum CircuitState {
     /// Each of its streams is refused.
     Banned {
-        /// For how long from when the order is sent, seconds.
-        seconds: u64,
+        /// Until then, nanoseconds of `CLOCK_MONOTONIC`: both processes are of one machine.
+        until: u64,
     },
     /// It goes past the queue.
     Vip,

@@ -5,8 +5,6 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 use tunica_core::id::{BanTarget, PacketSource, Prefix};
 
-use crate::front::CircuitState;
-
 /// Everything that can be asked of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
@@ -118,6 +116,21 @@ pub struct CircuitOrder {
     /// Say what would happen and change nothing.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// What a circuit is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CircuitState {
+    /// Each of its streams is refused.
+    Banned {
+        /// For how long, seconds.
+        seconds: u64,
+    },
+    /// It goes past the queue.
+    Vip,
+    /// As any other: what was found out about it is forgotten.
+    Normal,
 }
 
 impl Request {

@@ -12,7 +12,11 @@ use std::{
     time::Duration,
 };
 
-use crate::{changes::Values, circuits::Circuits, ingress::Ingress};
+use crate::{
+    changes::Values,
+    circuits::Circuits,
+    ingress::{Ingress, Place},
+};
 use thiserror::Error;
 use tunica_common::{
     gcra::{Limit, Pace},
@@ -344,6 +348,12 @@ pub struct Tor {
     pub user: Option<String>,
     /// `scan_every_seconds`: how often tor's connections are read; 10 s by default.
     pub scan_every: Duration,
+    /// `control`: tor's control port, on loopback or a Unix socket; unset: it is not used.
+    pub control: Option<Place>,
+    /// `control_cookie_file`; unset: where tor says that it is.
+    pub control_cookie_file: Option<PathBuf>,
+    /// `control_password_file`: a file with the control port's password; unset: none.
+    pub control_password_file: Option<PathBuf>,
     /// `keep_seconds`: how long a peer stays protected after it was last seen, never below `scan_every`; 24 h by default.
     pub keep: Duration,
 }
@@ -600,6 +610,15 @@ choices! {
         SanityOnly = "sanity-only",
         /// Nothing is dropped.
         Pass = "pass",
+    }
+    /// `ingress.gate`: whether the kernel refuses banned circuits.
+    GateMode {
+        /// No program is attached to `lo`.
+        Off = "off",
+        /// Counted, not refused.
+        Observe = "observe",
+        /// Refused.
+        Enforce = "enforce",
     }
     /// `ingress.protocol`: what streams carry.
     Protocol {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::config::Protocol;
+use crate::config::{GateMode, Protocol};
 
 /// `[ingress]`: what stands on the port that tor connects to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Ingress {
     pub listen: SocketAddr,
     /// `socket`: a Unix socket beside it, absolute; unset: none.
     pub socket: Option<PathBuf>,
+    /// `gate`; `enforce` by default.
+    pub gate: GateMode,
     /// `protocol`; `http` by default.
     pub protocol: Protocol,
     /// `backends`: 1 to 64; 127.0.0.1:10001 by default.

@@ -5,11 +5,11 @@ use std::{marker::PhantomData, sync::LazyLock};
 use tunica_common::{gcra, verdict::Class};
 
 use crate::{
-    config::{Attach, Fallback, LogFormat, LogLevel, Mode, OnStale, Profile, Protocol},
+    config::{Attach, Fallback, GateMode, LogFormat, LogLevel, Mode, OnStale, Profile, Protocol},
     rule::{
         AbsolutePath, Account, AccountRate, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf,
         PortName, PortRate, Rule, Switch, VerdictOf,
-        ingress::{BackendPlace, OrOff, UrlPath},
+        ingress::{BackendPlace, ControlPlace, OrOff, UrlPath},
     },
 };
 
@@ -470,6 +470,18 @@ keys! {
             above: "addresses that tor no longer uses would stay free from bans for over a month",
         },
         "How long an address stays protected after tor was last connected to it. At least `scan_every_seconds`.";
+    TOR_CONTROL: ControlPlace = "tor.control",
+        Absent::Unset { example: r#""unix:/run/tor/control""# },
+        ControlPlace,
+        "Tor's control port (`ControlPort` or `ControlSocket` in torrc). With it the daemon knows when tor starts again, has tor close banned circuits, and learns tor's guards and relays from tor itself, so that they are never banned. `tunicad`'s account must be able to open it, and to read the cookie where tor asks for one.";
+    TOR_COOKIE: AbsolutePath = "tor.control_cookie_file",
+        Absent::Unset { example: r#""/run/tor/control.authcookie""# },
+        AbsolutePath { example: "/run/tor/control.authcookie", is_file: true, longest: None, dotless: None },
+        "Where tor writes its cookie. Unset: where tor says that it is, which serves unless tor sees other paths than the daemon.";
+    TOR_PASSWORD: AbsolutePath = "tor.control_password_file",
+        Absent::Unset { example: r#""/etc/tunica/tor-control-password""# },
+        AbsolutePath { example: "/etc/tunica/tor-control-password", is_file: true, longest: None, dotless: None },
+        "A file with the password that torrc has as `HashedControlPassword`. Readable by the daemon alone.";
 
     INGRESS_ENABLED: Switch = "ingress.enabled",
         Absent::Default("false"),
@@ -494,6 +506,10 @@ keys! {
             longest: Some((107, "the kernel takes at most 107 for a socket (unix(7)), so none could be made")),
         },
         "A Unix socket to which tor connects as well. Its permissions keep other processes out.";
+    GATE: OneOf<GateMode> = "ingress.gate",
+        Absent::Default(r#""enforce""#),
+        OneOf(PhantomData),
+        "Whether a program on `lo` refuses the streams of banned circuits before the ingress wakes up for them: `enforce` resets them, `observe` counts them, `off` attaches nothing. It reads the PROXY header on `ingress.listen` alone; streams through `ingress.socket` are refused by the ingress itself.";
     INGRESS_PROTOCOL: OneOf<Protocol> = "ingress.protocol",
         Absent::Default(r#""http""#),
         OneOf(PhantomData),

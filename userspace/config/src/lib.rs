@@ -22,8 +22,8 @@ mod rule;
 pub use changes::{Change, Written, changes};
 pub use circuits::Circuits;
 pub use config::{
-    Attach, Bans, Config, Control, DropLog, Events, Fallback, Http, Ledger, Log, LogFormat, LogLevel, Mode,
-    OnStale, Profile, Protocol, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
+    Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Http, Ledger, Log, LogFormat,
+    LogLevel, Mode, OnStale, Profile, Protocol, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
 };
 pub use ingress::{Ingress, Place};
 pub use keys::{KeyDoc, REFERENCE};

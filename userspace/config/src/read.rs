@@ -637,6 +637,9 @@ impl<'t> Reader<'t> {
         let user = self.optional(root, &keys::TOR_USER);
         let scan_every = self.value(root, &keys::SCAN_EVERY);
         let keep = self.value(root, &keys::KEEP);
+        let control = self.optional(root, &keys::TOR_CONTROL);
+        let cookie_file = self.optional(root, &keys::TOR_COOKIE);
+        let password_file = self.optional(root, &keys::TOR_PASSWORD);
         let (scan_every, keep) = (scan_every?, keep?);
         if keep.value < scan_every.value {
             self.report_together(
@@ -652,7 +655,14 @@ impl<'t> Reader<'t> {
             );
             return None;
         }
-        Some(Tor { user: user?, scan_every: seconds(scan_every.value), keep: seconds(keep.value) })
+        Some(Tor {
+            user: user?,
+            scan_every: seconds(scan_every.value),
+            keep: seconds(keep.value),
+            control: control?,
+            control_cookie_file: cookie_file?,
+            control_password_file: password_file?,
+        })
     }
 
     /// Reports two values that do not fit together, at the first that the file gives.

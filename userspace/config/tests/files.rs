@@ -94,10 +94,17 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("tor.user", tor.user.as_ref().and_then(text)),
         ("tor.scan_every_seconds", plain(tor.scan_every.as_secs())),
         ("tor.keep_seconds", plain(tor.keep.as_secs())),
+        ("tor.control", tor.control.as_ref().and_then(text)),
+        ("tor.control_cookie_file", tor.control_cookie_file.as_ref().and_then(|path| text(path.display()))),
+        (
+            "tor.control_password_file",
+            tor.control_password_file.as_ref().and_then(|path| text(path.display())),
+        ),
         ("ingress.enabled", plain(ingress.enabled)),
         ("ingress.user", text(&ingress.user)),
         ("ingress.listen", text(ingress.listen)),
         ("ingress.socket", ingress.socket.as_ref().and_then(|path| text(path.display()))),
+        ("ingress.gate", text(ingress.gate)),
         ("ingress.protocol", text(ingress.protocol)),
         ("ingress.backends", list(ingress.backends.iter().map(text))),
         ("ingress.sticky", plain(ingress.sticky)),
@@ -211,7 +218,9 @@ fn the_example_equals_the_defaults() {
         switched_on.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count(),
         REFERENCE.len()
     );
-    let unset = "first_attach_confirm_seconds = 120\n[tor]\nuser = \"debian-tor\"\n\
+    let unset = "first_attach_confirm_seconds = 120\n[tor]\nuser = \"debian-tor\"\ncontrol = \"unix:/run/tor/control\"\n\
+        control_cookie_file = \"/run/tor/control.authcookie\"\n\
+        control_password_file = \"/etc/tunica/tor-control-password\"\n\
         [ingress]\nsocket = \"/run/tunica-front/ingress.sock\"\n\
         maintenance_page = \"/etc/tunica/maintenance.html\"\n\
         [circuits]\nmax_per_circuit_per_minute = 10\nmax_concurrent_per_circuit = 15\n\

@@ -42,9 +42,17 @@ pub enum OrderError {
 /// The orders in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CircuitOrders {
-    generation: u64,
+    generation: Option<TorGeneration>,
     revision: u64,
-    orders: BTreeMap<NonZeroU32, CircuitOrder>,
+    orders: BTreeMap<NonZeroU32, Standing>,
+}
+
+/// An order, and what is needed to see whether it was followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    order: CircuitOrder,
+    said: Monotime,
+    revision: u64,
 }
 
 impl CircuitOrders {
@@ -52,29 +60,33 @@ impl CircuitOrders {
     ///
     /// # Errors
     /// [`OrderError`]; nothing is changed then.
-    pub fn set(&mut self, circuit: NonZeroU32, order: CircuitOrder) -> Result<(), OrderError> {
+    pub fn set(&mut self, circuit: NonZeroU32, order: CircuitOrder, now: Now) -> Result<(), OrderError> {
         if self.orders.len() >= MOST_ORDERS && !self.orders.contains_key(&circuit) {
             return Err(OrderError::Full);
         }
-        if self.orders.insert(circuit, order) != Some(order) {
-            self.revision += 1;
-        }
+        // Also if it was said before: the front may have found out something else since.
+        self.revision += 1;
+        self.orders.insert(circuit, Standing { order, said: now.mono, revision: self.revision });
         Ok(())
     }
 
     /// Another tor process hands over the streams.
     pub fn begin(&mut self, generation: TorGeneration) {
-        if self.generation != generation.0 {
-            self.generation = generation.0;
-            self.orders.clear();
-            self.revision += 1;
+        if self.generation == Some(generation) {
+            return;
         }
+        // The first one only has a name now: what operators said meant its circuits.
+        if self.generation.is_some() {
+            self.orders.clear();
+        }
+        self.generation = Some(generation);
+        self.revision += 1;
     }
 
     /// Forgets bans that are over.
     pub fn advance(&mut self, now: Now) {
         let before = self.orders.len();
-        self.orders.retain(|_, order| !matches!(order, CircuitOrder::Banned { until } if *until <= now.mono));
+        self.orders.retain(|_, it| !matches!(it.order, CircuitOrder::Banned { until } if until <= now.mono));
         if self.orders.len() != before {
             self.revision += 1;
         }
@@ -82,8 +94,8 @@ impl CircuitOrders {
 
     /// When [`Self::advance`] has something to do.
     pub fn next_deadline(&self) -> Option<Monotime> {
-        let ends = self.orders.values().filter_map(|order| match order {
-            CircuitOrder::Banned { until } => Some(*until),
+        let ends = self.orders.values().filter_map(|it| match it.order {
+            CircuitOrder::Banned { until } => Some(until),
             CircuitOrder::Vip | CircuitOrder::Normal => None,
         });
         ends.min()
@@ -94,19 +106,46 @@ impl CircuitOrders {
         self.revision
     }
 
-    /// The tor process that is meant.
-    pub const fn generation(&self) -> TorGeneration {
-        TorGeneration(self.generation)
+    /// The tor process that is meant, where that is known.
+    pub const fn generation(&self) -> Option<TorGeneration> {
+        self.generation
+    }
+
+    /// A circuit has ended, and its number is never given again.
+    pub fn forget(&mut self, circuit: NonZeroU32) {
+        if self.orders.remove(&circuit).is_some() {
+            self.revision += 1;
+        }
     }
 
     /// What was said of a circuit.
     pub fn get(&self, circuit: NonZeroU32) -> Option<CircuitOrder> {
-        self.orders.get(&circuit).copied()
+        self.orders.get(&circuit).map(|it| it.order)
     }
 
-    /// Everything that should be in force, by circuit.
-    pub fn desired(&self) -> impl Iterator<Item = (NonZeroU32, CircuitOrder)> {
-        self.orders.iter().map(|(circuit, order)| (*circuit, *order))
+    /// The front follows this revision: a circuit that was made normal by it needs no word of ours any more.
+    pub fn followed(&mut self, revision: u64) {
+        self.orders.retain(|_, it| it.order != CircuitOrder::Normal || it.revision > revision);
+    }
+
+    /// Every circuit that is banned, by the front or by an operator, and until when. What an operator said counts: the front
+    /// follows it, a moment later.
+    pub fn banned(
+        &self,
+        by_front: impl Iterator<Item = (NonZeroU32, Monotime)>,
+    ) -> BTreeMap<NonZeroU32, Monotime> {
+        let mut banned: BTreeMap<_, _> =
+            by_front.filter(|(circuit, _)| !self.orders.contains_key(circuit)).collect();
+        banned.extend(self.orders.iter().filter_map(|(circuit, it)| match it.order {
+            CircuitOrder::Banned { until } => Some((*circuit, until)),
+            CircuitOrder::Vip | CircuitOrder::Normal => None,
+        }));
+        banned
+    }
+
+    /// Everything that should be in force: circuit, order, and when it was said.
+    pub fn desired(&self) -> impl Iterator<Item = (NonZeroU32, CircuitOrder, Monotime)> {
+        self.orders.iter().map(|(circuit, it)| (*circuit, it.order, it.said))
     }
 }
 
@@ -127,37 +166,69 @@ mod tests {
     fn a_ban_ends_and_every_change_has_a_number() {
         let mut orders = CircuitOrders::default();
         let ban = CircuitOrder::Banned { until: at(10).mono };
-        orders.set(circuit(7), ban).unwrap();
-        orders.set(circuit(7), ban).unwrap();
-        orders.set(circuit(8), CircuitOrder::Vip).unwrap();
+        orders.set(circuit(7), ban, at(1)).unwrap();
+        orders.set(circuit(8), CircuitOrder::Vip, at(1)).unwrap();
         assert_eq!((orders.revision(), orders.next_deadline()), (2, Some(at(10).mono)));
         orders.advance(at(9));
         assert_eq!((orders.revision(), orders.get(circuit(7))), (2, Some(ban)));
         orders.advance(at(10));
         assert_eq!((orders.revision(), orders.get(circuit(7)), orders.next_deadline()), (3, None, None));
-        assert_eq!(orders.desired().collect::<Vec<_>>(), [(circuit(8), CircuitOrder::Vip)]);
+        assert_eq!(orders.desired().collect::<Vec<_>>(), [(circuit(8), CircuitOrder::Vip, at(1).mono)]);
     }
 
     #[test]
     fn nothing_is_carried_over_to_another_tor_process() {
         let mut orders = CircuitOrders::default();
-        orders.set(circuit(7), CircuitOrder::Vip).unwrap();
-        orders.begin(TorGeneration(0));
-        assert_eq!((orders.revision(), orders.get(circuit(7))), (1, Some(CircuitOrder::Vip)));
-        orders.begin(TorGeneration(1));
-        assert_eq!(
-            (orders.revision(), orders.get(circuit(7)), orders.generation()),
-            (2, None, TorGeneration(1))
-        );
+        orders.set(circuit(7), CircuitOrder::Vip, at(1)).unwrap();
+        // That it is known which process it is changes nothing about its circuits.
+        orders.begin(TorGeneration(4));
+        orders.begin(TorGeneration(4));
+        assert_eq!((orders.revision(), orders.get(circuit(7))), (2, Some(CircuitOrder::Vip)));
+        orders.begin(TorGeneration(5));
+        assert_eq!((orders.revision(), orders.get(circuit(7))), (3, None));
+        assert_eq!(orders.generation(), Some(TorGeneration(5)));
+    }
+
+    #[test]
+    fn what_has_ended_is_forgotten() {
+        let mut orders = CircuitOrders::default();
+        orders.set(circuit(7), CircuitOrder::Vip, at(1)).unwrap();
+        orders.forget(circuit(8));
+        orders.forget(circuit(7));
+        assert_eq!((orders.revision(), orders.get(circuit(7))), (2, None));
+    }
+
+    #[test]
+    fn the_word_of_an_operator_counts_over_what_the_front_found() {
+        let mut orders = CircuitOrders::default();
+        orders.set(circuit(1), CircuitOrder::Normal, at(1)).unwrap();
+        orders.set(circuit(2), CircuitOrder::Banned { until: at(9).mono }, at(1)).unwrap();
+        let by_front = [1, 2, 3].map(|number| (circuit(number), at(5).mono));
+        let banned = orders.banned(by_front.into_iter());
+        assert_eq!(banned, [(circuit(2), at(9).mono), (circuit(3), at(5).mono)].into());
+    }
+
+    #[test]
+    fn what_is_said_twice_is_said_anew_and_normal_ends_with_being_followed() {
+        let mut orders = CircuitOrders::default();
+        orders.set(circuit(7), CircuitOrder::Normal, at(1)).unwrap();
+        orders.set(circuit(7), CircuitOrder::Normal, at(2)).unwrap();
+        orders.set(circuit(8), CircuitOrder::Vip, at(2)).unwrap();
+        assert_eq!(orders.desired().next(), Some((circuit(7), CircuitOrder::Normal, at(2).mono)));
+        orders.followed(1);
+        assert_eq!(orders.desired().count(), 2);
+        orders.followed(3);
+        assert_eq!(orders.desired().collect::<Vec<_>>(), [(circuit(8), CircuitOrder::Vip, at(2).mono)]);
+        assert_eq!(orders.revision(), 3, "nothing that the front has to hear");
     }
 
     #[test]
     fn there_is_room_for_so_many_and_those_that_are_there_can_change() {
         let mut orders = CircuitOrders::default();
         for number in 1..=u32::try_from(MOST_ORDERS).unwrap() {
-            orders.set(circuit(number), CircuitOrder::Vip).unwrap();
+            orders.set(circuit(number), CircuitOrder::Vip, at(1)).unwrap();
         }
-        assert_eq!(orders.set(circuit(4_000_000), CircuitOrder::Vip), Err(OrderError::Full));
-        assert_eq!(orders.set(circuit(1), CircuitOrder::Normal), Ok(()));
+        assert_eq!(orders.set(circuit(4_000_000), CircuitOrder::Vip, at(1)), Err(OrderError::Full));
+        assert_eq!(orders.set(circuit(1), CircuitOrder::Normal, at(1)), Ok(()));
     }
 }

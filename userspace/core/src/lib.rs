@@ -11,6 +11,7 @@ pub mod armed;
 pub mod attack_mode;
 pub mod ban_ladder;
 pub mod candidate;
+pub mod circuit_closing;
 pub mod circuit_orders;
 pub mod circuit_policy;
 pub mod coordinator;

@@ -54,6 +54,8 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 
 mod candidate;
 mod front;
+mod gate;
+mod tor;
 
 /// Everything the event loop owns.
 pub struct App {
@@ -77,6 +79,8 @@ pub struct App {
     candidate: Option<candidate::Tried>,
     /// The ingress.
     front: front::Front,
+    tor: tor::Tor,
+    gate: gate::AtGate,
     /// Ports that went over their budget.
     armed: Armed,
     self_tests: SelfTests,
@@ -155,6 +159,8 @@ struct Troubles {
     ledger: Option<String>,
     tables: Option<String>,
     tor: Option<String>,
+    tor_control: Option<String>,
+    gate: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
     verified: Option<String>,
@@ -172,6 +178,8 @@ impl Troubles {
             &self.ledger,
             &self.tables,
             &self.tor,
+            &self.tor_control,
+            &self.gate,
             &self.heartbeat,
             &self.counters,
             &self.verified,
@@ -264,6 +272,8 @@ impl App {
             troubles,
             candidate: None,
             front: front::Front::default(),
+            tor: tor::Tor::default(),
+            gate: gate::AtGate::default(),
             armed: Armed::default(),
             self_tests: SelfTests::new(mono as u32),
             lost_before,
@@ -272,6 +282,8 @@ impl App {
             concerns: Vec::new(),
             verified: 0,
         };
+        app.open_gate();
+        app.follow_gate();
         app.read_totals();
         app.count_verified();
         app.read_host();
@@ -497,6 +509,7 @@ impl App {
     /// A sign of life for the kernel, and what time alone makes due. Called every second.
     pub fn tick(&mut self) {
         self.advance_orders();
+        self.count_gate();
         let now = self.now();
         self.troubles.heartbeat =
             self.shield.tables_mut().beat(now.mono.0).err().map(|error| error.to_string());
@@ -575,6 +588,7 @@ impl App {
             );
         }
         self.note_sync(result.map(|_| ()));
+        self.audit_gate();
         self.count_verified();
         self.tell_concerns();
     }

@@ -23,6 +23,7 @@ use crate::{
         host::watch::Watch,
         http::HttpQuestion,
         systemd::Systemd,
+        tor_control::TorHeard,
     },
     telemetry,
 };
@@ -40,6 +41,8 @@ pub struct Inputs {
     pub http: mpsc::Receiver<HttpQuestion>,
     /// What the ingress says.
     pub front: mpsc::Receiver<Heard>,
+    /// What tor says over its control port.
+    pub tor: mpsc::Receiver<TorHeard>,
     /// Whoever started the daemon.
     pub systemd: Systemd,
 }
@@ -97,6 +100,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     Some(request) = inputs.control.reads.recv() => Next::Read(request),
                     Some(question) = inputs.http.recv() => Next::Http(question),
                     Some(heard) = inputs.front.recv() => Next::Front(heard),
+                    Some(heard) = inputs.tor.recv() => Next::Tor(heard),
                     batch = events.next() => Next::Samples(batch),
                     batch = proofs.next() => Next::Proofs(batch),
                     () = &mut tor_scan => Next::TorScan,
@@ -110,6 +114,10 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     tokio::task::yield_now().await;
                 }
                 Next::Front(heard) => app.heard(heard),
+                Next::Tor(heard) => {
+                    let _span = telemetry::event_span("tor").entered();
+                    app.heard_tor(heard);
+                }
                 Next::Http(HttpQuestion::Metrics(reply)) => { let _ = reply.send(app.metrics_text()); }
                 Next::Http(HttpQuestion::Ready(reply)) => { let _ = reply.send(app.unready()); }
                 Next::Http(HttpQuestion::Health(reply)) => { let _ = reply.send(()); }
@@ -152,6 +160,7 @@ enum Next {
     Read(ControlRequest),
     Http(HttpQuestion),
     Front(Heard),
+    Tor(TorHeard),
     Samples(std::io::Result<Vec<KernelEvent>>),
     Proofs(std::io::Result<Vec<Proof>>),
     TorScan,

@@ -10,7 +10,7 @@ use tunicad::{
     app::{self, App},
     event_loop::{self, Inputs},
     metrics,
-    shell::{control_socket, front, http, systemd::Systemd},
+    shell::{control_socket, front, http, systemd::Systemd, tor_control},
     telemetry::{self, Telemetry},
 };
 
@@ -120,14 +120,40 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
         let http_task =
             pages.map(|pages| tokio::spawn(http::serve(pages, http_sender, app.metrics().http())));
         let front_task = ingress.map(|socket| tokio::spawn(front::serve(socket, front_sender, app.orders())));
-        let inputs = Inputs { control, http, front, systemd: Systemd::from_environment()? };
+        let (tor_task, tor) = match tor_options(&app.config().tor)? {
+            Some(options) => {
+                let (control, ends) = tor_control::link(options);
+                app.set_tor(ends.acts);
+                (Some(tokio::spawn(control.run())), ends.heard)
+            }
+            None => (None, mpsc::channel(1).1),
+        };
+        let inputs = Inputs { control, http, front, tor, systemd: Systemd::from_environment()? };
         let result = event_loop::run(&mut app, inputs).await;
         control_task.abort();
-        for task in http_task.into_iter().chain(front_task) {
+        for task in http_task.into_iter().chain(front_task).chain(tor_task) {
             task.abort();
         }
         result
     })
+}
+
+/// How tor's control port is reached, where one is named.
+fn tor_options(tor: &tunica_config::Tor) -> anyhow::Result<Option<tor_control::TorControlOptions>> {
+    let Some(place) = &tor.control else { return Ok(None) };
+    let mut options = tor_control::TorControlOptions::new(place.to_string().parse()?);
+    options.cookie_file.clone_from(&tor.control_cookie_file);
+    if let Some(path) = &tor.control_password_file {
+        let password = std::fs::read_to_string(path).map_err(|error| {
+            anyhow::anyhow!(
+                "tor.control_password_file {} cannot be read ({error}): circuits could be neither watched nor closed; see to \
+                 its permissions, or remove the key",
+                path.display()
+            )
+        })?;
+        options.password = Some(tor_control::Password::new(password.trim_end_matches('\n').to_owned()));
+    }
+    Ok(Some(options))
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ use prometheus::{
 use tunica_api::view::{Answer, RefusedCode as Refusal};
 use tunica_common::{
     event::Difference,
+    gate::GateOutcome,
     verdict::{Action, Verdict},
 };
 use tunica_core::{
@@ -28,7 +29,9 @@ use tunica_core::{
 };
 
 use crate::shell::{
+    gate,
     host::vitals::{MEMORY_EVENTS, Vitals},
+    tor_control::CloseOutcome,
     xdp::{Repairs, tables::Total},
 };
 
@@ -46,6 +49,7 @@ const REPORTS: [&str; 7] = [
     "refused_invalid",
     "failed",
 ];
+const CLOSES: [&str; 5] = ["accepted", "gone", "other_tor", "not_connected", "refused"];
 const BAN_REFUSALS: [&str; 3] = ["protected", "full", "invalid"];
 
 /// A metric, as the reference lists it.
@@ -207,6 +211,14 @@ metrics! {
         "Requests on the control socket; the verb is `unreadable` where the line was no request.";
     http: IntCounterVec, "tunica_http_requests_total", ["path", "status"],
         "HTTP requests answered; the path is `other` where there is no such page.";
+    tor_control: IntGauge, "tunica_tor_control_up", [],
+        "1 while tor's control port is connected, else 0.";
+    tor_closes: IntCounterVec, "tunica_tor_circuits_closed_total", ["outcome"],
+        "Circuits that tor was asked to close, by what came of it: accepted; gone, it had ended; other_tor, it belonged to a tor process before; not_connected or refused, which is tried again.";
+    gate: IntGauge, "tunica_gate_attached", [],
+        "1 while the circuit gate is attached to `lo`, else 0.";
+    gate_segments: IntCounterVec, "tunica_gate_segments_total", ["outcome"],
+        "Segments with data to the ingress' port, by what the circuit gate did: refused; would_refuse; unanswered, of a banned circuit and passed because no reset could be made; or passed, because it carries not the first bytes of a connection (not_first), no PROXY header as tor writes it (no_header), part of one (split), or one of a circuit that is not banned (not_banned).";
     front_up: IntGauge, "tunica_front_up", [],
         "1 while the ingress reports to this daemon, else 0.";
     front_active: IntGauge, "tunica_front_active", [],
@@ -254,6 +266,17 @@ fn register<M: Kind>(
     Ok(metric)
 }
 
+const fn close_label(outcome: CloseOutcome) -> &'static str {
+    let [accepted, gone, other_tor, not_connected, refused] = CLOSES;
+    match outcome {
+        CloseOutcome::Accepted => accepted,
+        CloseOutcome::NoSuchCircuit => gone,
+        CloseOutcome::OtherTor => other_tor,
+        CloseOutcome::NotConnected => not_connected,
+        CloseOutcome::Refused { .. } => refused,
+    }
+}
+
 /// A counter that follows a total which somebody else counts.
 #[derive(Debug)]
 struct Follower {
@@ -291,6 +314,8 @@ pub struct Metrics {
     /// In the order of [`MEMORY_EVENTS`].
     memory_events: [Follower; MEMORY_EVENTS.len()],
     front: front::FrontFollowers,
+    /// In the order of [`GateOutcome::ALL`].
+    gate: [Follower; GateOutcome::ALL.len()],
 }
 
 impl std::fmt::Debug for Metrics {
@@ -364,8 +389,45 @@ impl Metrics {
         let proofs_lost = Follower::new(families.proofs_lost.clone());
         let memory_events =
             MEMORY_EVENTS.map(|event| Follower::new(families.memory_events.with_label_values(&[event])));
+        let gate = GateOutcome::ALL
+            .map(|outcome| Follower::new(families.gate_segments.with_label_values(&[outcome.label()])));
+        for label in CLOSES {
+            families.tor_closes.with_label_values(&[label]);
+        }
         let front = front::FrontFollowers::new(&families);
-        Ok(Self { registry, families, shield, differences, events_lost, proofs_lost, memory_events, front })
+        Ok(Self {
+            registry,
+            families,
+            shield,
+            differences,
+            events_lost,
+            proofs_lost,
+            memory_events,
+            front,
+            gate,
+        })
+    }
+
+    /// Shows whether the circuit gate is attached.
+    pub fn set_gate(&self, is_attached: bool) {
+        self.families.gate.set(i64::from(is_attached));
+    }
+
+    /// Takes in what the circuit gate has counted since its maps were made.
+    pub fn set_gate_totals(&self, totals: &gate::Totals) {
+        for (outcome, follower) in GateOutcome::ALL.into_iter().zip(&self.gate) {
+            follower.follow(totals.of(outcome));
+        }
+    }
+
+    /// Shows whether tor's control port is connected.
+    pub fn set_tor_control(&self, is_up: bool) {
+        self.families.tor_control.set(i64::from(is_up));
+    }
+
+    /// Counts a circuit that tor was asked to close.
+    pub fn count_close(&self, outcome: CloseOutcome) {
+        self.families.tor_closes.with_label_values(&[close_label(outcome)]).inc();
     }
 
     /// Takes in what the kernel has counted for `verdict` ending in `action` since its maps were made.

@@ -85,9 +85,14 @@ pub fn fixed_keys_changed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("control.socket", old.control.socket != new.control.socket),
         ("control.group", old.control.group != new.control.group),
         ("ingress.enabled", old.ingress.enabled != new.ingress.enabled),
+        ("ingress.listen", old.ingress.listen != new.ingress.listen),
+        ("ingress.gate", old.ingress.gate != new.ingress.gate),
         ("ingress.user", old.ingress.user != new.ingress.user),
         ("ledger.path", old.ledger.path != new.ledger.path),
         ("log.format", old.log.format != new.log.format),
+        ("tor.control", old.tor.control != new.tor.control),
+        ("tor.control_cookie_file", old.tor.control_cookie_file != new.tor.control_cookie_file),
+        ("tor.control_password_file", old.tor.control_password_file != new.tor.control_password_file),
         ("shield.pin_path", old.shield.pin_path != new.shield.pin_path),
     ]
     .into_iter()
@@ -152,9 +157,14 @@ mod tests {
             ("control.socket", "\"/run/s\""),
             ("control.group", "\"adm\""),
             ("ingress.enabled", "true"),
+            ("ingress.listen", "\"127.0.0.1:7\""),
+            ("ingress.gate", "\"off\""),
             ("ingress.user", "\"front\""),
             ("ledger.path", "\"/var/l\""),
             ("log.format", "\"json\""),
+            ("tor.control", "\"127.0.0.1:9\""),
+            ("tor.control_cookie_file", "\"/run/c\""),
+            ("tor.control_password_file", "\"/run/p\""),
             ("shield.pin_path", "\"/sys/fs/bpf/other\""),
         ] {
             let new = read(&format!("{key} = {value}"));

@@ -169,6 +169,8 @@ messages! {
     "control_socket_closed_to_group", "warn", "The control socket could not be opened to its group, so only root and the daemon's user can use it.";
     "control_failed", "warn", "A connection to the control socket could not be taken; the daemon goes on.";
     "metrics_failed", "error", "The metrics could not be written as text; please report this.";
+    "gate_attached", "info", "The circuit gate is attached to `lo`: banned circuits are refused before the ingress wakes up for them.";
+    "gate_failed", "warn", "The circuit gate is not attached or could not be changed; the ingress refuses banned circuits itself, at more cost. It is tried again every 30 s.";
     "front_here", "info", "The ingress reports to this daemon.";
     "front_lost", "warn", "The ingress broke off or does not speak as it should; it serves on with its last orders.";
     "front_refused", "warn", "An account that is neither root nor `ingress.user` spoke to the daemon as the ingress; nothing of it was read.";

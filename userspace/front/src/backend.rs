@@ -36,6 +36,7 @@ pub async fn connect(place: &Place, patience: Duration) -> io::Result<Stream> {
             Place::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
+                crate::listener::bound(&stream)?;
                 Stream::Tcp(stream)
             }
             Place::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),

@@ -149,6 +149,17 @@ impl Visit {
         }
     }
 
+    /// Its turn has come, unless it must end.
+    fn serve(&self) {
+        self.fate.send_if_modified(|fate| {
+            let waits = *fate == Fate::Waits;
+            if waits {
+                *fate = Fate::Served;
+            }
+            waits
+        });
+    }
+
     fn end(&self, refusal: Refusal) {
         self.fate.send_replace(Fate::Ends(refusal));
     }
@@ -296,6 +307,7 @@ impl Circuits {
             reported: Mutex::default(),
         });
         lock(&self.visits).insert(serial, Arc::clone(&visit));
+        self.catch_up(&visit, now);
         let stay = Arc::new(Stay { circuits: Arc::clone(self), visit });
         match place {
             Place::Served => Welcome::Serve(stay),
@@ -308,6 +320,22 @@ impl Circuits {
                 // No puzzle can be handed out, so none is asked for: the settings say so.
                 Welcome::Refuse(nobody)
             }
+        }
+    }
+
+    /// What happened to the connection after its place was given and before others could find it.
+    fn catch_up(&self, visit: &Visit, now: Monotime) {
+        let circuit = visit.hold.circuit();
+        let is_banned = |shard: MutexGuard<'_, CircuitShard>| {
+            shard.look(circuit, now).is_some_and(|facts| facts.banned_for.is_some())
+        };
+        if self.shard(circuit).is_some_and(is_banned) {
+            visit.end(Refusal::Banned);
+        }
+        match lock(&self.admission).place(visit.hold.serial()) {
+            Some(Place::Served) => visit.serve(),
+            Some(Place::Waiting | Place::Challenged | Place::Tarpit) => {}
+            None => visit.end(Refusal::Displaced),
         }
     }
 
@@ -373,13 +401,7 @@ impl Circuits {
         admission.close(visit.hold.serial());
         while let Some(next) = admission.start_next() {
             if let Some(next) = lock(&self.visits).get(&next) {
-                next.fate.send_if_modified(|fate| {
-                    let waits = *fate == Fate::Waits;
-                    if waits {
-                        *fate = Fate::Served;
-                    }
-                    waits
-                });
+                next.serve();
             }
         }
     }
@@ -430,8 +452,9 @@ impl Circuits {
         for command in commands {
             match command {
                 Command::Ban { circuit, .. } => self.end_all(circuit, Refusal::Banned),
-                // Only tor can close a circuit; one without connections costs nothing here.
-                Command::Close { circuit, why } => self.end_all(circuit, why),
+                Command::Close { circuit, why: why @ Refusal::CircuitRotated } => self.end_all(circuit, why),
+                // Only tor can close a circuit; this one carries no connection, so it costs nothing here.
+                Command::Close { .. } => {}
                 Command::ReleaseToken { ticket, circuit } => lock(&self.admission).release(ticket, circuit),
                 Command::RevokeToken { ticket } => {
                     let circuits = lock(&self.admission).revoke(ticket);
@@ -453,23 +476,24 @@ impl Circuits {
 
     /// Does what the daemon says, in place of what it said before.
     pub fn follow(&self, before: &Orders, orders: &Orders) {
-        if orders.generation != before.generation {
-            self.generation.store(orders.generation, Relaxed);
+        // Never back: an earlier process has no streams any more.
+        let generation = orders.generation.filter(|generation| *generation > self.generation.load(Relaxed));
+        if let Some(generation) = generation {
+            self.generation.store(generation, Relaxed);
             for shard in &self.shards {
-                lock(shard).begin(TorGeneration(orders.generation));
+                lock(shard).begin(TorGeneration(generation));
             }
-            lock(&self.admission).begin(TorGeneration(orders.generation));
+            lock(&self.admission).begin(TorGeneration(generation));
         }
-        let is_new = |order: &&CircuitOrder| {
-            orders.generation != before.generation || !before.circuits.contains(order)
-        };
+        let heard: HashMap<_, _> = before.circuits.iter().map(|order| (order.circuit, order.said)).collect();
+        let is_new = |order: &&CircuitOrder| heard.get(&order.circuit) != Some(&order.said);
         for order in orders.circuits.iter().filter(is_new) {
             let circuit = self.circuit(order.circuit);
             let Some(mut shard) = self.shard(circuit) else { continue };
             let now = now();
             match order.state {
-                CircuitState::Banned { seconds } => {
-                    shard.ban(circuit, Some(Duration::from_secs(seconds)), now);
+                CircuitState::Banned { until } => {
+                    shard.ban(circuit, Some(Monotime(until).since(now)), now);
                 }
                 CircuitState::Vip => shard.promote(circuit, now),
                 CircuitState::Normal => {

@@ -26,7 +26,8 @@ use hyper_util::{
 use thiserror::Error;
 use tokio::{
     io::{AsyncWriteExt, copy_bidirectional},
-    time::timeout,
+    sync::Notify,
+    time::{sleep, timeout},
 };
 use tunica_core::{
     circuit_policy::Action,
@@ -81,6 +82,11 @@ pub struct HttpSettings {
     pub post_path: Option<String>,
 }
 
+/// Most that is held of an answer, bytes.
+const BUFFER: usize = 64 * 1024;
+/// How long a connection to a backend is kept for another request.
+const POOL_IDLE: Duration = Duration::from_secs(2);
+
 type Client = legacy::Client<Connector, Asked>;
 type Said = Response<Either<Answer, Full<Bytes>>>;
 
@@ -97,7 +103,9 @@ impl Http {
     pub fn new(settings: Arc<HttpSettings>, backends: Arc<Backends>) -> Self {
         let connector = Connector { backends: Arc::clone(&backends), patience: settings.connect };
         let client = legacy::Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(settings.server)
+            // Services close idle connections after a few seconds; one that is closing must not be used.
+            .pool_idle_timeout(POOL_IDLE)
+            .http1_max_buf_size(BUFFER)
             .pool_timer(TokioTimer::new())
             .set_host(false)
             .build(connector);
@@ -118,6 +126,8 @@ impl Http {
             .timer(TokioTimer::new())
             // The phases of the pulse have their own limits.
             .header_read_timeout(None)
+            // The host's clock is nobody's business; the service may tell it.
+            .auto_date_header(false)
             .max_header_size(self.settings.head_bytes)
             .max_buf_size(self.settings.head_bytes.max(8_192) + 1_024)
             .serve_connection(io, service)
@@ -137,13 +147,15 @@ impl Http {
                 Err(Late::Reader) => break Refusal::SlowReader,
             };
             let ended = tokio::select! {
+                // What was read with the header is a request that was begun.
+                biased;
                 ended = timeout(wait, &mut connection) => ended,
                 refusal = visit.cut() => {
                     pulse.reset();
                     break refusal;
                 }
                 () = pulse.idles() => continue,
-                () = visit.drained(), if !is_draining => {
+                () = visit.drained(), if !is_draining && !pulse.is_new() => {
                     is_draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
                     continue;
@@ -198,8 +210,9 @@ impl Http {
         }
         let number = self.backends.choose(visit.hash()).ok_or(because(Refusal::BackendDown))?;
         let (head, body) = request.into_parts();
-        let upgrade = wants_upgrade(&head.headers);
-        let mut forward = Request::new(Asked::new(body, &self.settings));
+        let upgrade = wants_upgrade(&head.method, &head.headers);
+        let progress = Arc::new(Notify::new());
+        let mut forward = Request::new(Asked::new(body, &self.settings, Arc::clone(&progress)));
         *forward.method_mut() = head.method;
         *forward.uri_mut() = address(&head.uri, number).ok_or(because(Refusal::Malformed))?;
         *forward.headers_mut() = head.headers;
@@ -212,10 +225,10 @@ impl Http {
         }
         let from_client = upgrade.map(|_| head.extensions);
         let asked = Instant::now();
-        let answer = match timeout(self.settings.server, self.client.request(forward)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(body::why(&error).map(|refusal| (refusal, None))),
-            Err(_) => return Err(because(Refusal::BackendTimeout)),
+        let answer = match self.first_word(self.client.request(forward), &progress).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(error)) => return Err(body::why(&error).map(|refusal| (refusal, None))),
+            None => return Err(because(Refusal::BackendTimeout)),
         };
         visit.answered(asked.elapsed());
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -223,21 +236,41 @@ impl Http {
         }
         let (mut head, body) = answer.into_parts();
         remove_hop_by_hop(&mut head.headers);
-        let mut said = Response::new(Either::Left(Answer::new(body, Arc::clone(visit.pulse()))));
+        let mut said =
+            Response::new(Either::Left(Answer::new(body, Arc::clone(visit), self.settings.server)));
         *said.status_mut() = head.status;
         *said.headers_mut() = head.headers;
         Ok(said)
     }
 
+    /// The backend's answer; `None` if it is silent for too long after the last of the request went on. A body that comes
+    /// too slowly ends by itself.
+    async fn first_word(
+        &self,
+        answer: legacy::ResponseFuture,
+        progress: &Notify,
+    ) -> Option<Result<Response<Incoming>, legacy::Error>> {
+        let patience = self.settings.server.max(self.settings.client);
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                answer = &mut answer => return Some(answer),
+                () = progress.notified() => {}
+                () = sleep(patience) => return None,
+            }
+        }
+    }
+
     /// Refuses what has no one meaning, and methods that do not pass.
     fn check(&self, request: &Request<Incoming>) -> Result<(), Refusal> {
         let headers = request.headers();
-        if headers.contains_key(header::TRANSFER_ENCODING)
-            && (headers.contains_key(header::CONTENT_LENGTH) || request.version() != Version::HTTP_11)
-        {
+        // Where both lengths stand there hyper has decided for the chunks already, and ends the connection afterwards.
+        if headers.contains_key(header::TRANSFER_ENCODING) && request.version() != Version::HTTP_11 {
             return Err(Refusal::AmbiguousLength);
         }
-        if headers.get_all(header::HOST).iter().count() > 1 || *request.method() == Method::CONNECT {
+        let hosts = headers.get_all(header::HOST).iter().count();
+        let least = usize::from(request.version() == Version::HTTP_11);
+        if !(least..=1).contains(&hosts) || *request.method() == Method::CONNECT {
             return Err(Refusal::Malformed);
         }
         if let Some(path) = &self.settings.post_path {
@@ -309,14 +342,18 @@ fn address(uri: &Uri, number: usize) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// The protocol that the client asks to switch to, if it asks as RFC 9110 section 7.8 says.
-fn wants_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+/// Whether the client asks for a WebSocket (RFC 6455 section 4.1, RFC 9110 section 7.8). Other protocols are not asked for:
+/// within HTTP/2 the client could send what nobody here judges.
+fn wants_upgrade(method: &Method, headers: &HeaderMap) -> Option<HeaderValue> {
     let mut options = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let names =
         options.any(|value| value.split(',').any(|option| option.trim().eq_ignore_ascii_case("upgrade")));
-    names.then(|| headers.get(header::UPGRADE).cloned())?
+    let is_socket = |value: &&HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    headers.get(header::UPGRADE).filter(|_| names && *method == Method::GET).filter(is_socket).cloned()
 }
 
+/// Removes what concerns one connection alone, what only a proxy may say, and what backends could take for our own word:
+/// CGI and its like make one name of `X-Onion-Circuit` and `X_Onion_Circuit`.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -324,12 +361,30 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    let ambiguous: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| CLAIMED.contains(&name.as_str().replace('_', "-").as_str()))
+        .cloned()
+        .collect();
+    for name in named.iter().chain(&ambiguous).chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
-    headers.remove(CIRCUIT_HEADER);
 }
+
+/// Headers by which clients could pose as a proxy, or as us, in whatever spelling.
+const CLAIMED: [&str; 9] = [
+    "x-onion-circuit",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "proxy",
+    "proxy-connection",
+    "http2-settings",
+];
 
 /// Carries bytes both ways after the backend agreed to another protocol, such as WebSocket.
 fn switch(
@@ -356,11 +411,19 @@ fn switch(
                 let before = visit.pulse().bytes();
                 tokio::select! {
                     ended = timeout(idle, &mut carried) => {
-                        if ended.is_ok() || visit.pulse().bytes() == before {
+                        if ended.is_ok() {
+                            break;
+                        }
+                        if visit.pulse().bytes() == before {
+                            visit.refused(Refusal::Idle);
                             break;
                         }
                     }
-                    _ = visit.cut() => break,
+                    refusal = visit.cut() => {
+                        visit.pulse().reset();
+                        visit.refused(refusal);
+                        break;
+                    }
                 }
             }
         }
@@ -381,7 +444,7 @@ mod tests {
     #[test]
     fn what_concerns_one_connection_is_not_handed_on() {
         let mut all = headers(&[
-            ("connection", "close, X-Private"),
+            ("connection", "close, X-Private, host"),
             ("connection", "keep-alive"),
             ("x-private", "1"),
             ("keep-alive", "1"),
@@ -390,6 +453,10 @@ mod tests {
             ("upgrade", "websocket"),
             ("proxy-authorization", "1"),
             ("x-onion-circuit", "forged"),
+            ("x_onion_circuit", "forged"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("proxy", "evil"),
+            ("http2-settings", "AAMAAABk"),
             ("host", "a"),
             ("cookie", "b"),
         ]);
@@ -402,12 +469,14 @@ mod tests {
     fn an_upgrade_is_one_only_if_the_connection_says_so() {
         for (rows, expected) in [
             (&[("connection", "Upgrade"), ("upgrade", "websocket")][..], Some("websocket")),
-            (&[("connection", "keep-alive, upgrade"), ("upgrade", "echo")], Some("echo")),
+            (&[("connection", "keep-alive, upgrade"), ("upgrade", "WebSocket")], Some("WebSocket")),
+            (&[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")], None),
             (&[("upgrade", "websocket")], None),
             (&[("connection", "upgrade")], None),
             (&[("connection", "upgraded"), ("upgrade", "websocket")], None),
         ] {
-            let found = wants_upgrade(&headers(rows));
+            let found = wants_upgrade(&Method::GET, &headers(rows));
+            assert_eq!(wants_upgrade(&Method::POST, &headers(rows)), None);
             assert_eq!(found.as_ref().and_then(|value| value.to_str().ok()), expected, "{rows:?}");
         }
     }

@@ -4,7 +4,10 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixListener as StdUnixListener},
+        unix::{
+            fs::{FileTypeExt, PermissionsExt},
+            net::UnixListener as StdUnixListener,
+        },
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -12,8 +15,8 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt,
-    socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, getsockopt, listen,
+    setsockopt, socket, sockopt,
 };
 use thiserror::Error;
 use tokio::{
@@ -31,6 +34,9 @@ use crate::stream::Stream;
 
 /// Connections that wait in the kernel; `net.core.somaxconn` may make it fewer.
 const BACKLOG: i32 = 4_096;
+
+/// Bytes of each direction that the kernel holds, which doubles this for its own needs (socket(7)).
+const BUFFER: usize = 64 * 1024;
 
 /// What tor connects to.
 #[derive(Debug)]
@@ -75,6 +81,13 @@ pub enum ListenError {
 /// [`ListenError`].
 pub fn sockets(ingress: &Ingress, handed_over: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, ListenError> {
     if !handed_over.is_empty() {
+        for (number, socket) in (3..).zip(&handed_over) {
+            let failed = |source: io::Error| ListenError::HandedOver { number, source };
+            let listens = getsockopt(socket, sockopt::AcceptConn).map_err(|error| failed(error.into()))?;
+            if !listens {
+                return Err(failed(io::Error::other("it does not listen")));
+            }
+        }
         return Ok(handed_over);
     }
     let failed = |place: String| |source| ListenError::Bind { place, source };
@@ -99,7 +112,9 @@ fn bind_tcp(ingress: &Ingress) -> io::Result<OwnedFd> {
 
 /// A socket of an earlier process, which nobody listens on any more, is replaced.
 fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
-    if let Err(error) = std::os::unix::net::UnixStream::connect(path)
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket
+        && let Err(error) = std::os::unix::net::UnixStream::connect(path)
         && error.kind() == io::ErrorKind::ConnectionRefused
     {
         std::fs::remove_file(path)?;
@@ -138,11 +153,27 @@ impl Listener {
             Self::Tcp(listener) => {
                 let stream = listener.accept().await?.0;
                 stream.set_nodelay(true)?;
+                bound(&stream)?;
                 Stream::Tcp(stream)
             }
-            Self::Unix(listener) => Stream::Unix(listener.accept().await?.0),
+            Self::Unix(listener) => {
+                let stream = listener.accept().await?.0;
+                bound(&stream)?;
+                Stream::Unix(stream)
+            }
         })
     }
+}
+
+/// Bounds what the kernel holds of a connection. Left to itself it would take megabytes from a service for a client that reads
+/// slowly, and the client would seem to take nothing for as long as it reads those.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn bound(socket: &impl AsFd) -> io::Result<()> {
+    setsockopt(socket, sockopt::SndBuf, &BUFFER)?;
+    setsockopt(socket, sockopt::RcvBuf, &BUFFER)?;
+    Ok(())
 }
 
 /// Why a stream belongs to no circuit.

@@ -1,6 +1,9 @@
 //! `tunica-front`: arguments → configuration (78 on error) → sockets → workers → ready → signal → drain.
 
-use std::{fs, io::Write, num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc, thread};
+use std::io::IsTerminal as _;
+use std::{
+    fs, io::Write, num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc, thread, time::Duration,
+};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -23,6 +26,8 @@ const BAD_CONFIGURATION: u8 = 78;
 /// Connections that are held beyond those that the policy counts: they have not said yet whose they are, or read why they
 /// are refused.
 const BESIDE: usize = 1_024;
+/// Longest time for what was begun to end; tunica-front.service waits a little longer (`TimeoutStopSec=`).
+const MOST_DRAIN: Duration = Duration::from_secs(30);
 /// Largest maintenance page, bytes.
 const MOST_PAGE_BYTES: u64 = 256 * 1024;
 /// The maintenance page, unless the configuration names one.
@@ -66,7 +71,10 @@ fn main() -> ExitCode {
 
 fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Result<()> {
     let filter = EnvFilter::new(config.log.level.label());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match config.log.format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
@@ -99,6 +107,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
         post_path: restricts_methods.then(|| ingress.post_path.clone()),
     });
     let mut threads = Vec::new();
+    let (ended, ends) = tokio::sync::mpsc::channel(workers);
     for number in 0..workers {
         let carrier = match ingress.protocol {
             Protocol::Http => {
@@ -108,18 +117,22 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
             Protocol::Tcp => Ok((Arc::clone(&backends), ingress.connect, ingress.client)),
         };
         let (circuits, room, sockets) = (Arc::clone(&circuits), Arc::clone(&room), Arc::clone(&sockets));
-        let (intro, patience) = (ingress.request, ingress.server);
+        let (intro, patience) = (ingress.request, ingress.server.min(MOST_DRAIN));
+        let ended = Ended(ended.clone());
         let body = move || {
             let carrier = match carrier {
                 Err((settings, backends)) => Carrier::Http(Box::new(Http::new(settings, backends))),
                 Ok((backends, connect, idle)) => Carrier::Tcp { backends, connect, idle },
             };
-            worker::run(&sockets, Host { circuits, carrier, intro }, &room, patience)
+            let outcome = worker::run(&sockets, Host { circuits, carrier, intro }, &room, patience);
+            drop(ended);
+            outcome
         };
         threads.push(thread::Builder::new().name(format!("worker{number}")).spawn(body)?);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(watch_over(config, &circuits, &backends))?;
+    drop(ended);
+    runtime.block_on(watch_over(config, &circuits, &backends, ends))?;
     circuits.drain();
     for thread in threads {
         match thread.join() {
@@ -139,6 +152,7 @@ async fn watch_over(
     config: &Config,
     circuits: &Arc<Circuits>,
     backends: &Arc<Backends>,
+    mut ends: tokio::sync::mpsc::Receiver<()>,
 ) -> anyhow::Result<()> {
     let ingress = &config.ingress;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -150,11 +164,23 @@ async fn watch_over(
     tokio::select! {
         () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}
         () = link::speak(&socket, Arc::clone(circuits), Arc::clone(backends), process) => {}
+        // A worker that cannot go on: the others end what they have, and this process says why.
+        _ = ends.recv() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!(message_id = "front_stopping", "the ingress takes no more streams, and ends those it has");
     Ok(())
+}
+
+/// Tells that a worker has ended, however it did.
+struct Ended(tokio::sync::mpsc::Sender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Nobody listens any more where the whole process ends.
+        let _ = self.0.try_send(());
+    }
 }
 
 fn maintenance_page(ingress: &tunica_config::Ingress) -> anyhow::Result<Bytes> {

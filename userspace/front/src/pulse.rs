@@ -125,6 +125,10 @@ impl Pulse {
         };
         let since = self.phase_since.load(Relaxed);
         let phase = self.phase.load(Relaxed);
+        // Whatever it waits for, the end of an answer goes first.
+        if let Some(blocked) = self.blocked_since.load(Relaxed).checked_sub(1) {
+            return left(blocked, patience.client, Late::Reader);
+        }
         if phase == Phase::New as u8 {
             return left(since, patience.head, Late::First);
         }
@@ -134,11 +138,13 @@ impl Pulse {
         if phase == Phase::Idle as u8 {
             return left(since, patience.idle, Late::Idle);
         }
-        match self.blocked_since.load(Relaxed).checked_sub(1) {
-            Some(blocked) => left(blocked, patience.client, Late::Reader),
-            // It may block or end at any time.
-            None => Ok(patience.idle.min(patience.client)),
-        }
+        // It may block or end at any time.
+        Ok(patience.idle.min(patience.client))
+    }
+
+    /// Whether nothing has come yet.
+    pub fn is_new(&self) -> bool {
+        self.phase.load(Relaxed) == Phase::New as u8
     }
 
     /// So many bytes went from the client and to it, past [`Watched`].
@@ -162,6 +168,10 @@ impl Pulse {
             Poll::Ready(Ok(bytes)) => {
                 self.bytes_out.fetch_add(*bytes as u64, Relaxed);
                 self.blocked_since.store(0, Relaxed);
+                if self.phase.load(Relaxed) == Phase::Idle as u8 {
+                    // The rest of an answer: only now does it begin to idle.
+                    self.phase_since.store(self.elapsed(), Relaxed);
+                }
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
@@ -270,6 +280,10 @@ mod tests {
         pulse.wrote(&Poll::Ready(Ok(5)));
         assert_eq!(late(&pulse), None, "it takes bytes again");
         pulse.enter(Phase::Idle);
+        assert_eq!(late(&pulse), Some(Late::Idle));
+        pulse.wrote(&Poll::Pending);
+        assert_eq!(late(&pulse), Some(Late::Reader), "the end of the answer is not with the client yet");
+        pulse.wrote(&Poll::Ready(Ok(0)));
         assert_eq!(late(&pulse), Some(Late::Idle));
         pulse.read(2);
         assert_eq!(late(&pulse), Some(Late::Head), "another request has begun");

@@ -11,6 +11,7 @@ impl Reader<'_> {
         let user = self.value(root, &keys::INGRESS_USER);
         let listen = self.value(root, &keys::INGRESS_LISTEN);
         let socket = self.optional(root, &keys::INGRESS_SOCKET);
+        let gate = self.value(root, &keys::GATE);
         let protocol = self.value(root, &keys::INGRESS_PROTOCOL);
         let backends = self.value(root, &keys::BACKENDS);
         let sticky = self.value(root, &keys::STICKY);
@@ -49,6 +50,7 @@ impl Reader<'_> {
             user: user?.value,
             listen: listen?.value,
             socket: socket?,
+            gate: gate?.value,
             protocol: protocol?.value,
             backends: backends?.value,
             sticky: sticky?.value,

@@ -138,3 +138,43 @@ impl Rule for OrOff {
         value.map_or_else(|| Written::One("0".to_owned()), |number| self.0.write(&number))
     }
 }
+
+/// Where tor takes commands.
+pub(crate) struct ControlPlace;
+
+impl Rule for ControlPlace {
+    type Value = Place;
+
+    fn kind(&self) -> String {
+        "string".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        "a loopback address with a port, such as \"127.0.0.1:9051\", or a Unix socket, such as \"unix:/run/tor/control\""
+            .to_owned()
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Place, Vec<Fault>> {
+        let fix = format!("give {}", self.allowed());
+        let place = BackendPlace.check(value).map_err(|faults| {
+            let about_tor = |fault: Fault| Fault {
+                consequence: "this is no place where tor could be spoken to".to_owned(),
+                fix: fix.clone(),
+                ..fault
+            };
+            faults.into_iter().map(about_tor).collect::<Vec<_>>()
+        })?;
+        match &place {
+            Place::Tcp(address) if !address.ip().to_canonical().is_loopback() => Err(Fault::at(
+                value,
+                "whoever listens on the way could read the password and close circuits",
+                fix,
+            )),
+            Place::Tcp(_) | Place::Unix(_) => Ok(place),
+        }
+    }
+
+    fn write(&self, value: &Place) -> Written {
+        Written::text(&value.to_string())
+    }
+}

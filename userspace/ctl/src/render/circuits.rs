@@ -5,12 +5,12 @@ use tunica_api::{
     view::Circuits,
 };
 
-use super::text::{Align, count, duration, table, wrap};
+use super::text::{Align, clean, count, duration, table, wrap};
 
 /// How the ingress does, and its busiest circuits.
 pub(super) fn circuits(view: &Circuits) -> String {
     let digest = &view.digest;
-    let mut out = format!("{}\n\n", digest.statistics);
+    let mut out = format!("{}\n\n", clean(&digest.statistics));
     for (name, text) in [
         ("served", served(digest)),
         ("carried", carried(digest)),

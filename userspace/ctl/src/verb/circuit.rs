@@ -3,10 +3,7 @@
 use std::num::NonZeroU32;
 
 use clap::{Args, Subcommand};
-use tunica_api::{
-    front::CircuitState,
-    request::{CircuitOrder, Request},
-};
+use tunica_api::request::{CircuitOrder, CircuitState, Request};
 use tunica_core::circuit_orders::USUAL_BAN;
 
 use super::length::Span;

@@ -1,15 +1,16 @@
 //! `circuits` and `circuit`: what the ingress says, and what it is told.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use tokio::sync::watch;
 use tunica_api::{
-    front::{CircuitOrder as Wire, CircuitState, Digest, Orders},
-    request,
+    front::{CircuitOrder as Wire, CircuitState as WireState, Digest, Orders},
+    request::{self, CircuitState},
     view::{self, Answer, Done, RefusedCode},
 };
 use tunica_core::{
     circuit_orders::{CircuitOrder, CircuitOrders},
+    id::{CircuitId, TorGeneration},
     time::Monotime,
 };
 
@@ -48,7 +49,9 @@ impl App {
                     );
                 }
                 self.metrics.set_front(Some(&digest));
+                self.front.orders.followed(digest.revision);
                 self.front.last = Some((digest, self.now().mono));
+                self.follow_bans();
             }
             Heard::Gone => {
                 self.front.last = None;
@@ -57,28 +60,68 @@ impl App {
         }
     }
 
-    /// Lifts what is over.
-    pub(super) fn advance_orders(&mut self) {
-        let before = self.front.orders.revision();
-        self.front.orders.advance(self.now());
-        if self.front.orders.revision() != before {
-            self.send_orders();
+    /// Another tor process hands over the streams, or it is known now which.
+    pub(super) fn begin_generation(&mut self, generation: TorGeneration) {
+        self.change_orders(|orders| orders.begin(generation));
+    }
+
+    /// A circuit has ended at tor.
+    pub(super) fn forget_circuit(&mut self, circuit: CircuitId) {
+        if self.front.orders.generation() == Some(circuit.generation()) {
+            self.change_orders(|orders| orders.forget(circuit.number_for_this_node()));
         }
     }
 
+    /// Every circuit that is banned, and until when.
+    pub(super) fn banned_circuits(&self) -> BTreeMap<NonZeroU32, Monotime> {
+        let now = self.now().mono;
+        let rows = self.front.last.iter().flat_map(|(digest, _)| &digest.circuits);
+        let by_front =
+            rows.filter_map(|row| Some((row.circuit, now.after(Duration::from_secs(row.banned_seconds?)))));
+        self.front.orders.banned(by_front)
+    }
+
+    /// Bans act at the gate and at tor, too.
+    fn follow_bans(&mut self) {
+        self.close_banned();
+        self.follow_gate();
+    }
+
+    /// What operators said of circuits.
+    pub(super) const fn circuit_orders(&self) -> &CircuitOrders {
+        &self.front.orders
+    }
+
+    fn change_orders(&mut self, change: impl FnOnce(&mut CircuitOrders)) {
+        let before = self.front.orders.revision();
+        change(&mut self.front.orders);
+        if self.front.orders.revision() != before {
+            self.send_orders();
+            self.follow_bans();
+        }
+    }
+
+    /// Lifts what is over.
+    pub(super) fn advance_orders(&mut self) {
+        let now = self.now();
+        self.change_orders(|orders| orders.advance(now));
+    }
+
     fn send_orders(&self) {
-        let (orders, now) = (&self.front.orders, self.now().mono);
+        let orders = &self.front.orders;
         let state = |order| match order {
-            CircuitOrder::Banned { until } => {
-                CircuitState::Banned { seconds: until.since(now).as_secs() + 1 }
-            }
-            CircuitOrder::Vip => CircuitState::Vip,
-            CircuitOrder::Normal => CircuitState::Normal,
+            CircuitOrder::Banned { until } => WireState::Banned { until: until.0 },
+            CircuitOrder::Vip => WireState::Vip,
+            CircuitOrder::Normal => WireState::Normal,
         };
-        let circuits = orders.desired().map(|(circuit, order)| Wire { circuit, state: state(order) });
+        let circuits = orders.desired().map(|(circuit, order, said)| Wire {
+            circuit,
+            said: said.0,
+            state: state(order),
+        });
         self.front.sender.send_replace(Orders {
             revision: orders.revision(),
-            generation: orders.generation().0,
+            generation: orders.generation().map(|generation| generation.0),
             circuits: circuits.collect(),
         });
     }
@@ -121,11 +164,14 @@ impl App {
                     .to_owned(),
             );
         }
-        if !dry_run && let Err(error) = self.front.orders.set(circuit, order(state, self.now().mono)) {
+        if !dry_run
+            && let Err(error) = self.front.orders.set(circuit, order(state, self.now().mono), self.now())
+        {
             return views::refused(RefusedCode::Failed, error.to_string());
         }
         if !dry_run {
             self.send_orders();
+            self.follow_bans();
         }
         Answer::Done(Done { dry_run, changes: said, undo: undo(circuit, state) })
     }

@@ -212,6 +212,11 @@ impl Shield {
         Self::load(plan, pins)
     }
 
+    /// The pins that this shield claimed, for others who pin beside it.
+    pub const fn pins(&self) -> &Arc<Pins> {
+        &self.pins
+    }
+
     /// Like [`Shield::open`], under the claim that this shield holds, so `plan` must have the same root.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! Bodies on their way through: how large, how slow, and what is held while they pass.
 
 use std::{
-    error::Error,
     fmt,
     pin::Pin,
     sync::Arc,
@@ -12,11 +11,15 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_util::client::legacy;
-use tokio::time::{Sleep, sleep};
+use thiserror::Error;
+use tokio::{
+    sync::Notify,
+    time::{Sleep, sleep},
+};
 use tunica_core::refusal::Refusal;
 
 use super::HttpSettings;
-use crate::pulse::{Phase, Pulse};
+use crate::{circuits::Stay, pulse::Phase};
 
 /// A request's body, which may be neither too large nor too slow.
 pub(super) struct Asked {
@@ -29,6 +32,8 @@ pub(super) struct Asked {
     grace: Duration,
     bytes_per_second: u64,
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Told of each piece that goes on, and of the end.
+    progress: Arc<Notify>,
 }
 
 /// Why a body ended early.
@@ -49,10 +54,10 @@ impl fmt::Display for BodyError {
     }
 }
 
-impl Error for BodyError {}
+impl std::error::Error for BodyError {}
 
 impl Asked {
-    pub(super) fn new(body: Incoming, settings: &HttpSettings) -> Self {
+    pub(super) fn new(body: Incoming, settings: &HttpSettings, progress: Arc<Notify>) -> Self {
         Self {
             body,
             began: Instant::now(),
@@ -62,6 +67,7 @@ impl Asked {
             grace: settings.request,
             bytes_per_second: settings.body_bytes_per_second.max(1),
             alarm: None,
+            progress,
         }
     }
 
@@ -83,6 +89,7 @@ impl Body for Asked {
         let this = self.get_mut();
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             this.alarm = None;
+            this.progress.notify_one();
             return Poll::Ready(match frame {
                 Some(Ok(frame)) => {
                     this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -108,7 +115,7 @@ impl Body for Asked {
 
 /// Why the backend did not answer; `None`: the client broke off.
 pub(super) fn why(error: &legacy::Error) -> Option<Refusal> {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut is_late = false;
     while let Some(error) = cause {
         if let Some(body) = error.downcast_ref::<BodyError>() {
@@ -132,30 +139,51 @@ pub(super) fn why(error: &legacy::Error) -> Option<Refusal> {
 /// An answer's body. The request is over when it ends, whichever way.
 pub(super) struct Answer {
     body: Incoming,
-    pulse: Arc<Pulse>,
+    visit: Arc<Stay>,
+    /// How long the backend may be silent.
+    patience: Duration,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why an answer broke off.
+#[derive(Debug, Error)]
+pub(super) enum AnswerError {
+    #[error("the backend fell silent in the middle of its answer")]
+    Silent,
+    #[error(transparent)]
+    Backend(#[from] hyper::Error),
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.pulse.enter(Phase::Idle);
+        self.visit.pulse().enter(Phase::Idle);
     }
 }
 
 impl Answer {
-    pub(super) fn new(body: Incoming, pulse: Arc<Pulse>) -> Self {
-        Self { body, pulse }
+    pub(super) fn new(body: Incoming, visit: Arc<Stay>, patience: Duration) -> Self {
+        Self { body, visit, patience, alarm: None }
     }
 }
 
 impl Body for Answer {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            this.alarm = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Backend)));
+        }
+        // Only while more is wanted: a client that is slow to take it has its own limit.
+        let patience = this.patience;
+        ready!(this.alarm.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(context));
+        this.visit.refused(Refusal::BackendTimeout);
+        Poll::Ready(Some(Err(AnswerError::Silent)))
     }
 
     fn is_end_stream(&self) -> bool {
