@@ -3,9 +3,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{BufRead as _, BufReader},
-    path::Path,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -27,16 +27,20 @@ fn alone() -> MutexGuard<'static, ()> {
 struct Demo {
     child: Child,
     lines: BufReader<ChildStdout>,
+    /// Where its complaints go: those that a test provokes are not the test's own.
+    complaints: PathBuf,
 }
 
 impl Demo {
     fn start(out: &Path, arguments: &[&str]) -> Self {
         armed::program("tunicad").unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_demo"));
-        command.args(arguments).arg("--out").arg(out).stdout(Stdio::piped());
+        let complaints = out.join("stderr");
+        command.args(arguments).arg("--out").arg(out);
+        command.stdout(Stdio::piped()).stderr(File::create(&complaints).unwrap());
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        Self { child, lines }
+        Self { child, lines, complaints }
     }
 
     fn traces(&self) -> Traces {
@@ -47,7 +51,8 @@ impl Demo {
     fn read_to(&mut self, words: &str) {
         loop {
             let mut line = String::new();
-            assert!(self.lines.read_line(&mut line).unwrap() > 0, "the demo ended before `{words}`");
+            let read = self.lines.read_line(&mut line).unwrap();
+            assert!(read > 0, "the demo ended before `{words}`: {}", self.complaints());
             if line.starts_with(words) {
                 return;
             }
@@ -58,10 +63,16 @@ impl Demo {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// The rest of its output, and how it ended.
+    fn complaints(&self) -> String {
+        fs::read_to_string(&self.complaints).unwrap()
+    }
+
+    /// The rest of its output, its complaints after it, and how it ended.
     fn finish(mut self) -> (String, ExitStatus) {
-        let rest: Vec<String> = self.lines.lines().map(Result::unwrap).collect();
-        (rest.join("\n"), self.child.wait().unwrap())
+        let mut rest: Vec<String> = self.lines.by_ref().lines().map(Result::unwrap).collect();
+        let status = self.child.wait().unwrap();
+        rest.push(self.complaints());
+        (rest.join("\n"), status)
     }
 }
 
@@ -190,9 +201,11 @@ fn a_panic_leaves_nothing_behind() {
     let traces = demo.traces();
     demo.read_to("[ 1/2]");
     // Nobody reads its output any more, and printing to a closed pipe panics.
-    let Demo { mut child, lines } = demo;
+    let Demo { mut child, lines, complaints } = demo;
     drop(lines);
     assert_eq!(child.wait().unwrap().code(), Some(101));
+    let complaints = fs::read_to_string(complaints).unwrap();
+    assert!(complaints.contains("failed printing to stdout"), "{complaints}");
     assert_eq!(traces.found().unwrap(), [""; 0]);
 }
 

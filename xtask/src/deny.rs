@@ -14,9 +14,6 @@ use crate::{process, workspace};
 /// The last version that builds with the pinned Rust.
 const CARGO_DENY: &str = "0.20.2";
 
-/// Each folder with a lock file of its own.
-const WORKSPACES: [&str; 3] = [".", "ebpf", "tests/fuzz"];
-
 /// What `cargo xtask deny` is asked.
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -37,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         process::run(cargo.current_dir(&root))?;
     }
     let advisories: &[&str] = if arguments.advisories { &["advisories"] } else { &[] };
-    for workspace in WORKSPACES {
+    for workspace in workspace::LOCKED {
         check(&root, workspace, advisories).with_context(|| {
             format!("the dependencies of {workspace}/Cargo.lock are not as deny.toml wants them")
         })?;
@@ -80,6 +77,6 @@ mod tests {
             .map(|folder| if folder.is_empty() { ".".to_owned() } else { folder })
             .collect();
         locked.sort();
-        assert_eq!(locked, WORKSPACES);
+        assert_eq!(locked, workspace::LOCKED);
     }
 }

@@ -96,6 +96,7 @@ fn step(name: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn full(root: &Path) -> Result<Vec<String>> {
+    step("lock files", || locked(root))?;
     step("format", || process::run(cargo(root)?.args(["fmt", "--all", "--check"])))?;
     step("format of the kernel program", || {
         process::run(cargo(root)?.args(["fmt", "--check"]).current_dir(root.join("ebpf")))
@@ -124,6 +125,21 @@ fn full(root: &Path) -> Result<Vec<String>> {
     programs(root)?;
     step("tests", || run_tests(cargo(root)?.args(["test", "--workspace", "--no-fail-fast"])))?;
     Ok(Vec::new())
+}
+
+/// Whether every lock file says what its manifests ask for.
+fn locked(root: &Path) -> Result<()> {
+    for workspace in workspace::LOCKED {
+        let mut metadata = cargo(&root.join(workspace))?;
+        process::capture(metadata.args(["metadata", "--locked", "--format-version=1"])).with_context(
+            || {
+                format!(
+                    "{workspace}/Cargo.lock is behind the manifests: run `cargo metadata` there and commit it"
+                )
+            },
+        )?;
+    }
+    Ok(())
 }
 
 /// Returns what it left to the full run.

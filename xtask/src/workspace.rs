@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 
 use crate::process;
 
+/// Each folder with a lock file of its own.
+pub(crate) const LOCKED: [&str; 3] = [".", "ebpf", "tests/fuzz"];
+
 /// The repository's root folder.
 ///
 /// # Errors
