@@ -46,18 +46,33 @@ impl Front {
     /// # Errors
     /// With the end of its log if it does not serve.
     pub fn start(ingress: &str, circuits: &str) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
         let backend = Backend::start()?;
+        Self::start_before(&[backend.address], backend, ingress, circuits)
+    }
+
+    /// The same with these backends, of which [`Self::backend`] may be one.
+    ///
+    /// # Errors
+    /// With the end of its log if it does not serve.
+    pub fn start_before(
+        backends: &[SocketAddr],
+        backend: Backend,
+        ingress: &str,
+        circuits: &str,
+    ) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let backends: Vec<_> = backends.iter().map(|each| format!("\"{each}\"")).collect();
         // Free a moment ago.
         let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let socket = folder.path().join("tunicad.sock");
         let daemon = UnixListener::bind(folder.path().join("front.sock"))?;
+        let often = if ingress.contains("health_every_seconds") { "" } else { "health_every_seconds = 1\n" };
         let text = format!(
             "[shield]\ninterfaces = [\"lo\"]\n[control]\nsocket = \"{}\"\n[log]\nlevel = \"debug\"\n\
-             [ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nsocket = \"{}\"\n\
-             health_every_seconds = 1\n{ingress}\n[circuits]\n{circuits}\n",
+             [ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [{}]\nsocket = \"{}\"\n\
+             {often}{ingress}\n[circuits]\n{circuits}\n",
             socket.display(),
-            backend.address,
+            backends.join(", "),
             folder.path().join("ingress.sock").display(),
         );
         let config = folder.path().join("tunica.toml");
@@ -280,6 +295,7 @@ struct State {
     requests: Vec<String>,
     is_ill: bool,
     connections: u64,
+    checks: u64,
 }
 
 impl Backend {
@@ -317,6 +333,11 @@ impl Backend {
     /// Connections that were made, those of health checks included.
     pub fn connections(&self) -> u64 {
         self.lock().connections
+    }
+
+    /// Health checks that were answered.
+    pub fn checks(&self) -> u64 {
+        self.lock().checks
     }
 
     /// What its health check says.
@@ -375,7 +396,12 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
             io::copy(&mut read, &mut write).ok()?;
             return None;
         }
-        let status = if path == "/health" && state.lock().ok()?.is_ill { "500 Ill" } else { "200 OK" };
+        let status = {
+            let mut state = state.lock().ok()?;
+            let is_check = path == "/health";
+            state.checks += u64::from(is_check);
+            if is_check && state.is_ill { "500 Ill" } else { "200 OK" }
+        };
         if path == "/silent" {
             write.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").ok()?;
             thread::sleep(PATIENCE);

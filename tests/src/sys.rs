@@ -14,6 +14,7 @@ use std::{
 
 use nix::sys::{
     prctl,
+    resource::{Resource, getrlimit, setrlimit},
     signal::{SigSet, Signal},
 };
 
@@ -21,6 +22,16 @@ pub mod bpf;
 
 /// Frames that one call of [`send_frames`] takes.
 pub const BATCH: usize = 64;
+
+/// Lets this process open as many files as the administrator allows at most, and says how many.
+///
+/// # Errors
+/// The failed system call's.
+pub fn allow_files() -> io::Result<u64> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    Ok(most)
+}
 
 /// A packet socket (packet(7)) that sends whole frames out of the interface with this index, past its queueing
 /// discipline. It receives nothing.

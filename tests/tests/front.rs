@@ -10,16 +10,20 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     num::NonZeroU32,
     os::unix::net::UnixStream,
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
 
 use nix::sys::signal::Signal;
-use tunica_api::front::{CircuitOrder, CircuitState, Orders};
-use tunica_tests::ingress::{Front, PATIENCE, get, header, read_answer};
+use tunica_api::front::{CircuitOrder, CircuitState, Digest, Orders};
+use tunica_tests::{
+    ingress::{Backend, Front, PATIENCE, get, header, read_answer},
+    sys::allow_files,
+};
 
 /// No limit of a circuit is in the way.
 const OPEN: &str = "profile = \"web\"\nmax_connections_per_second = 10000\nmax_concurrent_per_circuit = 1000\n\
@@ -382,6 +386,94 @@ fn those_beyond_the_places_wait_and_those_beyond_the_queue_are_refused() {
 }
 
 #[test]
+fn six_hundred_at_once_fill_five_hundred_places() {
+    let circuits = "profile = \"web\"\nmax_connections_per_second = 10000";
+    let mut front =
+        Front::start("queue_seconds = 60\nserver_seconds = 60\nclient_seconds = 60", circuits).unwrap();
+    let asked: Vec<TcpStream> = (0..600)
+        .map(|number| {
+            let mut stream = front.stream(1_000 + number).unwrap();
+            // Who is refused may be told before everything was said.
+            let _ = stream.write_all(get("/slow/2000").as_bytes());
+            stream
+        })
+        .collect();
+    let outcomes: Vec<u16> = asked
+        .into_iter()
+        .map(|mut stream| {
+            let mut answer = Vec::new();
+            read_answer(&mut stream, &mut answer).unwrap();
+            status(&String::from_utf8_lossy(&answer))
+        })
+        .collect();
+    let count = |status: u16| outcomes.iter().filter(|outcome| **outcome == status).count();
+    assert_eq!((count(200), count(503)), (500, 100), "{outcomes:?}");
+    assert_eq!(front.refused("capacity").unwrap(), 100);
+    assert_eq!(front.backend.requests().len(), 500);
+}
+
+#[test]
+fn a_backend_that_takes_no_connection_costs_nobody_an_answer() {
+    // Nobody listens there any more.
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for sticky in [false, true] {
+        let backend = Backend::start().unwrap();
+        let places = [dead, backend.address()];
+        // The one check that comes before the end of the test does not decide alone.
+        let ingress = format!("health_every_seconds = 3600\nsticky = {sticky}");
+        let mut front = Front::start_before(&places, backend, &ingress, OPEN).unwrap();
+        for number in 0..40 {
+            assert_eq!(status(&front.ask(300 + number, &get("/")).unwrap()), 200, "{number}");
+        }
+        let digest = front.next_digest().unwrap();
+        assert_eq!(digest.backends.iter().map(|each| each.is_well).collect::<Vec<_>>(), [true, true]);
+        assert_eq!(front.backend.requests().len(), 40);
+        assert_eq!(front.refused("backend_down").unwrap(), 0);
+    }
+}
+
+#[test]
+fn one_failed_check_is_none() {
+    let mut front = Front::start("health_every_seconds = 2", OPEN).unwrap();
+    let checks = |front: &Front| front.backend.checks();
+    let is_well = |digest: &Digest| digest.backends.iter().all(|each| each.is_well);
+    front.wait_for("a check", |front| Ok(checks(front) > 0)).unwrap();
+    front.backend.set_well(false);
+    let (before, mut seen) = (checks(&front), Vec::new());
+    // What is said while the first that failed is the last.
+    front
+        .wait_for("another check", |front| {
+            let said = front.digest();
+            let now = checks(front);
+            if now == before + 1 {
+                seen.push(is_well(&said));
+            }
+            Ok(now > before + 1)
+        })
+        .unwrap();
+    assert!(seen.iter().all(|is_well| *is_well) && !seen.is_empty(), "{seen:?}");
+    front.wait_for("the second to count", |front| Ok(!is_well(&front.digest()))).unwrap();
+}
+
+#[test]
+fn what_a_circuit_costs_is_counted_for_it() {
+    let mut front = Front::start("keep_alive_seconds = 60", OPEN).unwrap();
+    let visit = |number: u32, requests: usize| {
+        let mut stream = front.stream(number).unwrap();
+        for _ in 0..requests {
+            stream.write_all(get("/").as_bytes()).unwrap();
+            read_answer(&mut stream, &mut Vec::new()).unwrap();
+        }
+        stream
+    };
+    let open = [visit(400, 100), visit(401, 1)];
+    let rows = front.next_digest().unwrap().circuits;
+    let cost = |number: u32| rows.iter().find(|row| row.circuit.get() == number).unwrap().cpu_microseconds;
+    assert!(cost(400) > cost(401) && cost(401) > 0, "{rows:?}");
+    drop(open);
+}
+
+#[test]
 fn a_dead_backend_gives_way_to_a_page_and_comes_back() {
     let mut front = Front::start("", OPEN).unwrap();
     front.backend.set_well(false);
@@ -573,24 +665,50 @@ fn what_is_said_again_counts_again_and_a_ban_that_is_sent_again_is_the_same_ban(
 
 /// Each file descriptor and the most memory that an idle connection takes are counted by the kernel.
 #[test]
-fn thousands_of_idle_connections_are_held_and_cost_little() {
-    let mut front = Front::start(
-        "maxconn = 3000\nrequest_seconds = 60\nclient_seconds = 60\nprotocol = \"tcp\"",
-        "profile = \"messenger\"\nmax_concurrent_connections = 3000\nmax_connections_per_second = 100000\n\
-         max_per_circuit_per_minute = 0",
-    )
-    .unwrap();
-    let resident = |front: &Front| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", front.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
-    let before = resident(&front);
-    let streams: Vec<TcpStream> = (0..2_000).map(|number| front.stream(1_000 + number).unwrap()).collect();
-    front.wait_for("all connections", |front| Ok(front.digest().active == 2_000)).unwrap();
-    let each = (resident(&front) - before) / 2;
-    assert!(each < 16_000, "{each} bytes of memory for each connection");
-    assert_eq!(front.digest().circuits.len(), 1_000);
-    drop(streams);
-    front.wait_for("their end", |front| Ok(front.digest().active == 0)).unwrap();
+fn ten_thousand_idle_connections_are_held_and_cost_little() {
+    let files = allow_files().unwrap();
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = holder.local_addr().unwrap();
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let holds = Arc::clone(&held);
+    thread::spawn(move || {
+        holder.incoming().map_while(Result::ok).for_each(|each| holds.lock().unwrap().push(each))
+    });
+    // In TCP mode each has another connection behind it, which this process holds too.
+    for (protocol, most, most_bytes) in [("http", 10_000, 32_000), ("tcp", 4_000, 16_000)] {
+        assert!(files > u64::from(most) * 2 - 1_000, "{files} open files are allowed: raise `ulimit -Hn`");
+        let backend = Backend::start().unwrap();
+        let places = if protocol == "http" { [backend.address()] } else { [place] };
+        let ingress =
+            format!("maxconn = {most}\nrequest_seconds = 60\nclient_seconds = 60\nprotocol = \"{protocol}\"");
+        let circuits = format!(
+            "profile = \"web\"\nmax_concurrent_connections = {most}\nmax_connections_per_second = 100000"
+        );
+        let mut front = Front::start_before(&places, backend, &ingress, &circuits).unwrap();
+        let resident = |front: &Front| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", front.pid())).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
+        };
+        let before = resident(&front);
+        let streams: Vec<TcpStream> = (0..most).map(|number| front.stream(1_000 + number).unwrap()).collect();
+        front.wait_for("all connections", |front| Ok(front.digest().active == u64::from(most))).unwrap();
+        let each = (resident(&front) - before) / u64::from(most);
+        assert!(each < most_bytes, "{each} bytes of memory for each connection");
+        assert_eq!(front.digest().circuits.len(), 1_000);
+        // One more has no place, and those that have one still have it.
+        let more = front.ask(900, &get("/")).unwrap();
+        assert!(if protocol == "http" { status(&more) == 503 } else { more.is_empty() }, "{more}");
+        assert_eq!(front.refused("capacity").unwrap(), 1);
+        if protocol == "http" {
+            let mut stream = streams.last().unwrap();
+            stream.write_all(get("/").as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            read_answer(&mut stream, &mut answer).unwrap();
+            assert_eq!(status(&String::from_utf8_lossy(&answer)), 200);
+        }
+        drop(streams);
+        held.lock().unwrap().clear();
+        front.wait_for("their end", |front| Ok(front.digest().active == 0)).unwrap();
+    }
 }

@@ -90,6 +90,10 @@ pub struct CircuitRow {
     pub bytes_in: u64,
     /// Bytes to the client.
     pub bytes_out: u64,
+    /// How long the ingress has worked for its connections, microseconds of one core. Connections to backends, which circuits
+    /// share, count for none.
+    #[serde(default)]
+    pub cpu_microseconds: u64,
     /// Violations that count towards a ban.
     pub violations: u32,
     /// Seconds until its ban ends; absent: it is not banned.

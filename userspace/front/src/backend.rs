@@ -19,12 +19,17 @@ use hyper_util::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
 use tunica_config::Place;
 
 use crate::stream::Stream;
+
+/// Health checks in a row that say otherwise before a backend counts as ill, or as well again: one that answers now and then
+/// gets no visitors between.
+const CHECKS_TO_CHANGE: u32 = 2;
 
 /// A new connection to a backend.
 ///
@@ -74,16 +79,33 @@ impl Backends {
         } else {
             self.next.fetch_add(1, Relaxed)
         };
-        (0..count).map(|step| first.wrapping_add(step) % count).find(|number| self.is_well(*number))
+        self.from(first).map(|(number, _)| number).next()
     }
 
-    /// Where the backend of this number listens.
-    pub fn place(&self, number: usize) -> Option<&Place> {
-        Some(&self.each.get(number)?.place)
+    /// A new connection to the backend of this number; where that takes none, to one that does, of those that are well.
+    /// Returns also whose it is.
+    ///
+    /// # Errors
+    /// The last that was tried: the kernel's, or `TimedOut`, after which no other is tried.
+    pub async fn connect(&self, number: usize, patience: Duration) -> io::Result<(usize, Stream)> {
+        let mut last = io::ErrorKind::NotFound.into();
+        for (number, backend) in self.from(number) {
+            match connect(&backend.place, patience).await {
+                Ok(stream) => return Ok((number, stream)),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
-    fn is_well(&self, number: usize) -> bool {
-        self.each.get(number).is_some_and(|backend| backend.is_well.load(Relaxed))
+    /// Those that are well, from this number on.
+    fn from(&self, first: usize) -> impl Iterator<Item = (usize, &Backend)> {
+        let numbers = (0..self.each.len()).map(move |step| first.wrapping_add(step) % self.each.len());
+        numbers.filter_map(|number| {
+            let backend = self.each.get(number)?;
+            backend.is_well.load(Relaxed).then_some((number, backend))
+        })
     }
 
     /// Which are well, in the order of the configuration.
@@ -91,22 +113,40 @@ impl Backends {
         self.each.iter().map(|backend| (&backend.place, backend.is_well.load(Relaxed))).collect()
     }
 
-    /// Asks every backend for `path` again and again, or, without one, only whether it takes connections. Never returns.
+    /// Asks every backend for `path` again and again, or, without one, only whether it takes connections; each by itself, so
+    /// that one that is silent delays no other's. Never returns.
     pub async fn watch(self: Arc<Self>, path: Option<String>, every: Duration, patience: Duration) {
+        let mut watches = JoinSet::new();
+        for number in 0..self.each.len() {
+            let (this, path) = (Arc::clone(&self), path.clone());
+            watches.spawn(async move {
+                if let Some(backend) = this.each.get(number) {
+                    backend.watch(path.as_deref(), every, patience).await;
+                }
+            });
+        }
+        watches.join_all().await;
+    }
+}
+
+impl Backend {
+    async fn watch(&self, path: Option<&str>, every: Duration, patience: Duration) {
+        let mut otherwise = 0;
         loop {
-            for backend in &self.each {
-                let outcome = timeout(patience, check(&backend.place, path.as_deref(), patience)).await;
-                let is_well = matches!(outcome, Ok(Ok(true)));
-                if backend.is_well.swap(is_well, Relaxed) != is_well {
-                    if is_well {
-                        tracing::info!(message_id = "backend_up", backend = %backend.place, "a backend is back");
-                    } else {
-                        tracing::error!(
-                            message_id = "backend_down",
-                            backend = %backend.place,
-                            "a backend does not answer its health check; nothing is sent there"
-                        );
-                    }
+            let outcome = timeout(patience, check(&self.place, path, patience)).await;
+            let is_well = matches!(outcome, Ok(Ok(true)));
+            otherwise = if is_well == self.is_well.load(Relaxed) { 0 } else { otherwise + 1 };
+            if otherwise == CHECKS_TO_CHANGE {
+                otherwise = 0;
+                self.is_well.store(is_well, Relaxed);
+                if is_well {
+                    tracing::info!(message_id = "backend_up", backend = %self.place, "a backend is back");
+                } else {
+                    tracing::error!(
+                        message_id = "backend_down",
+                        backend = %self.place,
+                        "a backend does not answer its health check; nothing is sent there"
+                    );
                 }
             }
             sleep(every).await;
@@ -137,7 +177,11 @@ pub struct Connector {
 
 /// A connection of the HTTP client.
 #[derive(Debug)]
-pub struct Link(TokioIo<Stream>);
+pub struct Link {
+    stream: TokioIo<Stream>,
+    /// Whether it leads to another backend than the one that was asked for, which takes no connections.
+    is_substitute: bool,
+}
 
 impl tower_service::Service<Uri> for Connector {
     type Response = Link;
@@ -152,16 +196,21 @@ impl tower_service::Service<Uri> for Connector {
         let this = self.clone();
         Box::pin(async move {
             let number = uri.host().and_then(|host| host.strip_prefix('b')?.parse().ok());
-            let place = number.and_then(|number| this.backends.place(number));
-            let place = place.ok_or(io::ErrorKind::NotFound)?;
-            Ok(Link(TokioIo::new(connect(place, this.patience).await?)))
+            let number = number.ok_or(io::ErrorKind::NotFound)?;
+            let (whose, stream) = this.backends.connect(number, this.patience).await?;
+            Ok(Link { stream: TokioIo::new(stream), is_substitute: whose != number })
         })
     }
 }
 
 impl Connection for Link {
     fn connected(&self) -> Connected {
-        Connected::new()
+        let connected = Connected::new();
+        if self.is_substitute {
+            // For this one request: others who ask for that backend are better asked again.
+            connected.poison();
+        }
+        connected
     }
 }
 
@@ -171,13 +220,13 @@ impl rt::Read for Link {
         context: &mut Context<'_>,
         buffer: rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_read(context, buffer)
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
     }
 }
 
 impl rt::Write for Link {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(context, bytes)
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -185,19 +234,19 @@ impl rt::Write for Link {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write_vectored(context, slices)
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(context)
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(context)
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }
 

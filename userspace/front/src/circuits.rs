@@ -72,7 +72,7 @@ pub struct Visit {
     word: HeaderValue,
     pulse: Arc<Pulse>,
     fate: watch::Sender<Fate>,
-    reported: Mutex<(u64, u64)>,
+    reported: Mutex<(u64, u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,14 +166,15 @@ impl Visit {
 
     fn usage(&self, latency: Option<Duration>) -> Usage {
         let (bytes_in, bytes_out) = self.pulse.bytes();
+        let worked = self.pulse.worked_nanoseconds();
         let mut reported = lock(&self.reported);
         let usage = Usage {
             bytes_in: bytes_in.saturating_sub(reported.0),
             bytes_out: bytes_out.saturating_sub(reported.1),
-            cpu_nanoseconds: 0,
+            cpu_nanoseconds: worked.saturating_sub(reported.2),
             latency,
         };
-        *reported = (bytes_in, bytes_out);
+        *reported = (bytes_in, bytes_out, worked);
         usage
     }
 }
@@ -577,6 +578,7 @@ impl Circuits {
             requests: facts.requests.into(),
             bytes_in: facts.usage.bytes_in,
             bytes_out: facts.usage.bytes_out,
+            cpu_microseconds: facts.usage.cpu_nanoseconds / 1_000,
             violations: facts.violations.into(),
             banned_seconds: facts.banned_for.map(|left| left.as_secs() + 1),
         })

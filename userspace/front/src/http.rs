@@ -38,7 +38,7 @@ use self::body::{Answer, Asked};
 use crate::{
     backend::{Backends, Connector},
     circuits::{self, Stay},
-    pulse::{Late, Patience, Phase, Pulse, Watched},
+    pulse::{self, Late, Patience, Phase, Pulse, Watched},
     stream::Stream,
 };
 
@@ -402,7 +402,8 @@ fn switch(
     *said.headers_mut() = answer.headers().clone();
     let (client, backend) = (hyper::upgrade::on(asked), hyper::upgrade::on(answer));
     let visit = Arc::clone(visit);
-    tokio::spawn(async move {
+    let counted = Arc::clone(&visit);
+    let carried = async move {
         if let (Ok(client), Ok(backend)) = tokio::join!(client, backend) {
             let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
             let carried = copy_bidirectional(&mut client, &mut backend);
@@ -427,7 +428,8 @@ fn switch(
                 }
             }
         }
-    });
+    };
+    tokio::spawn(async move { pulse::metered(counted.pulse(), carried).await });
     Ok(said)
 }
 

@@ -1,8 +1,9 @@
 //! What a connection is doing and since when, so that each phase can have its time limit.
 
 use std::{
+    future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
@@ -43,6 +44,7 @@ pub struct Pulse {
     blocked_since: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    worked_nanoseconds: AtomicU64,
     is_reset: AtomicBool,
     idles: Notify,
 }
@@ -81,6 +83,7 @@ impl Pulse {
             blocked_since: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            worked_nanoseconds: AtomicU64::new(0),
             is_reset: AtomicBool::new(false),
             idles: Notify::new(),
         })
@@ -112,6 +115,11 @@ impl Pulse {
     /// Bytes from the client and to it.
     pub fn bytes(&self) -> (u64, u64) {
         (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed))
+    }
+
+    /// How long a worker has worked for it, see [`metered`].
+    pub fn worked_nanoseconds(&self) -> u64 {
+        self.worked_nanoseconds.load(Relaxed)
     }
 
     /// What is late, or how long until something may be.
@@ -179,6 +187,22 @@ impl Pulse {
             }
         }
     }
+}
+
+/// Counts how long this thread works for a connection: from the beginning to the end of each turn of `task`.
+///
+/// Nothing here blocks, so that is CPU time, and a little more where something else took the CPU in the middle of a turn.
+/// The clock of the thread's own CPU time would leave that out; but it is a system call, dearer than most turns.
+pub async fn metered<T>(pulse: &Pulse, task: impl Future<Output = T>) -> T {
+    let mut task = pin!(task);
+    poll_fn(|context| {
+        let began = Instant::now();
+        let outcome = task.as_mut().poll(context);
+        let worked = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        pulse.worked_nanoseconds.fetch_add(worked, Relaxed);
+        outcome
+    })
+    .await
 }
 
 /// A connection whose first bytes were read already, and whose bytes count.
@@ -265,6 +289,21 @@ mod tests {
         let (none, hour) = (Duration::ZERO, Duration::from_secs(3_600));
         assert!(pulse.late(&Patience { head: hour, idle: hour, client: hour }).is_ok());
         pulse.late(&Patience { head: none, idle: none, client: none }).err()
+    }
+
+    #[tokio::test]
+    async fn the_time_of_turns_counts_and_the_time_between_them_does_not() {
+        let (pulse, turn, between) = (Pulse::begin(), Duration::from_millis(30), Duration::from_millis(300));
+        metered(&pulse, async {
+            std::thread::sleep(turn);
+            tokio::time::sleep(between).await;
+            std::thread::sleep(turn);
+        })
+        .await;
+        let worked = Duration::from_nanos(pulse.worked_nanoseconds());
+        assert!(worked >= turn * 2, "{worked:?}");
+        // Whatever else runs on this machine, not all of it comes in the middle of two turns.
+        assert!(worked < pulse.began.elapsed().saturating_sub(between) + turn, "{worked:?}");
     }
 
     #[test]

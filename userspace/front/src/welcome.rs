@@ -10,11 +10,11 @@ use tokio::{
 use tunica_core::refusal::{HttpAnswer, Refusal, TcpAnswer};
 
 use crate::{
-    backend::{self, Backends},
+    backend::Backends,
     circuits::{self, Circuits, Stay, Welcome},
     http::Http,
     listener::{self, IntroError},
-    pulse::Pulse,
+    pulse::{self, Pulse},
     stream::Stream,
     tcp,
 };
@@ -68,9 +68,9 @@ impl Host {
         };
         let circuit = self.circuits.circuit(number.number());
         match self.circuits.connect(circuit, Pulse::begin()) {
-            Welcome::Serve(stay) => self.serve(stream, first, stay).await,
+            Welcome::Serve(stay) => self.meter(stream, first, stay).await,
             Welcome::Wait(stay) => match stay.turn().await {
-                Ok(()) => self.serve(stream, first, stay).await,
+                Ok(()) => self.meter(stream, first, stay).await,
                 Err(refusal) => {
                     stay.refused(refusal);
                     drop(stay);
@@ -90,14 +90,21 @@ impl Host {
         }
     }
 
+    async fn meter(&self, stream: Stream, first: Bytes, stay: Arc<Stay>) {
+        // Held until its last turn has been counted.
+        let counted = Arc::clone(&stay);
+        pulse::metered(counted.pulse(), self.serve(stream, first, stay)).await;
+    }
+
     async fn serve(&self, stream: Stream, first: Bytes, stay: Arc<Stay>) {
         match &self.carrier {
             Carrier::Http(http) => http.serve(stream, first, stay).await,
             Carrier::Tcp { backends, connect, idle } => {
-                let place = backends.choose(stay.hash()).and_then(|number| backends.place(number));
-                let Some(place) = place else { return stay.refused(Refusal::BackendDown) };
-                let mut backend = match backend::connect(place, *connect).await {
-                    Ok(backend) => backend,
+                let Some(number) = backends.choose(stay.hash()) else {
+                    return stay.refused(Refusal::BackendDown);
+                };
+                let mut backend = match backends.connect(number, *connect).await {
+                    Ok((_, backend)) => backend,
                     Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
                         return stay.refused(Refusal::BackendConnectTimeout);
                     }

@@ -34,6 +34,7 @@ pub(super) fn circuits(view: &Circuits) -> String {
             count(row.connections_per_minute),
             count(row.requests),
             row.violations.to_string(),
+            milliseconds(row.cpu_microseconds),
             count(row.bytes_in),
             count(row.bytes_out),
         ]
@@ -48,12 +49,18 @@ pub(super) fn circuits(view: &Circuits) -> String {
             ("CONN/MIN", Align::Right),
             ("REQS", Align::Right),
             ("VIOL", Align::Right),
+            ("CPU", Align::Right),
             ("IN", Align::Right),
             ("OUT", Align::Right),
         ],
         &digest.circuits.iter().map(row).collect::<Vec<_>>(),
     ));
     out
+}
+
+/// Rounded up: what was done is never nothing.
+fn milliseconds(microseconds: u64) -> String {
+    format!("{} ms", count(microseconds.div_ceil(1_000)))
 }
 
 fn state(row: &CircuitRow) -> String {
