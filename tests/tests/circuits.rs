@@ -299,6 +299,17 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
     for direction in ["in", "out"] {
         assert!(metric(&lab, &format!("tunica_front_bytes_total{{direction=\"{direction}\"}}")) > 0.0);
     }
+    // What the front itself found out outlives it, in the next one.
+    let offends = |circuit: u32| -> Vec<_> { (0..40).map(|_| stream(circuit, "/")).collect() };
+    let _held = offends(10);
+    becomes(&mut lab, "tunica_circuits_banned", 2.0);
+    drop(front);
+    becomes(&mut lab, "tunica_front_up", 0.0);
+    let front = Beside::start(&lab);
+    becomes(&mut lab, "tunica_circuits_banned", 2.0);
+    let refused = metric(&lab, "tunica_front_refused_total{refusal=\"banned\"}");
+    drop(stream(10, "/"));
+    becomes(&mut lab, "tunica_front_refused_total{refusal=\"banned\"}", refused + 1.0);
     drop(front);
     becomes(&mut lab, "tunica_front_up", 0.0);
     // A fault of the front itself cannot be had from outside; what the daemon makes of one, told by somebody it believes.

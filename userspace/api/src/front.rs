@@ -14,6 +14,8 @@ pub const MAX_DIGEST_BYTES: usize = 1024 * 1024;
 pub const MAX_ORDER_BYTES: usize = 16 * 1024 * 1024;
 /// Most rows of [`Digest::circuits`].
 pub const MOST_ROWS: usize = 1_000;
+/// Most bans of [`Digest::bans`].
+pub const MOST_BANS: usize = 16_384;
 
 /// How the ingress does. Counters count since [`Digest::process`] began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +62,14 @@ pub struct Digest {
     pub backends: Vec<BackendHealth>,
     /// The busiest circuits, at most [`MOST_ROWS`].
     pub circuits: Vec<CircuitRow>,
+    /// Circuits that are banned, at most [`MOST_BANS`], those whose bans end last.
+    #[serde(default)]
+    pub bans: Vec<Ban>,
 }
+
+/// A circuit's number in its tor process, and when its ban ends, nanoseconds of `CLOCK_MONOTONIC`: short, because there may be
+/// thousands each second.
+pub type Ban = (NonZeroU32, u64);
 
 /// Whether a backend is well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

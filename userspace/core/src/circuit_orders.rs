@@ -83,6 +83,17 @@ impl CircuitOrders {
         self.revision += 1;
     }
 
+    /// The front that knew these bans has ended, and the one after it knows none: they become orders, as far as there is room
+    /// and nothing else was said of their circuits.
+    pub fn carry(&mut self, bans: impl IntoIterator<Item = (NonZeroU32, Monotime)>, now: Now) {
+        for (circuit, until) in bans {
+            if until > now.mono && !self.orders.contains_key(&circuit) {
+                // Where there is no room the front finds out again.
+                let _ = self.set(circuit, CircuitOrder::Banned { until }, now);
+            }
+        }
+    }
+
     /// Forgets bans that are over.
     pub fn advance(&mut self, now: Now) {
         let before = self.orders.len();
@@ -220,6 +231,26 @@ mod tests {
         orders.followed(3);
         assert_eq!(orders.desired().collect::<Vec<_>>(), [(circuit(8), CircuitOrder::Vip, at(2).mono)]);
         assert_eq!(orders.revision(), 3, "nothing that the front has to hear");
+    }
+
+    #[test]
+    fn bans_outlive_the_front_and_take_nothing_from_operators() {
+        let mut orders = CircuitOrders::default();
+        orders.set(circuit(1), CircuitOrder::Normal, at(1)).unwrap();
+        orders.set(circuit(2), CircuitOrder::Vip, at(1)).unwrap();
+        orders.carry([1, 2, 3].map(|number| (circuit(number), at(9).mono)), at(2));
+        orders.carry([(circuit(4), at(2).mono)], at(2));
+        let ban = CircuitOrder::Banned { until: at(9).mono };
+        assert_eq!(
+            [1, 2, 3, 4].map(|number| orders.get(circuit(number))),
+            [Some(CircuitOrder::Normal), Some(CircuitOrder::Vip), Some(ban), None]
+        );
+        assert_eq!(orders.revision(), 3);
+        // No more than there is room for, and no harm in more.
+        orders.carry((10..30_000).map(|number| (circuit(number), at(9).mono)), at(2));
+        assert_eq!(orders.desired().count(), MOST_ORDERS);
+        orders.advance(at(9));
+        assert_eq!(orders.desired().count(), 2);
     }
 
     #[test]

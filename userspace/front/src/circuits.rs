@@ -22,7 +22,7 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use tunica_api::front::{CircuitOrder, CircuitRow, CircuitState, Digest, MOST_ROWS, Orders};
+use tunica_api::front::{CircuitOrder, CircuitRow, CircuitState, Digest, MOST_BANS, MOST_ROWS, Orders};
 use tunica_core::{
     circuit_policy::{
         Action, Admission, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Place, Ruling,
@@ -518,16 +518,14 @@ impl Circuits {
             self.report(visit, None);
         }
         let counts: Vec<_> = self.shards.iter().map(|shard| lock(shard).counts()).collect();
-        let banned: Vec<CircuitId> = self
-            .shards
-            .iter()
-            .flat_map(|shard| {
-                lock(shard).bans().map(|(circuit, _)| circuit).take(MOST_ROWS).collect::<Vec<_>>()
-            })
-            .collect();
+        let mut bans: Vec<_> =
+            self.shards.iter().flat_map(|shard| lock(shard).bans().collect::<Vec<_>>()).collect();
+        bans.sort_unstable_by_key(|(_, until)| std::cmp::Reverse(*until));
+        bans.truncate(MOST_BANS);
+        let banned = bans.iter().map(|(circuit, _)| circuit).take(MOST_ROWS);
         let mut rows: Vec<CircuitRow> = open
             .keys()
-            .chain(banned.iter().filter(|circuit| !open.contains_key(circuit)))
+            .chain(banned.filter(|circuit| !open.contains_key(circuit)))
             .filter_map(|circuit| self.row(*circuit, now))
             .collect();
         rows.sort_by_key(|row| std::cmp::Reverse((row.open, row.requests)));
@@ -557,6 +555,10 @@ impl Circuits {
                 .map(|(refusal, total)| (refusal.label().to_owned(), total.load(Relaxed)))
                 .collect(),
             circuits: rows,
+            bans: bans
+                .into_iter()
+                .map(|(circuit, until)| (circuit.number_for_this_node(), until.0))
+                .collect(),
             ..Digest::default()
         }
     }

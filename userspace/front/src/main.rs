@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use tunica_config::{Config, LogFormat, Protocol};
 use tunica_front::{
     backend::Backends,
-    circuits::Circuits,
+    circuits::{self, Circuits},
     http::{Http, HttpSettings},
     link, listener,
     welcome::{Carrier, Host},
@@ -159,7 +159,8 @@ async fn watch_over(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let path = (ingress.protocol == Protocol::Http).then(|| ingress.health_path.clone());
     let socket = config.front_socket();
-    let process = std::process::id().into();
+    // Numbers of processes come again, in a container as a rule.
+    let process = circuits::now().0;
     tracing::info!(message_id = "front_ready", "the ingress serves");
     tokio::select! {
         () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}

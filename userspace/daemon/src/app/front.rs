@@ -21,13 +21,20 @@ use crate::{shell::front::Heard, views};
 pub(super) struct Front {
     /// What it last said, and when.
     last: Option<(Box<Digest>, Monotime)>,
+    /// Which process of the front told of these bans. They outlive it: the next one is told of them.
+    bans: (u64, BTreeMap<NonZeroU32, Monotime>),
     orders: CircuitOrders,
     sender: watch::Sender<Orders>,
 }
 
 impl Default for Front {
     fn default() -> Self {
-        Self { last: None, orders: CircuitOrders::default(), sender: watch::Sender::new(Orders::default()) }
+        Self {
+            last: None,
+            bans: Default::default(),
+            orders: CircuitOrders::default(),
+            sender: watch::Sender::new(Orders::default()),
+        }
     }
 }
 
@@ -50,7 +57,14 @@ impl App {
                 }
                 self.metrics.set_front(Some(&digest));
                 self.front.orders.followed(digest.revision);
+                let bans = digest.bans.iter().map(|(circuit, until)| (*circuit, Monotime(*until))).collect();
+                let (before, lost) = std::mem::replace(&mut self.front.bans, (digest.process, bans));
+                let process = digest.process;
                 self.front.last = Some((digest, self.now().mono));
+                if before != process {
+                    let now = self.now();
+                    self.change_orders(|orders| orders.carry(lost, now));
+                }
                 self.follow_bans();
             }
             Heard::Gone => {
@@ -62,12 +76,17 @@ impl App {
 
     /// Another tor process hands over the streams, or it is known now which.
     pub(super) fn begin_generation(&mut self, generation: TorGeneration) {
+        // Whoever stands behind a number now has done nothing yet.
+        if self.front.orders.generation().is_some_and(|before| before != generation) {
+            self.front.bans.1.clear();
+        }
         self.change_orders(|orders| orders.begin(generation));
     }
 
     /// A circuit has ended at tor.
     pub(super) fn forget_circuit(&mut self, circuit: CircuitId) {
         if self.front.orders.generation() == Some(circuit.generation()) {
+            self.front.bans.1.remove(&circuit.number_for_this_node());
             self.change_orders(|orders| orders.forget(circuit.number_for_this_node()));
         }
     }
@@ -75,10 +94,8 @@ impl App {
     /// Every circuit that is banned, and until when.
     pub(super) fn banned_circuits(&self) -> BTreeMap<NonZeroU32, Monotime> {
         let now = self.now().mono;
-        let rows = self.front.last.iter().flat_map(|(digest, _)| &digest.circuits);
-        let by_front =
-            rows.filter_map(|row| Some((row.circuit, now.after(Duration::from_secs(row.banned_seconds?)))));
-        self.front.orders.banned(by_front)
+        let by_front = self.front.bans.1.iter().map(|(circuit, until)| (*circuit, *until));
+        self.front.orders.banned(by_front.filter(|(_, until)| *until > now))
     }
 
     /// Bans act at the gate and at tor, too.
@@ -130,7 +147,9 @@ impl App {
     pub(super) fn circuits(&self, limit: u32) -> Answer {
         let Some((digest, since)) = &self.front.last else { return self.no_front() };
         let mut digest = Digest::clone(digest);
-        digest.circuits.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        digest.circuits.truncate(limit);
+        digest.bans.truncate(limit);
         let age_seconds = self.now().mono.since(*since).as_secs();
         Answer::Circuits(Box::new(view::Circuits { digest, age_seconds }))
     }
