@@ -16,6 +16,8 @@ use crate::config::{GateMode, Protocol};
 pub struct Ingress {
     /// `enabled`; `false` by default.
     pub enabled: bool,
+    /// `start_front`: whether the daemon starts `tunica-front`; `false` by default.
+    pub start_front: bool,
     /// `user`: the account that `tunica-front` runs as; `tunica-front` by default.
     pub user: String,
     /// `listen`: loopback address; 127.0.0.1:10000 by default.

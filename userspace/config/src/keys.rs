@@ -487,6 +487,10 @@ keys! {
         Absent::Default("false"),
         Switch,
         "Whether `tunica-front` serves. It runs as a process of its own.";
+    START_FRONT: Switch = "ingress.start_front",
+        Absent::Default("false"),
+        Switch,
+        "Whether the daemon holds the sockets that tor connects to, and starts `tunica-front` itself, for hosts without systemd. Where systemd runs, tunica-front.service does that.";
     INGRESS_USER: Account = "ingress.user",
         Absent::Default(r#""tunica-front""#),
         Account { of: "user", example: "tunica-front" },

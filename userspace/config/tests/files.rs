@@ -101,6 +101,7 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
             tor.control_password_file.as_ref().and_then(|path| text(path.display())),
         ),
         ("ingress.enabled", plain(ingress.enabled)),
+        ("ingress.start_front", plain(ingress.start_front)),
         ("ingress.user", text(&ingress.user)),
         ("ingress.listen", text(ingress.listen)),
         ("ingress.socket", ingress.socket.as_ref().and_then(|path| text(path.display()))),

@@ -29,6 +29,7 @@ pub mod puzzle_level;
 pub mod reconcile;
 pub mod refusal;
 pub mod reports;
+pub mod restarts;
 pub mod self_test;
 pub mod sources;
 pub mod syncookies;

@@ -161,6 +161,7 @@ struct Troubles {
     tor: Option<String>,
     tor_control: Option<String>,
     gate: Option<String>,
+    front_process: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
     verified: Option<String>,
@@ -180,6 +181,7 @@ impl Troubles {
             &self.tor,
             &self.tor_control,
             &self.gate,
+            &self.front_process,
             &self.heartbeat,
             &self.counters,
             &self.verified,
@@ -1056,7 +1058,11 @@ impl App {
             self.shield.set_plan(plan);
         }
         self.telemetry.set_level(config.log.level);
+        let renews = (&self.config.ingress, &self.config.circuits) != (&config.ingress, &config.circuits);
         (self.config, self.text) = (config, text);
+        if renews {
+            self.renew_front();
+        }
         self.places = self.shield.places();
         self.follow();
         self.read_tor_peers();

@@ -20,6 +20,7 @@ use crate::{
     shell::{
         control_socket::{ControlQueues, ControlRequest},
         front::Heard,
+        front_process::FrontTold,
         host::watch::Watch,
         http::HttpQuestion,
         systemd::Systemd,
@@ -41,6 +42,8 @@ pub struct Inputs {
     pub http: mpsc::Receiver<HttpQuestion>,
     /// What the ingress says.
     pub front: mpsc::Receiver<Heard>,
+    /// How the ingress' process is, where this daemon starts it.
+    pub front_process: mpsc::Receiver<FrontTold>,
     /// What tor says over its control port.
     pub tor: mpsc::Receiver<TorHeard>,
     /// Whoever started the daemon.
@@ -100,6 +103,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     Some(request) = inputs.control.reads.recv() => Next::Read(request),
                     Some(question) = inputs.http.recv() => Next::Http(question),
                     Some(heard) = inputs.front.recv() => Next::Front(heard),
+                    Some(told) = inputs.front_process.recv() => Next::FrontProcess(told),
                     Some(heard) = inputs.tor.recv() => Next::Tor(heard),
                     batch = events.next() => Next::Samples(batch),
                     batch = proofs.next() => Next::Proofs(batch),
@@ -114,6 +118,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     tokio::task::yield_now().await;
                 }
                 Next::Front(heard) => app.heard(heard),
+                Next::FrontProcess(told) => app.told_of_front(told),
                 Next::Tor(heard) => {
                     let _span = telemetry::event_span("tor").entered();
                     app.heard_tor(heard);
@@ -160,6 +165,7 @@ enum Next {
     Read(ControlRequest),
     Http(HttpQuestion),
     Front(Heard),
+    FrontProcess(FrontTold),
     Tor(TorHeard),
     Samples(std::io::Result<Vec<KernelEvent>>),
     Proofs(std::io::Result<Vec<Proof>>),

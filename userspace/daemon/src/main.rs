@@ -10,7 +10,7 @@ use tunicad::{
     app::{self, App},
     event_loop::{self, Inputs},
     metrics,
-    shell::{control_socket, front, http, systemd::Systemd, tor_control},
+    shell::{control_socket, front, front_process, http, systemd::Systemd, tor_control},
     telemetry::{self, Telemetry},
 };
 
@@ -120,6 +120,14 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
         let http_task =
             pages.map(|pages| tokio::spawn(http::serve(pages, http_sender, app.metrics().http())));
         let front_task = ingress.map(|socket| tokio::spawn(front::serve(socket, front_sender, app.orders())));
+        let ingress = &app.config().ingress;
+        let (process_task, front_process) = if ingress.enabled && ingress.start_front {
+            let (process, acts, told) = front_process::link(app.config(), &path);
+            app.set_front(acts);
+            (Some(tokio::spawn(process.run())), told)
+        } else {
+            (None, mpsc::channel(1).1)
+        };
         let (tor_task, tor) = match tor_options(&app.config().tor)? {
             Some(options) => {
                 let (control, ends) = tor_control::link(options);
@@ -128,10 +136,11 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
             }
             None => (None, mpsc::channel(1).1),
         };
-        let inputs = Inputs { control, http, front, tor, systemd: Systemd::from_environment()? };
+        let inputs =
+            Inputs { control, http, front, front_process, tor, systemd: Systemd::from_environment()? };
         let result = event_loop::run(&mut app, inputs).await;
         control_task.abort();
-        for task in http_task.into_iter().chain(front_task).chain(tor_task) {
+        for task in http_task.into_iter().chain(front_task).chain(process_task).chain(tor_task) {
             task.abort();
         }
         result

@@ -2,6 +2,7 @@
 
 pub mod control_socket;
 pub mod front;
+pub mod front_process;
 pub mod gate;
 pub mod host;
 pub mod http;

@@ -2,12 +2,12 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use aya::maps::{MapData, RingBuf};
 use netlink_sys::Socket;
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Lets receiving on `socket` fail after `seconds` instead of waiting for ever.
 ///
@@ -28,6 +28,16 @@ pub fn set_receive_timeout(socket: &impl AsRawFd, seconds: i64) -> io::Result<()
 pub fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: the ring buffer owns its descriptor from creation to drop and gives no way to exchange it.
     unsafe { AsyncFd::register(ring) }.map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Lets the runtime wait for the end of a process by its handle (pidfd_open(2)).
+///
+/// # Errors
+/// The system's, if it cannot be waited for.
+pub fn watch_process(handle: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: it owns its descriptor from creation to drop and gives no way to exchange it.
+    unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) }
+        .map_err(|error| io::Error::other(error.to_string()))
 }
 
 /// Lets the runtime wait for messages on a netlink socket.

@@ -61,9 +61,9 @@ pub enum ListenError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// systemd handed over something that is no listening stream socket.
+    /// What was handed over is no listening stream socket.
     #[error(
-        "file descriptor {number} that systemd handed over is of no use ({source}): tor could hand over no stream; look at \
+        "file descriptor {number} that was handed over is of no use ({source}): tor could hand over no stream; look at \
          tunica-front.socket"
     )]
     HandedOver {
@@ -86,6 +86,14 @@ pub fn sockets(ingress: &Ingress, handed_over: Vec<OwnedFd>) -> Result<Vec<Owned
             let listens = getsockopt(socket, sockopt::AcceptConn).map_err(|error| failed(error.into()))?;
             if !listens {
                 return Err(failed(io::Error::other("it does not listen")));
+            }
+            // As if it had been made here.
+            listen(socket, Backlog::new(BACKLOG).map_err(|error| failed(error.into()))?)
+                .map_err(|error| failed(error.into()))?;
+            let name: SockaddrStorage =
+                getsockname(std::os::fd::AsRawFd::as_raw_fd(socket)).map_err(|error| failed(error.into()))?;
+            if name.as_unix_addr().is_none() {
+                crate::sys::defer_accept(socket.as_fd(), ingress.request).map_err(failed)?;
             }
         }
         return Ok(handed_over);

@@ -41,11 +41,14 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, default_value = tunica_config::DEFAULT_PATH)]
     config: PathBuf,
+    /// So many sockets are handed over, from descriptor 3 on. For tunicad.
+    #[arg(long, hide = true)]
+    sockets: Option<i32>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let handed_over = tunica_front::handed_over();
+    let handed_over = tunica_front::handed_over(arguments.sockets);
     let config = match tunica_config::read_file(&arguments.config) {
         Ok(config) if config.ingress.enabled => config,
         Ok(_) => {
@@ -84,6 +87,8 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raise the limit of open files")?;
     }
+    // It has no use for what a program that it started could gain.
+    nix::sys::prctl::set_no_new_privs().context("give up new privileges")?;
     let was_handed_over = !handed_over.is_empty();
     let sockets = Arc::new(listener::sockets(ingress, handed_over)?);
     let workers = thread::available_parallelism().map_or(1, usize::from);

@@ -22,12 +22,13 @@ pub(crate) fn defer_accept(socket: BorrowedFd<'_>, patience: Duration) -> io::Re
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The descriptors that systemd handed over to this process (sd_listen_fds(3)). To be called once, before anything else
-/// opens a file.
-pub fn handed_over() -> Vec<OwnedFd> {
+/// The descriptors that were handed over to this process: by tunicad, which says how many, or by systemd (sd_listen_fds(3)). To
+/// be called once, before anything else opens a file.
+pub fn handed_over(by_daemon: Option<i32>) -> Vec<OwnedFd> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
     let is_for_us = number("LISTEN_PID") == i32::try_from(std::process::id()).ok();
-    let count = number("LISTEN_FDS").filter(|_| is_for_us).unwrap_or(0).clamp(0, 64);
-    // SAFETY: systemd opened these for this process, from 3 on, and nobody else here owns them.
+    let by_systemd = || number("LISTEN_FDS").filter(|_| is_for_us);
+    let count = by_daemon.or_else(by_systemd).unwrap_or(0).clamp(0, 64);
+    // SAFETY: whoever started it opened these for this process, from 3 on, and nobody else here owns them.
     (3..3 + count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
 }

@@ -8,6 +8,7 @@ use crate::{ingress::Ingress, keys};
 impl Reader<'_> {
     pub(super) fn ingress(&mut self, root: &DeTable<'_>) -> Option<Ingress> {
         let enabled = self.value(root, &keys::INGRESS_ENABLED);
+        let start_front = self.value(root, &keys::START_FRONT);
         let user = self.value(root, &keys::INGRESS_USER);
         let listen = self.value(root, &keys::INGRESS_LISTEN);
         let socket = self.optional(root, &keys::INGRESS_SOCKET);
@@ -47,6 +48,7 @@ impl Reader<'_> {
         }
         Some(Ingress {
             enabled: enabled?.value,
+            start_front: start_front?.value,
             user: user?.value,
             listen: listen?.value,
             socket: socket?,

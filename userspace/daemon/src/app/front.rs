@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tunica_api::{
     front::{CircuitOrder as Wire, CircuitState as WireState, Digest, Orders},
     request::{self, CircuitState},
@@ -15,7 +15,13 @@ use tunica_core::{
 };
 
 use super::App;
-use crate::{shell::front::Heard, views};
+use crate::{
+    shell::{
+        front::Heard,
+        front_process::{FrontAct, FrontTold},
+    },
+    views,
+};
 
 /// What is known of the front.
 pub(super) struct Front {
@@ -25,6 +31,10 @@ pub(super) struct Front {
     bans: (u64, BTreeMap<NonZeroU32, Monotime>),
     orders: CircuitOrders,
     sender: watch::Sender<Orders>,
+    /// The shell that starts the front, where this daemon does.
+    acts: Option<mpsc::Sender<FrontAct>>,
+    /// Whether a front of another version was replaced once already.
+    was_renewed: bool,
 }
 
 impl Default for Front {
@@ -34,6 +44,8 @@ impl Default for Front {
             bans: Default::default(),
             orders: CircuitOrders::default(),
             sender: watch::Sender::new(Orders::default()),
+            acts: None,
+            was_renewed: false,
         }
     }
 }
@@ -44,9 +56,43 @@ impl App {
         self.front.sender.subscribe()
     }
 
+    /// Where the front's process is started.
+    pub fn set_front(&mut self, acts: mpsc::Sender<FrontAct>) {
+        self.front.acts = Some(acts);
+    }
+
+    /// Takes in how the front's process is.
+    pub fn told_of_front(&mut self, told: FrontTold) {
+        self.troubles.front_process = match told {
+            FrontTold::Runs => None,
+            FrontTold::Trouble(text) => {
+                tracing::warn!(message_id = "front_trouble", "{text}");
+                Some(text)
+            }
+        };
+    }
+
+    /// Has a front with the present configuration take the place of the one that runs, where this daemon starts it.
+    pub(super) fn renew_front(&self) {
+        self.tell_process(FrontAct::Renew);
+    }
+
+    fn tell_process(&self, act: FrontAct) {
+        if let Some(acts) = &self.front.acts
+            && acts.try_send(act).is_err()
+        {
+            tracing::warn!(message_id = "front_trouble", "the ingress' process cannot be told of {act:?}");
+        }
+    }
+
     /// Takes in what the front said.
     pub fn heard(&mut self, heard: Heard) {
         match heard {
+            Heard::Here { pid } => {
+                if let Some(pid) = pid {
+                    self.tell_process(FrontAct::Here { pid });
+                }
+            }
             Heard::Digest(digest) => {
                 if self.front.last.is_none() {
                     tracing::info!(
@@ -54,6 +100,11 @@ impl App {
                         version = digest.version,
                         "the ingress reports to this daemon"
                     );
+                }
+                if digest.version != env!("CARGO_PKG_VERSION") && !self.front.was_renewed {
+                    // It is of an earlier daemon. Once: what is installed may be of that version, too.
+                    self.front.was_renewed = true;
+                    self.renew_front();
                 }
                 self.metrics.set_front(Some(&digest));
                 self.front.orders.followed(digest.revision);

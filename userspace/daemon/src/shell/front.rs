@@ -31,6 +31,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the shell tells the event loop.
 #[derive(Debug)]
 pub enum Heard {
+    /// A front has connected; its process, where the kernel says it.
+    Here {
+        /// Its number.
+        pid: Option<i32>,
+    },
     /// How the ingress does.
     Digest(Box<Digest>),
     /// The front has gone, or does not speak as it should.
@@ -63,6 +68,8 @@ pub async fn serve(socket: FrontSocket, heard: mpsc::Sender<Heard>, orders: watc
                 if let Some(before) = current.take() {
                     before.abort();
                 }
+                let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                let _ = heard.send(Heard::Here { pid }).await;
                 let (heard, orders) = (heard.clone(), orders.clone());
                 current = Some(tokio::spawn(async move {
                     if let Err(error) = converse(stream, &heard, orders).await {

@@ -1,0 +1,256 @@
+//! The ingress as the daemon starts it, on hosts without systemd.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tunica_tests::{
+    armed::program,
+    ingress::{Backend, PATIENCE, get, header, read_answer},
+    lab::Lab,
+};
+
+const LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 10_000);
+
+/// A lab whose daemon starts the ingress, which outlives it and ends with this.
+struct Ground {
+    lab: Lab,
+    backend: Backend,
+}
+
+impl Ground {
+    fn new(purpose: &str) -> Self {
+        program("tunica-front").unwrap();
+        let lab = Lab::new(purpose).unwrap();
+        lab.host.ip(&["link", "set", "lo", "up"]).unwrap();
+        // The ingress has an account of its own, and reads the configuration and finds the daemon by it.
+        fs::set_permissions(lab.path("."), fs::Permissions::from_mode(0o711)).unwrap();
+        let backend = lab.host.run(Backend::start).unwrap();
+        let ground = Self { lab, backend };
+        ground.configure("nobody", "");
+        ground
+    }
+
+    fn configure(&self, user: &str, ingress: &str) {
+        let text = format!(
+            "[ingress]\nenabled = true\nstart_front = true\nuser = \"{user}\"\nbackends = [\"{}\"]\n{ingress}\n\
+             [circuits]\nprofile = \"web\"\nmax_connections_per_second = 10000\nconnections_per_10_seconds = 0",
+            self.backend.address()
+        );
+        self.lab.configure("mode = \"observe\"", &text).unwrap();
+    }
+
+    fn serves(&mut self) {
+        self.lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    }
+
+    /// Processes of the ingress that were started with this lab's configuration.
+    fn fronts(&self) -> Vec<i32> {
+        let config = self.lab.path("tunica.toml").display().to_string();
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split('\0');
+            words.next().is_some_and(|word| word.ends_with("/tunica-front"))
+                && words.any(|word| word == config)
+        })
+        .collect()
+    }
+
+    fn front(&self) -> i32 {
+        let fronts = self.fronts();
+        assert_eq!(fronts.len(), 1, "{fronts:?}");
+        fronts[0]
+    }
+
+    fn stream(&self, circuit: u32) -> TcpStream {
+        self.lab
+            .host
+            .run(|| {
+                let mut stream = TcpStream::connect(SocketAddr::from(LISTEN))?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.write_all(header(circuit).as_bytes())?;
+                Ok(stream)
+            })
+            .unwrap()
+    }
+
+    fn asks(&self, circuit: u32, path: &str) -> String {
+        answer(self.stream(circuit), path)
+    }
+
+    fn warnings(&self) -> String {
+        self.lab.json(&["status"]).unwrap()["warnings"].to_string()
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // Otherwise the daemon starts another.
+        let _ = self.lab.end(Signal::SIGKILL);
+        for pid in self.fronts() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+fn answer(mut stream: TcpStream, path: &str) -> String {
+    let mut answer = Vec::new();
+    let asked = stream.write_all(get(path).as_bytes());
+    match asked.and_then(|()| read_answer(&mut stream, &mut answer)) {
+        Ok(()) => String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+const SERVED: &str = "HTTP/1.1 200 OK";
+
+#[test]
+fn it_runs_without_rights_and_whoever_comes_while_it_starts_again_waits() {
+    let mut ground = Ground::new("frontstart");
+    ground.lab.start().unwrap();
+    ground.serves();
+    assert_eq!(ground.asks(7, "/"), SERVED);
+    let before = ground.front();
+    let status = fs::read_to_string(format!("/proc/{before}/status")).unwrap();
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.to_string();
+    assert!(field("Uid:").split_whitespace().all(|uid| uid == nobody), "{status}");
+    assert_eq!((field("CapEff:").trim_start_matches('0'), field("NoNewPrivs:").as_str()), ("", "1"));
+    assert_eq!(field("Groups:"), "");
+
+    kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+    // The socket is held outside of it.
+    assert_eq!(ground.asks(8, "/"), SERVED);
+    assert_ne!(ground.front(), before);
+    ground.serves();
+    assert!(!ground.warnings().contains("started again"), "{}", ground.warnings());
+}
+
+#[test]
+fn it_outlives_the_daemon_and_the_next_one_has_its_sockets() {
+    let mut ground = Ground::new("frontadopt");
+    ground.configure("nobody", &format!("socket = \"{}\"", ground.lab.path("ingress.sock").display()));
+    // Where no account but root may make a file; the daemon makes this one.
+    ground.lab.start().unwrap();
+    ground.serves();
+    let front = ground.front();
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        ground.lab.end(signal).unwrap();
+        assert_eq!(ground.asks(7, "/"), SERVED, "without the daemon");
+        ground.lab.start().unwrap();
+        ground.serves();
+        assert_eq!(ground.front(), front, "the one that ran goes on");
+    }
+    assert!(!ground.warnings().contains("ingress"), "{}", ground.warnings());
+    kill(Pid::from_raw(front), Signal::SIGKILL).unwrap();
+    assert_eq!(ground.asks(8, "/"), SERVED, "the next front has the same sockets");
+    assert_ne!(ground.front(), front);
+    let unix = std::os::unix::net::UnixStream::connect(ground.lab.path("ingress.sock"));
+    unix.unwrap().write_all(header(9).as_bytes()).unwrap();
+}
+
+#[test]
+fn another_configuration_refuses_nobody_and_a_faulty_one_changes_nothing() {
+    let mut ground = Ground::new("frontrenew");
+    ground.lab.start().unwrap();
+    ground.serves();
+    let before = ground.front();
+    let slow = ground.stream(5);
+    let (stop, answers) = (AtomicBool::new(false), std::sync::Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        let begun = scope.spawn(|| answer(slow, "/slow/4000"));
+        let visitor = scope.spawn(|| {
+            for number in 1_000.. {
+                if stop.load(Relaxed) {
+                    return;
+                }
+                answers.lock().unwrap().push(ground.asks(number, "/"));
+            }
+        });
+        while ground.backend.requests().iter().all(|request| !request.contains("/slow/")) {
+            thread::yield_now();
+        }
+        ground.configure("nobody", "keep_alive_seconds = 3");
+        ground.lab.must(&["reload"]).unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        // The one before ends once it has answered.
+        while ground.fronts().contains(&before) {
+            assert!(std::time::Instant::now() < deadline, "{:?}", ground.fronts());
+            thread::yield_now();
+        }
+        assert_eq!(begun.join().unwrap(), SERVED, "what was begun is ended");
+        let seen = answers.lock().unwrap().len();
+        while answers.lock().unwrap().len() < seen + 10 {
+            thread::yield_now();
+        }
+        stop.store(true, Relaxed);
+        visitor.join().unwrap();
+    });
+    let answers = answers.into_inner().unwrap();
+    assert!(answers.iter().all(|answer| answer == SERVED), "{answers:?}");
+    ground.serves();
+    let renewed = ground.front();
+    assert_ne!(renewed, before);
+
+    // Nothing of it can be told before it is tried: the page is read by the ingress.
+    ground.configure("nobody", "maintenance_page = \"/nonexistent/page.html\"");
+    ground.lab.must(&["reload"]).unwrap();
+    ground
+        .lab
+        .wait_for("the warning", |lab| {
+            Ok(lab.json(&["status"])?["warnings"].to_string().contains("the one before serves on"))
+        })
+        .unwrap();
+    assert_eq!((ground.front(), ground.asks(9, "/")), (renewed, SERVED.to_owned()));
+    ground.configure("nobody", "");
+    ground.lab.must(&["reload"]).unwrap();
+    let renewed_again = |ground: &Ground| ground.fronts().iter().any(|pid| *pid != renewed);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !renewed_again(&ground) || ground.warnings().contains("serves on") {
+        assert!(std::time::Instant::now() < deadline, "{}", ground.warnings());
+    }
+}
+
+#[test]
+fn an_account_that_is_missing_is_said_and_so_is_a_port_that_is_taken() {
+    let mut ground = Ground::new("frontlacks");
+    ground.configure("no-such-account", "");
+    ground.lab.start().unwrap();
+    ground
+        .lab
+        .wait_for("the warning", |lab| {
+            Ok(lab.json(&["status"])?["warnings"].to_string().contains("useradd --system no-such-account"))
+        })
+        .unwrap();
+    ground.lab.end(Signal::SIGKILL).unwrap();
+    let _taken = ground.lab.host.run(|| Ok(std::net::TcpListener::bind(SocketAddr::from(LISTEN))?)).unwrap();
+    ground.configure("nobody", "");
+    ground.lab.start().unwrap();
+    ground
+        .lab
+        .wait_for("the warning", |lab| {
+            Ok(lab.json(&["status"])?["warnings"].to_string().contains("cannot listen on 127.0.0.1:10000"))
+        })
+        .unwrap();
+    assert_eq!(ground.fronts(), [0; 0]);
+}
