@@ -247,7 +247,7 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
         &format!(
             "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nhealth_every_seconds = 1\n\
              queue_seconds = 30\n[circuits]\nprofile = \"gated\"\nmax_concurrent_connections = 2\n\
-             table_size = 1024",
+             table_size = 1024\nshadow = [\"slow_lane\", \"vip_rate\"]\nvip_requests_per_10_seconds = 20",
             backend.address()
         ),
     )
@@ -291,6 +291,18 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
     .unwrap();
     lab.must(&["circuit", "promote", "1"]).unwrap();
     let _vip = stream(1, "/slow/4000");
+    // Twenty requests within 10 s would go behind others', and would be too many even for a VIP.
+    for (circuit, whose) in [(11, "anybody"), (1, "vip")] {
+        let mut stream = stream(circuit, "/");
+        for _ in 0..25 {
+            read_answer(&mut stream, &mut Vec::new()).unwrap();
+            stream.write_all(get("/").as_bytes()).unwrap();
+        }
+        let word = if whose == "vip" { "vip_rate" } else { "slow_lane" };
+        let series = format!("tunica_front_would_refuse_total{{refusal=\"{word}\",whose=\"{whose}\"}}");
+        lab.wait_for("the shadow", |lab| Ok(lab.metric(&series)?.is_some_and(|count| count >= 5.0))).unwrap();
+    }
+    assert!(lab.must(&["circuits"]).unwrap().contains("slow_lane would have refused"));
     becomes(&mut lab, "tunica_circuits_vip", 1.0);
     lab.must(&["circuit", "ban", "2"]).unwrap();
     becomes(&mut lab, "tunica_circuits_banned", 1.0);

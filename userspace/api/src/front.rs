@@ -56,6 +56,9 @@ pub struct Digest {
     pub bytes_out: u64,
     /// Connections or requests that were refused, by the refusal's word.
     pub refused: BTreeMap<String, u64>,
+    /// What limits that are shadows would have refused, by the refusal's word: all, and those of VIPs among them.
+    #[serde(default)]
+    pub would_refuse: BTreeMap<String, (u64, u64)>,
     /// Connections that ended in a fault of our own.
     pub panics: u64,
     /// The backends, in the order of the configuration.

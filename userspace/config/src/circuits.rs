@@ -8,6 +8,7 @@ use std::{
 use tunica_core::{
     ban_ladder::{Ladder, LadderError},
     circuit_policy::{CircuitSettings, RequestRates},
+    refusal::Refusal,
 };
 
 use crate::config::{Config, Profile};
@@ -36,6 +37,8 @@ pub struct Circuits {
     pub vip_requests_per_10_seconds: NonZeroU32,
     /// `ban_threshold`: violations; 5 by default.
     pub ban_threshold: NonZeroU32,
+    /// `shadow`: limits that only count; none by default.
+    pub shadow: Vec<Refusal>,
     /// `ban_duration_seconds`: the first ban; 300 s by default.
     pub ban_duration: Duration,
     /// `table_size`: circuits that are remembered; 100 000 by default.
@@ -90,6 +93,7 @@ impl Config {
             vip_per_10_seconds: word(circuits.vip_requests_per_10_seconds),
             ban_threshold: byte(circuits.ban_threshold),
             ban_duration: circuits.ban_duration,
+            shadow: circuits.shadow.iter().copied().collect(),
             // Nobody can be asked for a puzzle yet, so nothing is kept for those who solved one.
             asks_puzzles: false,
             health_interval: circuits.health_interval,

@@ -9,7 +9,7 @@ use crate::{
     rule::{
         AbsolutePath, Account, AccountRate, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf,
         PortName, PortRate, Rule, Switch, VerdictOf,
-        ingress::{BackendPlace, ControlPlace, OrOff, UrlPath},
+        ingress::{BackendPlace, ControlPlace, OrOff, ShadowLimit, UrlPath},
     },
 };
 
@@ -703,6 +703,10 @@ keys! {
             above: "nobody would ever be banned",
         },
         "How many violations of one circuit ban it.";
+    SHADOW: List<ShadowLimit> = "circuits.shadow",
+        Absent::Default("[]"),
+        List { each: ShadowLimit, least: 0, most: None, below: "" },
+        "Limits that refuse nobody and ban nobody, and only count whom they would have refused.";
     CIRCUIT_BAN: Number = "circuits.ban_duration_seconds",
         Absent::Default("300"),
         Number {

@@ -31,6 +31,7 @@ pub mod refusal;
 pub mod reports;
 pub mod restarts;
 pub mod self_test;
+pub mod shadow;
 pub mod sources;
 pub mod syncookies;
 pub mod time;

@@ -249,6 +249,8 @@ metrics! {
         "Bytes from clients (`in`) and to them (`out`).";
     front_refused: IntCounterVec, "tunica_front_refused_total", ["refusal"],
         "Connections and requests that the ingress refused or cut off, by the word for why.";
+    front_would_refuse: IntCounterVec, "tunica_front_would_refuse_total", ["refusal", "whose"],
+        "Connections and requests that limits under `circuits.shadow` would have refused, by the word and by whose they are: a `vip`'s, or `anybody` else's.";
     front_panics: IntCounter, "tunica_front_panics_total", [],
         "Connections that ended in a fault of the ingress itself; the log has what went wrong.";
     build: IntGaugeVec, "tunica_build_info", ["version", "object_sha256"],

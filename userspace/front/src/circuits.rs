@@ -518,6 +518,13 @@ impl Circuits {
             self.report(visit, None);
         }
         let counts: Vec<_> = self.shards.iter().map(|shard| lock(shard).counts()).collect();
+        let mut would_refuse: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        let shadows: Vec<_> =
+            self.shards.iter().flat_map(|shard| lock(shard).would_refuse().collect::<Vec<_>>()).collect();
+        for (word, count) in shadows.into_iter().chain(lock(&self.admission).would_refuse()) {
+            let sum = would_refuse.entry(word.label().to_owned()).or_default();
+            *sum = (sum.0.saturating_add(count.all), sum.1.saturating_add(count.vips));
+        }
         let mut bans: Vec<_> =
             self.shards.iter().flat_map(|shard| lock(shard).bans().collect::<Vec<_>>()).collect();
         bans.sort_unstable_by_key(|(_, until)| std::cmp::Reverse(*until));
@@ -554,6 +561,7 @@ impl Circuits {
                 .zip(&totals.refused)
                 .map(|(refusal, total)| (refusal.label().to_owned(), total.load(Relaxed)))
                 .collect(),
+            would_refuse,
             circuits: rows,
             bans: bans
                 .into_iter()

@@ -4,10 +4,13 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 use toml::{Spanned, de::DeValue};
 
-use super::{Element, Entry, Fault, Number, Rule, Unrelated, repeated};
+use tunica_core::refusal::Refusal;
+
+use super::{Element, Entry, Fault, Number, Rule, Unrelated, alternatives, repeated};
 use crate::{
     changes::Written,
     ingress::{Place, is_private},
+    nearest::nearest,
 };
 
 /// Where a backend listens.
@@ -136,6 +139,56 @@ impl Rule for OrOff {
 
     fn write(&self, value: &Option<NonZeroU32>) -> Written {
         value.map_or_else(|| Written::One("0".to_owned()), |number| self.0.write(&number))
+    }
+}
+
+/// A limit that may be tried before it acts, by its word.
+pub(crate) struct ShadowLimit;
+
+impl ShadowLimit {
+    fn labels() -> impl Iterator<Item = &'static str> {
+        Refusal::ALL.iter().filter(|word| word.may_be_shadow()).map(|word| word.label())
+    }
+}
+
+impl Rule for ShadowLimit {
+    type Value = Refusal;
+
+    fn kind(&self) -> String {
+        "string".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        alternatives(Self::labels())
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Refusal, Vec<Fault>> {
+        let Some(text) = value.get_ref().as_str() else {
+            return Err(Fault::wrong_type(value, &self.allowed()));
+        };
+        let fix = match nearest(text, Self::labels()) {
+            Some(meant) => format!("did you mean \"{meant}\"? Give {}", self.allowed()),
+            None => format!("give {}", self.allowed()),
+        };
+        match Refusal::ALL.iter().find(|word| word.label() == text) {
+            Some(word) if word.may_be_shadow() => Ok(*word),
+            Some(_) => {
+                Err(Fault::at(value, "this is no limit that could be tried, so it would go on acting", fix))
+            }
+            None => Err(Fault::at(value, "no limit has this name, so it would go on acting", fix)),
+        }
+    }
+
+    fn write(&self, value: &Refusal) -> Written {
+        Written::text(value.label())
+    }
+}
+
+impl Element for ShadowLimit {
+    const RELATION: &'static str = "different";
+
+    fn unrelated(&self, entries: &[Entry<Refusal>]) -> Vec<Unrelated> {
+        repeated(entries, "naming a limit twice changes nothing")
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     id::{CircuitId, TorGeneration},
     refusal::Refusal,
+    shadow::{Shadows, WouldRefuse},
     time::Monotime,
 };
 
@@ -107,6 +108,7 @@ pub struct Admission {
     rate_unpaid: SecondRing,
     turned: u32,
     tokens: Tokens,
+    shadows: Shadows,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +122,7 @@ impl Admission {
     /// A machine that holds nothing.
     pub fn new(settings: CircuitSettings) -> Self {
         Self {
+            shadows: Shadows::new(settings.shadow),
             settings,
             next_serial: 0,
             held: BTreeMap::new(),
@@ -138,6 +141,7 @@ impl Admission {
 
     /// Other limits from now on. Connections held stay, also those beyond a lowered limit.
     pub fn set_settings(&mut self, settings: CircuitSettings) {
+        self.shadows.set_words(settings.shadow);
         self.settings = settings;
     }
 
@@ -154,10 +158,12 @@ impl Admission {
             }
             Want::Serve => {
                 let now = self.turn(now);
-                self.check_rate(ask.is_paid, now)?;
+                let is_vip = ask.lane == Lane::Vip;
+                self.check_rate(ask.is_paid, now).or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 self.check_room(ask.is_paid)?;
                 if let Some(ticket) = ask.ticket {
-                    self.tokens.connect(ticket, self.settings.vip_per_10_seconds, now)?;
+                    let counted = self.tokens.connect(ticket, self.settings.vip_per_10_seconds, now);
+                    counted.or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 }
                 let ends = self.make_room(ask.is_paid)?;
                 self.rate.add(now);
@@ -169,6 +175,16 @@ impl Admission {
                 Ok(self.hold(ask, place, ends))
             }
         }
+    }
+
+    /// Lets pass what a limit that is a shadow denied.
+    fn pass_shadow(&mut self, denied: Denied, is_vip: bool) -> Result<(), Denied> {
+        if self.shadows.acts(denied.why, is_vip) { Err(denied) } else { Ok(()) }
+    }
+
+    /// What limits that are shadows would have refused, see [`CircuitSettings::shadow`].
+    pub fn would_refuse(&self) -> impl Iterator<Item = (Refusal, WouldRefuse)> {
+        self.shadows.counts()
     }
 
     /// Starts to serve the connection whose turn it is, if a place is free for it: VIP, normal, suspect, in each the one

@@ -237,6 +237,64 @@ fn shield_case_manual_ban() {
     assert_eq!(front.connect(1).lane, Lane::Normal);
 }
 
+/// Limits that only count.
+fn shadow(words: &[Refusal], settings: CircuitSettings) -> CircuitSettings {
+    CircuitSettings { shadow: words.iter().copied().collect(), ..settings }
+}
+
+fn counted(front: &Front, word: Refusal) -> (u64, u64) {
+    let mut counts = front.shard.would_refuse().chain(front.admission.would_refuse());
+    counts.find(|(each, _)| *each == word).map_or((0, 0), |(_, count)| (count.all, count.vips))
+}
+
+#[test]
+fn a_limit_that_is_a_shadow_refuses_and_bans_nobody_and_counts_whom_it_would() {
+    let settings = CircuitSettings::messenger(ladder());
+    let mut front = Front::new(&shadow(&[Refusal::CircuitRate], settings));
+    for _ in 0..100 {
+        assert_eq!(front.visit(1), Refusal::Served);
+        front.wait(100);
+    }
+    let facts = front.shard.look(circuit(1), front.now).unwrap();
+    assert_eq!((facts.violations, facts.banned_for, facts.lane), (0, None, Lane::Normal));
+    assert_eq!(counted(&front, Refusal::CircuitRate), (90, 0));
+    // The limits that act still do.
+    assert_eq!(until_refused(|| front.connect(2).word, 20), (15, Refusal::TooManyOpen));
+    assert_eq!(counted(&front, Refusal::TooManyOpen), (0, 0));
+    // Without the shadow it is as if it had never been one.
+    front.shard.set_settings(CircuitSettings::messenger(ladder()));
+    assert_eq!(front.visit(1), Refusal::CircuitRate);
+}
+
+#[test]
+fn requests_rates_of_all_and_puzzles_can_be_shadows_and_vips_are_told_apart() {
+    let words = [Refusal::RequestRate, Refusal::SlowLane, Refusal::VipRate, Refusal::PuzzleRequired];
+    let mut front = Front::new(&shadow(&words, CircuitSettings::gated(ladder())));
+    front.visit(1);
+    for _ in 0..60 {
+        assert_eq!(front.request(1).word, Refusal::Served);
+    }
+    assert_eq!(counted(&front, Refusal::RequestRate), (11, 0));
+    // What both limits would meet is counted by the one that would have acted first, and then by the other.
+    assert_eq!(counted(&front, Refusal::SlowLane), (41, 0));
+    front.shard.promote(circuit(1), front.now);
+    for _ in 0..200 {
+        assert_eq!(front.request(1).word, Refusal::Served);
+    }
+    // From the two hundredth on, those before the promotion included.
+    assert_eq!(counted(&front, Refusal::VipRate), (61, 61));
+    front.shard.set_load(high());
+    assert_eq!(front.visit(2), Refusal::Served);
+    assert_eq!(counted(&front, Refusal::PuzzleRequired), (1, 0));
+
+    let few = CircuitSettings { max_connections_per_second: NonZeroU32::new(2).unwrap(), ..open() };
+    let mut front = Front::new(&shadow(&[Refusal::GlobalRate], few));
+    assert!((1..=5).all(|number| front.visit(number) == Refusal::Served));
+    // Half of it is kept for those who paid.
+    assert_eq!(counted(&front, Refusal::GlobalRate), (4, 0));
+    assert_eq!(front.shard.would_refuse().count(), 0);
+}
+
 #[test]
 fn shield_case_statistics() {
     let settings = CircuitSettings { max_connections_per_second: NonZeroU32::new(50).unwrap(), ..open() };

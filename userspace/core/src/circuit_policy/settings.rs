@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::ban_ladder::Ladder;
+use crate::{ban_ladder::Ladder, shadow::Words};
 
 /// Everything of the configuration that decisions about circuits depend on. The configuration crate checks the ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct CircuitSettings {
     pub pow_difficulty: u8,
     /// Whether clients can be asked for a puzzle: always in HTTP, in TCP where `pow_tcp` says so.
     pub asks_puzzles: bool,
+    /// Limits that refuse nobody and only count whom they would have refused.
+    pub shadow: Words,
     /// The part of global rate and concurrency that is kept for circuits that paid. Where no puzzle is asked nobody
     /// can pay, and nothing is kept.
     pub paid_share: Ratio,
@@ -159,6 +161,7 @@ impl CircuitSettings {
             pow_activation_threshold: Ratio::THREE_QUARTERS,
             pow_difficulty: 16,
             asks_puzzles: false,
+            shadow: Words::default(),
             paid_share: Ratio::HALF,
             restricts_methods: false,
             health_interval: Duration::from_secs(120),

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     id::{CircuitId, TorGeneration},
     refusal::{Class, Refusal, TcpAnswer},
+    shadow::Shadows,
     time::Monotime,
 };
 
@@ -83,6 +84,7 @@ pub enum Command {
 #[derive(Clone, Debug)]
 pub struct CircuitShard {
     settings: CircuitSettings,
+    shadows: Shadows,
     generation: TorGeneration,
     load: Load,
     table: Table,
@@ -109,6 +111,7 @@ impl CircuitShard {
         let health_at = now.after(settings.health_interval);
         let load = Load { ratio: Ratio::NONE, difficulty: settings.pow_difficulty };
         Self {
+            shadows: Shadows::new(settings.shadow),
             settings,
             generation,
             load,
@@ -124,6 +127,7 @@ impl CircuitShard {
 
     /// Other limits from now on. The table keeps its size and bans in force their length.
     pub fn set_settings(&mut self, settings: CircuitSettings) {
+        self.shadows.set_words(settings.shadow);
         self.settings = settings;
     }
 
@@ -163,7 +167,9 @@ impl CircuitShard {
             return refused(self.ruling(&record, Refusal::TableFull, Duration::ZERO, now));
         }
         record.recent_connections.add(record.touched);
-        let Finding { word, retry_after } = judge::connection(&record, &self.settings, self.load);
+        let is_vip = record.is_vip(record.touched);
+        let acts = |word| self.shadows.acts(word, is_vip);
+        let Finding { word, retry_after } = judge::connection(&record, &self.settings, self.load, acts);
         let want = match word.tcp() {
             TcpAnswer::Served => Some(Want::Serve),
             TcpAnswer::Challenge => Some(Want::Challenge),
@@ -222,10 +228,15 @@ impl CircuitShard {
         record.requests = record.requests.saturating_add(1);
         let finding = match record.ticket(record.touched) {
             Some(ticket) => match token(ticket) {
-                Ok(()) => Finding { word: Refusal::Served, retry_after: Duration::ZERO },
-                Err(denied) => Finding { word: denied.why, retry_after: denied.retry_after },
+                Err(denied) if self.shadows.acts(denied.why, true) => {
+                    Finding { word: denied.why, retry_after: denied.retry_after }
+                }
+                Ok(()) | Err(_) => Finding { word: Refusal::Served, retry_after: Duration::ZERO },
             },
-            None => judge::request(&record, &self.settings, self.load),
+            None => {
+                let is_vip = record.is_vip(record.touched);
+                judge::request(&record, &self.settings, self.load, |word| self.shadows.acts(word, is_vip))
+            }
         };
         let is_banned = self.offend(&mut record, finding.word, now);
         let ruling = self.ruling(&record, finding.word, finding.retry_after, now);

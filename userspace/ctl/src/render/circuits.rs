@@ -16,7 +16,11 @@ pub(super) fn circuits(view: &Circuits) -> String {
         ("carried", carried(digest)),
         ("refused", refused(digest)),
         ("backends", backends(digest)),
+        ("shadow", shadow(digest)),
     ] {
+        if text.is_empty() {
+            continue;
+        }
         out.push_str(&wrap(&format!("{name:<9}"), "         ", &text));
     }
     if view.age_seconds > 2 {
@@ -98,6 +102,14 @@ fn refused(digest: &Digest) -> String {
         return "nothing".to_owned();
     }
     rows.iter().map(|(word, total)| format!("{word} {}", count(**total))).collect::<Vec<_>>().join(", ")
+}
+
+/// What would have been refused; empty where no limit is a shadow that met anybody.
+fn shadow(digest: &Digest) -> String {
+    let each = digest.would_refuse.iter().map(|(word, (all, vips))| {
+        format!("{word} would have refused {} ({} of VIPs)", count(*all), count(*vips))
+    });
+    each.collect::<Vec<_>>().join(", ")
 }
 
 fn backends(digest: &Digest) -> String {

@@ -15,6 +15,8 @@ pub(super) struct FrontFollowers {
     bytes_out: Follower,
     panics: Follower,
     refused: Vec<(&'static str, Follower)>,
+    /// All, and those of VIPs.
+    would_refuse: Vec<(&'static str, [Follower; 2])>,
     process: std::sync::atomic::AtomicU64,
 }
 
@@ -33,6 +35,16 @@ impl FrontFollowers {
                 .iter()
                 .map(|refusal| (refusal.label(), labelled(&families.front_refused, refusal.label())))
                 .collect(),
+            would_refuse: Refusal::ALL
+                .iter()
+                .filter(|word| word.may_be_shadow())
+                .map(|word| {
+                    let of = |whose| {
+                        Follower::new(families.front_would_refuse.with_label_values(&[word.label(), whose]))
+                    };
+                    (word.label(), [of("anybody"), of("vip")])
+                })
+                .collect(),
             process: std::sync::atomic::AtomicU64::new(0),
         }
     }
@@ -41,6 +53,7 @@ impl FrontFollowers {
         [&self.connections, &self.requests, &self.new_circuits, &self.bytes_in, &self.bytes_out, &self.panics]
             .into_iter()
             .chain(self.refused.iter().map(|(_, follower)| follower))
+            .chain(self.would_refuse.iter().flat_map(|(_, followers)| followers))
     }
 }
 
@@ -80,6 +93,12 @@ impl Metrics {
                 follower.follow(*total);
             }
         }
+        for (label, [anybody, vip]) in &front.would_refuse {
+            if let Some((all, vips)) = digest.would_refuse.get(*label) {
+                anybody.follow(all.saturating_sub(*vips));
+                vip.follow(*vips);
+            }
+        }
     }
 }
 
@@ -109,6 +128,7 @@ pub(super) mod tests {
             bytes_out: 13,
             panics: 14,
             refused: [(Refusal::Banned.label().to_owned(), 15), ("no_word_of_ours".to_owned(), 16)].into(),
+            would_refuse: [(Refusal::RequestRate.label().to_owned(), (37, 17))].into(),
             backends: vec![BackendHealth { place: "127.0.0.1:1".to_owned(), is_well: true }],
             ..Digest::default()
         }
@@ -137,6 +157,8 @@ pub(super) mod tests {
             ("tunica_front_panics_total", 14),
             ("tunica_front_refused_total{refusal=\"banned\"}", 15),
             ("tunica_front_refused_total{refusal=\"capacity\"}", 0),
+            ("tunica_front_would_refuse_total{refusal=\"request_rate\",whose=\"anybody\"}", 20),
+            ("tunica_front_would_refuse_total{refusal=\"request_rate\",whose=\"vip\"}", 17),
             ("tunica_front_backend_up{backend=\"127.0.0.1:1\"}", 1),
         ] {
             assert!(text.contains(&format!("\n{series} {value}\n")), "{series} {value} in\n{text}");

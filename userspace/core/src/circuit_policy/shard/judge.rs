@@ -1,6 +1,7 @@
 //! The limits of one circuit, judged without being acted on.
 //!
 //! Each function looks at a record in which the stream in question is already counted as an attempt, and changes nothing.
+//! `acts` is asked of each limit that speaks against the stream; one that does not act is passed over.
 
 use std::{num::NonZeroU8, time::Duration};
 
@@ -22,9 +23,14 @@ pub(super) struct Finding {
 const SOON: Duration = Duration::from_secs(1);
 
 /// A new connection of a circuit that is not banned.
-pub(super) fn connection(record: &Record, settings: &CircuitSettings, load: Load) -> Finding {
+pub(super) fn connection(
+    record: &Record,
+    settings: &CircuitSettings,
+    load: Load,
+    mut acts: impl FnMut(Refusal) -> bool,
+) -> Finding {
     let now = record.touched;
-    if record.open >= settings.max_concurrent_per_circuit.get() {
+    if record.open >= settings.max_concurrent_per_circuit.get() && acts(Refusal::TooManyOpen) {
         return Finding { word: Refusal::TooManyOpen, retry_after: SOON };
     }
     // A VIP is judged by its open connections and its token's rate alone.
@@ -33,6 +39,7 @@ pub(super) fn connection(record: &Record, settings: &CircuitSettings, load: Load
     }
     if let Some(limit) = limit(settings.connections_per_10_seconds)
         && record.recent_connections.sum() >= limit
+        && acts(Refusal::ConnectionRate)
     {
         // The next attempt counts as well, so it needs room for itself.
         let free = record.recent_connections.below_from((limit - 1).max(1), now);
@@ -40,15 +47,21 @@ pub(super) fn connection(record: &Record, settings: &CircuitSettings, load: Load
     }
     if let Some(limit) = limit(settings.max_per_circuit_per_minute)
         && record.minute.sum() >= limit
+        && acts(Refusal::CircuitRate)
     {
         let free = record.minute.below_from(limit, now);
         return Finding { word: Refusal::CircuitRate, retry_after: span(free.saturating_sub(now)) };
     }
-    puzzle(record, settings, load).unwrap_or_else(served)
+    puzzle(record, settings, load).filter(|finding| acts(finding.word)).unwrap_or_else(served)
 }
 
 /// A request of a circuit that is neither banned nor has a token.
-pub(super) fn request(record: &Record, settings: &CircuitSettings, load: Load) -> Finding {
+pub(super) fn request(
+    record: &Record,
+    settings: &CircuitSettings,
+    load: Load,
+    mut acts: impl FnMut(Refusal) -> bool,
+) -> Finding {
     let now = record.touched;
     let count = record.recent_requests.sum();
     let over = |limit: u32, word| {
@@ -57,12 +70,15 @@ pub(super) fn request(record: &Record, settings: &CircuitSettings, load: Load) -
     };
     if record.is_vip(now) {
         let limit = settings.vip_per_10_seconds.get();
-        return over(u32::from(limit), Refusal::VipRate).unwrap_or_else(served);
+        let over = over(u32::from(limit), Refusal::VipRate);
+        return over.filter(|finding| acts(finding.word)).unwrap_or_else(served);
     }
     let Some(rates) = settings.requests else { return served() };
-    over(u32::from(rates.deny.get()), Refusal::RequestRate)
-        .or_else(|| puzzle(record, settings, load))
-        .or_else(|| over(u32::from(rates.slow.get()), Refusal::SlowLane))
+    let denied = over(u32::from(rates.deny.get()), Refusal::RequestRate).filter(|finding| acts(finding.word));
+    let asked = || puzzle(record, settings, load);
+    denied
+        .or_else(|| asked().filter(|finding| acts(finding.word)))
+        .or_else(|| over(u32::from(rates.slow.get()), Refusal::SlowLane).filter(|finding| acts(finding.word)))
         .unwrap_or_else(served)
 }
 

@@ -10,7 +10,7 @@ use super::{
     },
     CircuitShard, Usage, judge, number,
 };
-use crate::{id::CircuitId, time::Monotime};
+use crate::{id::CircuitId, refusal::Refusal, shadow::WouldRefuse, time::Monotime};
 
 /// What is known of one circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +72,11 @@ impl CircuitShard {
     /// Every ban and when it ends, in no order: what gate, HAProxy and tor should have in force.
     pub fn bans(&self) -> impl Iterator<Item = (CircuitId, Monotime)> {
         self.table.bans().filter_map(|record| Some((self.id(record.number)?, begin(record.banned_until))))
+    }
+
+    /// What limits that are shadows would have refused here, see [`CircuitSettings::shadow`].
+    pub fn would_refuse(&self) -> impl Iterator<Item = (Refusal, WouldRefuse)> {
+        self.shadows.counts()
     }
 
     /// How many circuits there are.
