@@ -22,7 +22,7 @@ use tunica_api::{front::Digest, wire};
 use tunica_tests::{
     armed::program,
     ingress::{Backend, get, header, read_answer},
-    lab::Lab,
+    lab::{Lab, PAGES},
     sys::end_with_parent,
     testnet::{Backend as Behind, Client, Profile, Service, ServiceOptions, shared},
 };
@@ -235,6 +235,250 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     let status = lab.json(&["status"]).unwrap();
     let warnings = status["warnings"].to_string();
     assert!(warnings.contains("circuits are neither watched nor closed"), "{warnings}");
+}
+
+/// What tor itself says of its circuits: a line each.
+fn circuit_status(service: &Service) -> String {
+    service.control_address().connect().unwrap().information("circuit-status").unwrap()
+}
+
+fn has_circuit(service: &Service, circuit: &str) -> bool {
+    circuit_status(service).lines().any(|line| line.starts_with(&format!("{circuit} ")))
+}
+
+fn is_circuit(row: &Value, circuit: &str) -> bool {
+    row["circuit"].as_u64() == circuit.parse().ok()
+}
+
+/// What the daemon says that tor says of a circuit.
+fn at_tor(lab: &Lab, circuit: &str) -> Option<Value> {
+    let answer = lab.json(&["circuits", "--limit", "1000"]).unwrap();
+    let tor = answer["tor"].as_array().cloned().unwrap_or_default();
+    tor.into_iter().find(|row| is_circuit(row, circuit))
+}
+
+#[test]
+fn circuits_are_joined_with_what_tor_says_explained_and_closed() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("registry").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    // The second port is what nobody should do: it publishes the daemon's pages.
+    let ports = vec![(80, Behind::Tcp(listen)), (9_187, Behind::Tcp(PAGES.into()))];
+    let options = ServiceOptions { ports, ..ServiceOptions::new(80, Behind::Tcp(listen)) };
+    let mut service = network.service(&options).unwrap();
+    let configuration = |control: &str| {
+        format!(
+            "{control}\n[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\n\
+             keep_alive_seconds = 120\n[circuits]\nprofile = \"web\"",
+            backend.address()
+        )
+    };
+    lab.configure("mode = \"observe\"", &configuration("")).unwrap();
+    lab.start().unwrap();
+    let ran = lab.tunica(&["circuit", "close", "7"]).unwrap();
+    assert!(ran.code == Some(4) && ran.err.contains("control under [tor]"), "{ran:?}");
+    lab.end(Signal::SIGTERM).unwrap();
+    let socket = service.control_address().socket;
+    lab.configure(
+        "mode = \"observe\"",
+        &configuration(&format!("[tor]\ncontrol = \"unix:{}\"", socket.display())),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start(&lab);
+    for series in ["tunica_front_up", "tunica_tor_control_up"] {
+        lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
+    }
+    let client = network.client().unwrap();
+    let (mut first, user) = open(&client, &service);
+    let mut second = client.connect(service.onion(), 80, &user).unwrap();
+    assert!(ask(&mut second));
+
+    lab.wait_for("what tor publishes", |lab| {
+        let warnings = lab.json(&["status"])?["warnings"].to_string();
+        assert!(
+            !warnings.contains("no HiddenServicePort leads") && !warnings.contains("without telling"),
+            "{warnings}"
+        );
+        Ok(warnings.contains("tor publishes http.listen as an onion service"))
+    })
+    .unwrap();
+
+    // Two streams of one circuit are one row, on either side.
+    lab.wait_for("the circuit", |lab| Ok(rows(lab).iter().any(|row| row["open"] == 2))).unwrap();
+    let circuit = rows(&lab).into_iter().find(|row| row["open"] == 2).unwrap()["circuit"].to_string();
+    assert_eq!(rows(&lab).iter().filter(|row| is_circuit(row, &circuit)).count(), 1);
+    let facts = at_tor(&lab, &circuit).expect("tor knows it");
+    assert_eq!(facts["state"], "joined");
+    assert!(facts["joined_seconds"].is_u64(), "its client was seen to come: {facts}");
+    let relay = facts["rendezvous"].as_str().unwrap().to_owned();
+    let status = circuit_status(&service);
+    let line = status.lines().find(|line| line.starts_with(&format!("{circuit} "))).unwrap();
+    let last = line.split(' ').nth(2).unwrap().rsplit(',').next().unwrap();
+    assert!(last.starts_with(&format!("${relay}")), "{relay} in {line}");
+    let shown = lab.must(&["circuits", "--sort", "bytes"]).unwrap();
+    assert!(shown.contains("joined") && shown.contains(relay.get(..6).unwrap()), "{shown}");
+
+    // Asking changes nothing.
+    let before = rows(&lab);
+    let text = lab.must(&["explain", "circuit", &circuit]).unwrap();
+    assert!(text.contains("2 of 32 open connections") && text.contains(&relay), "{text}");
+    let explained = lab.json(&["explain", "circuit", &circuit]).unwrap();
+    assert_eq!((&explained["row"]["open"], &explained["ban"]), (&2.into(), &Value::Null), "{explained}");
+    assert!(ask(&mut first) && ask(&mut second));
+    let state = |rows: &[Value]| {
+        let of = |row: &Value| [row["circuit"].clone(), row["state"].clone(), row["violations"].clone()];
+        rows.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(state(&before), state(&rows(&lab)));
+    let ran = lab.tunica(&["explain", "circuit", "4000000000"]).unwrap();
+    assert!(ran.code == Some(4) && ran.err.contains("nothing is known"), "{ran:?}");
+
+    // What is not the service's towards a client is tor's own.
+    let own =
+        status.lines().find(|line| line.contains("HS_SERVICE_INTRO")).unwrap().split(' ').next().unwrap();
+    let ran = lab.tunica(&["circuit", "close", own]).unwrap();
+    assert!(ran.code == Some(3) && ran.err.contains("tor needs itself"), "{ran:?}");
+    let ran = lab.tunica(&["circuit", "close", "4000000000"]).unwrap();
+    assert!(ran.code == Some(4) && ran.err.contains("no open circuit"), "{ran:?}");
+    assert!(has_circuit(&service, own));
+    let dry = lab.json(&["circuit", "close", &circuit, "--dry-run"]).unwrap();
+    assert_eq!(dry["dry_run"], true);
+    assert!(ask(&mut first) && has_circuit(&service, &circuit));
+
+    // Closed at tor, both streams end at the client; nobody is banned, and the same visitor comes again.
+    lab.must(&["circuit", "close", &circuit]).unwrap();
+    lab.wait_for("the circuit's end", |_| Ok(!has_circuit(&service, &circuit))).unwrap();
+    assert!(!ask(&mut first) && !ask(&mut second));
+    let accepted = "tunica_tor_circuits_closed_total{outcome=\"accepted\"}";
+    lab.wait_for("the count", |lab| Ok(lab.metric(accepted)? == Some(1.0))).unwrap();
+    lab.wait_for("the registry", |lab| Ok(at_tor(lab, &circuit).is_none())).unwrap();
+    assert_eq!(metric(&lab, "tunica_circuits_banned"), 0.0);
+    let (mut again, _) = open(&client, &service);
+    assert!(ask(&mut again));
+    lab.wait_for("the next circuit", |lab| Ok(rows(lab).iter().any(|row| row["open"] == 1))).unwrap();
+    let next = rows(&lab).into_iter().find(|row| row["open"] == 1).unwrap()["circuit"].to_string();
+    assert_ne!(next, circuit);
+
+    // A ban by an operator, closed at tor and still in force here.
+    lab.must(&["circuit", "ban", &next, "--for", "1h"]).unwrap();
+    lab.wait_for("the circuit's end", |_| Ok(!has_circuit(&service, &next))).unwrap();
+    lab.wait_for("the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(1.0))).unwrap();
+    lab.wait_for("the explanation", |lab| {
+        let said = lab.json(&["explain", "circuit", &next])?;
+        Ok(said["ban"]["origin"] == "operator" && said["tor"].to_string().contains("it has ended"))
+    })
+    .unwrap();
+    let text = lab.must(&["explain", "circuit", &next]).unwrap();
+    assert!(text.contains("by an operator") && text.contains(&format!("circuit unban {next}")), "{text}");
+
+    // Another tor process: nothing of the one before is said of its circuits.
+    service.restart().unwrap();
+    lab.wait_for("the new tor", |lab| {
+        let answer = lab.json(&["circuits"])?;
+        Ok(lab.metric("tunica_tor_control_up")? == Some(1.0)
+            && answer["tor"].as_array().is_some_and(Vec::is_empty)
+            && answer["digest"]["circuits"].as_array().is_some_and(Vec::is_empty))
+    })
+    .unwrap();
+    let ran = lab.tunica(&["explain", "circuit", &next]).unwrap();
+    let said = ran.out + &ran.err;
+    assert!(!said.contains("banned for"), "{said}");
+
+    // Neither services nor relays nor clients stand in the metrics or the logs.
+    let (_, metrics) = lab.http("/metrics").unwrap();
+    let metrics = metrics.replace(&backend.address().to_string(), "");
+    let logs = lab.log() + &fs::read_to_string(lab.path("front.log")).unwrap();
+    for secret in [service.onion(), service.onion().trim_end_matches(".onion"), &relay, "fc00:dead"] {
+        assert!(!metrics.contains(secret) && !logs.contains(secret), "{secret}");
+    }
+    assert_eq!(addresses(&metrics), Vec::<String>::new());
+}
+
+/// Every word of a text that is an IP address, with or without a port or a prefix length.
+fn addresses(text: &str) -> Vec<String> {
+    let is_address = |word: &str| {
+        let host = word.split('/').next().unwrap_or(word);
+        let is_v6 = host.contains(':') && host.parse::<std::net::IpAddr>().is_ok();
+        let is_v4 = host.contains('.') && host.parse::<std::net::Ipv4Addr>().is_ok();
+        is_v6 || is_v4 || host.parse::<SocketAddr>().is_ok()
+    };
+    let words = text.split(|letter: char| !(letter.is_ascii_alphanumeric() || "[]:./".contains(letter)));
+    words.filter(|word| is_address(word)).map(str::to_owned).collect()
+}
+
+#[test]
+fn numbers_of_circuits_stay_on_the_node() {
+    // Far above what counts here, so that they cannot stand somewhere by chance.
+    const CIRCUITS: [u32; 3] = [0xbeef_7a31, 0xbeef_7a32, 0xbeef_7a33];
+    let mut lab = Lab::new("numbers").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\n[circuits]\n\
+             profile = \"gated\"\nban_threshold = 2",
+            backend.address()
+        ),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start(&lab);
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    let visit = |circuit: u32| {
+        let mut stream = TcpStream::connect(listen).unwrap();
+        let _ = stream.write_all(format!("{}{}", header(circuit), get("/")).as_bytes());
+        let _ = read_answer(&mut stream, &mut Vec::new());
+        stream
+    };
+    // One is served, one bans itself, one is banned by hand.
+    let _served = visit(CIRCUITS[0]);
+    let _flood: Vec<_> = (0..14)
+        .map(|_| {
+            let mut stream = TcpStream::connect(listen).unwrap();
+            let _ = stream.write_all(header(CIRCUITS[1]).as_bytes());
+            stream
+        })
+        .collect();
+    let by_hand = CIRCUITS[2].to_string();
+    lab.must(&["circuit", "ban", &by_hand]).unwrap();
+    lab.wait_for("both bans", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(2.0))).unwrap();
+    drop(visit(CIRCUITS[2]));
+    for verb in [&["explain", "circuit", &by_hand][..], &["circuit", "promote", &by_hand], &["circuits"]] {
+        lab.must(verb).unwrap();
+    }
+    let said = lab.tunica(&["circuit", "close", &by_hand]).unwrap();
+    assert_eq!(said.code, Some(4), "{said:?}");
+    // The operator sees the numbers, or the search below would prove nothing.
+    assert!(CIRCUITS.iter().all(|circuit| rows(&lab).iter().any(|row| row["circuit"] == *circuit)));
+    let (_, metrics) = lab.http("/metrics").unwrap();
+    let front_log = fs::read_to_string(lab.path("front.log")).unwrap();
+    let ledger = fs::read(lab.path("ledger.redb")).unwrap();
+    let incidents = lab.json(&["incident", "list"]).unwrap().to_string();
+    let status = lab.json(&["status"]).unwrap().to_string();
+    let ledger = String::from_utf8_lossy(&ledger).into_owned();
+    for circuit in CIRCUITS {
+        let low = circuit & 0xffff;
+        for form in
+            [circuit.to_string(), format!("{circuit:x}"), format!("beef:{low:x}"), format!("::{low:x}")]
+        {
+            for (place, text) in [
+                ("the metrics", &metrics),
+                ("tunicad's log", &lab.log()),
+                ("tunica-front's log", &front_log),
+                ("incidents", &incidents),
+                ("status", &status),
+                ("the ledger", &ledger),
+            ] {
+                assert!(!text.contains(&form), "{form} in {place}");
+            }
+        }
+    }
+    let backend = backend.address().to_string();
+    assert_eq!(addresses(&metrics.replace(&backend, "")), Vec::<String>::new());
+    assert_eq!(addresses(&format!("a{{b=\"{backend}\"}} 1\n[2001:db8::1]:80 10.0.0.0/8")).len(), 3);
 }
 
 #[test]

@@ -29,6 +29,7 @@ const SLOW: &[&str] = &[
     "forged_sources",
     "front",
     "metrics",
+    "privacy",
     "self_test",
     "testnet",
     "tor_control",

@@ -12,7 +12,8 @@ use tokio::{
 };
 use tunica_api::{
     request::{
-        AllowAdd, BanAdd, CandidateLoad, CircuitOrder, CircuitState, Explain, Length, Reload, Report, Request,
+        AllowAdd, BanAdd, CandidateLoad, CircuitOrder, CircuitSort, CircuitState, Explain, Length, Reload,
+        Report, Request,
     },
     wire::{MAX_REQUEST_BYTES, read_answer, read_request, write_answer, write_request},
 };
@@ -151,7 +152,9 @@ fn requests() -> Vec<Request> {
         Request::CandidateStatus {},
         Request::CandidatePromote {},
         Request::CandidateDrop {},
-        Request::CircuitList { limit: 20 },
+        Request::CircuitList { limit: 20, sort: CircuitSort::Bytes },
+        Request::CircuitClose { circuit: NonZeroU32::MIN, dry_run: true },
+        Request::CircuitExplain { circuit: NonZeroU32::MAX },
         Request::CircuitOrder(CircuitOrder {
             circuit: NonZeroU32::MIN,
             state: CircuitState::Banned { seconds: 300 },
@@ -208,7 +211,19 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
         Request::CandidateLoad(_) => {
             Request::CandidateLoad(CandidateLoad { name: drawn.arbitrary()?, text: drawn.arbitrary()? })
         }
-        Request::CircuitList { .. } => Request::CircuitList { limit: drawn.arbitrary()? },
+        Request::CircuitList { .. } => Request::CircuitList {
+            limit: drawn.arbitrary()?,
+            sort: match drawn.int_in_range(0..=3)? {
+                0 => CircuitSort::Busy,
+                1 => CircuitSort::Age,
+                2 => CircuitSort::Bytes,
+                _ => CircuitSort::Violations,
+            },
+        },
+        Request::CircuitClose { .. } => {
+            Request::CircuitClose { circuit: drawn.arbitrary()?, dry_run: drawn.arbitrary()? }
+        }
+        Request::CircuitExplain { .. } => Request::CircuitExplain { circuit: drawn.arbitrary()? },
         Request::CircuitOrder(_) => Request::CircuitOrder(CircuitOrder {
             circuit: drawn.arbitrary()?,
             state: match drawn.int_in_range(0..=2)? {

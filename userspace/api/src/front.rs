@@ -24,6 +24,9 @@ pub struct Digest {
     pub version: String,
     /// Differs from one process of the front to the next.
     pub process: u64,
+    /// The tor process that [`Digest::circuits`] belong to; `None`: it was not told which.
+    #[serde(default)]
+    pub generation: Option<u64>,
     /// The last orders that it follows, see [`Orders::revision`]; 0: none yet.
     pub revision: u64,
     /// Open connections that are served.
@@ -111,6 +114,24 @@ pub struct CircuitRow {
     /// Seconds until its ban ends; absent: it is not banned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub banned_seconds: Option<u64>,
+    /// Whether an operator's word began that ban.
+    #[serde(default)]
+    pub banned_by_operator: bool,
+    /// Whether it solved a puzzle, has a token in force or was promoted.
+    #[serde(default)]
+    pub paid: bool,
+    /// Its bans so far, fewer by those that were forgiven: the rung of the ladder that the last one was on.
+    #[serde(default)]
+    pub rung: u32,
+    /// Attempts to connect in the last 10 s.
+    #[serde(default)]
+    pub connections_per_10_seconds: u64,
+    /// Requests in the last 10 s.
+    #[serde(default)]
+    pub requests_per_10_seconds: u64,
+    /// The word of its last stream or request that was refused for another reason than a ban; absent: none is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refusal: Option<String>,
 }
 
 /// What operators said that is in force. A circuit that is not named stays what it is: the front knows circuits, and a daemon

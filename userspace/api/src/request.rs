@@ -98,11 +98,42 @@ pub enum Request {
     CircuitList {
         /// How many rows at most.
         limit: u32,
+        /// Which come first.
+        #[serde(default)]
+        sort: CircuitSort,
     },
     /// Say what a circuit is to be.
     CircuitOrder(CircuitOrder),
+    /// Have tor end a circuit with all its streams, once; its client may come back by another.
+    CircuitClose {
+        /// Its number, as `tunica circuits` shows it.
+        circuit: NonZeroU32,
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// What is done with a circuit's streams, and why.
+    CircuitExplain {
+        /// Its number, as `tunica circuits` shows it.
+        circuit: NonZeroU32,
+    },
     /// What this host can do for the shield.
     Doctor {},
+}
+
+/// Which circuits come first; of equals the busier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CircuitSort {
+    /// Those with most open connections, then those with most requests.
+    #[default]
+    Busy,
+    /// Those that were seen first.
+    Age,
+    /// Those that carried most bytes.
+    Bytes,
+    /// Those with most violations, the banned before all.
+    Violations,
 }
 
 /// Say what a circuit is to be.
@@ -149,6 +180,7 @@ impl Request {
             | Self::IncidentShow { .. }
             | Self::CandidateStatus {}
             | Self::CircuitList { .. }
+            | Self::CircuitExplain { .. }
             | Self::Doctor {} => true,
             Self::BanAdd(_)
             | Self::BanRemove { .. }
@@ -158,6 +190,7 @@ impl Request {
             | Self::Reload(_)
             | Self::Confirm {}
             | Self::CircuitOrder(_)
+            | Self::CircuitClose { .. }
             | Self::CandidateLoad(_)
             | Self::CandidatePromote {}
             | Self::CandidateDrop {}
@@ -200,6 +233,8 @@ impl Request {
             Self::IncidentShow { .. } => "incident_show",
             Self::CircuitList { .. } => "circuit_list",
             Self::CircuitOrder(_) => "circuit_order",
+            Self::CircuitClose { .. } => "circuit_close",
+            Self::CircuitExplain { .. } => "circuit_explain",
             Self::CandidateLoad(_) => "candidate_load",
             Self::CandidateStatus {} => "candidate_status",
             Self::CandidatePromote {} => "candidate_promote",

@@ -1,12 +1,14 @@
 //! Answers.
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 use tunica_core::{
     id::{BanTarget, PacketSource, Prefix},
     time::WallTime,
 };
 
-use crate::front::Digest;
+use crate::front::{CircuitRow, Digest};
 
 /// What the daemon answers: one of the views, or why not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub enum Answer {
     Promotion(Promotion),
     /// To `circuits`.
     Circuits(Box<Circuits>),
+    /// To `explain circuit`.
+    CircuitExplanation(Box<CircuitExplanation>),
     /// To `doctor`.
     Doctor(Doctor),
     /// The request was understood and refused, or could not be carried out.
@@ -128,6 +132,103 @@ pub struct Circuits {
     pub digest: Digest,
     /// How many seconds ago.
     pub age_seconds: u64,
+    /// What tor says of those circuits, and, as far as the limit leaves room, of rendezvous circuits that the ingress does not
+    /// list: no stream has come through them, or none is open. Absent: tor's control port is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tor: Option<Vec<TorCircuit>>,
+}
+
+/// What tor says of a circuit.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TorCircuit {
+    /// Its number in its tor process.
+    pub circuit: NonZeroU32,
+    /// `building`: on its way to the rendezvous; `meeting`: there, and waiting for its client; `joined`: its client is there;
+    /// `introduction`, `other`: one of tor's own.
+    pub state: String,
+    /// Seconds since its client came; absent: it was there before tor's control port was connected, or has not come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined_seconds: Option<u64>,
+    /// The fingerprint of the relay where service and client meet; absent until it is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rendezvous: Option<String>,
+    /// The effort of the puzzle that its client solved for tor; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pow_effort: Option<u64>,
+}
+
+impl std::fmt::Debug for TorCircuit {
+    /// Neither circuit nor relay.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "TorCircuit {{ state: {:?} }}", self.state)
+    }
+}
+
+/// What is done with a circuit's streams, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitExplanation {
+    /// Its number in its tor process.
+    pub circuit: NonZeroU32,
+    /// What the ingress says of it; absent: it does not list it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row: Option<CircuitRow>,
+    /// What tor says of it; absent: tor does not know it, or is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_to_tor: Option<TorCircuit>,
+    /// What it is, in one sentence.
+    pub summary: String,
+    /// Its limits with what counts against them.
+    pub limits: Vec<CircuitLimit>,
+    /// Its violations, and what the next of them leads to.
+    pub violations: String,
+    /// Set while it is banned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ban: Option<CircuitBan>,
+    /// What the gate, the ingress and tor do with it: one sentence each.
+    pub gate: String,
+    /// See `gate`.
+    pub ingress: String,
+    /// See `gate`.
+    pub tor: String,
+    /// The word of its last stream or request that was refused for another reason than a ban, and the sentence for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refusal: Option<LastRefusal>,
+    /// What would change it: one command with its effect each.
+    pub undo: Vec<String>,
+}
+
+/// A limit of one circuit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitLimit {
+    /// Its key under `[circuits]`.
+    pub key: String,
+    /// What is counted.
+    pub what: String,
+    /// How many are counted now; absent: the ingress does not list the circuit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+    /// From how many on it acts, or, of what may be open, how many may be.
+    pub limit: u64,
+    /// What happens then.
+    pub then: String,
+}
+
+/// A circuit's ban.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitBan {
+    /// Until it ends.
+    pub seconds_left: u64,
+    /// `operator` or `front`.
+    pub origin: String,
+}
+
+/// See [`CircuitExplanation::last_refusal`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRefusal {
+    /// The word of the refusals' page.
+    pub refusal: String,
+    /// Its sentence.
+    pub sentence: String,
 }
 
 /// Since when and why the shield is detached.

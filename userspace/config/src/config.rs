@@ -401,7 +401,30 @@ fn as_many_at_once(count: NonZeroU32) -> Pace {
     each_second(count.get(), count.get()).unwrap_or_default()
 }
 
+/// Where the shipped `tunica-front.socket` listens for tor, beside what the file names.
+const SHIPPED_INGRESS_SOCKET: &str = "/run/tunica-front/ingress.sock";
+
 impl Config {
+    /// What no onion service may publish, each with the key that names it: pages without a password, and sockets that take
+    /// orders.
+    pub fn private_places(&self) -> Vec<(&'static str, Place)> {
+        let mut places = vec![
+            ("control.socket", Place::Unix(self.control.socket.clone())),
+            ("the socket of tunica-front beside control.socket", Place::Unix(self.front_socket())),
+        ];
+        places.extend(self.http.enabled.then_some(("http.listen", Place::Tcp(self.http.listen))));
+        places.extend(self.tor.control.clone().map(|place| ("tor.control", place)));
+        places
+    }
+
+    /// Where tor is meant to connect to; nowhere without an ingress.
+    pub fn ingress_places(&self) -> Vec<Place> {
+        let socket = self.ingress.socket.clone().map(Place::Unix);
+        let shipped = Place::Unix(SHIPPED_INGRESS_SOCKET.into());
+        let places = [Some(Place::Tcp(self.ingress.listen)), socket, Some(shipped)];
+        places.into_iter().flatten().filter(|_| self.ingress.enabled).collect()
+    }
+
     /// The socket at which the daemon listens for `tunica-front`: `front.sock` beside [`Control::socket`].
     pub fn front_socket(&self) -> PathBuf {
         self.control.socket.with_file_name("front.sock")

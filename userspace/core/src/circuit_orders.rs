@@ -53,6 +53,8 @@ struct Standing {
     order: CircuitOrder,
     said: Monotime,
     revision: u64,
+    /// Whether it is a ban of the front's that nobody ordered.
+    is_carried: bool,
 }
 
 impl CircuitOrders {
@@ -66,7 +68,8 @@ impl CircuitOrders {
         }
         // Also if it was said before: the front may have found out something else since.
         self.revision += 1;
-        self.orders.insert(circuit, Standing { order, said: now.mono, revision: self.revision });
+        self.orders
+            .insert(circuit, Standing { order, said: now.mono, revision: self.revision, is_carried: false });
         Ok(())
     }
 
@@ -90,6 +93,9 @@ impl CircuitOrders {
             if until > now.mono && !self.orders.contains_key(&circuit) {
                 // Where there is no room the front finds out again.
                 let _ = self.set(circuit, CircuitOrder::Banned { until }, now);
+                if let Some(order) = self.orders.get_mut(&circuit) {
+                    order.is_carried = true;
+                }
             }
         }
     }
@@ -132,6 +138,11 @@ impl CircuitOrders {
     /// What was said of a circuit.
     pub fn get(&self, circuit: NonZeroU32) -> Option<CircuitOrder> {
         self.orders.get(&circuit).map(|it| it.order)
+    }
+
+    /// Whether what stands of a circuit is a ban that an earlier front set by its own rules.
+    pub fn is_carried(&self, circuit: NonZeroU32) -> bool {
+        self.orders.get(&circuit).is_some_and(|it| it.is_carried)
     }
 
     /// The front follows this revision: a circuit that was made normal by it needs no word of ours any more.
@@ -245,6 +256,7 @@ mod tests {
             [1, 2, 3, 4].map(|number| orders.get(circuit(number))),
             [Some(CircuitOrder::Normal), Some(CircuitOrder::Vip), Some(ban), None]
         );
+        assert_eq!([1, 2, 3].map(|number| orders.is_carried(circuit(number))), [false, false, true]);
         assert_eq!(orders.revision(), 3);
         // No more than there is room for, and no harm in more.
         orders.carry((10..30_000).map(|number| (circuit(number), at(9).mono)), at(2));

@@ -14,6 +14,7 @@ pub mod candidate;
 pub mod circuit_closing;
 pub mod circuit_orders;
 pub mod circuit_policy;
+pub mod circuit_registry;
 pub mod coordinator;
 pub mod defence;
 pub mod desired;

@@ -1,6 +1,7 @@
 //! Answers as text for people: pure functions of what was answered.
 
 mod candidate;
+mod circuit_explanation;
 mod circuits;
 mod differences;
 mod explanation;
@@ -34,6 +35,7 @@ pub(crate) fn answer(answer: &Answer) -> String {
         Answer::Candidate(view) => candidate::candidate(view),
         Answer::Promotion(view) => format!("{} is to be written\n", text::clean(&view.file)),
         Answer::Circuits(view) => circuits::circuits(view),
+        Answer::CircuitExplanation(view) => circuit_explanation::circuit_explanation(view),
         Answer::Doctor(view) => findings(&view.findings),
         Answer::Refused(view) => refused(view),
     }

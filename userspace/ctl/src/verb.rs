@@ -51,7 +51,7 @@ pub(crate) enum Verb {
     Report(report::Report),
     /// Show the sources seen most often in sampled events
     Sources(sources::Sources),
-    /// Try a source's packets on clones of the live tables, and say why
+    /// Say why packets of a source, or streams of a circuit, pass or not
     Explain(explain::Explain),
     /// Validate a configuration file; needs no daemon
     Check(check::Check),
@@ -80,7 +80,7 @@ pub(crate) enum Verb {
     Incident(incident::Incident),
     /// Show how the ingress does, and its busiest circuits
     Circuits(circuit::Circuits),
-    /// Ban, promote or demote a circuit
+    /// Ban, promote, demote or close a circuit
     #[command(subcommand)]
     Circuit(circuit::Circuit),
     /// Solve, check and time puzzles; needs no daemon
@@ -103,7 +103,7 @@ impl Verb {
             Self::Allow(verb) => ask(global, &verb.request()),
             Self::Report(verb) => ask(global, &verb.request()),
             Self::Sources(verb) => ask(global, &verb.request()),
-            Self::Explain(verb) => ask(global, &verb.request()),
+            Self::Explain(verb) => ask(global, &verb.request()?),
             Self::Check(verb) => verb.run(global),
             Self::Init(verb) => verb.run(global),
             Self::Render(verb) => verb.run(global),

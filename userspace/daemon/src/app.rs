@@ -5,6 +5,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -160,6 +161,8 @@ struct Troubles {
     tables: Option<String>,
     tor: Option<String>,
     tor_control: Option<String>,
+    /// What tor publishes and should not, or should and does not.
+    published: BTreeSet<String>,
     gate: Option<String>,
     front_process: Option<String>,
     heartbeat: Option<String>,
@@ -191,7 +194,7 @@ impl Troubles {
             &self.reporters,
             &self.nft,
         ];
-        all.into_iter().flatten().cloned().collect()
+        all.into_iter().flatten().chain(&self.published).cloned().collect()
     }
 }
 
@@ -767,8 +770,10 @@ impl App {
             Request::CandidateStatus {} => self.candidate_status(),
             Request::CandidatePromote {} => self.candidate_promotion(),
             Request::CandidateDrop {} => self.drop_candidate(),
-            Request::CircuitList { limit } => self.circuits(limit),
+            Request::CircuitList { limit, sort } => self.circuits(limit, sort),
             Request::CircuitOrder(request) => self.order_circuit(request),
+            Request::CircuitClose { circuit, dry_run } => self.close_circuit(circuit, dry_run),
+            Request::CircuitExplain { circuit } => self.explain_circuit(circuit),
             Request::Doctor {} => Answer::Doctor(self.doctor()),
             Request::BanAdd(ban) => self.ban(ban),
             Request::Report(report) => self.report(report, caller),

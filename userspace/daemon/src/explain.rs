@@ -32,6 +32,8 @@ use crate::{
     views,
 };
 
+pub mod circuit;
+
 /// Most probes in one request.
 pub const MOST_PACKETS: u32 = 1_000;
 

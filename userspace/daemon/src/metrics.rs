@@ -748,6 +748,7 @@ impl ControlRequests {
             | Answer::Incident(_)
             | Answer::Candidate(_)
             | Answer::Circuits(_)
+            | Answer::CircuitExplanation(_)
             | Answer::Promotion(_)
             | Answer::Doctor(_) => "ok",
         };

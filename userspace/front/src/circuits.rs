@@ -409,9 +409,6 @@ impl Circuits {
 
     fn refused(&self, visit: &Visit, refusal: Refusal) {
         self.count(refusal);
-        if !refusal.is_violation() {
-            return;
-        }
         let circuit = visit.hold.circuit();
         let commands = self.shard(circuit).map(|mut shard| {
             // What the policy itself refused it has counted already.
@@ -511,6 +508,7 @@ impl Circuits {
     /// How the circuits are. What the front is and what its backends do, the caller adds.
     pub fn digest(&self) -> Digest {
         let now = now();
+        let generation = self.generation.load(Relaxed);
         let open: BTreeMap<CircuitId, Arc<Visit>> =
             lock(&self.visits).values().map(|visit| (visit.hold.circuit(), Arc::clone(visit))).collect();
         let visits: Vec<Arc<Visit>> = lock(&self.visits).values().cloned().collect();
@@ -527,12 +525,14 @@ impl Circuits {
         }
         let mut bans: Vec<_> =
             self.shards.iter().flat_map(|shard| lock(shard).bans().collect::<Vec<_>>()).collect();
+        bans.retain(|(circuit, _)| circuit.generation().0 == generation);
         bans.sort_unstable_by_key(|(_, until)| std::cmp::Reverse(*until));
         bans.truncate(MOST_BANS);
         let banned = bans.iter().map(|(circuit, _)| circuit).take(MOST_ROWS);
         let mut rows: Vec<CircuitRow> = open
             .keys()
             .chain(banned.filter(|circuit| !open.contains_key(circuit)))
+            .filter(|circuit| circuit.generation().0 == generation)
             .filter_map(|circuit| self.row(*circuit, now))
             .collect();
         rows.sort_by_key(|row| std::cmp::Reverse((row.open, row.requests)));
@@ -541,6 +541,7 @@ impl Circuits {
         let mut admission = lock(&self.admission);
         let statistics = Statistics::of(&self.settings, &mut admission, counts, now);
         Digest {
+            generation: (generation > 0).then_some(generation),
             active: admission.served().into(),
             most_active: self.settings.max_concurrent_connections.get().into(),
             waiting: admission.waiting().into(),
@@ -591,6 +592,12 @@ impl Circuits {
             cpu_microseconds: facts.usage.cpu_nanoseconds / 1_000,
             violations: facts.violations.into(),
             banned_seconds: facts.banned_for.map(|left| left.as_secs() + 1),
+            banned_by_operator: facts.is_banned_by_operator,
+            paid: facts.has_paid,
+            rung: facts.rung.into(),
+            connections_per_10_seconds: facts.connections_per_10_seconds.into(),
+            requests_per_10_seconds: facts.requests_per_10_seconds.into(),
+            last_refusal: facts.last_refusal.map(|refusal| refusal.label().to_owned()),
         })
     }
 

@@ -5,6 +5,7 @@
 //! - [`control_codec`]: Tor's control port, commands out, replies and events in.
 //! - [`haproxy_codec`]: HAProxy's Runtime API, as far as its table of circuits needs it.
 //! - [`tor_metrics`]: the answer of Tor's MetricsPort, as far as it tells of load.
+//! - [`torrc`]: what Tor's configuration publishes.
 //!
 //! Each reader holds three promises for all bytes: it never panics, it asks for no more than a stated number of bytes,
 //! and it comes to the same outcome whatever pieces the bytes arrive in.
@@ -18,3 +19,4 @@ pub mod haproxy_codec;
 pub mod name;
 pub mod proxy_codec;
 pub mod tor_metrics;
+pub mod torrc;

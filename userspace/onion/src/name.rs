@@ -51,6 +51,13 @@ impl FromStr for Fingerprint {
     }
 }
 
+impl Fingerprint {
+    /// The digest itself, 20 bytes.
+    pub const fn bytes(self) -> [u8; FINGERPRINT_BYTES] {
+        self.0
+    }
+}
+
 impl fmt::Display for OnionAddress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|letter| write!(out, "{}", char::from(*letter)))

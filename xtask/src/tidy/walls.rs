@@ -101,7 +101,15 @@ const WALLS: &[Wall] = &[
     Wall {
         name: "tunica-ctl",
         folder: "userspace/ctl",
-        ours: &["tunica-api", "tunica-common", "tunica-config", "tunica-core", "tunica-nft", "tunica-pow"],
+        ours: &[
+            "tunica-api",
+            "tunica-common",
+            "tunica-config",
+            "tunica-core",
+            "tunica-nft",
+            "tunica-onion",
+            "tunica-pow",
+        ],
         foreign: Foreign::Not(&["arti-client", "aya", "aya-obj", "hyper", "redb"]),
     },
     Wall {

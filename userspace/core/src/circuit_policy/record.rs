@@ -6,6 +6,7 @@ use super::{
     admission::Ticket,
     window::{Ring, ticks},
 };
+use crate::refusal::{Class, Refusal};
 
 /// New connections of a circuit, over 60 s.
 pub(super) type MinuteRing = Ring<u8, 11, 60>;
@@ -47,7 +48,13 @@ pub(super) struct Record {
     pub(super) is_promoted: bool,
     pub(super) was_tarpitted: bool,
     pub(super) is_marked: bool,
+    /// Whether the last ban was an operator's word.
+    pub(super) by_operator: bool,
+    /// What was last refused: 1 and its place in [`Refusal::ALL`]; 0: nothing.
+    pub(super) refusal: u8,
 }
+
+const _: () = assert!(Refusal::ALL.len() < u8::MAX as usize, "a record has one byte for the last word");
 
 /// Where a record stands when room is needed: earlier ones go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,7 +94,29 @@ impl Record {
             is_promoted: false,
             was_tarpitted: false,
             is_marked: false,
+            by_operator: false,
+            refusal: 0,
         }
+    }
+
+    /// The word of the last stream or request that was refused.
+    pub(super) fn last_refusal(&self) -> Option<Refusal> {
+        Refusal::ALL.get(usize::from(self.refusal).checked_sub(1)?).copied()
+    }
+
+    /// Takes note of an outcome; what was served changes nothing, nor does what follows from a ban.
+    pub(super) fn note(&mut self, word: Refusal) {
+        match word.class() {
+            Class::Pass | Class::Ban => {}
+            Class::Circuit | Class::Global | Class::Puzzle | Class::Protocol => self.keep(word),
+            Class::Slow | Class::Backend | Class::Ours => self.keep(word),
+        }
+    }
+
+    fn keep(&mut self, word: Refusal) {
+        let place = Refusal::ALL.iter().position(|each| *each == word).unwrap_or(0);
+        // There are fewer words than a byte has values, which the line below the type sees to.
+        self.refusal = u8::try_from(place + 1).unwrap_or(0);
     }
 
     /// Moves on to `now`: windows slide, and violations older than `life` are forgotten.

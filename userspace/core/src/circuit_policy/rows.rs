@@ -296,6 +296,36 @@ fn requests_rates_of_all_and_puzzles_can_be_shadows_and_vips_are_told_apart() {
 }
 
 #[test]
+fn the_last_refusal_and_who_banned_are_remembered() {
+    let mut front = Front::new(&CircuitSettings::messenger(ladder()));
+    front.visit(1);
+    let look = |front: &Front| front.shard.look(circuit(1), front.now).unwrap();
+    assert_eq!((look(&front).last_refusal, look(&front).connections_per_10_seconds), (None, 1));
+    (0..15).for_each(|_| drop(front.visit(1)));
+    // That it is banned now is no reason of its own.
+    assert_eq!(front.visit(1), Refusal::Banned);
+    let facts = look(&front);
+    assert_eq!(facts.last_refusal, Some(Refusal::CircuitRate));
+    assert!(facts.banned_for.is_some() && !facts.is_banned_by_operator);
+    front.shard.unban(circuit(1), front.now);
+    assert!(!look(&front).is_banned_by_operator);
+    front.shard.ban(circuit(1), None, front.now);
+    assert!(look(&front).is_banned_by_operator);
+    front.shard.unban(circuit(1), front.now);
+    assert!(!look(&front).is_banned_by_operator, "no ban, so nobody's");
+    // What the front finds out by itself is remembered, whether it is a violation or not.
+    front.shard.violation(circuit(1), Refusal::MethodDenied, front.now);
+    let facts = look(&front);
+    assert_eq!((facts.last_refusal, facts.violations), (Some(Refusal::MethodDenied), 0));
+    for refusal in Refusal::ALL {
+        let mut record = super::record::Record::new(1, 1);
+        record.note(*refusal);
+        let is_kept = !matches!(refusal.class(), crate::refusal::Class::Pass | crate::refusal::Class::Ban);
+        assert_eq!(record.last_refusal(), is_kept.then_some(*refusal));
+    }
+}
+
+#[test]
 fn shield_case_statistics() {
     let settings = CircuitSettings { max_connections_per_second: NonZeroU32::new(50).unwrap(), ..open() };
     let mut front = Front::new(&CircuitSettings { asks_puzzles: false, ..settings.clone() });

@@ -1,8 +1,10 @@
 //! `circuits`.
 
+use std::num::NonZeroU32;
+
 use tunica_api::{
     front::{CircuitRow, Digest},
-    view::Circuits,
+    view::{Circuits, TorCircuit},
 };
 
 use super::text::{Align, clean, count, duration, table, wrap};
@@ -26,8 +28,68 @@ pub(super) fn circuits(view: &Circuits) -> String {
     if view.age_seconds > 2 {
         out.push_str(&wrap("", "", &format!("The ingress has said nothing for {} s.", view.age_seconds)));
     }
-    if digest.circuits.is_empty() {
-        return out + "\nNo circuit is remembered.\n";
+    let Some(tor) = &view.tor else {
+        out.push_str(&wrap(
+            "tor      ",
+            "         ",
+            "not connected by its control port, so what it says of circuits is missing",
+        ));
+        return out + &without_tor(&digest.circuits);
+    };
+    let alone: Vec<_> = tor
+        .iter()
+        .filter(|circuit| digest.circuits.iter().all(|row| row.circuit != circuit.circuit))
+        .collect();
+    if digest.circuits.is_empty() && alone.is_empty() {
+        return out + NONE;
+    }
+    let beside = digest
+        .circuits
+        .iter()
+        .map(|row| cells(row.circuit, Some(row), tor.iter().find(|circuit| circuit.circuit == row.circuit)));
+    let alone = alone.iter().map(|circuit| cells(circuit.circuit, None, Some(circuit)));
+    out.push('\n');
+    out.push_str(&table(
+        [
+            ("CIRCUIT", Align::Right),
+            ("STATE", Align::Left),
+            ("OPEN", Align::Right),
+            ("REQS", Align::Right),
+            ("VIOL", Align::Right),
+            ("CPU", Align::Right),
+            ("BYTES", Align::Right),
+            ("TOR", Align::Left),
+            ("RELAY", Align::Left),
+        ],
+        &beside.chain(alone).collect::<Vec<_>>(),
+    ));
+    out
+}
+
+const NONE: &str = "\nNo circuit is remembered.\n";
+
+/// What ingress and tor say of one circuit.
+fn cells(circuit: NonZeroU32, row: Option<&CircuitRow>, tor: Option<&TorCircuit>) -> [String; 9] {
+    let of_row = |cell: fn(&CircuitRow) -> String| row.map_or_else(|| "-".to_owned(), cell);
+    [
+        circuit.to_string(),
+        of_row(state),
+        of_row(|row| row.open.to_string()),
+        of_row(|row| count(row.requests)),
+        of_row(|row| row.violations.to_string()),
+        of_row(|row| milliseconds(row.cpu_microseconds)),
+        of_row(|row| count(row.bytes_in.saturating_add(row.bytes_out))),
+        tor.map_or_else(|| "ended".to_owned(), at_tor),
+        // Enough to find it by; `--json` has the whole of it.
+        tor.and_then(|tor| tor.rendezvous.as_ref())
+            .map_or("-", |relay| relay.get(..6).unwrap_or(relay))
+            .to_owned(),
+    ]
+}
+
+fn without_tor(rows: &[CircuitRow]) -> String {
+    if rows.is_empty() {
+        return NONE.to_owned();
     }
     let row = |row: &CircuitRow| {
         [
@@ -39,27 +101,28 @@ pub(super) fn circuits(view: &Circuits) -> String {
             count(row.requests),
             row.violations.to_string(),
             milliseconds(row.cpu_microseconds),
-            count(row.bytes_in),
-            count(row.bytes_out),
+            count(row.bytes_in.saturating_add(row.bytes_out)),
         ]
     };
-    out.push('\n');
-    out.push_str(&table(
-        [
-            ("CIRCUIT", Align::Right),
-            ("STATE", Align::Left),
-            ("AGE", Align::Left),
-            ("OPEN", Align::Right),
-            ("CONN/MIN", Align::Right),
-            ("REQS", Align::Right),
-            ("VIOL", Align::Right),
-            ("CPU", Align::Right),
-            ("IN", Align::Right),
-            ("OUT", Align::Right),
-        ],
-        &digest.circuits.iter().map(row).collect::<Vec<_>>(),
-    ));
-    out
+    let columns = [
+        ("CIRCUIT", Align::Right),
+        ("STATE", Align::Left),
+        ("AGE", Align::Left),
+        ("OPEN", Align::Right),
+        ("CONN/MIN", Align::Right),
+        ("REQS", Align::Right),
+        ("VIOL", Align::Right),
+        ("CPU", Align::Right),
+        ("BYTES", Align::Right),
+    ];
+    format!("\n{}", table(columns, &rows.iter().map(row).collect::<Vec<_>>()))
+}
+
+fn at_tor(tor: &TorCircuit) -> String {
+    match tor.joined_seconds {
+        Some(seconds) => format!("{} {}", tor.state, duration(seconds)),
+        None => tor.state.clone(),
+    }
 }
 
 /// Rounded up: what was done is never nothing.
@@ -68,9 +131,11 @@ fn milliseconds(microseconds: u64) -> String {
 }
 
 fn state(row: &CircuitRow) -> String {
-    match row.banned_seconds {
-        Some(seconds) => format!("banned {}", duration(seconds)),
-        None => row.state.clone(),
+    match (row.banned_seconds, row.paid) {
+        (Some(seconds), _) => format!("ban {}", duration(seconds)),
+        // Whoever goes past the queue has paid.
+        (None, true) if row.state != "vip" => format!("{}, paid", row.state),
+        (None, _) => row.state.clone(),
     }
 }
 

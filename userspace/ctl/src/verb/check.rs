@@ -1,7 +1,8 @@
 //! `check`: what is wrong with a configuration file, by itself and on this machine.
 
 use std::{
-    io,
+    cmp::Reverse,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -11,11 +12,12 @@ use tunica_api::{
     SCHEMA,
     view::{Finding, Level},
 };
-use tunica_config::{Attach, Config, Problem, Problems, ReadFileError};
+use tunica_config::{Attach, Config, Place, Problem, Problems, ReadFileError};
 use tunica_core::{
     limits::{CookieState, HostFacts},
     syncookies::{Fit, Severity},
 };
+use tunica_onion::torrc::{Exposure, Listener, Torrc};
 
 use crate::{
     Failure, Global,
@@ -32,6 +34,9 @@ pub(crate) struct Check {
     /// Compare it with this machine as well
     #[arg(long)]
     host: bool,
+    /// Compare it with what this torrc publishes as well
+    #[arg(long, value_name = "FILE")]
+    torrc: Option<PathBuf>,
 }
 
 impl Check {
@@ -40,7 +45,15 @@ impl Check {
         let file = self.file.unwrap_or_else(|| global.config_or_default());
         match tunica_config::read_file(&file) {
             Ok(config) => {
-                let findings = self.host.then(|| compare(&config, &Host::at("/")));
+                let mut findings = self.host.then(|| compare(&config, &Host::at("/")));
+                if let Some(path) = &self.torrc {
+                    let text = fs::read(path).map_err(|source| torrc_unreadable(path, &source))?;
+                    let published = check_torrc(&config, path, &String::from_utf8_lossy(&text));
+                    findings.get_or_insert_default().extend(published);
+                }
+                if let Some(findings) = &mut findings {
+                    findings.sort_by_key(|finding| Reverse(finding.level));
+                }
                 accepted(global, &file, &config, findings.as_deref())
             }
             Err(ReadFileError::Problems(problems)) => rejected(global, &file, &problems),
@@ -98,6 +111,22 @@ fn unreadable(path: &Path, source: &io::Error) -> Failure {
         exit,
         format!("{path} cannot be read ({source}): nothing was checked; run as root, or name another file"),
     )
+}
+
+fn torrc_unreadable(path: &Path, source: &io::Error) -> Failure {
+    let exit = if source.kind() == io::ErrorKind::NotFound {
+        Exit::NotFound
+    } else if source.kind() == io::ErrorKind::PermissionDenied {
+        Exit::Forbidden
+    } else {
+        Exit::Failed
+    };
+    let message = format!(
+        "{} cannot be read ({source}): what tor publishes was not compared; name the file that your tor reads, and run as root \
+         where others may not read it",
+        path.display()
+    );
+    Failure::new(exit, message)
 }
 
 fn accepted(
@@ -173,7 +202,6 @@ fn compare(config: &Config, host: &Host) -> Vec<Finding> {
     findings.push(check_directory("socket_directory", &config.control.socket, host));
     findings.push(check_syncookies(config, host));
     findings.push(check_kernel(host));
-    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     findings
 }
 
@@ -336,6 +364,79 @@ fn check_syncookies(config: &Config, host: &Host) -> Finding {
     finding("syncookies", level, format!("net.ipv4.tcp_syncookies {value}{}", fit.clause()), fit.advice())
 }
 
+/// What services of tor's publish of this configuration's listeners.
+fn check_torrc(config: &Config, path: &Path, text: &str) -> Vec<Finding> {
+    const CHECK: &str = "torrc";
+    let path = path.display();
+    let torrc = Torrc::parse(text);
+    let mut findings = Vec::new();
+    for problem in &torrc.problems {
+        findings.push(finding(
+            CHECK,
+            Level::Failure,
+            format!("{path}: line {}: {}", problem.line, problem.fault),
+            "tor refuses the line or it \
+            is not understood here, so what it publishes is not known; correct it and check again",
+        ));
+    }
+    for line in &torrc.includes {
+        findings.push(finding(
+            CHECK,
+            Level::Warning,
+            format!("{path}: line {line} takes in other files"),
+            "what these publish was not compared; check each of them with --torrc",
+        ));
+    }
+    let (private, ingress) = (config.private_places(), config.ingress_places());
+    let private: Vec<_> = private.iter().map(|(key, place)| (*key, listener(place))).collect();
+    let ingress: Vec<_> = ingress.iter().map(listener).collect();
+    for exposure in torrc.exposures(&private, &ingress) {
+        findings.push(match exposure {
+            Exposure::Published { key, line } => finding(
+                CHECK,
+                Level::Failure,
+                format!("{path}: line {line} publishes {key} as an onion service"),
+                format!(
+                    "whoever knows the onion address could reach what must stay on this host; remove the line, or give {key} \
+                     another place"
+                ),
+            ),
+            Exposure::NotIngress => finding(
+                CHECK,
+                Level::Warning,
+                format!("{path}: no HiddenServicePort leads to ingress.listen or ingress.socket"),
+                format!(
+                    "the ingress would get no stream, and no limit of [circuits] would act; write \
+                     `HiddenServicePort 80 {}` for the service that it stands before",
+                    config.ingress.listen
+                ),
+            ),
+            Exposure::NoCircuit { line } => finding(
+                CHECK,
+                Level::Warning,
+                format!("{path}: line {line} leads to the ingress, and its service tells no circuit"),
+                "each of its streams would be closed unanswered; write `HiddenServiceExportCircuitID haproxy` below its \
+                 HiddenServiceDir",
+            ),
+        });
+    }
+    if findings.is_empty() {
+        let found = format!(
+            "{path}: {} published, none of them ours to keep",
+            render::plural(torrc.ports.len(), "port")
+        );
+        findings.push(finding(CHECK, Level::Ok, found, ""));
+    }
+    findings
+}
+
+fn listener(place: &Place) -> Listener<'_> {
+    match place {
+        Place::Tcp(address) => Listener::Tcp(*address),
+        Place::Unix(path) => Listener::Unix(path),
+    }
+}
+
 fn check_kernel(host: &Host) -> Finding {
     const CHECK: &str = "kernel";
     let (major, minor) = LEAST_KERNEL;
@@ -384,7 +485,73 @@ mod tests {
         }
         let ledger = root.path().join("var/lib/tunica");
         fs::set_permissions(ledger, fs::Permissions::from_mode(0o750)).unwrap();
-        compare(&tunica_config::read(config, "test").unwrap(), &Host::at(root.path()))
+        let mut findings = compare(&tunica_config::read(config, "test").unwrap(), &Host::at(root.path()));
+        findings.sort_by_key(|finding| Reverse(finding.level));
+        findings
+    }
+
+    #[test]
+    fn what_a_torrc_publishes_is_judged() {
+        let config = format!(
+            "{CONFIG}control = \"127.0.0.1:9051\"\n[ingress]\nenabled = true\nsocket = \"/srv/ingress.sock\"\n"
+        );
+        let service = "HiddenServiceDir /var/lib/tor/shop\nHiddenServiceExportCircuitID haproxy\n";
+        let good = format!("{service}HiddenServicePort 80 127.0.0.1:10000\n");
+        let without_ingress = CONFIG.to_owned();
+        let metrics_off = format!("{config}[http]\nenabled = false\n");
+        let unix_control = config.replace("127.0.0.1:9051", "unix:/run/tor/control");
+        let published = |port: &str| format!("{good}HiddenServicePort {port}\n");
+        for (config, text, expected) in [
+            (&config, good.clone(), (Level::Ok, "1 port published")),
+            (
+                &config,
+                format!("{service}HiddenServicePort 80 unix:/run/tunica-front/ingress.sock"),
+                (Level::Ok, "1 port"),
+            ),
+            (&config, format!("{service}HiddenServicePort 80 unix:/srv/ingress.sock"), (Level::Ok, "1 port")),
+            (&config, published("9187"), (Level::Failure, "line 4 publishes http.listen")),
+            (&config, published("80 localhost:9187"), (Level::Failure, "http.listen")),
+            (&metrics_off, published("9187"), (Level::Ok, "2 ports")),
+            (&config, published("80 127.0.0.1:9051"), (Level::Failure, "publishes tor.control")),
+            (&unix_control, published("80 unix:/run/tor/control"), (Level::Failure, "publishes tor.control")),
+            (
+                &config,
+                published("80 unix:/run/tunica/tunicad.sock"),
+                (Level::Failure, "publishes control.socket"),
+            ),
+            (
+                &config,
+                published("80 unix:/run/tunica/front.sock"),
+                (Level::Failure, "the socket of tunica-front"),
+            ),
+            (
+                &config,
+                published("0"),
+                (Level::Failure, "line 4: HiddenServicePort does not begin with a port"),
+            ),
+            (&config, service.to_owned(), (Level::Warning, "no HiddenServicePort leads to ingress.listen")),
+            (&without_ingress, service.to_owned(), (Level::Ok, "0 ports published")),
+            (&config, good.replace("haproxy", "none"), (Level::Warning, "line 3 leads to the ingress")),
+            (
+                &config,
+                format!("{good}%include /etc/tor/torrc.d"),
+                (Level::Warning, "line 4 takes in other files"),
+            ),
+        ] {
+            let findings = check_torrc(
+                &tunica_config::read(config, "test").unwrap(),
+                Path::new("/etc/tor/torrc"),
+                &text,
+            );
+            let [found] = findings.as_slice() else { panic!("{text}: {findings:?}") };
+            assert_eq!(found.level, expected.0, "{text}");
+            assert!(
+                found.found.contains(expected.1) && found.found.starts_with("/etc/tor/torrc"),
+                "{}",
+                found.found
+            );
+            assert_eq!(found.advice.is_empty(), found.level == Level::Ok);
+        }
     }
 
     #[test]

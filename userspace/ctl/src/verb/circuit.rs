@@ -1,9 +1,9 @@
-//! `circuits`, `circuit ban`, `circuit unban`, `circuit promote`, `circuit demote`.
+//! `circuits`, `circuit ban`, `circuit unban`, `circuit promote`, `circuit demote`, `circuit close`.
 
 use std::num::NonZeroU32;
 
-use clap::{Args, Subcommand};
-use tunica_api::request::{CircuitOrder, CircuitState, Request};
+use clap::{Args, Subcommand, ValueEnum};
+use tunica_api::request::{CircuitOrder, CircuitSort, CircuitState, Request};
 use tunica_core::circuit_orders::USUAL_BAN;
 
 use super::length::Span;
@@ -14,12 +14,34 @@ pub(crate) struct Circuits {
     /// How many rows at most
     #[arg(long, value_name = "ROWS", default_value_t = 20)]
     limit: u32,
+    /// Which come first
+    #[arg(long, value_enum, default_value_t = Sort::Busy)]
+    sort: Sort,
+}
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Sort {
+    /// Most open connections, then most requests
+    Busy,
+    /// Seen first
+    Age,
+    /// Most bytes
+    Bytes,
+    /// Banned, then most violations
+    Violations,
 }
 
 impl Circuits {
     /// The request to send.
     pub(crate) const fn request(self) -> Request {
-        Request::CircuitList { limit: self.limit }
+        let sort = match self.sort {
+            Sort::Busy => CircuitSort::Busy,
+            Sort::Age => CircuitSort::Age,
+            Sort::Bytes => CircuitSort::Bytes,
+            Sort::Violations => CircuitSort::Violations,
+        };
+        Request::CircuitList { limit: self.limit, sort }
     }
 }
 
@@ -46,6 +68,11 @@ pub(crate) enum Circuit {
     },
     /// Treat a circuit as any other again
     Demote {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Have tor end a circuit with all its streams, without a ban
+    Close {
         #[command(flatten)]
         which: Which,
     },
@@ -76,6 +103,9 @@ impl Circuit {
             }
             Self::Unban { which } | Self::Demote { which } => (which, CircuitState::Normal),
             Self::Promote { which } => (which, CircuitState::Vip),
+            Self::Close { which: Which { circuit, dry_run } } => {
+                return Request::CircuitClose { circuit, dry_run };
+            }
         };
         Request::CircuitOrder(CircuitOrder { circuit, state, dry_run })
     }

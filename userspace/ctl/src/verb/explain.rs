@@ -1,13 +1,34 @@
-//! `explain`.
+//! `explain`, `explain circuit`.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU32};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use tunica_api::request::{self, Request};
+
+use crate::{Failure, exit::Exit};
 
 /// See [`super::Verb::Explain`].
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Explain {
+    #[command(subcommand)]
+    verb: Option<ExplainVerb>,
+    #[command(flatten)]
+    source: Option<Source>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ExplainVerb {
+    /// Say what is done with a circuit's streams, and why
+    Circuit {
+        /// Its number, as `tunica circuits` shows it
+        circuit: NonZeroU32,
+    },
+}
+
+/// Whose packets are tried.
+#[derive(Debug, Args)]
+struct Source {
     /// An address of the source
     #[arg(value_name = "IP")]
     address: IpAddr,
@@ -21,8 +42,19 @@ pub(crate) struct Explain {
 
 impl Explain {
     /// The request to send.
-    pub(crate) fn request(self) -> Request {
-        let Self { address, port, packets } = self;
-        Request::Explain(request::Explain { address, port, packets })
+    ///
+    /// # Errors
+    /// If nothing is named.
+    pub(crate) fn request(self) -> Result<Request, Failure> {
+        match (self.verb, self.source) {
+            (Some(ExplainVerb::Circuit { circuit }), _) => Ok(Request::CircuitExplain { circuit }),
+            (None, Some(Source { address, port, packets })) => {
+                Ok(Request::Explain(request::Explain { address, port, packets }))
+            }
+            (None, None) => Err(Failure::new(
+                Exit::Usage,
+                "nothing was explained; name an address, or a circuit as in `tunica explain circuit 33`",
+            )),
+        }
     }
 }

@@ -1,11 +1,16 @@
 //! `circuits` and `circuit`: what the ingress says, and what it is told.
 
-use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, watch};
 use tunica_api::{
-    front::{CircuitOrder as Wire, CircuitState as WireState, Digest, Orders},
-    request::{self, CircuitState},
+    front::{CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Digest, MOST_ROWS, Orders},
+    request::{self, CircuitSort, CircuitState},
     view::{self, Answer, Done, RefusedCode},
 };
 use tunica_core::{
@@ -16,6 +21,7 @@ use tunica_core::{
 
 use super::App;
 use crate::{
+    explain::{self, circuit::Known},
     shell::{
         front::Heard,
         front_process::{FrontAct, FrontTold},
@@ -47,6 +53,22 @@ impl Default for Front {
             acts: None,
             was_renewed: false,
         }
+    }
+}
+
+impl Front {
+    /// What the front said of circuits, while these are of the tor process that is meant: after a restart of tor its last words
+    /// are of the process before, whose numbers come again.
+    fn rows(&self) -> &[CircuitRow] {
+        match &self.last {
+            Some((digest, _)) if self.is_present(digest) => &digest.circuits,
+            Some(_) | None => &[],
+        }
+    }
+
+    fn is_present(&self, digest: &Digest) -> bool {
+        let generation = self.orders.generation().map(|generation| generation.0);
+        generation.is_none() || digest.generation == generation
     }
 }
 
@@ -108,7 +130,9 @@ impl App {
                 }
                 self.metrics.set_front(Some(&digest));
                 self.front.orders.followed(digest.revision);
-                let bans = digest.bans.iter().map(|(circuit, until)| (*circuit, Monotime(*until))).collect();
+                let is_present = self.front.is_present(&digest);
+                let bans = digest.bans.iter().filter(|_| is_present);
+                let bans = bans.map(|(circuit, until)| (*circuit, Monotime(*until))).collect();
                 let (before, lost) = std::mem::replace(&mut self.front.bans, (digest.process, bans));
                 let process = digest.process;
                 self.front.last = Some((digest, self.now().mono));
@@ -194,15 +218,70 @@ impl App {
         });
     }
 
-    /// How the ingress does, with its `limit` busiest circuits.
-    pub(super) fn circuits(&self, limit: u32) -> Answer {
+    /// How the ingress does, with `limit` circuits beside what tor says of them.
+    pub(super) fn circuits(&self, limit: u32, sort: CircuitSort) -> Answer {
         let Some((digest, since)) = &self.front.last else { return self.no_front() };
-        let mut digest = Digest::clone(digest);
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        digest.circuits.truncate(limit);
-        digest.bans.truncate(limit);
-        let age_seconds = self.now().mono.since(*since).as_secs();
-        Answer::Circuits(Box::new(view::Circuits { digest, age_seconds }))
+        let now = self.now().mono;
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(MOST_ROWS);
+        let mut rows = self.front.rows().to_vec();
+        order_rows(&mut rows, sort);
+        let registry = self.registry();
+        let tor = registry.is_connected().then(|| {
+            let listed: BTreeSet<_> = rows.iter().map(|row| row.circuit).collect();
+            let beside =
+                rows.iter().take(limit).filter_map(|row| Some((row.circuit, registry.get(row.circuit)?)));
+            let alone = registry
+                .circuits()
+                .rev()
+                .filter(|(circuit, facts)| facts.is_rendezvous() && !listed.contains(circuit));
+            let alone = alone.take(limit.saturating_sub(rows.len()));
+            beside
+                .chain(alone)
+                .map(|(circuit, facts)| explain::circuit::of_tor(circuit, facts, now))
+                .collect()
+        });
+        rows.truncate(limit);
+        let mut digest = Digest { circuits: rows, ..Digest::clone(digest) };
+        digest.bans =
+            self.front.bans.1.iter().map(|(circuit, until)| (*circuit, until.0)).take(limit).collect();
+        let age_seconds = now.since(*since).as_secs();
+        Answer::Circuits(Box::new(view::Circuits { digest, age_seconds, tor }))
+    }
+
+    /// Why a circuit is what it is. Nothing is changed by asking.
+    pub(super) fn explain_circuit(&self, circuit: NonZeroU32) -> Answer {
+        let settings = match self.config.circuit_settings() {
+            Ok(settings) => settings,
+            Err(error) => return views::refused(RefusedCode::Failed, error.to_string()),
+        };
+        let known = Known {
+            circuit,
+            row: self.front.rows().iter().find(|row| row.circuit == circuit),
+            has_front: self.front.last.is_some(),
+            order: self.front.orders.get(circuit),
+            is_carried: self.front.orders.is_carried(circuit),
+            banned_until: self.banned_circuits().get(&circuit).copied(),
+            registry: self.registry(),
+            has_control: self.config.tor.control.is_some(),
+            gate: self.gate_mode(),
+            settings: &settings,
+            now: self.now().mono,
+        };
+        match explain::circuit::explain(&known) {
+            Some(explanation) => Answer::CircuitExplanation(Box::new(explanation)),
+            None => {
+                let message = format!(
+                    "nothing is known of circuit {circuit}: it has no open connection and no ban at the ingress{}; \
+                     `tunica circuits` shows those that have",
+                    if self.registry().is_connected() {
+                        ", and tor has no open circuit of this number"
+                    } else {
+                        ""
+                    }
+                );
+                views::refused(RefusedCode::NotFound, message)
+            }
+        }
     }
 
     fn no_front(&self) -> Answer {
@@ -217,8 +296,11 @@ impl App {
     /// Has the front treat a circuit otherwise.
     pub(super) fn order_circuit(&mut self, request: request::CircuitOrder) -> Answer {
         let request::CircuitOrder { circuit, state, dry_run } = request;
-        let Some((digest, _)) = &self.front.last else { return self.no_front() };
-        let is_known = digest.circuits.iter().any(|row| row.circuit == circuit);
+        if self.front.last.is_none() {
+            return self.no_front();
+        }
+        let is_known = self.front.rows().iter().any(|row| row.circuit == circuit)
+            || self.registry().get(circuit).is_some();
         let mut said = vec![match state {
             CircuitState::Banned { seconds } => {
                 format!(
@@ -262,5 +344,66 @@ fn undo(circuit: NonZeroU32, state: CircuitState) -> Option<String> {
         CircuitState::Banned { .. } => Some(format!("tunica circuit unban {circuit}")),
         CircuitState::Vip => Some(format!("tunica circuit demote {circuit}")),
         CircuitState::Normal => None,
+    }
+}
+
+/// Puts first what was asked for, and of equals the busier.
+fn order_rows(rows: &mut [CircuitRow], sort: CircuitSort) {
+    rows.sort_by_key(|row| {
+        let first = match sort {
+            CircuitSort::Busy => 0,
+            CircuitSort::Age => row.age_seconds,
+            CircuitSort::Bytes => row.bytes_in.saturating_add(row.bytes_out),
+            CircuitSort::Violations if row.banned_seconds.is_some() => u64::MAX,
+            CircuitSort::Violations => row.violations.into(),
+        };
+        Reverse((first, row.open, row.requests))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_as_asked_for() {
+        // Number, age, open, requests, bytes in, bytes out, violations, banned.
+        let rows = [
+            (1, 10, 1, 5, 100, 0, 0, None),
+            (2, 90, 1, 9, 0, 50, 3, None),
+            (3, 50, 4, 1, 10, 10, 0, Some(7)),
+            (4, 50, 0, 1, 10, 10, 3, None),
+        ];
+        let rows =
+            rows.map(|(number, age_seconds, open, requests, bytes_in, bytes_out, violations, banned)| {
+                CircuitRow {
+                    circuit: NonZeroU32::new(number).unwrap(),
+                    state: "normal".to_owned(),
+                    age_seconds,
+                    open,
+                    connections_per_minute: 0,
+                    requests,
+                    bytes_in,
+                    bytes_out,
+                    violations,
+                    banned_seconds: banned,
+                    banned_by_operator: false,
+                    paid: false,
+                    rung: 0,
+                    connections_per_10_seconds: 0,
+                    requests_per_10_seconds: 0,
+                    last_refusal: None,
+                }
+            });
+        for (sort, expected) in [
+            (CircuitSort::Busy, [3, 2, 1, 4]),
+            (CircuitSort::Age, [2, 3, 4, 1]),
+            (CircuitSort::Bytes, [1, 2, 3, 4]),
+            (CircuitSort::Violations, [3, 2, 4, 1]),
+        ] {
+            let mut rows = rows.clone();
+            order_rows(&mut rows, sort);
+            assert_eq!(rows.map(|row| row.circuit.get()), expected, "{sort:?}");
+        }
     }
 }

@@ -71,6 +71,11 @@ impl App {
         }
     }
 
+    /// What the gate does with banned circuits; `None` while it is not attached.
+    pub(super) fn gate_mode(&self) -> Option<Mode> {
+        self.gate.gate.as_ref().map(|_| self.at_gate().mode)
+    }
+
     fn at_gate(&self) -> Desired {
         let bans =
             self.banned_circuits().into_iter().map(|(circuit, until)| (circuit, Ban { until, ban_id: 0 }));

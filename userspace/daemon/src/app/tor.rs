@@ -1,18 +1,29 @@
 //! What tor says over its control port, and what it is told.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU32};
 
 use tokio::sync::mpsc;
-use tunica_core::{circuit_closing::CircuitClosing, coordinator::Event};
+use tunica_api::view::{Answer, Done, RefusedCode};
+use tunica_config::Place;
+use tunica_core::{
+    circuit_closing::CircuitClosing,
+    circuit_registry::{CircuitRegistry, NotClosable},
+    coordinator::Event,
+};
+use tunica_onion::torrc::{Exposure, Listener, Torrc};
 
 use super::App;
-use crate::shell::tor_control::{CircuitChange, CloseOutcome, TorAct, TorHeard};
+use crate::{
+    shell::tor_control::{CircuitChange, CloseOutcome, TorAct, TorCircuit, TorHeard},
+    views,
+};
 
 /// What is known of tor.
 #[derive(Default)]
 pub(super) struct Tor {
     acts: Option<mpsc::Sender<TorAct>>,
     closing: CircuitClosing,
+    registry: CircuitRegistry,
 }
 
 impl App {
@@ -28,20 +39,29 @@ impl App {
                 self.troubles.tor_control = None;
                 self.metrics.set_tor_control(true);
                 self.tor.closing.begin(generation);
+                self.tor.registry.begin(generation);
                 self.begin_generation(generation);
             }
             TorHeard::Gone { why } => {
                 self.metrics.set_tor_control(false);
+                self.tor.registry.gone();
                 self.troubles.tor_control = Some(why.to_string());
             }
             TorHeard::Peers(peers) => {
                 let _ = self.step(Event::TorPeers(peers.hosts().into_iter().collect::<Vec<IpAddr>>()));
             }
-            // A circuit that has ended gets no stream any more.
-            TorHeard::Circuit(circuit) if matches!(circuit.change, CircuitChange::Ended { .. }) => {
-                self.forget_circuit(circuit.id);
+            TorHeard::Circuit(circuit) => {
+                let now = self.now().mono;
+                self.tor.registry.heard(circuit.word(), now);
+                // A circuit that has ended gets no stream any more.
+                if matches!(circuit.change, CircuitChange::Ended { .. }) {
+                    self.forget_circuit(circuit.id);
+                }
             }
-            TorHeard::Circuit(_) | TorHeard::Circuits { .. } => {}
+            TorHeard::Circuits { open, .. } => {
+                self.tor.registry.listed(open.iter().map(TorCircuit::word));
+            }
+            TorHeard::Services(torrc) => self.judge_services(&torrc),
             TorHeard::Closed { circuit, outcome } => {
                 self.metrics.count_close(outcome);
                 match outcome {
@@ -54,6 +74,67 @@ impl App {
         }
     }
 
+    /// Says what tor publishes and must not, and that it leaves the ingress out.
+    fn judge_services(&mut self, torrc: &Torrc) {
+        let (private, ingress) = (self.config.private_places(), self.config.ingress_places());
+        let private: Vec<_> = private.iter().map(|(key, place)| (*key, listener(place))).collect();
+        let ingress: Vec<_> = ingress.iter().map(listener).collect();
+        let exposures = torrc.exposures(&private, &ingress);
+        let told = exposures.iter().map(|exposure| match exposure {
+            Exposure::Published { key, .. } => format!(
+                "tor publishes {key} as an onion service, so whoever knows the onion address reaches what must stay on this host; \
+                 remove that HiddenServicePort and reload tor"
+            ),
+            Exposure::NotIngress => "by tor's configuration no HiddenServicePort leads to ingress.listen or ingress.socket; unless a \
+                                     controller made the service, the ingress gets no stream and no limit of [circuits] acts; \
+                                     `tunica check --torrc` says what to write"
+                .to_owned(),
+            Exposure::NoCircuit { .. } => "a service leads to the ingress without telling circuits, so each of its streams is closed; \
+                                           write `HiddenServiceExportCircuitID haproxy` below its HiddenServiceDir and reload tor"
+                .to_owned(),
+        });
+        let told: BTreeSet<String> = told.collect();
+        for text in told.difference(&self.troubles.published) {
+            tracing::error!(message_id = "services_misled", "{text}");
+        }
+        self.troubles.published = told;
+    }
+
+    /// What tor says of its circuits.
+    pub(super) const fn registry(&self) -> &CircuitRegistry {
+        &self.tor.registry
+    }
+
+    /// Has tor close a circuit for an operator, once.
+    pub(super) fn close_circuit(&mut self, circuit: NonZeroU32, dry_run: bool) -> Answer {
+        let Some(acts) = &self.tor.acts else {
+            let message = "tunicad has no control port of tor, so it cannot close circuits; set control under [tor] and \
+                           restart tunicad, or refuse its streams with `tunica circuit ban`";
+            return views::refused(RefusedCode::NotFound, message);
+        };
+        let id = match self.tor.registry.closable(circuit) {
+            Ok(id) => id,
+            Err(why) => {
+                let code = match why {
+                    NotClosable::NoTor => RefusedCode::Failed,
+                    NotClosable::Unknown => RefusedCode::NotFound,
+                    NotClosable::TorsOwn => RefusedCode::Protected,
+                };
+                return views::refused(code, format!("circuit {circuit}: {why}"));
+            }
+        };
+        if !dry_run && acts.try_send(TorAct::Close(id)).is_err() {
+            let message =
+                format!("circuit {circuit}: tor has not taken what it was asked for before; ask again");
+            return views::refused(RefusedCode::Failed, message);
+        }
+        let changes = vec![format!(
+            "circuit {circuit}: tor is asked to close it, and its streams end; it is not banned, so its client may come back \
+             by a new circuit"
+        )];
+        Answer::Done(Done { dry_run, changes, undo: None })
+    }
+
     /// Has tor close the circuits that are banned, by the ingress or by an operator.
     pub(super) fn close_banned(&mut self) {
         let Some(acts) = self.tor.acts.clone() else { return };
@@ -63,5 +144,12 @@ impl App {
                 self.tor.closing.failed(circuit);
             }
         }
+    }
+}
+
+fn listener(place: &Place) -> Listener<'_> {
+    match place {
+        Place::Tcp(address) => Listener::Tcp(*address),
+        Place::Unix(path) => Listener::Unix(path),
     }
 }

@@ -1,7 +1,7 @@
 //! `/metrics`, `/health` and `/ready` over HTTP on loopback.
 //!
 //! Every answer comes from the event loop, so a loop that hangs shows as a failing `/health`. The `Host` header must
-//! name loopback: else a web page could read the metrics through its visitor's browser, by letting its own name resolve
+//! name loopback and the port listened on: else a web page could read the metrics through its visitor's browser, by letting its own name resolve
 //! to 127.0.0.1 (DNS rebinding).
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -93,7 +93,8 @@ pub async fn bind(listen: SocketAddr) -> Result<HttpServer, BindError> {
 /// Serves until it is dropped.
 pub async fn serve(server: HttpServer, questions: mpsc::Sender<HttpQuestion>, requests: HttpRequests) {
     let seats = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    let context = Arc::new(Context { questions, requests });
+    let context =
+        Arc::new(Context { port: server.address().ok().map(|address| address.port()), questions, requests });
     // The semaphore is never closed.
     while let Ok(seat) = Arc::clone(&seats).acquire_owned().await {
         match server.listener.accept().await {
@@ -114,6 +115,8 @@ pub async fn serve(server: HttpServer, questions: mpsc::Sender<HttpQuestion>, re
 }
 
 struct Context {
+    /// Where this server listens.
+    port: Option<u16>,
     questions: mpsc::Sender<HttpQuestion>,
     requests: HttpRequests,
 }
@@ -134,7 +137,7 @@ async fn converse(stream: TcpStream, context: Arc<Context>) -> hyper::Result<()>
 impl Context {
     async fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let path = HttpPath::of(request.uri().path());
-        let response = match check_host(request) {
+        let response = match check_host(request, self.port) {
             Err((status, reason)) => refusal(status, reason),
             Ok(()) => self.answer(path, request.method()).await,
         };
@@ -184,9 +187,12 @@ impl Context {
 }
 
 /// Lets a request through that was meant for loopback (RFC 9110 sections 7.2 and 7.4).
-fn check_host(request: &Request<Incoming>) -> Result<(), (StatusCode, &'static str)> {
-    const NOT_HERE: (StatusCode, &str) =
-        (StatusCode::MISDIRECTED_REQUEST, "this server is localhost, 127.0.0.1 or [::1] and nothing else");
+fn check_host(request: &Request<Incoming>, port: Option<u16>) -> Result<(), (StatusCode, &'static str)> {
+    const NOT_HERE: (StatusCode, &str) = (
+        StatusCode::MISDIRECTED_REQUEST,
+        "this server is localhost, 127.0.0.1 or [::1], at the port that it listens on, and nothing else; forward that port \
+         by the same number",
+    );
     let mut hosts = request.headers().get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
         return Err((StatusCode::BAD_REQUEST, "a request has exactly one Host header"));
@@ -196,14 +202,19 @@ fn check_host(request: &Request<Incoming>) -> Result<(), (StatusCode, &'static s
         .try_into()
         .map_err(|_| (StatusCode::BAD_REQUEST, "the Host header is not readable"))?;
     let target = request.uri().authority();
-    if is_loopback(&host) && target.is_none_or(is_loopback) { Ok(()) } else { Err(NOT_HERE) }
+    let is_meant = |authority: &Authority| is_loopback(authority, port);
+    if is_meant(&host) && target.is_none_or(is_meant) { Ok(()) } else { Err(NOT_HERE) }
 }
 
-/// Whether it is `localhost`, 127.0.0.1 or `[::1]`, with or without a port.
-fn is_loopback(authority: &Authority) -> bool {
+/// Whether it is `localhost`, 127.0.0.1 or `[::1]`, with this port or without one. With another the request came through
+/// something that others may reach.
+fn is_loopback(authority: &Authority, port: Option<u16>) -> bool {
     let name = authority.host();
+    // What stands behind the name: nothing, or a colon and the port.
+    let rest = authority.as_str().strip_prefix(name).unwrap_or("?");
+    let is_port = rest.is_empty() || port.is_some_and(|port| rest == format!(":{port}"));
     let is_bare = !authority.as_str().contains('@');
-    is_bare && (name.eq_ignore_ascii_case("localhost") || name == "127.0.0.1" || name == "[::1]")
+    is_bare && is_port && (name.eq_ignore_ascii_case("localhost") || name == "127.0.0.1" || name == "[::1]")
 }
 
 fn page(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {

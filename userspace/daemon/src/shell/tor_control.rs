@@ -9,7 +9,7 @@
 //! 3. [`TorHeard::Circuits`], every circuit there is. What is not in the list has ended.
 //! 4. [`TorHeard::Circuit`], each change. A change may repeat what the list said already, because tor writes answers before
 //!    events that wait.
-//! 5. [`TorHeard::Peers`], after the connection, whenever a connection of tor's changes, and every
+//! 5. [`TorHeard::Services`] and [`TorHeard::Peers`], after the connection, whenever a connection of tor's changes, and every
 //!    [`TorControlOptions::peers_every`].
 //!
 //! Whatever tor sends, memory is bounded: messages by the codec's [`Limits`](tunica_onion::control_codec::Limits), and
@@ -34,6 +34,7 @@ use tokio::{
 };
 use tracing::Instrument;
 use tunica_core::id::{CircuitId, TorGeneration};
+use tunica_onion::torrc::Torrc;
 
 use crate::telemetry;
 
@@ -183,6 +184,8 @@ pub enum TorHeard {
     Circuit(TorCircuit),
     /// Relays that tor speaks to or would.
     Peers(TorPeers),
+    /// What its onion services publish. Services that controllers made are not among it.
+    Services(Torrc),
     /// What came of [`TorAct::Close`].
     Closed {
         /// Which circuit.

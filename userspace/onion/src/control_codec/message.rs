@@ -219,6 +219,14 @@ impl Message {
             Some(line.data.as_deref().unwrap_or(value))
         })
     }
+
+    /// Every `key=value` of the answer, in tor's order, which is that of its configuration where `GETCONF` asked for it.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.lines.iter().filter_map(|line| {
+            let (key, value) = line.text.split_once('=')?;
+            Some((key, line.data.as_deref().unwrap_or(value)))
+        })
+    }
 }
 
 const fn is_event(status: u16) -> bool {

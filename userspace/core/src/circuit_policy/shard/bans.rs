@@ -18,7 +18,8 @@ const OFFENCE: Duration = Duration::from_secs(10);
 const UNDER_WAY: Duration = Duration::from_secs(2);
 
 impl CircuitShard {
-    /// The front found a violation of its own, such as a header that trickles. Other words change nothing. Returns the
+    /// The front found a violation of its own, such as a header that trickles. Other words are only
+    /// remembered as the last. Returns the
     /// ban's length where it led to one.
     pub fn violation(&mut self, circuit: CircuitId, why: Refusal, now: Monotime) -> Option<Duration> {
         let (mut record, is_new) = self.load_record(circuit, now)?;
@@ -50,6 +51,7 @@ impl CircuitShard {
 
     /// Counts a violation, if it is one. Returns whether the circuit is banned for it.
     pub(super) fn offend(&mut self, record: &mut Record, why: Refusal, now: Monotime) -> bool {
+        record.note(why);
         if !why.is_violation() {
             return false;
         }
@@ -87,6 +89,7 @@ impl CircuitShard {
         // At least to the end of this tick, also with no length.
         record.banned_until = tick_from(now.after(length)).max(record.touched.saturating_add(1));
         record.violations = 0;
+        record.by_operator = why.is_none();
         if let Some(circuit) = self.id(record.number) {
             self.commands.push(Command::Ban { circuit, length, why });
         }

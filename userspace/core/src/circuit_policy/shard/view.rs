@@ -19,6 +19,10 @@ pub struct CircuitFacts {
     pub lane: Lane,
     /// How long it stays banned; `None` where it is not.
     pub banned_for: Option<Duration>,
+    /// Whether an operator's word began the ban that is in force; otherwise its own violations did.
+    pub is_banned_by_operator: bool,
+    /// The word of its last stream or request that was refused for another reason than a ban, where that is remembered.
+    pub last_refusal: Option<Refusal>,
     /// The rung of its last ban; 0 without one.
     pub rung: u8,
     /// Violations that count.
@@ -29,6 +33,8 @@ pub struct CircuitFacts {
     pub open: u16,
     /// Connections admitted in the last 60 s.
     pub connections_per_minute: u32,
+    /// Attempts to connect in the last 10 s.
+    pub connections_per_10_seconds: u32,
     /// Requests in the last 10 s.
     pub requests_per_10_seconds: u32,
     /// Since it was first seen here.
@@ -50,11 +56,14 @@ impl CircuitShard {
         Some(CircuitFacts {
             lane: judge::lane(&record),
             banned_for: record.is_banned(record.touched).then(|| begin(record.banned_until).since(now)),
+            is_banned_by_operator: record.by_operator && record.is_banned(record.touched),
+            last_refusal: record.last_refusal(),
             rung: record.rung,
             violations: record.violations,
             has_paid: record.has_paid(record.touched),
             open: record.open,
             connections_per_minute: record.minute.sum(),
+            connections_per_10_seconds: record.recent_connections.sum(),
             requests_per_10_seconds: record.recent_requests.sum(),
             age: now.since(begin(record.first_seen)),
             is_marked: record.is_marked,

@@ -112,13 +112,22 @@ async fn other_methods_are_refused_with_what_is_possible() {
 #[tokio::test]
 async fn only_loopback_is_served_by_name() {
     let served = answered(&[]).await;
+    let port = served.address.port();
+    let other = port.wrapping_add(1).max(1);
     for (hosts, status) in [
         ("Host: localhost", 200),
-        ("Host: LOCALHOST:9187", 200),
+        ("Host: LOCALHOST:PORT", 200),
         ("Host: 127.0.0.1", 200),
-        ("Host: 127.0.0.1:1", 200),
+        ("Host: 127.0.0.1:PORT", 200),
         ("Host: [::1]", 200),
-        ("Host: [::1]:9187", 200),
+        ("Host: [::1]:PORT", 200),
+        ("Host: localhost:OTHER", 421),
+        ("Host: 127.0.0.1:OTHER", 421),
+        ("Host: [::1]:OTHER", 421),
+        ("Host: 127.0.0.1:", 421),
+        ("Host: 127.0.0.1:0PORT", 421),
+        ("Host: 127.0.0.2:PORT", 421),
+        ("Host: rebound.example:PORT", 421),
         ("Host: rebound.example", 421),
         ("Host: rebound.example:9187", 421),
         ("Host: localhost.rebound.example", 421),
@@ -132,6 +141,7 @@ async fn only_loopback_is_served_by_name() {
         ("X-Host: localhost", 400),
         ("Host: localhost\r\nHost: localhost", 400),
     ] {
+        let hosts = hosts.replace("PORT", &port.to_string()).replace("OTHER", &other.to_string());
         for page in ["/metrics", "/health", "/ready"] {
             let text = format!("GET {page} HTTP/1.1\r\n{hosts}\r\nConnection: close\r\n\r\n");
             let answer = exchange(served.address, &text).await;

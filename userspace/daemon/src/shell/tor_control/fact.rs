@@ -1,6 +1,10 @@
 //! A circuit, as far as anybody decides by it: of a fixed size, whatever tor writes.
 
-use tunica_core::id::{CircuitId, TorGeneration};
+pub use tunica_core::circuit_registry::CircuitUse;
+use tunica_core::{
+    circuit_registry::{CircuitWord, RelayId, Step},
+    id::{CircuitId, TorGeneration},
+};
 use tunica_onion::{
     control_codec::{Circuit, CircuitStatus, HsState, Purpose},
     name::{Fingerprint, OnionAddress},
@@ -27,23 +31,6 @@ pub struct TorCircuit {
     pub created_microseconds: Option<u64>,
     /// The effort of the puzzle that its client solved; tor says nothing where that is 0.
     pub pow_effort: Option<u64>,
-}
-
-/// What a circuit is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CircuitUse {
-    /// A service meets a client.
-    ServiceRendezvous {
-        /// The client is there.
-        is_joined: bool,
-    },
-    /// A service's introduction point.
-    ServiceIntroduction {
-        /// Clients can be introduced.
-        is_established: bool,
-    },
-    /// Something else, or in advance for anything.
-    Other,
 }
 
 /// What happened to a circuit.
@@ -89,7 +76,7 @@ impl CircuitChange {
 impl TorCircuit {
     /// What tor says of a circuit of its process `generation`.
     pub(super) fn of(generation: TorGeneration, circuit: &Circuit, change: CircuitChange) -> Self {
-        let used_for = CircuitUse::of(circuit);
+        let used_for = used_for(circuit);
         // Before it is built, or joined, the last relay of the path is one on the way.
         let is_whole = match used_for {
             CircuitUse::ServiceRendezvous { is_joined } => is_joined || change == CircuitChange::Built,
@@ -106,35 +93,49 @@ impl TorCircuit {
             pow_effort: circuit.pow_effort,
         }
     }
+
+    /// As the registry keeps it.
+    pub fn word(&self) -> CircuitWord {
+        CircuitWord {
+            circuit: self.id,
+            used_for: self.used_for,
+            step: match self.change {
+                CircuitChange::Grows | CircuitChange::Unknown => Step::Grows,
+                CircuitChange::Built => Step::Built,
+                CircuitChange::Repurposed => Step::Repurposed,
+                CircuitChange::Ended { .. } => Step::Ended,
+            },
+            rendezvous: self.rendezvous.map(|relay| RelayId::new(relay.bytes())),
+            pow_effort: self.pow_effort,
+        }
+    }
 }
 
-impl CircuitUse {
-    fn of(circuit: &Circuit) -> Self {
-        match circuit.purpose {
-            Some(Purpose::HsServiceRend) => {
-                Self::ServiceRendezvous { is_joined: circuit.hs_state == Some(HsState::ServiceRendJoined) }
-            }
-            Some(Purpose::HsServiceIntro) => Self::ServiceIntroduction {
-                is_established: circuit.hs_state == Some(HsState::ServiceIntroEstablished),
-            },
-            None
-            | Some(
-                Purpose::General
-                | Purpose::HsClientHsdir
-                | Purpose::HsClientIntro
-                | Purpose::HsClientRend
-                | Purpose::HsServiceHsdir
-                | Purpose::HsVanguards
-                | Purpose::PathBiasTesting
-                | Purpose::Testing
-                | Purpose::Controller
-                | Purpose::MeasureTimeout
-                | Purpose::CircuitPadding
-                | Purpose::ConfluxLinked
-                | Purpose::ConfluxUnlinked
-                | Purpose::Other(_),
-            ) => Self::Other,
+fn used_for(circuit: &Circuit) -> CircuitUse {
+    match circuit.purpose {
+        Some(Purpose::HsServiceRend) => {
+            CircuitUse::ServiceRendezvous { is_joined: circuit.hs_state == Some(HsState::ServiceRendJoined) }
         }
+        Some(Purpose::HsServiceIntro) => CircuitUse::ServiceIntroduction {
+            is_established: circuit.hs_state == Some(HsState::ServiceIntroEstablished),
+        },
+        None
+        | Some(
+            Purpose::General
+            | Purpose::HsClientHsdir
+            | Purpose::HsClientIntro
+            | Purpose::HsClientRend
+            | Purpose::HsServiceHsdir
+            | Purpose::HsVanguards
+            | Purpose::PathBiasTesting
+            | Purpose::Testing
+            | Purpose::Controller
+            | Purpose::MeasureTimeout
+            | Purpose::CircuitPadding
+            | Purpose::ConfluxLinked
+            | Purpose::ConfluxUnlinked
+            | Purpose::Other(_),
+        ) => CircuitUse::Other,
     }
 }
 

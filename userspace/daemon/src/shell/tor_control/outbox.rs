@@ -23,9 +23,12 @@ impl Outbox {
 
     /// Tells something that must not be lost.
     pub(super) fn tell(&mut self, heard: TorHeard) {
-        if let TorHeard::Peers(_) = heard {
-            // Who is late needs the newest alone.
-            self.waiting.retain(|waiting| !matches!(waiting, TorHeard::Peers(_)));
+        // Who is late needs the newest alone.
+        match heard {
+            TorHeard::Peers(_) => self.waiting.retain(|waiting| !matches!(waiting, TorHeard::Peers(_))),
+            TorHeard::Services(_) => self.waiting.retain(|waiting| !matches!(waiting, TorHeard::Services(_))),
+            TorHeard::Connected { .. } | TorHeard::Circuits { .. } | TorHeard::Circuit(_) => {}
+            TorHeard::Closed { .. } | TorHeard::Gone { .. } => {}
         }
         self.push(heard);
     }

@@ -10,6 +10,7 @@ use tunica_core::id::{CircuitId, TorGeneration};
 use tunica_onion::{
     circuit::RawCircuit,
     control_codec::{Command, Event, EventKind, Expected, Message, ParseError, circuits},
+    torrc::Torrc,
 };
 
 use super::{
@@ -116,12 +117,23 @@ impl<'a> Session<'a> {
                 () = sleep_until(self.news.peers_due), if self.inquiry.is_none() => {
                     let now = Instant::now();
                     (self.news.peers_asked, self.news.peers_due) = (now, now + self.peers_every);
+                    self.ask_services().await?;
                     let inquiry = Inquiry::begin(&mut self.wire, |event| self.news.take(event)).await?;
                     self.inquiry = Some(inquiry);
                 }
                 () = std::future::ready(()), if self.inquiry.is_some() => self.look_up().await?,
             }
         }
+    }
+
+    /// Asks what tor publishes. One that refuses to say is not left for it.
+    async fn ask_services(&mut self) -> Result<(), LinkError> {
+        let command = Command::GetConf(&["HiddenServiceOptions"]);
+        let answer = self.wire.ask(&command, |event| self.news.take(event)).await?;
+        if let Ok(answer) = answer.accepted() {
+            self.news.outbox.tell(TorHeard::Services(Torrc::of_options(answer.pairs())));
+        }
+        Ok(())
     }
 
     /// Looks up one peer; the last one's address completes the list.

@@ -333,6 +333,7 @@ async fn events_that_cannot_be_read_are_made_up_for_by_a_list() {
         match next(&mut ends).await {
             // Before or after the events.
             TorHeard::Peers(peers) => assert_eq!(peers, TorPeers::default()),
+            TorHeard::Services(torrc) => assert_eq!(torrc, Torrc::default()),
             TorHeard::Circuit(circuit) => {
                 assert_eq!(circuit.id.generation(), generation);
                 assert_eq!(circuit.id.number_for_this_node().get(), 7);

@@ -1,0 +1,49 @@
+//! `explain circuit`.
+
+use tunica_api::view::{CircuitExplanation, CircuitLimit};
+
+use super::text::{count, duration, wrap};
+
+/// What a circuit is, its limits, and who does what with it.
+pub(super) fn circuit_explanation(view: &CircuitExplanation) -> String {
+    let mut out = wrap("circuit    ", "           ", &format!("{}: {}", view.circuit, view.summary));
+    if let Some(ban) = &view.ban {
+        let by = if ban.origin == "operator" { "an operator" } else { "the ingress" };
+        let text = format!("for {} more, set by {by}", duration(ban.seconds_left));
+        out.push_str(&wrap("ban        ", "           ", &text));
+    }
+    if let Some(row) = &view.row {
+        let text = format!(
+            "{} old, {} requests, {} bytes in, {} out",
+            duration(row.age_seconds),
+            count(row.requests),
+            count(row.bytes_in),
+            count(row.bytes_out)
+        );
+        out.push_str(&wrap("carried    ", "           ", &text));
+    }
+    out.push_str(&wrap("violations ", "           ", &view.violations));
+    if let Some(last) = &view.last_refusal {
+        let text = format!("{}: {}", last.refusal, last.sentence);
+        out.push_str(&wrap("refused    ", "           ", &text));
+    }
+    for (name, text) in [("gate", &view.gate), ("ingress", &view.ingress), ("tor", &view.tor)] {
+        out.push_str(&wrap(&format!("{name:<11}"), "           ", text));
+    }
+    out.push_str("\nlimits\n");
+    for limit in &view.limits {
+        out.push_str(&wrap("  ", "    ", &counted(limit)));
+    }
+    if !view.undo.is_empty() {
+        out.push_str("\nto change it\n");
+        for undo in &view.undo {
+            out.push_str(&wrap("  - ", "    ", undo));
+        }
+    }
+    out
+}
+
+fn counted(limit: &CircuitLimit) -> String {
+    let used = limit.used.map_or_else(|| "?".to_owned(), count);
+    format!("{used} of {} {} ({}): {}", count(limit.limit), limit.what, limit.key, limit.then)
+}
