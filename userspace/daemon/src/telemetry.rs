@@ -172,6 +172,10 @@ messages! {
     "metrics_failed", "error", "The metrics could not be written as text; please report this.";
     "gate_attached", "info", "The circuit gate is attached to `lo`: banned circuits are refused before the ingress wakes up for them.";
     "gate_failed", "warn", "The circuit gate is not attached or could not be changed; the ingress refuses banned circuits itself, at more cost. It is tried again every 30 s.";
+    "front_adopted", "info", "The ingress that an earlier daemon started serves on, and this daemon looks after it.";
+    "front_ended", "error", "The ingress that this daemon started has ended; the message says how, and whether it is started again.";
+    "front_socket_busy", "debug", "The ingress' sockets are taken, most likely by an ingress that an earlier daemon started.";
+    "front_trouble", "warn", "The ingress could not be started or told something; the message says why. `tunica status` shows it until it runs.";
     "front_here", "info", "The ingress reports to this daemon.";
     "front_lost", "warn", "The ingress broke off or does not speak as it should; it serves on with its last orders.";
     "front_refused", "warn", "An account that is neither root nor `ingress.user` spoke to the daemon as the ingress; nothing of it was read.";

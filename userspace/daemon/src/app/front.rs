@@ -389,6 +389,7 @@ mod tests {
                     banned_seconds: banned,
                     banned_by_operator: false,
                     paid: false,
+                    cpu_microseconds: 0,
                     rung: 0,
                     connections_per_10_seconds: 0,
                     requests_per_10_seconds: 0,
