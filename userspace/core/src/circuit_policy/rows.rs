@@ -301,7 +301,9 @@ fn the_last_refusal_and_who_banned_are_remembered() {
     front.visit(1);
     let look = |front: &Front| front.shard.look(circuit(1), front.now).unwrap();
     assert_eq!((look(&front).last_refusal, look(&front).connections_per_10_seconds), (None, 1));
-    (0..15).for_each(|_| drop(front.visit(1)));
+    for _ in 0..15 {
+        front.visit(1);
+    }
     // That it is banned now is no reason of its own.
     assert_eq!(front.visit(1), Refusal::Banned);
     let facts = look(&front);
