@@ -873,7 +873,7 @@ impl Coordinator {
         }
         let (level, word) = (desired.level, desired.word);
         let before = std::mem::replace(&mut self.told_level, (level, word));
-        (before != (level, word)).then_some(Notice::LoadLevel { level, word })
+        (before != (level, word)).then_some(Notice::LoadLevel { before: before.0, level, word })
     }
 
     /// Recomputes everything in force but the bans of sources, which are too many.

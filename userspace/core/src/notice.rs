@@ -113,6 +113,8 @@ pub enum Notice {
     },
     /// The load level in force changed.
     LoadLevel {
+        /// From this; the same where another has the word now.
+        before: load_level::Level,
         /// To this.
         level: load_level::Level,
         /// Who says so.
@@ -352,13 +354,13 @@ impl fmt::Display for Notice {
             Self::TrialUndone => out.write_str(
                 "the configuration on trial was not confirmed; the one before is in force until `tunica reload`",
             ),
-            Self::LoadLevel { level, word } => {
+            Self::LoadLevel { before, level, word } => {
                 let by = match word {
                     Word::Measured => "as measured",
                     Word::AttackMode => "by attack mode",
                     Word::Operator { .. } => "by an operator's word",
                 };
-                write!(out, "the load level is {} now, {by}", level.name())
+                write!(out, "the load level is {} now, {by}; it was {}", level.name(), before.name())
             }
             Self::AttackModeOn { length } => write!(out, "attack mode is in force {}", span(Some(*length))),
             Self::AttackModeOff { is_over: true } => out.write_str("attack mode ended by itself"),
@@ -457,7 +459,11 @@ mod tests {
             Notice::BypassOff,
             Notice::AttackModeOn { length: Duration::from_secs(60) },
             Notice::AttackModeOff { is_over: true },
-            Notice::LoadLevel { level: load_level::Level::Heavy, word: Word::AttackMode },
+            Notice::LoadLevel {
+                before: load_level::Level::Calm,
+                level: load_level::Level::Heavy,
+                word: Word::AttackMode,
+            },
             Notice::TrialBegun { length: Duration::from_secs(120) },
             Notice::TrialEnded { is_confirmed: true },
             Notice::TrialUndone,

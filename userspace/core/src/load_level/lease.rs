@@ -68,11 +68,18 @@ impl LoadLease {
 }
 
 impl FrontLoad {
-    /// What a shard with these settings is told. Where no circuit can pay, because no puzzle is handed out, the ratio is held
-    /// back: with it every circuit would be refused from light load on, the service's visitors first.
-    pub const fn for_shard(&self, settings: &CircuitSettings) -> Load {
-        let ratio = if settings.asks_puzzles && self.asks_puzzles { self.ratio } else { Ratio::NONE };
-        Load { ratio, difficulty: self.puzzles.difficulty }
+    /// What a shard with these settings is to be told, for [`CircuitShard::set_load`] and [`CircuitShard::set_share`], while
+    /// `held` is held to. Where no circuit can pay, because no puzzle is handed out, the ratio is held back: with it every
+    /// circuit would be refused from light load on, and the service's visitors first.
+    ///
+    /// [`CircuitShard::set_load`]: crate::circuit_policy::CircuitShard::set_load
+    /// [`CircuitShard::set_share`]: crate::circuit_policy::CircuitShard::set_share
+    pub fn of_shard(held: Option<Self>, settings: &CircuitSettings) -> (Load, Ratio) {
+        let configured = Load { ratio: Ratio::NONE, difficulty: settings.pow_difficulty };
+        held.map_or((configured, Ratio::ALL), |held| {
+            let ratio = if settings.asks_puzzles && held.asks_puzzles { held.ratio } else { Ratio::NONE };
+            (Load { ratio, difficulty: held.puzzles.difficulty }, held.share)
+        })
     }
 }
 
@@ -118,13 +125,16 @@ mod tests {
     #[test]
     fn the_ratio_acts_only_where_somebody_can_pay() {
         let ladder = Ladder::new(vec![Duration::from_secs(300)], Duration::from_secs(86_400)).unwrap();
-        for (settings, level, ratio, difficulty) in [
-            (CircuitSettings::web(ladder.clone()), Level::Calm, 0, 8),
-            (CircuitSettings::web(ladder.clone()), Level::Heavy, 9_167, 20),
-            (CircuitSettings::messenger(ladder), Level::Heavy, 0, 20),
+        let (web, messenger) = (CircuitSettings::web(ladder.clone()), CircuitSettings::messenger(ladder));
+        for (settings, level, ratio, difficulty, share) in [
+            (&web, None, 0, 16, Ratio::ALL),
+            (&web, Some(Level::Calm), 0, 8, Ratio::ALL),
+            (&web, Some(Level::Heavy), 9_167, 20, Ratio::THREE_QUARTERS),
+            (&messenger, Some(Level::Heavy), 0, 20, Ratio::THREE_QUARTERS),
         ] {
-            let told = load(level).for_shard(&settings);
-            assert_eq!((told.ratio.ten_thousandths(), told.difficulty), (ratio, difficulty), "{level:?}");
+            let told = FrontLoad::of_shard(level.map(load), settings);
+            let expected = Load { ratio: Ratio::share(ratio, 10_000), difficulty };
+            assert_eq!(told, (expected, share), "{level:?}");
         }
     }
 

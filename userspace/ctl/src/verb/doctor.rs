@@ -26,6 +26,7 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
                 | Answer::Counters(_)
                 | Answer::Candidate(_)
                 | Answer::Circuits(_)
+                | Answer::Threat(_)
                 | Answer::Promotion(_)
                 | Answer::Differences(_)
                 | Answer::Bans(_)

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 use tunica_api::{
-    front::{CircuitOrder as Wire, CircuitState as WireState, Digest, Orders},
+    front::{CircuitOrder as Wire, CircuitState as WireState, Digest, LoadOrder, Orders},
     request::{self, CircuitState},
     view::{self, Answer, Done, RefusedCode},
 };
@@ -47,6 +47,18 @@ impl Default for Front {
             acts: None,
             was_renewed: false,
         }
+    }
+}
+
+impl Front {
+    /// What it was told of the load.
+    pub(super) fn told(&self) -> Option<LoadOrder> {
+        self.sender.borrow().load
+    }
+
+    /// What it holds to of the load.
+    pub(super) fn held(&self) -> Option<LoadOrder> {
+        self.last.as_ref().and_then(|(digest, _)| digest.load)
     }
 }
 
@@ -107,6 +119,7 @@ impl App {
                     self.renew_front();
                 }
                 self.metrics.set_front(Some(&digest));
+                self.read_front_load(&digest);
                 self.front.orders.followed(digest.revision);
                 let bans = digest.bans.iter().map(|(circuit, until)| (*circuit, Monotime(*until))).collect();
                 let (before, lost) = std::mem::replace(&mut self.front.bans, (digest.process, bans));
@@ -175,7 +188,7 @@ impl App {
         self.change_orders(|orders| orders.advance(now));
     }
 
-    fn send_orders(&self) {
+    pub(super) fn send_orders(&self) {
         let orders = &self.front.orders;
         let state = |order| match order {
             CircuitOrder::Banned { until } => WireState::Banned { until: until.0 },
@@ -191,6 +204,7 @@ impl App {
             revision: orders.revision(),
             generation: orders.generation().map(|generation| generation.0),
             circuits: circuits.collect(),
+            load: Some(self.coordinator.load_level().front().into()),
         });
     }
 

@@ -2,16 +2,21 @@
 
 use std::net::IpAddr;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tunica_core::{circuit_closing::CircuitClosing, coordinator::Event};
 
 use super::App;
-use crate::shell::tor_control::{CircuitChange, CloseOutcome, TorAct, TorHeard};
+use crate::shell::{
+    load::TorProcess,
+    tor_control::{CircuitChange, CloseOutcome, TorAct, TorHeard},
+};
 
 /// What is known of tor.
 #[derive(Default)]
 pub(super) struct Tor {
     acts: Option<mpsc::Sender<TorAct>>,
+    /// The process that is connected.
+    process: watch::Sender<Option<TorProcess>>,
     closing: CircuitClosing,
 }
 
@@ -21,16 +26,23 @@ impl App {
         self.tor.acts = Some(acts);
     }
 
+    /// Where the tor process that is connected is told, for the shell that reads the load.
+    pub fn tor_process(&self) -> watch::Receiver<Option<TorProcess>> {
+        self.tor.process.subscribe()
+    }
+
     /// Takes in what tor said.
     pub fn heard_tor(&mut self, heard: TorHeard) {
         match heard {
-            TorHeard::Connected { generation, .. } => {
+            TorHeard::Connected { generation, pid, .. } => {
+                self.tor.process.send_replace(Some(TorProcess { generation, pid }));
                 self.troubles.tor_control = None;
                 self.metrics.set_tor_control(true);
                 self.tor.closing.begin(generation);
                 self.begin_generation(generation);
             }
             TorHeard::Gone { why } => {
+                self.tor.process.send_replace(None);
                 self.metrics.set_tor_control(false);
                 self.troubles.tor_control = Some(why.to_string());
             }
