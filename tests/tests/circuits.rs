@@ -9,11 +9,9 @@
 )]
 
 use std::{
-    fs,
     io::Write as _,
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
-    process::{Child, Command, Stdio},
 };
 
 use nix::sys::signal::Signal;
@@ -246,6 +244,11 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
     let served: Vec<_> = (1..=3).map(|circuit| stream(circuit, "/slow/4000")).collect();
     becomes(&mut lab, "tunica_front_active", 2.0);
     becomes(&mut lab, "tunica_front_waiting", 1.0);
+    becomes(&mut lab, "tunica_front_waiting_max", 498.0);
+    lab.wait_for("the wait", |lab| {
+        Ok(lab.metric("tunica_front_wait_seconds")?.is_some_and(|wait| wait > 0.0))
+    })
+    .unwrap();
     becomes(&mut lab, "tunica_circuits_tracked", 3.0);
     becomes(&mut lab, "tunica_circuits_new_total", 3.0);
     becomes(&mut lab, "tunica_front_connections_total", 3.0);

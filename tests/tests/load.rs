@@ -252,7 +252,8 @@ fn a_flood_through_tor_raises_the_level_which_falls_again_and_a_new_tor_does_not
     let client = Arc::new(network.client().unwrap());
     let flood: Vec<_> = (0..6)
         .map(|_| {
-            let (client, is_over, onion) = (Arc::clone(&client), Arc::clone(&is_over), service.onion().to_owned());
+            let (client, is_over, onion) =
+                (Arc::clone(&client), Arc::clone(&is_over), service.onion().to_owned());
             thread::spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
                     // Some come to nothing, which is the point of it.

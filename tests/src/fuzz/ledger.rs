@@ -338,7 +338,9 @@ fn commands_of_each_kind() -> Vec<Command> {
         Command::ClearBypass,
         Command::SetAttackMode { fact: AttackModeFact { since, expires: WallTime(310) } },
         Command::ClearAttackMode,
-        Command::SetLevelPin { fact: LevelPinFact { level: Level::Heavy, since, expires: Some(WallTime(310)) } },
+        Command::SetLevelPin {
+            fact: LevelPinFact { level: Level::Heavy, since, expires: Some(WallTime(310)) },
+        },
         Command::ClearLevelPin,
         Command::SetTrial {
             fact: TrialFact {

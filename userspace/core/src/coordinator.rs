@@ -29,7 +29,10 @@ use crate::{
     evidence::{Forgeable, Handshake, Offence},
     id::{BanTarget, PacketSource, Prefix},
     incident::{CpuTimes, Incident, Incidents, Spoken},
-    ledger::{self, AllowFact, AttackModeFact, BanFact, BypassFact, Command, Ledger, LevelPinFact, Rejection, TrialFact},
+    ledger::{
+        self, AllowFact, AttackModeFact, BanFact, BypassFact, Command, Ledger, LevelPinFact, Rejection,
+        TrialFact,
+    },
     limits::{CookieState, HostFacts, Mode, Settings},
     load_level::{self, Level, LoadLevel, Word},
     never_ban::{self, NeverBan, Protection},

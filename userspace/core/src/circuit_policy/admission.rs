@@ -370,13 +370,7 @@ impl Admission {
             && !(self.has_place(false) && comes_before(&self.waiting_unpaid))
     }
 
-    fn hold(
-        &mut self,
-        ask: Ask,
-        place: Place,
-        ends: Option<(Serial, Refusal)>,
-        since: Monotime,
-    ) -> Admitted {
+    fn hold(&mut self, ask: Ask, place: Place, ends: Option<(Serial, Refusal)>, since: Monotime) -> Admitted {
         let serial = Serial(self.next_serial);
         self.next_serial += 1;
         self.remember(serial, Held { place, lane: ask.lane, is_paid: ask.is_paid, since });

@@ -223,8 +223,12 @@ fn shield_case_puzzle() {
 /// Under load a circuit that has not paid has less: connections in 10 s, in 60 s, open ones, and requests in 10 s.
 #[test]
 fn a_share_of_the_limits_is_left_to_those_who_did_not_pay() {
-    let messenger = CircuitSettings { ban_threshold: 255.try_into().unwrap(), ..CircuitSettings::messenger(ladder()) };
-    let web = CircuitSettings { max_connections_per_second: NonZeroU32::new(1_000).unwrap(), ..CircuitSettings::web(ladder()) };
+    let messenger =
+        CircuitSettings { ban_threshold: 255.try_into().unwrap(), ..CircuitSettings::messenger(ladder()) };
+    let web = CircuitSettings {
+        max_connections_per_second: NonZeroU32::new(1_000).unwrap(),
+        ..CircuitSettings::web(ladder())
+    };
     let tiny = CircuitSettings {
         max_concurrent_per_circuit: 1.try_into().unwrap(),
         connections_per_10_seconds: 2.try_into().ok(),

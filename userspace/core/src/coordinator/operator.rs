@@ -14,8 +14,8 @@ use crate::{
     evidence::Offence,
     id::{BanTarget, PacketSource, Prefix},
     ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, Command, LevelPinFact},
-    load_level::Level,
     limits::{Mode, Settings},
+    load_level::Level,
     never_ban::Protection,
     notice::span,
     reports::MOST_SERVICE_BYTES,
@@ -139,7 +139,9 @@ pub(super) enum Refusal {
         "the service has no name that can be kept, so the report does not count; write 1 to {MOST_SERVICE_BYTES} letters, digits, `.`, `_` or `-`"
     )]
     BadService,
-    #[error("the load level is not set by hand, so there is nothing to let go of; `tunica threat` shows what it is")]
+    #[error(
+        "the load level is not set by hand, so there is nothing to let go of; `tunica threat` shows what it is"
+    )]
     NoLevelPin,
     #[error("attack mode is not in force, so there is nothing to end; `tunica status` shows what is")]
     NoAttackMode,
@@ -419,7 +421,10 @@ impl Coordinator {
         changes.push("allow list, bans, port rules and lockdown stay as they are".into());
         changes.push(format!("the load level is heavy at least: {}", Level::Heavy.demands()));
         if let Some(pin) = self.ledger.level_pin.filter(|pin| pin.level < Level::Heavy) {
-            changes.push(format!("the load level {}, which was set by hand, rests until then", pin.level.name()));
+            changes.push(format!(
+                "the load level {}, which was set by hand, rests until then",
+                pin.level.name()
+            ));
         }
         changes.push(match before {
             None => format!("this ends by itself after {} s, at {expires}", length.as_secs()),
@@ -457,8 +462,11 @@ impl Coordinator {
         let expires = length.map(|length| now.wall.after(length));
         let fact = LevelPinFact { level, since: now.wall, expires };
         let measured = self.load.desired().measured.name();
-        let mut changes =
-            vec![format!("the load level is {}, and not the measured {measured}: {}", level.name(), level.demands())];
+        let mut changes = vec![format!(
+            "the load level is {}, and not the measured {measured}: {}",
+            level.name(),
+            level.demands()
+        )];
         changes.push(match (length, expires) {
             (Some(length), Some(expires)) => {
                 format!("this ends by itself after {} s, at {expires}", length.as_secs())
@@ -467,7 +475,11 @@ impl Coordinator {
         });
         let before = self.ledger.level_pin;
         if let Some(before) = before {
-            changes.push(format!("it replaces {}, set by hand{}", before.level.name(), until(before.expires)));
+            changes.push(format!(
+                "it replaces {}, set by hand{}",
+                before.level.name(),
+                until(before.expires)
+            ));
         }
         if let Some(attack) = self.ledger.attack_mode.filter(|_| level < Level::Heavy) {
             changes.push(format!(
@@ -478,7 +490,9 @@ impl Coordinator {
         Ok(Plan {
             commands: vec![Command::SetLevelPin { fact }],
             changes,
-            undo: Some(before.map_or_else(|| "tunica threat clear".into(), |before| set_line(&before, now.wall))),
+            undo: Some(
+                before.map_or_else(|| "tunica threat clear".into(), |before| set_line(&before, now.wall)),
+            ),
         })
     }
 

@@ -692,7 +692,16 @@ fn a_heavy_load_tightens_ports_without_dropping_what_was_observed() {
         assert_eq!(world.coordinator.settings(), &configured);
         assert_eq!(
             world.names(),
-            ["load_level", "load_level", "attack_mode_on", "attack_mode_off", "load_level", "load_level", "load_level", "load_level"]
+            [
+                "load_level",
+                "load_level",
+                "attack_mode_on",
+                "attack_mode_off",
+                "load_level",
+                "load_level",
+                "load_level",
+                "load_level"
+            ]
         );
         assert_eq!(world.file, Ledger::default(), "what was measured is no durable fact");
     }
@@ -749,7 +758,10 @@ fn attack_mode_is_above_a_lower_level_set_by_hand_and_says_so() {
     let mut world = World::new(settings());
     done(world.event(pin(Level::Calm)));
     let (changes, _) = done(world.event(panic()));
-    assert!(changes.iter().any(|change| change.starts_with("the load level is heavy at least")), "{changes:?}");
+    assert!(
+        changes.iter().any(|change| change.starts_with("the load level is heavy at least")),
+        "{changes:?}"
+    );
     let rests = "the load level calm, which was set by hand, rests until then";
     assert!(changes.iter().any(|change| change == rests), "{changes:?}");
     assert_eq!(level(&world), Level::Heavy);

@@ -15,19 +15,29 @@ pub(super) fn threat(view: &Threat) -> String {
     let mut out = wrap("", "  ", &format!("The load level is {}.", in_short(&line)));
     let rows: [(&str, Option<String>); 5] = [
         ("demands", Some(clean(&view.demands))),
-        ("set", view.pin.map(|pin| {
-            let until = pin.expires.map_or_else(
-                || "`tunica threat clear`".to_owned(),
-                |expires| expires.to_string(),
-            );
-            format!("to {} by hand since {}, until {until}", pin.level.name(), pin.since)
-        })),
-        ("panic", view.attack_mode.map(|mode| {
-            let rests = view.pin.is_some_and(|pin| pin.level < Level::Heavy);
-            let rests = if rests { "; what was set by hand rests" } else { "" };
-            format!("heavy at least until {}{rests}", mode.expires)
-        })),
-        ("ports", Some((if view.tightens_ports { "half the configured rates" } else { "as configured" }).to_owned())),
+        (
+            "set",
+            view.pin.map(|pin| {
+                let until = pin
+                    .expires
+                    .map_or_else(|| "`tunica threat clear`".to_owned(), |expires| expires.to_string());
+                format!("to {} by hand since {}, until {until}", pin.level.name(), pin.since)
+            }),
+        ),
+        (
+            "panic",
+            view.attack_mode.map(|mode| {
+                let rests = view.pin.is_some_and(|pin| pin.level < Level::Heavy);
+                let rests = if rests { "; what was set by hand rests" } else { "" };
+                format!("heavy at least until {}{rests}", mode.expires)
+            }),
+        ),
+        (
+            "ports",
+            Some(
+                (if view.tightens_ports { "half the configured rates" } else { "as configured" }).to_owned(),
+            ),
+        ),
         ("ingress", Some(ingress(view))),
     ];
     out.push('\n');
@@ -69,20 +79,25 @@ pub(super) fn in_short(line: &LoadLine) -> String {
 
 fn ingress(view: &Threat) -> String {
     let text = |order: &LoadOrder| {
-        let LoadOrder { ratio: _, asks_puzzles, puzzle_difficulty, page_difficulty, page_waits, share } = *order;
+        let LoadOrder { ratio: _, asks_puzzles, puzzle_difficulty, page_difficulty, page_waits, share } =
+            *order;
         let puzzles = match (asks_puzzles, page_waits) {
             (false, _) => "no puzzles".to_owned(),
-            (true, false) => format!("puzzles of {puzzle_difficulty} bits, of {page_difficulty} on pages"),
-            (true, true) => {
-                format!("puzzles of {puzzle_difficulty} bits, of {page_difficulty} and a wait on pages")
+            (true, false) => {
+                format!(
+                    "puzzles of {puzzle_difficulty} bits ({page_difficulty} on pages) where they are asked"
+                )
             }
+            (true, true) => format!(
+                "puzzles of {puzzle_difficulty} bits ({page_difficulty} and a wait on pages) where they are asked"
+            ),
         };
-        format!("{} of its limits for a circuit that has not paid, {puzzles} where they are asked", percent(share))
+        format!("{} of its limits for a circuit that has not paid, {puzzles}", percent(share))
     };
     match &view.held {
         Some(held) if *held == view.told => text(held),
         Some(_) => format!("{}; not all of it is in force yet", text(&view.told)),
-        None => format!("does not hold to it: it would be {}", text(&view.told)),
+        None => format!("none that holds to it; it would be {}", text(&view.told)),
     }
 }
 

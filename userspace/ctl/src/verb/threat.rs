@@ -20,8 +20,11 @@ pub(crate) struct Threat {
 enum ThreatVerb {
     /// Set the load level, whatever is measured
     Set {
-        /// To this one
-        #[arg(value_parser = PossibleValuesParser::new(Level::ALL.map(Level::name)).try_map(level))]
+        /// calm, light, moderate, heavy or under_attack
+        #[arg(
+            value_parser = PossibleValuesParser::new(Level::ALL.map(Level::name)).try_map(level),
+            hide_possible_values = true
+        )]
         level: Level,
         /// How long: 30m, 2h, 1d [default: until `threat clear`]
         #[arg(long = "for", value_name = "SPAN")]

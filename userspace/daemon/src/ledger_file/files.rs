@@ -13,7 +13,9 @@ use tunica_core::{
     ban_ladder::Memory,
     id::{PacketSource, Prefix},
     incident::{self, Incident, Row, Softirq},
-    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, LevelPinFact, TrialFact},
+    ledger::{
+        AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, LevelPinFact, TrialFact,
+    },
     load_level::Level,
 };
 
