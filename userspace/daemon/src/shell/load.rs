@@ -304,7 +304,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_of_tor_are_read_and_others_named() {
-        let good = b"HTTP/1.0 200 OK\r\nContent-Length: 25\r\n\r\ntor_hs_rdv_num_total{} 12\n";
+        let good = b"HTTP/1.0 200 OK\r\nContent-Length: 26\r\n\r\ntor_hs_rdv_num_total{} 12\n";
         assert_eq!(answered(good).await.unwrap().rendezvous, Some(12));
         for (answer, expected) in [
             (b"HTTP/1.0 403 Forbidden\r\n\r\n".as_slice(), "refused with status 403"),
