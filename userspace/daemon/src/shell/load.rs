@@ -1,7 +1,7 @@
 //! What tells of load besides the front: the pressure on the CPUs, tor's main thread, tor's MetricsPort.
 //!
-//! [`watch`] reads them every [`READ_EVERY`] and tells what came of it; it decides nothing. Every file is read to a bound, and
-//! tor's answer has [`TIMEOUT`] and the bound of its codec.
+//! [`watch()`] reads them every [`READ_EVERY`] and tells what came of it; it decides nothing. Every file is read to a bound, and
+//! tor's answer has 1.5 s and the bound of its codec.
 
 use std::{
     fs::File,
