@@ -28,6 +28,7 @@ use tunica_core::{
         CookieSettings, IcmpLimits, Mode, NoSocketLimits, OnStale, Port, PortSettings, SECOND_NS, Settings,
         Transport,
     },
+    load_level::LoadSettings,
     time::Monotime,
 };
 use tunica_nft::{Difference, Elements, Listing, Plan, SOCKS_PACE, edit, elements, removal};
@@ -65,6 +66,7 @@ fn settings(mode: Mode) -> Settings {
         allow_capacity: 64,
         tor_keep: Duration::from_secs(86_400),
         log_lines_per_minute: Some(5),
+        load: LoadSettings::default(),
     }
 }
 

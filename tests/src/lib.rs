@@ -4,6 +4,7 @@
 //! Nothing here is a mock: programs run in the real kernel, and what is missing is named and fails.
 
 pub mod armed;
+pub mod beside;
 pub mod client;
 pub mod connections;
 pub mod counters;

@@ -9,52 +9,20 @@
 )]
 
 use std::{
-    fs,
     io::Write as _,
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
-    process::{Child, Command, Stdio},
 };
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tunica_api::{front::Digest, wire};
 use tunica_tests::{
-    armed::program,
+    beside::Beside,
     ingress::{Backend, get, header, read_answer},
     lab::{Lab, PAGES},
-    sys::end_with_parent,
     testnet::{Backend as Behind, Client, Profile, Service, ServiceOptions, shared},
 };
-
-/// The ingress beside a lab's daemon, by the same configuration file.
-struct Beside(Child);
-
-impl Beside {
-    /// Where the test itself is, as is the private Tor network.
-    fn start(lab: &Lab) -> Self {
-        Self::run(lab, Command::new(program("tunica-front").unwrap()))
-    }
-
-    /// On the lab's host, as is the daemon.
-    fn start_on_host(lab: &Lab) -> Self {
-        Self::run(lab, lab.host.command(&program("tunica-front").unwrap()))
-    }
-
-    fn run(lab: &Lab, mut command: Command) -> Self {
-        let log = fs::File::create(lab.path("front.log")).unwrap();
-        command.arg("--config").arg(lab.path("tunica.toml")).stdin(Stdio::null());
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        Self(end_with_parent(&mut command).spawn().unwrap())
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A stream of a circuit that answers.
 fn open(client: &Client, service: &Service) -> (TcpStream, String) {
@@ -103,7 +71,7 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
     let ran = lab.tunica(&["circuits"]).unwrap();
     assert!(ran.code == Some(4) && ran.err.contains("tunica-front"), "{ran:?}");
     assert_eq!(metric(&lab, "tunica_front_up"), 0.0);
-    let _front = Beside::start(&lab);
+    let _front = Beside::start(&lab).unwrap();
     lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
 
     let network = network.join().unwrap();
@@ -185,7 +153,7 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     )
     .unwrap();
     lab.start().unwrap();
-    let _front = Beside::start(&lab);
+    let _front = Beside::start(&lab).unwrap();
     for series in ["tunica_front_up", "tunica_tor_control_up"] {
         lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
     }
@@ -497,7 +465,7 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
     )
     .unwrap();
     lab.start().unwrap();
-    let front = Beside::start(&lab);
+    let front = Beside::start(&lab).unwrap();
     let becomes = |lab: &mut Lab, series: &str, wanted: f64| {
         let what = format!("{series} {wanted}");
         lab.wait_for(&what, |lab| Ok(lab.metric(series)? == Some(wanted)))
@@ -520,6 +488,11 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
     let served: Vec<_> = (1..=3).map(|circuit| stream(circuit, "/slow/4000")).collect();
     becomes(&mut lab, "tunica_front_active", 2.0);
     becomes(&mut lab, "tunica_front_waiting", 1.0);
+    becomes(&mut lab, "tunica_front_waiting_max", 498.0);
+    lab.wait_for("the wait", |lab| {
+        Ok(lab.metric("tunica_front_wait_seconds")?.is_some_and(|wait| wait > 0.0))
+    })
+    .unwrap();
     becomes(&mut lab, "tunica_circuits_tracked", 3.0);
     becomes(&mut lab, "tunica_circuits_new_total", 3.0);
     becomes(&mut lab, "tunica_front_connections_total", 3.0);
@@ -590,7 +563,7 @@ fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
     };
     lab.configure("mode = \"observe\"", &configuration("enforce")).unwrap();
     lab.start().unwrap();
-    let _front = Beside::start_on_host(&lab);
+    let _front = Beside::start_on_host(&lab).unwrap();
     for series in ["tunica_front_up", "tunica_gate_attached"] {
         lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
     }

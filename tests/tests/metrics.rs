@@ -111,7 +111,11 @@ fn every_metric_moves_by_its_cause() {
     let disk = SmallDisk::mount(&lab.path("disk")).unwrap();
     let shield = |mode: &str| format!("mode = \"{mode}\"\nevents = {{ per_second = 10000 }}");
     let configure = |lab: &Lab, mode: &str| {
-        lab.configure(&shield(mode), "[tor]\nuser = \"nobody\"\nscan_every_seconds = 1").unwrap();
+        lab.configure(
+            &shield(mode),
+            "[tor]\nuser = \"nobody\"\nscan_every_seconds = 1\nmetrics = \"127.0.0.1:1\"",
+        )
+        .unwrap();
         let path = lab.path("tunica.toml");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace("/ledger.redb", "/disk/ledger.redb")).unwrap();
@@ -190,7 +194,20 @@ fn every_metric_moves_by_its_cause() {
     watch.becomes("tunica_config_trial_active", 0.0);
     watch.lab.must(&["reload"]).unwrap();
     watch.becomes("tunica_config_undone", 0.0);
+    // The load: of the host alone, because there is no tor and no ingress, and tor's metrics cannot be read.
+    watch.exceeds("tunica_load_reading_failures_total{part=\"tor_metrics\"}", 0.0);
+    watch.exceeds("tunica_load_ratio{input=\"cpu_pressure\"}", -0.5);
+    watch.becomes("tunica_load_level{level=\"calm\"}", 1.0);
+    watch.lab.must(&["threat", "set", "moderate"]).unwrap();
+    watch.becomes("tunica_load_level{level=\"moderate\"}", 1.0);
+    watch.becomes("tunica_load_level{level=\"calm\"}", 0.0);
+    watch.becomes("tunica_load_measured{level=\"calm\"}", 1.0);
+    watch.becomes("tunica_load_changes_total{level=\"moderate\"}", 1.0);
+    watch.becomes("tunica_load_pinned", 1.0);
+    watch.lab.must(&["threat", "clear"]).unwrap();
+    watch.becomes("tunica_load_pinned", 0.0);
     watch.lab.must(&["panic"]).unwrap();
+    watch.becomes("tunica_load_level{level=\"heavy\"}", 1.0);
     watch.becomes("tunica_attack_mode_active", 1.0);
     watch.exceeds("tunica_attack_mode_left_seconds", 3_000.0);
     watch.lab.must(&["panic", "off"]).unwrap();

@@ -34,6 +34,7 @@ use tunica_core::{
     limits::{
         CookieSettings, IcmpLimits, NoSocketLimits, Port, PortSettings, SECOND_NS, Settings, Transport,
     },
+    load_level::LoadSettings,
     time::Monotime,
 };
 use tunica_nft::{Listing, Plan, elements};
@@ -307,6 +308,7 @@ fn settings(world: &World) -> Settings {
         allow_capacity: 64,
         tor_keep: Duration::from_secs(86_400),
         log_lines_per_minute: None,
+        load: LoadSettings::default(),
     }
 }
 

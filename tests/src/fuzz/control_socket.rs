@@ -17,7 +17,10 @@ use tunica_api::{
     },
     wire::{MAX_REQUEST_BYTES, read_answer, read_request, write_answer, write_request},
 };
-use tunica_core::id::{BanTarget, PacketSource, Prefix};
+use tunica_core::{
+    id::{BanTarget, PacketSource, Prefix},
+    load_level::Level,
+};
 use tunicad::shell::control_socket::read_line;
 
 static RUNTIME: LazyLock<Runtime> =
@@ -160,6 +163,9 @@ fn requests() -> Vec<Request> {
             state: CircuitState::Banned { seconds: 300 },
             dry_run: true,
         }),
+        Request::Threat {},
+        Request::ThreatSet { level: Level::UnderAttack, seconds: Some(300), dry_run: true },
+        Request::ThreatClear { dry_run: true },
         Request::Doctor {},
     ]
 }
@@ -233,6 +239,12 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
             },
             dry_run: drawn.arbitrary()?,
         }),
+        Request::ThreatSet { .. } => Request::ThreatSet {
+            level: drawn.choose_iter(Level::ALL)?,
+            seconds: drawn.arbitrary()?,
+            dry_run: drawn.arbitrary()?,
+        },
+        Request::ThreatClear { .. } => Request::ThreatClear { dry_run: drawn.arbitrary()? },
         plain @ (Request::Status {}
         | Request::Counters {}
         | Request::Diff {}
@@ -244,6 +256,7 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
         | Request::CandidateStatus {}
         | Request::CandidatePromote {}
         | Request::CandidateDrop {}
+        | Request::Threat {}
         | Request::Doctor {}) => plain,
     })
 }

@@ -16,8 +16,9 @@ use tunica_core::{
     incident::{Incident, Row, Softirq},
     ledger::{
         self, AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, Command, Ledger,
-        Rejection, TrialFact,
+        LevelPinFact, Rejection, TrialFact,
     },
+    load_level::Level,
     time::WallTime,
 };
 use tunicad::ledger_file::{
@@ -288,6 +289,12 @@ fn command(
             Command::SetAttackMode { fact }
         }
         Command::ClearAttackMode => Command::ClearAttackMode,
+        Command::SetLevelPin { .. } => {
+            let expires = drawn.arbitrary::<Option<u64>>()?.map(WallTime);
+            let fact = LevelPinFact { level: drawn.choose_iter(Level::ALL)?, since, expires };
+            Command::SetLevelPin { fact }
+        }
+        Command::ClearLevelPin => Command::ClearLevelPin,
         Command::SetTrial { .. } => {
             let (before, is_undone) = (drawn.arbitrary()?, drawn.arbitrary()?);
             let expires = WallTime(drawn.arbitrary()?);
@@ -331,6 +338,10 @@ fn commands_of_each_kind() -> Vec<Command> {
         Command::ClearBypass,
         Command::SetAttackMode { fact: AttackModeFact { since, expires: WallTime(310) } },
         Command::ClearAttackMode,
+        Command::SetLevelPin {
+            fact: LevelPinFact { level: Level::Heavy, since, expires: Some(WallTime(310)) },
+        },
+        Command::ClearLevelPin,
         Command::SetTrial {
             fact: TrialFact {
                 since,

@@ -1,12 +1,15 @@
 //! What `tunica-front` and `tunicad` tell each other, over a Unix socket of the daemon's.
 //!
-//! The front connects, and sends a [`Digest`] each second. The daemon sends [`Orders`] when they change: the whole of what
+//! The front connects, and sends a [`Digest`] each second. The daemon sends [`Orders`] when they change, and every few seconds: the whole of what
 //! should be in force, never a step, so that nothing is lost when one of the two starts again. Each message is one line.
 //! Numbers of circuits mean nothing outside this machine, and leave it nowhere.
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
+#[cfg(doc)]
+use tunica_core::load_level::LEASE;
+use tunica_core::{circuit_policy::Ratio, load_level::FrontLoad, puzzle_level::Puzzles};
 
 /// A digest line, its newline included, may not be longer: 1 MiB.
 pub const MAX_DIGEST_BYTES: usize = 1024 * 1024;
@@ -35,6 +38,15 @@ pub struct Digest {
     pub most_active: u64,
     /// Connections that wait for their turn.
     pub waiting: u64,
+    /// How many may: `ingress.maxconn` without those that may be served.
+    #[serde(default)]
+    pub most_waiting: u64,
+    /// How long the one that is served next has waited, milliseconds; 0 where nobody waits.
+    #[serde(default)]
+    pub first_wait_milliseconds: u64,
+    /// How long one may wait, milliseconds.
+    #[serde(default)]
+    pub most_wait_milliseconds: u64,
     /// Connections that are held and get nothing.
     pub tarpitted: u64,
     /// Circuits that are remembered.
@@ -64,6 +76,9 @@ pub struct Digest {
     pub would_refuse: BTreeMap<String, (u64, u64)>,
     /// Connections that ended in a fault of our own.
     pub panics: u64,
+    /// The load that it holds to; absent: the limits as they are configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadOrder>,
     /// The backends, in the order of the configuration.
     pub backends: Vec<BackendHealth>,
     /// The busiest circuits, at most [`MOST_ROWS`].
@@ -145,6 +160,58 @@ pub struct Orders {
     pub generation: Option<u64>,
     /// What operators said of circuits.
     pub circuits: Vec<CircuitOrder>,
+    /// The load. It holds until the daemon has said nothing for [`LEASE`], and goes into no revision, because it is said again
+    /// and again; absent: the limits as they are configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadOrder>,
+}
+
+/// What of the load level the front holds to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadOrder {
+    /// The load, in ten-thousandths of what can be borne.
+    pub ratio: u16,
+    /// Whether circuits that have not paid are asked for a puzzle, where they can be.
+    pub asks_puzzles: bool,
+    /// Leading zero bits that a program must find.
+    pub puzzle_difficulty: u8,
+    /// Leading zero bits that a page asks for.
+    pub page_difficulty: u8,
+    /// Whether the page's puzzle does not suffice, so that the page leads to the waiting room.
+    pub page_waits: bool,
+    /// The part of its limits that a circuit which has not paid may use, in ten-thousandths.
+    pub share: u16,
+}
+
+impl From<FrontLoad> for LoadOrder {
+    fn from(load: FrontLoad) -> Self {
+        let FrontLoad { ratio, asks_puzzles, puzzles, share } = load;
+        Self {
+            ratio: ratio.ten_thousandths(),
+            asks_puzzles,
+            puzzle_difficulty: puzzles.difficulty,
+            page_difficulty: puzzles.page_difficulty,
+            page_waits: puzzles.page_waits,
+            share: share.ten_thousandths(),
+        }
+    }
+}
+
+impl From<LoadOrder> for FrontLoad {
+    /// More than all of it is all of it.
+    fn from(order: LoadOrder) -> Self {
+        let ratio = |ten_thousandths: u16| Ratio::share(ten_thousandths.into(), 10_000);
+        Self {
+            ratio: ratio(order.ratio),
+            asks_puzzles: order.asks_puzzles,
+            puzzles: Puzzles {
+                difficulty: order.puzzle_difficulty,
+                page_difficulty: order.page_difficulty,
+                page_waits: order.page_waits,
+            },
+            share: ratio(order.share),
+        }
+    }
 }
 
 /// What an operator said of a circuit.

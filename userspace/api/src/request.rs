@@ -3,7 +3,10 @@
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
-use tunica_core::id::{BanTarget, PacketSource, Prefix};
+use tunica_core::{
+    id::{BanTarget, PacketSource, Prefix},
+    load_level::Level,
+};
 
 /// Everything that can be asked of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +120,25 @@ pub enum Request {
         /// Its number, as `tunica circuits` shows it.
         circuit: NonZeroU32,
     },
+    /// How loaded the service is, and what follows from it.
+    Threat {},
+    /// Set the load level, whatever is measured.
+    ThreatSet {
+        /// To this one.
+        level: Level,
+        /// How long from now; absent: until it is cleared.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds: Option<u64>,
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Let go of the load level, so that the measured one counts.
+    ThreatClear {
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
     /// What this host can do for the shield.
     Doctor {},
 }
@@ -181,6 +203,7 @@ impl Request {
             | Self::CandidateStatus {}
             | Self::CircuitList { .. }
             | Self::CircuitExplain { .. }
+            | Self::Threat {}
             | Self::Doctor {} => true,
             Self::BanAdd(_)
             | Self::BanRemove { .. }
@@ -191,6 +214,8 @@ impl Request {
             | Self::Confirm {}
             | Self::CircuitOrder(_)
             | Self::CircuitClose { .. }
+            | Self::ThreatSet { .. }
+            | Self::ThreatClear { .. }
             | Self::CandidateLoad(_)
             | Self::CandidatePromote {}
             | Self::CandidateDrop {}
@@ -235,6 +260,9 @@ impl Request {
             Self::CircuitOrder(_) => "circuit_order",
             Self::CircuitClose { .. } => "circuit_close",
             Self::CircuitExplain { .. } => "circuit_explain",
+            Self::Threat {} => "threat",
+            Self::ThreatSet { .. } => "threat_set",
+            Self::ThreatClear { .. } => "threat_clear",
             Self::CandidateLoad(_) => "candidate_load",
             Self::CandidateStatus {} => "candidate_status",
             Self::CandidatePromote {} => "candidate_promote",

@@ -5,10 +5,11 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 use tunica_core::{
     id::{BanTarget, PacketSource, Prefix},
+    load_level,
     time::WallTime,
 };
 
-use crate::front::{CircuitRow, Digest};
+use crate::front::{CircuitRow, Digest, LoadOrder};
 
 /// What the daemon answers: one of the views, or why not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,8 @@ pub enum Answer {
     Circuits(Box<Circuits>),
     /// To `explain circuit`.
     CircuitExplanation(Box<CircuitExplanation>),
+    /// To `threat`.
+    Threat(Box<Threat>),
     /// To `doctor`.
     Doctor(Doctor),
     /// The request was understood and refused, or could not be carried out.
@@ -106,6 +109,9 @@ pub struct Status {
     /// Set while an incident is open.
     #[serde(default)]
     pub incident: Option<OpenIncident>,
+    /// How loaded the service is; `threat` tells more.
+    #[serde(default)]
+    pub load: Option<LoadLine>,
     /// One row for each configured interface.
     pub interfaces: Vec<Interface>,
     /// The program's identity.
@@ -229,6 +235,66 @@ pub struct LastRefusal {
     pub refusal: String,
     /// Its sentence.
     pub sentence: String,
+}
+
+/// How loaded the service is, in short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadLine {
+    /// The level in force.
+    pub level: load_level::Level,
+    /// Who says so: `measured`, `attack_mode` or `operator`.
+    pub word: String,
+    /// What was measured.
+    pub measured: load_level::Level,
+}
+
+/// How loaded the service is, and what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Threat {
+    /// The level in force.
+    pub level: load_level::Level,
+    /// Who says so: `measured`, `attack_mode` or `operator`.
+    pub word: String,
+    /// What was measured, whoever has the word.
+    pub measured: load_level::Level,
+    /// What follows from the level in force: a clause.
+    pub demands: String,
+    /// Set while an operator's word is to be the level.
+    pub pin: Option<LevelPin>,
+    /// Set while `tunica panic` holds, with which the level is heavy at least.
+    pub attack_mode: Option<AttackMode>,
+    /// What is known of the load, the most telling input first.
+    pub grounds: Vec<LoadGround>,
+    /// The inputs of which nothing is known.
+    pub unknown: Vec<String>,
+    /// Whether the port rules are tightened, by the load or by attack mode.
+    pub tightens_ports: bool,
+    /// What the ingress was told.
+    pub told: LoadOrder,
+    /// What the ingress holds to; absent where it does not report, or holds to the limits as they are configured.
+    pub held: Option<LoadOrder>,
+}
+
+/// The load level that an operator set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelPin {
+    /// To which level.
+    pub level: load_level::Level,
+    /// Since when.
+    pub since: WallTime,
+    /// Until when; absent: until it is cleared.
+    pub expires: Option<WallTime>,
+}
+
+/// What one input says of the load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadGround {
+    /// Which.
+    pub input: String,
+    /// How much of what it can bear it bears, in ten-thousandths.
+    pub ratio: u16,
+    /// Whether it keeps the measured level from falling.
+    pub holds_level: bool,
 }
 
 /// Since when and why the shield is detached.

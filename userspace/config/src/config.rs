@@ -16,6 +16,7 @@ use crate::{
     changes::Values,
     circuits::Circuits,
     ingress::{Ingress, Place},
+    load::Load,
 };
 use thiserror::Error;
 use tunica_common::{
@@ -47,6 +48,8 @@ pub struct Config {
     pub ingress: Ingress,
     /// `[circuits]`: what one circuit may do, and all together.
     pub circuits: Circuits,
+    /// `[load]`: what makes a load level.
+    pub load: Load,
     /// `[http]`: metrics and health.
     pub http: Http,
     /// `[control]`: the socket that `tunica` talks to.
@@ -354,6 +357,8 @@ pub struct Tor {
     pub control_cookie_file: Option<PathBuf>,
     /// `control_password_file`: a file with the control port's password; unset: none.
     pub control_password_file: Option<PathBuf>,
+    /// `metrics`: where tor serves its metrics, on loopback; unset: they are not read.
+    pub metrics: Option<SocketAddr>,
     /// `keep_seconds`: how long a peer stays protected after it was last seen, never below `scan_every`; 24 h by default.
     pub keep: Duration,
 }
@@ -487,6 +492,7 @@ impl Config {
             allow_capacity: shield.tables.allow.get(),
             tor_keep: self.tor.keep,
             log_lines_per_minute: shield.log.enable_logging.then_some(shield.log.lines_per_minute.get()),
+            load: self.load_settings(),
         })
     }
 

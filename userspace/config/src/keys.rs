@@ -92,9 +92,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("shield.log", "The drop log: lines that begin with `SHIELD_DOS_DROP:`."),
     ("bans", "How long bans last."),
     ("evidence", "What proves that a source is to blame, so that it can be banned."),
-    ("tor", "Whose connections may never be banned."),
+    ("tor", "Whose connections may never be banned, and what tor tells of itself."),
     ("ingress", "What stands on the port that tor connects to; it needs `tunica-front`."),
     ("circuits", "What one circuit may do, and all together."),
+    ("load", "What makes a load level; `tunica threat` shows it."),
     ("http", "Metrics and health over HTTP."),
     ("control", "The socket that `tunica` talks to."),
     ("ledger", "What survives a restart."),
@@ -482,6 +483,14 @@ keys! {
         Absent::Unset { example: r#""/etc/tunica/tor-control-password""# },
         AbsolutePath { example: "/etc/tunica/tor-control-password", is_file: true, longest: None, dotless: None },
         "A file with the password that torrc has as `HashedControlPassword`. Readable by the daemon alone.";
+    TOR_METRICS: LoopbackAddress = "tor.metrics",
+        Absent::Unset { example: r#""127.0.0.1:9035""# },
+        LoopbackAddress {
+            port: 9_035,
+            exposes: "whoever listens on the way could read which onion services tor has",
+            elsewhere: "tor's metrics are read from this host alone",
+        },
+        "Where tor serves its metrics (`MetricsPort` and `MetricsPortPolicy accept 127.0.0.1` in torrc). They tell of introductions and rendezvous before any stream arrives. Unset: the load level goes by what else is known.";
 
     INGRESS_ENABLED: Switch = "ingress.enabled",
         Absent::Default("false"),
@@ -763,6 +772,47 @@ keys! {
             above: "no circuit lives so long",
         }),
         "The age at which a circuit is cut even with connections.";
+
+    LOAD_RISE: Number = "load.rise_seconds",
+        Absent::Default("5"),
+        Number {
+            least: 1, most: 60, unit: "seconds",
+            below: "one burst would run through all levels before the first can show",
+            above: "an attack would have its way for longer than a level takes to fall",
+        },
+        "The least time between a change of the load level and a rise.";
+    LOAD_FALL: Number = "load.fall_seconds",
+        Absent::Default("60"),
+        Number {
+            least: 10, most: 3_600, unit: "seconds",
+            below: "an attacker who pauses for some seconds would meet no defence",
+            above: "visitors would meet the defence for hours after the attack",
+        },
+        "How long the load must be below a level, without interruption, before the level falls by one.";
+    LOAD_RENDEZVOUS: Number = "load.rendezvous_per_second",
+        Absent::Default("50"),
+        Number {
+            least: 1, most: 100_000, unit: "circuits",
+            below: "every visitor would be an attack",
+            above: "no tor builds so many, so this would never tell",
+        },
+        "How many rendezvous circuits in a second are full load.";
+    LOAD_REJECTIONS: Number = "load.rejections_per_second",
+        Absent::Default("50"),
+        Number {
+            least: 1, most: 100_000, unit: "introductions",
+            below: "a single broken client would be an attack",
+            above: "no tor decrypts so many, so this would never tell",
+        },
+        "How many rejected introductions in a second are full load.";
+    LOAD_PUZZLE_QUEUE: Number = "load.puzzle_queue",
+        Absent::Default("125"),
+        Number {
+            least: 1, most: 100_000, unit: "introductions",
+            below: "every visitor would be an attack",
+            above: "tor's queue holds fewer, so this would never tell",
+        },
+        "How many introductions in the queue of Tor's own proof of work are full load.";
 
     HTTP_ENABLED: Switch = "http.enabled",
         Absent::Default("true"),

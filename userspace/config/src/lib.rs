@@ -13,6 +13,7 @@ mod circuits;
 mod config;
 mod ingress;
 mod keys;
+mod load;
 mod nearest;
 mod problem;
 mod read;
@@ -27,6 +28,7 @@ pub use config::{
 };
 pub use ingress::{Ingress, Place};
 pub use keys::{KeyDoc, REFERENCE};
+pub use load::Load;
 pub use problem::{Problem, Problems};
 pub use read::{ReadFileError, read, read_file, read_file_and_text};
 pub use reference::{example, reference_markdown};

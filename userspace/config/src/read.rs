@@ -2,6 +2,7 @@
 
 mod circuits;
 mod ingress;
+mod load;
 
 use std::{
     fs, io,
@@ -406,6 +407,7 @@ impl<'t> Reader<'t> {
         let tor = self.tor(root);
         let ingress = self.ingress(root);
         let circuits = self.circuits(root);
+        let load = self.load(root);
         let http_enabled = self.value(root, &keys::HTTP_ENABLED);
         let listen = self.value(root, &keys::HTTP_LISTEN);
         let socket = self.value(root, &keys::CONTROL_SOCKET);
@@ -446,6 +448,7 @@ impl<'t> Reader<'t> {
             tor: tor?,
             ingress: ingress?,
             circuits: circuits?,
+            load: load?,
             http: Http { enabled: http_enabled?.value, listen: listen?.value },
             control: Control { socket: socket?.value, group: group?.value },
             ledger: Ledger { path: path?.value },
@@ -640,6 +643,7 @@ impl<'t> Reader<'t> {
         let control = self.optional(root, &keys::TOR_CONTROL);
         let cookie_file = self.optional(root, &keys::TOR_COOKIE);
         let password_file = self.optional(root, &keys::TOR_PASSWORD);
+        let metrics = self.optional(root, &keys::TOR_METRICS);
         let (scan_every, keep) = (scan_every?, keep?);
         if keep.value < scan_every.value {
             self.report_together(
@@ -662,6 +666,7 @@ impl<'t> Reader<'t> {
             control: control?,
             control_cookie_file: cookie_file?,
             control_password_file: password_file?,
+            metrics: metrics?,
         })
     }
 

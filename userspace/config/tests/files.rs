@@ -36,7 +36,8 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
     fn labels(verdicts: &[Verdict]) -> Option<String> {
         list(verdicts.iter().map(|verdict| text(verdict.label())))
     }
-    let Config { shield, bans, evidence, tor, ingress, circuits, http, control, ledger, log, .. } = config;
+    let Config { shield, bans, evidence, tor, ingress, circuits, load, http, control, ledger, log, .. } =
+        config;
     vec![
         ("shield.interfaces", list(shield.interfaces.iter().map(text))),
         ("shield.mode", text(shield.mode)),
@@ -100,6 +101,7 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
             "tor.control_password_file",
             tor.control_password_file.as_ref().and_then(|path| text(path.display())),
         ),
+        ("tor.metrics", tor.metrics.and_then(text)),
         ("ingress.enabled", plain(ingress.enabled)),
         ("ingress.start_front", plain(ingress.start_front)),
         ("ingress.user", text(&ingress.user)),
@@ -144,6 +146,11 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
             "circuits.rotate_hard_after_secs",
             plain(circuits.rotate_hard_after.map_or(0, |span| span.as_secs())),
         ),
+        ("load.rise_seconds", plain(load.rise.as_secs())),
+        ("load.fall_seconds", plain(load.fall.as_secs())),
+        ("load.rendezvous_per_second", plain(load.rendezvous_per_second)),
+        ("load.rejections_per_second", plain(load.rejections_per_second)),
+        ("load.puzzle_queue", plain(load.puzzle_queue)),
         ("http.enabled", plain(http.enabled)),
         ("http.listen", text(http.listen)),
         ("control.socket", text(control.socket.display())),
@@ -222,7 +229,7 @@ fn the_example_equals_the_defaults() {
     );
     let unset = "first_attach_confirm_seconds = 120\n[tor]\nuser = \"debian-tor\"\ncontrol = \"unix:/run/tor/control\"\n\
         control_cookie_file = \"/run/tor/control.authcookie\"\n\
-        control_password_file = \"/etc/tunica/tor-control-password\"\n\
+        control_password_file = \"/etc/tunica/tor-control-password\"\nmetrics = \"127.0.0.1:9035\"\n\
         [ingress]\nsocket = \"/run/tunica-front/ingress.sock\"\n\
         maintenance_page = \"/etc/tunica/maintenance.html\"\n\
         [circuits]\nmax_per_circuit_per_minute = 10\nmax_concurrent_per_circuit = 15\n\

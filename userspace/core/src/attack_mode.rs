@@ -17,8 +17,13 @@ pub const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// The settings in force while attack mode lies over `configured`.
 pub fn overlay(configured: &Settings) -> Settings {
+    Settings { mode: Mode::Enforce, ..tightened(configured) }
+}
+
+/// The settings in force while the load level tightens `configured`: what [`overlay`] does, but for the mode. Whoever only
+/// observes asked for no drops, and only his word may change that.
+pub fn tightened(configured: &Settings) -> Settings {
     Settings {
-        mode: Mode::Enforce,
         syn: configured.syn.map(halved),
         port_syn: configured.port_syn.map(halved_pace),
         no_socket: configured.no_socket.map(|limits| NoSocketLimits { host_per_second: 1, ..limits }),
@@ -142,6 +147,17 @@ mod tests {
 
     use super::*;
     use crate::limits::tests::settings;
+
+    #[test]
+    fn load_tightens_as_attack_mode_does_and_leaves_the_mode() {
+        for mode in [Mode::Off, Mode::Observe, Mode::Enforce] {
+            let configured = Settings { mode, ..settings() };
+            let tightened = tightened(&configured);
+            assert_eq!(tightened.mode, mode);
+            assert_ne!(tightened.syn, configured.syn);
+            assert_eq!(Settings { mode: Mode::Enforce, ..tightened }, overlay(&configured));
+        }
+    }
 
     #[test]
     fn every_change_has_its_sentence() {

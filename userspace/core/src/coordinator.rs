@@ -29,8 +29,12 @@ use crate::{
     evidence::{Forgeable, Handshake, Offence},
     id::{BanTarget, PacketSource, Prefix},
     incident::{CpuTimes, Incident, Incidents, Spoken},
-    ledger::{self, AllowFact, AttackModeFact, BanFact, BypassFact, Command, Ledger, Rejection, TrialFact},
+    ledger::{
+        self, AllowFact, AttackModeFact, BanFact, BypassFact, Command, Ledger, LevelPinFact, Rejection,
+        TrialFact,
+    },
     limits::{CookieState, HostFacts, Mode, Settings},
+    load_level::{self, Level, LoadLevel, Word},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
     reports::{Report, Reports},
@@ -62,6 +66,11 @@ pub struct Coordinator {
     observation: Observation,
     drop_log: DropLog,
     refused_bans: u64,
+    load: LoadLevel,
+    /// The level in force that was last told, and who had the word.
+    told_level: (Level, Word),
+    /// Whether stricter settings than the configured ones are in force.
+    is_tightened: bool,
 }
 
 /// What happened outside.
@@ -104,6 +113,26 @@ pub enum Event {
         /// Only say what would change.
         dry_run: bool,
     },
+    /// An operator sets the load level, or sets it otherwise.
+    PinLevel {
+        /// To this one.
+        level: Level,
+        /// How long from now, in whole seconds from [`SHORTEST`] to [`LONGEST`]; `None`: until he lets go of it.
+        length: Option<Duration>,
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// An operator lets go of the load level.
+    UnpinLevel {
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// Tor was looked at.
+    TorLoad(load_level::TorReading),
+    /// The front was looked at.
+    FrontLoad(load_level::FrontReading),
+    /// How long somebody waited for a CPU since the host's start.
+    CpuStalled(Duration),
     /// Sampled packets arrived.
     Samples(Vec<Forgeable>),
     /// A source completed a handshake too many.
@@ -286,7 +315,12 @@ impl Coordinator {
             in_force.set_memory(*source, *memory, &settings.ladder, now);
         }
         in_force.set_attack_mode(ledger.attack_mode, now);
+        in_force.set_level_pin(ledger.level_pin, now);
         in_force.set_trial(ledger.trial.as_ref(), now);
+        let mut load = LoadLevel::new(settings.load);
+        if let Some(fact) = &ledger.level_pin {
+            load.handle(pin(fact, in_force.level_pin_ends), now.mono);
+        }
         let mut coordinator = Self {
             never_ban: NeverBan::new(settings.tor_keep),
             sources: TopSources::new(now.wall),
@@ -299,6 +333,9 @@ impl Coordinator {
             observation: Observation::new(now),
             drop_log: DropLog::default(),
             refused_bans: 0,
+            load,
+            told_level: (Level::Calm, Word::Measured),
+            is_tightened: false,
             configured: settings.clone(),
             settings,
             ledger,
@@ -306,6 +343,8 @@ impl Coordinator {
         };
         coordinator.settle(now);
         coordinator.refresh(now);
+        // What an earlier daemon told is not told again.
+        let _ = coordinator.follow_level(now);
         coordinator
     }
 
@@ -334,6 +373,13 @@ impl Coordinator {
                 operator::answer(&self.plan_attack_mode_on(length, now), dry_run)
             }
             Event::AttackModeOff { dry_run } => operator::answer(&self.plan_attack_mode_off(), dry_run),
+            Event::PinLevel { level, length, dry_run } => {
+                operator::answer(&self.plan_level_pin(level, length, now), dry_run)
+            }
+            Event::UnpinLevel { dry_run } => operator::answer(&self.plan_level_unpin(), dry_run),
+            Event::TorLoad(reading) => self.measure(load_level::Event::Tor(reading), now),
+            Event::FrontLoad(reading) => self.measure(load_level::Event::Front(reading), now),
+            Event::CpuStalled(stalled) => self.measure(load_level::Event::CpuStalled(stalled), now),
             Event::Samples(samples) => {
                 let notices = samples.iter().filter_map(|sample| self.sampled(sample, now)).collect();
                 Outcome { notices, ..Outcome::default() }
@@ -407,6 +453,12 @@ impl Coordinator {
             if let Command::SetIncident { id, .. } = command {
                 self.incidents.kept(*id);
             }
+            if let Command::SetLevelPin { fact } = command {
+                self.load.handle(pin(fact, self.in_force.level_pin_ends), now.mono);
+            }
+            if matches!(command, Command::ClearLevelPin) {
+                self.load.handle(load_level::Event::Unpin, now.mono);
+            }
             notices.extend(notice);
         }
         let needs_no_refresh = |command: &Command| match command {
@@ -416,6 +468,7 @@ impl Coordinator {
             Command::SetAllow { .. } | Command::LiftAllow { .. } => false,
             Command::SetBypass { .. } | Command::ClearBypass => false,
             Command::SetAttackMode { .. } | Command::ClearAttackMode => false,
+            Command::SetLevelPin { .. } | Command::ClearLevelPin => false,
             Command::SetSyncookies { .. } | Command::ClearSyncookies => true,
             Command::SetIncident { .. } => true,
             Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => true,
@@ -424,6 +477,7 @@ impl Coordinator {
             self.settle(now);
             self.refresh(now);
         }
+        notices.extend(self.follow_level(now));
         result.map(|()| notices)
     }
 
@@ -442,6 +496,8 @@ impl Coordinator {
             self.settle(now);
             self.refresh(now);
         }
+        self.load.advance(now.mono);
+        let is_pin_over = self.in_force.level_pin_ends.is_some_and(|at| at <= now.mono);
         let ended = self.in_force.ban_ends.due(now.mono).map(BanTarget::Source);
         let mut bans: Vec<BanTarget> =
             ended.chain(self.in_force.net_ends.due(now.mono).map(BanTarget::Range)).collect();
@@ -450,7 +506,9 @@ impl Coordinator {
         commands.extend(self.in_force.allow_ends.due(now.mono).map(|prefix| Command::LiftAllow { prefix }));
         commands.extend(self.in_force.forgets.due(now.mono).map(|source| Command::ForgetMemory { source }));
         commands.extend(is_attack_over.then_some(Command::ClearAttackMode));
+        commands.extend(is_pin_over.then_some(Command::ClearLevelPin));
         let mut notices = self.defences.advance(now.mono);
+        notices.extend(self.follow_level(now));
         notices.extend(self.incidents.advance(now.mono));
         commands.extend(self.incidents.commands());
         let over =
@@ -487,6 +545,8 @@ impl Coordinator {
             self.in_force.allow_ends.first().map(|(at, _)| at),
             self.in_force.forgets.first().map(|(at, _)| at),
             self.in_force.attack_mode_ends,
+            self.in_force.level_pin_ends,
+            self.load.next_deadline(),
             self.in_force.trial_ends,
             self.never_ban.next_deadline(),
             self.defences.next_deadline(),
@@ -514,6 +574,16 @@ impl Coordinator {
     /// The settings that the configuration asks for, which attack mode may lie over.
     pub fn configured(&self) -> &Settings {
         &self.configured
+    }
+
+    /// How loaded the service is, and what follows from it.
+    pub fn load_level(&self) -> load_level::Desired {
+        self.load.desired()
+    }
+
+    /// Whether stricter settings than the configured ones are in force, by attack mode or by the load.
+    pub const fn is_tightened(&self) -> bool {
+        self.is_tightened
     }
 
     /// Every defence and its state.
@@ -663,8 +733,8 @@ impl Coordinator {
     }
 
     fn count(&mut self, totals: Totals, now: Now) -> Vec<Notice> {
-        // Attack mode refuses what the configuration does not.
-        if self.in_force.attack_mode_ends.is_none() {
+        // Attack mode and a heavy load refuse what the configuration does not.
+        if self.in_force.attack_mode_ends.is_none() && !self.is_tightened {
             self.observation.count(&totals, now.mono);
         } else {
             self.observation.skip(&totals, now.mono);
@@ -770,6 +840,7 @@ impl Coordinator {
             self.observation = Observation::new(now);
         }
         self.configured = settings;
+        self.load.set_settings(self.configured.load, now.mono);
         // Whoever mended what the tests found need not wait.
         self.self_tests.forget();
         self.settle(now);
@@ -782,8 +853,30 @@ impl Coordinator {
     /// Recomputes the settings in force.
     fn settle(&mut self, now: Now) {
         let is_attack_mode = self.in_force.attack_mode_ends.is_some_and(|at| now.mono < at);
-        self.settings =
-            if is_attack_mode { attack_mode::overlay(&self.configured) } else { self.configured.clone() };
+        self.load.handle(load_level::Event::AttackMode(is_attack_mode), now.mono);
+        self.is_tightened = self.load.desired().tightens_ports;
+        self.settings = match (is_attack_mode, self.is_tightened) {
+            (true, _) => attack_mode::overlay(&self.configured),
+            (false, true) => attack_mode::tightened(&self.configured),
+            (false, false) => self.configured.clone(),
+        };
+    }
+
+    fn measure(&mut self, event: load_level::Event, now: Now) -> Outcome {
+        self.load.handle(event, now.mono);
+        Outcome { notices: self.follow_level(now).into_iter().collect(), ..Outcome::default() }
+    }
+
+    /// Has the port rules follow the load level, and tells of a level that is new.
+    fn follow_level(&mut self, now: Now) -> Option<Notice> {
+        let desired = self.load.desired();
+        if desired.tightens_ports != self.is_tightened {
+            self.settle(now);
+            self.refresh(now);
+        }
+        let (level, word) = (desired.level, desired.word);
+        let before = std::mem::replace(&mut self.told_level, (level, word));
+        (before != (level, word)).then_some(Notice::LoadLevel { before: before.0, level, word })
     }
 
     /// Recomputes everything in force but the bans of sources, which are too many.
@@ -844,6 +937,8 @@ impl Coordinator {
                 let is_over = self.in_force.attack_mode_ends.is_some_and(|at| at <= now.mono);
                 Some(Notice::AttackModeOff { is_over })
             }
+            // What comes of it is told by `follow_level`.
+            Command::SetLevelPin { .. } | Command::ClearLevelPin => None,
             Command::SetIncident { .. } => None,
             Command::SetSyncookies { .. } => Some(Notice::Syncookies { is_switched: true }),
             Command::ClearSyncookies => Some(Notice::Syncookies { is_switched: false }),
@@ -888,6 +983,11 @@ const fn lift(target: BanTarget) -> Command {
     }
 }
 
+/// An operator's word about the load level, as its machine takes it.
+const fn pin(fact: &LevelPinFact, until: Option<Monotime>) -> load_level::Event {
+    load_level::Event::Pin { level: fact.level, until }
+}
+
 /// Puts the very first start on trial. What was not there before can only be taken away again. `length` is as in
 /// [`TrialRequest::length`].
 pub fn first_trial(length: Duration, now: Now) -> Command {
@@ -913,6 +1013,8 @@ struct InForce {
     forgets: Timetable<PacketSource>,
     /// When attack mode ends; `None` while it is not in force.
     attack_mode_ends: Option<Monotime>,
+    /// When the load level that an operator set ends; `None` while none is set, or for ever.
+    level_pin_ends: Option<Monotime>,
     /// When the configuration before the trial is due; `None` while none is on trial.
     trial_ends: Option<Monotime>,
 }
@@ -940,6 +1042,8 @@ impl InForce {
             Command::SetBypass { .. } | Command::ClearBypass => {}
             Command::SetAttackMode { fact } => self.set_attack_mode(Some(*fact), now),
             Command::ClearAttackMode => self.set_attack_mode(None, now),
+            Command::SetLevelPin { fact } => self.set_level_pin(Some(*fact), now),
+            Command::ClearLevelPin => self.set_level_pin(None, now),
             Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
             Command::SetIncident { .. } => {}
             Command::SetTrial { fact } => self.set_trial(Some(fact), now),
@@ -964,6 +1068,10 @@ impl InForce {
 
     fn set_attack_mode(&mut self, fact: Option<AttackModeFact>, now: Now) {
         self.attack_mode_ends = fact.and_then(|fact| desired::ends_at(fact.since, Some(fact.expires), now));
+    }
+
+    fn set_level_pin(&mut self, fact: Option<LevelPinFact>, now: Now) {
+        self.level_pin_ends = fact.and_then(|fact| desired::ends_at(fact.since, fact.expires, now));
     }
 
     fn set_trial(&mut self, fact: Option<&TrialFact>, now: Now) {

@@ -15,6 +15,7 @@ use crate::{
     evidence::Proven,
     id::{BanTarget, PacketSource, Prefix},
     incident::{self, Incident},
+    load_level::Level,
     time::WallTime,
 };
 
@@ -35,6 +36,9 @@ pub struct Ledger {
     /// Set while attack mode lies over the configured settings.
     #[serde(default)]
     pub attack_mode: Option<AttackModeFact>,
+    /// Set while an operator's word is the load level.
+    #[serde(default)]
+    pub level_pin: Option<LevelPinFact>,
     /// Set while a configuration is on trial, or after one was undone.
     #[serde(default)]
     pub trial: Option<TrialFact>,
@@ -115,6 +119,17 @@ pub struct AttackModeFact {
     pub since: WallTime,
     /// Until when.
     pub expires: WallTime,
+}
+
+/// The load level that an operator set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelPinFact {
+    /// To which level.
+    pub level: Level,
+    /// Since when.
+    pub since: WallTime,
+    /// Until when; `None` means until an operator lets go of it.
+    pub expires: Option<WallTime>,
 }
 
 /// A configuration on trial, or one that was undone.
@@ -226,6 +241,13 @@ pub enum Command {
     },
     /// End attack mode.
     ClearAttackMode,
+    /// Set the load level, or set it otherwise.
+    SetLevelPin {
+        /// Which, and until when.
+        fact: LevelPinFact,
+    },
+    /// Let go of it.
+    ClearLevelPin,
     /// Put a configuration on trial, or renew the trial.
     SetTrial {
         /// Until when, and what before.
@@ -283,6 +305,9 @@ pub enum Rejection {
     /// Attack mode is not in force.
     #[error("attack mode is not in force")]
     NoAttackMode,
+    /// No operator has set the load level.
+    #[error("the load level is not set by hand")]
+    NoLevelPin,
     /// No configuration is on trial.
     #[error("no configuration is on trial")]
     NoTrial,
@@ -341,6 +366,12 @@ pub fn apply(ledger: &mut Ledger, command: &Command) -> Result<(), Rejection> {
         }
         Command::ClearAttackMode => {
             ledger.attack_mode.take().ok_or(Rejection::NoAttackMode)?;
+        }
+        Command::SetLevelPin { fact } => {
+            ledger.level_pin = Some(*fact);
+        }
+        Command::ClearLevelPin => {
+            ledger.level_pin.take().ok_or(Rejection::NoLevelPin)?;
         }
         Command::SetTrial { fact } => {
             ledger.trial = Some(fact.clone());
@@ -411,6 +442,7 @@ impl Default for Ledger {
             memories: BTreeMap::new(),
             bypass: None,
             attack_mode: None,
+            level_pin: None,
             trial: None,
             syncookies_before: None,
             incidents: BTreeMap::new(),
@@ -523,6 +555,10 @@ mod tests {
         AttackModeFact { since: WallTime(1), expires: WallTime(end) }
     }
 
+    fn level_pin(level: usize) -> LevelPinFact {
+        LevelPinFact { level: Level::ALL[level], since: WallTime(1), expires: None }
+    }
+
     fn command() -> impl Strategy<Value = Command> {
         let host = 0u8..4;
         prop_oneof![
@@ -546,6 +582,8 @@ mod tests {
             Just(Command::ClearBypass),
             (1u64..9).prop_map(|end| Command::SetAttackMode { fact: attack_mode(end) }),
             Just(Command::ClearAttackMode),
+            (0usize..5).prop_map(|level| Command::SetLevelPin { fact: level_pin(level) }),
+            Just(Command::ClearLevelPin),
             (1u64..9).prop_map(|end| Command::SetTrial { fact: trial(end) }),
             Just(Command::UndoTrial),
             Just(Command::ClearTrial),
@@ -580,6 +618,7 @@ mod tests {
             (vec![bypass.clone()], bypass, Rejection::AlreadyBypassed),
             (vec![], Command::ClearBypass, Rejection::NotBypassed),
             (vec![], Command::ClearAttackMode, Rejection::NoAttackMode),
+            (vec![], Command::ClearLevelPin, Rejection::NoLevelPin),
             (vec![], Command::UndoTrial, Rejection::NoTrial),
             (vec![], Command::ClearTrial, Rejection::NoTrial),
             (

@@ -10,7 +10,7 @@ use tunica_common::{
     },
 };
 
-use crate::{ban_ladder::Ladder, id::Prefix};
+use crate::{ban_ladder::Ladder, id::Prefix, load_level::LoadSettings};
 
 /// Everything of the configuration that decisions depend on. The configuration crate has checked every range.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +67,8 @@ pub struct Settings {
     pub tor_keep: Duration,
     /// Most lines of the drop log in any minute; `None` where it is switched off.
     pub log_lines_per_minute: Option<u32>,
+    /// From which load on which level, and how fast.
+    pub load: LoadSettings,
 }
 
 /// How ports over their budget answer.
@@ -575,6 +577,7 @@ impl Settings {
                 self.log_lines_per_minute != before.log_lines_per_minute,
                 format!("the drop log has at most {} lines a minute", self.log_lines_per_minute.unwrap_or(0)),
             ),
+            (self.load != before.load, "what makes a load level changed".into()),
         ];
         rows.into_iter().filter(|(differs, _)| *differs).map(|(_, sentence)| sentence).collect()
     }
@@ -635,6 +638,7 @@ pub(crate) mod tests {
             allow_capacity: 8,
             tor_keep: Duration::from_secs(86_400),
             log_lines_per_minute: Some(5),
+            load: LoadSettings::default(),
         }
     }
 

@@ -21,13 +21,15 @@
 //! | above calm | load below its `down` for [`LoadSettings::fall_dwell`] without interruption | the one below |
 //! | any | none of these | stays |
 //!
-//! So inputs that fall silent lead to calm by the same steps. Over the measured level lie attack mode, with which it is
-//! heavy at least, and above both the operator's word ([`Event::Pin`]). Both end as they came, at once: underneath, the
-//! measuring goes on.
+//! So inputs that fall silent lead to calm by the same steps. Over the measured level lies the operator's word
+//! ([`Event::Pin`]). With attack mode the level is heavy at least: then a pin to a lower level rests, because whoever asks for
+//! attack mode asks for more defence than before. Both end as they came, at once: underneath, the measuring goes on.
 //!
 //! Memory is bounded by the number of inputs: five samples and one counter each.
 
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     circuit_policy::{Load, Ratio},
@@ -36,6 +38,7 @@ use crate::{
     time::Monotime,
 };
 
+mod lease;
 mod meter;
 mod settings;
 
@@ -46,11 +49,13 @@ mod rows;
 #[cfg(test)]
 mod simulation;
 
+pub use lease::{FrontLoad, LEASE, LoadLease};
 use meter::{Counter, Samples};
 pub use settings::LoadSettings;
 
 /// How loaded the service is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Level {
     /// No puzzle is asked.
     Calm,
@@ -179,6 +184,18 @@ pub struct Desired {
     pub grounds: Vec<Ground>,
 }
 
+impl Desired {
+    /// What of it the front holds to.
+    pub const fn front(&self) -> FrontLoad {
+        FrontLoad {
+            ratio: self.load.ratio,
+            asks_puzzles: self.asks_puzzles,
+            puzzles: self.puzzles,
+            share: self.front_share,
+        }
+    }
+}
+
 /// Who has the word about the level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
@@ -245,6 +262,28 @@ impl Level {
             Self::Heavy => "heavy",
             Self::UnderAttack => "under_attack",
         }
+    }
+
+    /// What follows from it, as a clause.
+    pub const fn demands(self) -> &'static str {
+        match self {
+            Self::Calm => "no puzzles, and the limits as they are configured",
+            Self::Light => "puzzles that cost nobody anything, where puzzles are asked",
+            Self::Moderate => "puzzles that a person does not notice, where puzzles are asked",
+            Self::Heavy => {
+                "puzzles of a second, where puzzles are asked, three quarters of its limits for a circuit that has not paid, and \
+                 half the rates at ports"
+            }
+            Self::UnderAttack => {
+                "the hardest puzzles, where puzzles are asked, half of its limits for a circuit that has not paid, and half the \
+                 rates at ports"
+            }
+        }
+    }
+
+    /// The level of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.name() == name)
     }
 
     const fn lower(self) -> Self {
@@ -520,9 +559,13 @@ impl LoadLevel {
 
     fn in_force(&self) -> (Level, Word) {
         match self.pin {
-            Some((level, until)) => (level, Word::Operator { until }),
-            None if self.is_attack_mode && self.level < Level::Heavy => (Level::Heavy, Word::AttackMode),
-            None => (self.level, Word::Measured),
+            Some((level, until)) if level >= Level::Heavy || !self.is_attack_mode => {
+                (level, Word::Operator { until })
+            }
+            Some(_) | None if self.is_attack_mode && self.level < Level::Heavy => {
+                (Level::Heavy, Word::AttackMode)
+            }
+            Some(_) | None => (self.level, Word::Measured),
         }
     }
 

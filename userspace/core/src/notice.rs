@@ -12,6 +12,7 @@ use crate::{
     defence::Defence,
     id::{BanTarget, PacketSource, Prefix},
     limits::CookieState,
+    load_level::{self, Word},
     never_ban::Protection,
     self_test,
     time::Monotime,
@@ -109,6 +110,15 @@ pub enum Notice {
     AttackModeOff {
         /// Whether it ended by itself.
         is_over: bool,
+    },
+    /// The load level in force changed.
+    LoadLevel {
+        /// From this; the same where another has the word now.
+        before: load_level::Level,
+        /// To this.
+        level: load_level::Level,
+        /// Who says so.
+        word: Word,
     },
     /// A configuration is on trial.
     TrialBegun {
@@ -239,6 +249,8 @@ kinds! {
     AttackModeOn, "attack_mode_on", Warn,
         "`tunica panic` laid stricter settings over the configured ones; they end by themselves or with `tunica panic off`.";
     AttackModeOff, "attack_mode_off", Warn, "Attack mode ended; the configured settings are in force again.";
+    LoadLevel, "load_level", Warn,
+        "The load level changed, by what was measured or by `tunica threat set` or `tunica panic`; `tunica threat` shows what it rests on.";
     TrialBegun, "trial_begun", Warn,
         "A reload with `--confirm` put the configuration file on trial: unless `tunica confirm` comes in time, the configuration before is in force again.";
     TrialEnded, "trial_ended", Info,
@@ -293,6 +305,7 @@ impl Notice {
             | Self::BypassOff
             | Self::ReporterOverBudget { .. }
             | Self::AttackModeOn { .. }
+            | Self::LoadLevel { .. }
             | Self::TrialBegun { .. }
             | Self::TrialEnded { .. }
             | Self::TrialUndone
@@ -341,6 +354,14 @@ impl fmt::Display for Notice {
             Self::TrialUndone => out.write_str(
                 "the configuration on trial was not confirmed; the one before is in force until `tunica reload`",
             ),
+            Self::LoadLevel { before, level, word } => {
+                let by = match word {
+                    Word::Measured => "as measured",
+                    Word::AttackMode => "by attack mode",
+                    Word::Operator { .. } => "by an operator's word",
+                };
+                write!(out, "the load level is {} now, {by}; it was {}", level.name(), before.name())
+            }
             Self::AttackModeOn { length } => write!(out, "attack mode is in force {}", span(Some(*length))),
             Self::AttackModeOff { is_over: true } => out.write_str("attack mode ended by itself"),
             Self::AttackModeOff { is_over: false } => out.write_str("an operator ended attack mode"),
@@ -438,6 +459,11 @@ mod tests {
             Notice::BypassOff,
             Notice::AttackModeOn { length: Duration::from_secs(60) },
             Notice::AttackModeOff { is_over: true },
+            Notice::LoadLevel {
+                before: load_level::Level::Calm,
+                level: load_level::Level::Heavy,
+                word: Word::AttackMode,
+            },
             Notice::TrialBegun { length: Duration::from_secs(120) },
             Notice::TrialEnded { is_confirmed: true },
             Notice::TrialUndone,

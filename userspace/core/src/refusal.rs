@@ -130,6 +130,8 @@ refusals! {
     TooManyOpen = "too_many_open", Circuit, RetryLater(429), Close, Violation, "the circuit holds as many open connections as it may";
     /// The deny rate of requests of a circuit.
     RequestRate = "request_rate", Circuit, RetryLater(429), Close, Violation, "the circuit sent too many requests within 10 s";
+    /// The part of a circuit's limits that the load level leaves to one which has not paid.
+    UnderLoad = "under_load", Circuit, RetryLater(429), Close, None, "the load is high, so less is left to each circuit that has not paid, and this one has used it";
     /// The rate of a VIP, by token or by the operator's word.
     VipRate = "vip_rate", Circuit, RetryLater(429), Close, Violation, "even a VIP may not ask for so much within 10 s";
     /// The token no longer counts, but its circuit has not been told.

@@ -98,6 +98,7 @@ pub(crate) fn of(answer: &Answer) -> Exit {
         | Answer::Candidate(_)
         | Answer::Circuits(_)
         | Answer::CircuitExplanation(_)
+        | Answer::Threat(_)
         | Answer::Promotion(_) => Exit::Done,
         Answer::Refused(refused) => match refused.code {
             RefusedCode::Protected | RefusedCode::Full | RefusedCode::Invalid | RefusedCode::OverBudget => {

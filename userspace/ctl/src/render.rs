@@ -10,6 +10,7 @@ mod incidents;
 mod lists;
 pub(crate) mod status;
 pub(crate) mod text;
+mod threat;
 mod tuning;
 
 use tunica_api::view::{Answer, Done, Refused};
@@ -36,6 +37,7 @@ pub(crate) fn answer(answer: &Answer) -> String {
         Answer::Promotion(view) => format!("{} is to be written\n", text::clean(&view.file)),
         Answer::Circuits(view) => circuits::circuits(view),
         Answer::CircuitExplanation(view) => circuit_explanation::circuit_explanation(view),
+        Answer::Threat(view) => threat::threat(view),
         Answer::Doctor(view) => findings(&view.findings),
         Answer::Refused(view) => refused(view),
     }

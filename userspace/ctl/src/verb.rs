@@ -20,6 +20,7 @@ mod reload;
 mod report;
 mod sources;
 pub(crate) mod status;
+mod threat;
 mod top;
 mod tune;
 
@@ -73,6 +74,8 @@ pub(crate) enum Verb {
     Bypass(bypass::Bypass),
     /// Attack mode: stricter limits than configured, for a while
     Panic(panic::Panic),
+    /// Show how loaded the service is, or set the load level
+    Threat(threat::Threat),
     /// Propose limits from what was seen, and change nothing
     Tune(tune::Tune),
     /// Show the last attacks: when, what acted, what it cost
@@ -113,6 +116,7 @@ impl Verb {
             Self::Candidate(verb) => verb.run(global),
             Self::Bypass(verb) => ask(global, &verb.request()),
             Self::Panic(verb) => ask(global, &verb.request()?),
+            Self::Threat(verb) => ask(global, &verb.request()),
             Self::Tune(verb) => verb.run(global),
             Self::Incident(verb) => ask(global, &verb.request()),
             Self::Circuits(verb) => ask(global, &verb.request()),

@@ -42,6 +42,7 @@ use crate::{
     settings,
     shell::{
         host::{self, vitals::Vitals},
+        load::LoadPart,
         nft::{self, Nft},
         tor_peers,
         xdp::{Plan, Shield, armed::Armed, hook::Hook, probe::Probe, self_test::SelfTests, tables::Total},
@@ -56,6 +57,7 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 mod candidate;
 mod front;
 mod gate;
+mod load;
 mod tor;
 
 /// Everything the event loop owns.
@@ -122,6 +124,9 @@ impl Reach {
             Event::Ban(_) | Event::Unban { .. } | Event::Allow(_) | Event::Disallow { .. } => Self::Nothing,
             Event::BypassOn { .. } | Event::BypassOff => Self::Nothing,
             Event::AttackModeOn { .. } | Event::AttackModeOff { .. } => Self::Nothing,
+            Event::PinLevel { .. } | Event::UnpinLevel { .. } => Self::Nothing,
+            // Those that change what is in force are seen by [`App::measured`].
+            Event::TorLoad(_) | Event::FrontLoad(_) | Event::CpuStalled(_) => Self::Nothing,
             Event::Confirmed => Self::Nothing,
             Event::TorPeers(_) | Event::OwnAddresses(_) => Self::Everything,
             Event::Reloaded(_) | Event::Tried(_) | Event::Undone(_) => Self::Everything,
@@ -144,6 +149,7 @@ impl Reach {
                 Command::SetAllow { .. } | Command::LiftAllow { .. } => return Self::Everything,
                 Command::SetBypass { .. } | Command::ClearBypass => return Self::Everything,
                 Command::SetAttackMode { .. } | Command::ClearAttackMode => return Self::Everything,
+                Command::SetLevelPin { .. } | Command::ClearLevelPin => return Self::Everything,
                 Command::SetSyncookies { .. } | Command::ClearSyncookies => {}
                 Command::SetIncident { .. } => {}
                 Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => {}
@@ -163,6 +169,7 @@ struct Troubles {
     tor_control: Option<String>,
     /// What tor publishes and should not, or should and does not.
     published: BTreeSet<String>,
+    load: [Option<String>; LoadPart::ALL.len()],
     gate: Option<String>,
     front_process: Option<String>,
     heartbeat: Option<String>,
@@ -194,7 +201,7 @@ impl Troubles {
             &self.reporters,
             &self.nft,
         ];
-        all.into_iter().flatten().chain(&self.published).cloned().collect()
+        all.into_iter().chain(&self.load).flatten().chain(&self.published).cloned().collect()
     }
 }
 
@@ -383,6 +390,7 @@ impl App {
         }
         self.tell(&notices);
         self.sync(reach.with(&outcome.commands));
+        self.follow_load();
         Ok(outcome.reply)
     }
 
@@ -391,6 +399,11 @@ impl App {
             telemetry::log_notice(notice);
             if let Notice::IncidentBegun { defence, .. } = notice {
                 self.metrics.count_incident(*defence);
+            }
+            if let Notice::LoadLevel { before, level, .. } = notice
+                && before != level
+            {
+                self.metrics.count_load_change(*level);
             }
         }
     }
@@ -774,6 +787,17 @@ impl App {
             Request::CircuitOrder(request) => self.order_circuit(request),
             Request::CircuitClose { circuit, dry_run } => self.close_circuit(circuit, dry_run),
             Request::CircuitExplain { circuit } => self.explain_circuit(circuit),
+            Request::Threat {} => self.threat(),
+            Request::ThreatSet { level, seconds, dry_run } => {
+                let length = seconds.map(Duration::from_secs);
+                self.decide_though_unkept(
+                    Event::PinLevel { level, length, dry_run },
+                    "let go of the load level",
+                )
+            }
+            Request::ThreatClear { dry_run } => {
+                self.decide_though_unkept(Event::UnpinLevel { dry_run }, "set the load level again")
+            }
             Request::Doctor {} => Answer::Doctor(self.doctor()),
             Request::BanAdd(ban) => self.ban(ban),
             Request::Report(report) => self.report(report, caller),
@@ -808,6 +832,7 @@ impl App {
         host::examine(
             &self.config,
             self.coordinator.without_cookies().map(|(port, until)| (port, until.since(now))),
+            self.troubles.load.iter().flatten().cloned().collect(),
         )
     }
 
@@ -890,6 +915,7 @@ impl App {
             verified: self.verified,
         };
         let mut status = views::status(&self.coordinator, &self.shield, &around, self.now());
+        status.load = Some(load::line(&self.coordinator.load_level()));
         status.candidate = self.candidate.as_ref().map(|tried| tried.line(&self.shield));
         Answer::Status(Box::new(status))
     }
@@ -1176,6 +1202,7 @@ impl App {
         metrics.set_under_attack(self.coordinator.is_under_attack());
         let attack_mode = self.coordinator.ledger().attack_mode;
         metrics.set_attack_mode(attack_mode.map(|fact| fact.expires.since(now.wall)));
+        metrics.set_load(&self.coordinator.load_level(), self.coordinator.ledger().level_pin.is_some());
         metrics
             .set_candidate(self.candidate.is_some(), &self.shield.tables().differences().unwrap_or_default());
         for table in views::tables(&self.coordinator, self.verified) {
@@ -1249,7 +1276,7 @@ fn sample(event: &kernel::Event) -> Option<Forgeable> {
 
 /// What this host can do for the shield, asked by `tunicad preflight`.
 pub fn doctor(config: &Config) -> Doctor {
-    host::examine(config, std::iter::empty())
+    host::examine(config, std::iter::empty(), Vec::new())
 }
 
 #[cfg(test)]

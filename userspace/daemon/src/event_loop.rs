@@ -23,6 +23,7 @@ use crate::{
         front_process::FrontTold,
         host::watch::Watch,
         http::HttpQuestion,
+        load::Reading,
         systemd::Systemd,
         tor_control::TorHeard,
     },
@@ -46,6 +47,8 @@ pub struct Inputs {
     pub front_process: mpsc::Receiver<FrontTold>,
     /// What tor says over its control port.
     pub tor: mpsc::Receiver<TorHeard>,
+    /// What was read of the load.
+    pub load: mpsc::Receiver<Reading>,
     /// Whoever started the daemon.
     pub systemd: Systemd,
 }
@@ -105,6 +108,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     Some(heard) = inputs.front.recv() => Next::Front(heard),
                     Some(told) = inputs.front_process.recv() => Next::FrontProcess(told),
                     Some(heard) = inputs.tor.recv() => Next::Tor(heard),
+                    Some(reading) = inputs.load.recv() => Next::Load(reading),
                     batch = events.next() => Next::Samples(batch),
                     batch = proofs.next() => Next::Proofs(batch),
                     () = &mut tor_scan => Next::TorScan,
@@ -122,6 +126,10 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                 Next::Tor(heard) => {
                     let _span = telemetry::event_span("tor").entered();
                     app.heard_tor(heard);
+                }
+                Next::Load(reading) => {
+                    let _span = telemetry::event_span("load").entered();
+                    app.read_load(reading);
                 }
                 Next::Http(HttpQuestion::Metrics(reply)) => { let _ = reply.send(app.metrics_text()); }
                 Next::Http(HttpQuestion::Ready(reply)) => { let _ = reply.send(app.unready()); }
@@ -167,6 +175,7 @@ enum Next {
     Front(Heard),
     FrontProcess(FrontTold),
     Tor(TorHeard),
+    Load(Reading),
     Samples(std::io::Result<Vec<KernelEvent>>),
     Proofs(std::io::Result<Vec<Proof>>),
     TorScan,

@@ -264,6 +264,7 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
     let mut part = Ledger {
         bypass: ledger.bypass.clone(),
         attack_mode: ledger.attack_mode,
+        level_pin: ledger.level_pin,
         trial: ledger.trial.clone(),
         syncookies_before: ledger.syncookies_before,
         next_id: ledger.next_id,
@@ -285,6 +286,7 @@ fn part_named_by(commands: &[Command], ledger: &Ledger) -> Ledger {
             }
             Command::SetBypass { .. } | Command::ClearBypass => {}
             Command::SetAttackMode { .. } | Command::ClearAttackMode => {}
+            Command::SetLevelPin { .. } | Command::ClearLevelPin => {}
             Command::SetTrial { .. } | Command::UndoTrial | Command::ClearTrial => {}
             // Whether an older one goes depends on all of them.
             Command::SetIncident { .. } => part.incidents.clone_from(&ledger.incidents),

@@ -10,7 +10,7 @@ use tunicad::{
     app::{self, App},
     event_loop::{self, Inputs},
     metrics,
-    shell::{control_socket, front, front_process, http, systemd::Systemd, tor_control},
+    shell::{control_socket, front, front_process, http, load, systemd::Systemd, tor_control},
     telemetry::{self, Telemetry},
 };
 
@@ -136,10 +136,18 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
             }
             None => (None, mpsc::channel(1).1),
         };
+        let (load_sender, load) = mpsc::channel(4);
+        let load_task = tokio::spawn(load::watch(
+            app.config().tor.metrics,
+            app.config().tor.control.is_some(),
+            app.tor_process(),
+            load_sender,
+        ));
         let inputs =
-            Inputs { control, http, front, front_process, tor, systemd: Systemd::from_environment()? };
+            Inputs { control, http, front, front_process, tor, load, systemd: Systemd::from_environment()? };
         let result = event_loop::run(&mut app, inputs).await;
         control_task.abort();
+        load_task.abort();
         for task in http_task.into_iter().chain(front_task).chain(process_task).chain(tor_task) {
             task.abort();
         }

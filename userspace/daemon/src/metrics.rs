@@ -4,6 +4,7 @@
 //! word that a client or an operator typed. Series that can be named beforehand are there from the start with 0.
 
 mod front;
+mod load;
 
 use std::{
     fmt::Write as _,
@@ -12,7 +13,8 @@ use std::{
 };
 
 use prometheus::{
-    Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
 };
 use tunica_api::view::{Answer, RefusedCode as Refusal};
 use tunica_common::{
@@ -90,6 +92,7 @@ kinds! {
     IntGauge, "gauge", |options, _labels| Self::with_opts(options);
     IntGaugeVec, "gauge", |options, labels| Self::new(options, labels);
     Gauge, "gauge", |options, _labels| Self::with_opts(options);
+    GaugeVec, "gauge", |options, labels| Self::new(options, labels);
 }
 
 macro_rules! metrics {
@@ -227,6 +230,10 @@ metrics! {
         "How many it serves at once at most.";
     front_waiting: IntGauge, "tunica_front_waiting", [],
         "Connections that wait for their turn.";
+    front_most_waiting: IntGauge, "tunica_front_waiting_max", [],
+        "How many may wait.";
+    front_wait: Gauge, "tunica_front_wait_seconds", [],
+        "Seconds that the connection whose turn is next has waited; 0 where nobody waits.";
     front_tarpitted: IntGauge, "tunica_front_tarpitted", [],
         "Connections that are held and get nothing.";
     circuits_tracked: IntGauge, "tunica_circuits_tracked", [],
@@ -253,6 +260,18 @@ metrics! {
         "Connections and requests that limits under `circuits.shadow` would have refused, by the word and by whose they are: a `vip`'s, or `anybody` else's.";
     front_panics: IntCounter, "tunica_front_panics_total", [],
         "Connections that ended in a fault of the ingress itself; the log has what went wrong.";
+    load_level: IntGaugeVec, "tunica_load_level", ["level"],
+        "1 for the load level in force, 0 for the others; `tunica threat` tells more.";
+    load_measured: IntGaugeVec, "tunica_load_measured", ["level"],
+        "1 for the load level that is measured, whoever has the word, 0 for the others.";
+    load_pinned: IntGauge, "tunica_load_pinned", [],
+        "1 while an operator has set the load level, else 0.";
+    load_ratio: GaugeVec, "tunica_load_ratio", ["input"],
+        "How much of what it can bear an input of the load level bears, from 0 to 1; an input of which nothing is known has no series.";
+    load_changes: IntCounterVec, "tunica_load_changes_total", ["level"],
+        "Times that the load level in force became this one.";
+    load_failures: IntCounterVec, "tunica_load_reading_failures_total", ["part"],
+        "Times that something that tells of load could not be read: the pressure on the CPUs, the CPU time of tor's process, or tor's metrics.";
     build: IntGaugeVec, "tunica_build_info", ["version", "object_sha256"],
         "Always 1; the labels say which daemon and which kernel object this is.";
 }
@@ -385,6 +404,7 @@ impl Metrics {
         for kind in Defence::ALL {
             families.incidents.with_label_values(&[kind.name()]);
         }
+        load::prepare(&families);
         families.never_ban_age.set(-1.0);
         families.build.with_label_values(&[env!("CARGO_PKG_VERSION"), object_sha256]).set(1);
         let events_lost = Follower::new(families.events_lost.clone());
@@ -749,6 +769,7 @@ impl ControlRequests {
             | Answer::Candidate(_)
             | Answer::Circuits(_)
             | Answer::CircuitExplanation(_)
+            | Answer::Threat(_)
             | Answer::Promotion(_)
             | Answer::Doctor(_) => "ok",
         };
@@ -859,6 +880,7 @@ mod tests {
         metrics.control().count(Some("status"), &Answer::Bans(Bans { bans: Vec::new() }));
         metrics.http().count(HttpPath::Health, 200);
         metrics.set_front(Some(&front::tests::digest()));
+        metrics.set_load(&load::tests::desired(), false);
         let text = metrics.render().unwrap();
         let types: BTreeSet<String> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(str::to_owned).collect();

@@ -94,6 +94,7 @@ pub fn fixed_keys_changed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("tor.control", old.tor.control != new.tor.control),
         ("tor.control_cookie_file", old.tor.control_cookie_file != new.tor.control_cookie_file),
         ("tor.control_password_file", old.tor.control_password_file != new.tor.control_password_file),
+        ("tor.metrics", old.tor.metrics != new.tor.metrics),
         ("shield.pin_path", old.shield.pin_path != new.shield.pin_path),
     ]
     .into_iter()
@@ -167,6 +168,7 @@ mod tests {
             ("tor.control", "\"127.0.0.1:9\""),
             ("tor.control_cookie_file", "\"/run/c\""),
             ("tor.control_password_file", "\"/run/p\""),
+            ("tor.metrics", "\"127.0.0.1:9\""),
             ("shield.pin_path", "\"/sys/fs/bpf/other\""),
         ] {
             let new = read(&format!("{key} = {value}"));

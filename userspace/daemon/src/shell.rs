@@ -7,6 +7,7 @@ pub mod gate;
 pub mod host;
 pub mod http;
 pub mod listeners;
+pub mod load;
 pub mod nft;
 pub mod systemd;
 pub mod tor_control;

@@ -147,6 +147,8 @@ messages! {
     "own_addresses_changed", "info", "The host's own addresses changed and are guarded as they are now.";
     "interfaces_changed", "info",
         "An interface of the configuration came, went, was set up or down, or changed in another way; the shield follows.";
+    "load_unread", "warn",
+        "Something that tells of load cannot be read, so the load level does without it; `tunica doctor` says what to do. It is said again when the reason changes.";
     "host_concern", "warn",
         "Disk, memory or clock of the host is not well or not known; it is said again only after it was well.";
     "host_watch_failed", "warn",

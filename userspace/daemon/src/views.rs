@@ -179,6 +179,8 @@ pub fn differences(
         | Command::ClearBypass
         | Command::SetAttackMode { .. }
         | Command::ClearAttackMode
+        | Command::SetLevelPin { .. }
+        | Command::ClearLevelPin
         | Command::SetTrial { .. }
         | Command::UndoTrial
         | Command::ClearTrial
@@ -381,6 +383,7 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
                 first_start: fact.is_of_first_start(),
             }),
         candidate: None,
+        load: None,
         incident: coordinator.open_incident().map(|(id, known)| OpenIncident {
             id,
             since: known.start,

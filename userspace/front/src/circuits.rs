@@ -22,13 +22,16 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use tunica_api::front::{CircuitOrder, CircuitRow, CircuitState, Digest, MOST_BANS, MOST_ROWS, Orders};
+use tunica_api::front::{
+    CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_ROWS, Orders,
+};
 use tunica_core::{
     circuit_policy::{
         Action, Admission, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Place, Ruling,
         Serial, Statistics, Usage,
     },
     id::{CircuitId, TorGeneration},
+    load_level::{FrontLoad, LEASE, LoadLease},
     refusal::Refusal,
     time::Monotime,
 };
@@ -47,8 +50,17 @@ pub struct Circuits {
     /// Makes words and numbers of circuits that say nothing of them outside this process.
     hasher: RandomState,
     generation: AtomicU64,
+    load: Mutex<HeldLoad>,
     totals: Totals,
     drain: watch::Sender<bool>,
+}
+
+/// What is held to of the load.
+#[derive(Debug, Default)]
+struct HeldLoad {
+    lease: LoadLease,
+    /// What the shards know of it.
+    known: Option<FrontLoad>,
 }
 
 /// Counters since this process began.
@@ -239,6 +251,7 @@ impl Circuits {
             visits: Mutex::default(),
             hasher: RandomState::new(),
             generation: AtomicU64::new(generation.0),
+            load: Mutex::default(),
             drain: watch::Sender::new(false),
             totals: Totals {
                 connections: AtomicU64::new(0),
@@ -444,6 +457,35 @@ impl Circuits {
             self.obey(commands);
         }
         lock(&self.admission).advance(now);
+        self.change_load(|lease| lease.advance(now));
+    }
+
+    /// Holds to what the daemon says of the load.
+    pub fn hear_load(&self, load: Option<LoadOrder>) {
+        self.change_load(|lease| lease.hear(load.map(FrontLoad::from), now()));
+    }
+
+    fn change_load(&self, change: impl FnOnce(&mut LoadLease)) {
+        let mut held = lock(&self.load);
+        change(&mut held.lease);
+        let desired = held.lease.desired();
+        if desired == held.known {
+            return;
+        }
+        if desired.is_none() {
+            tracing::warn!(
+                message_id = "load_lapsed",
+                "nothing was heard of the load for {} s; the limits are as they are configured",
+                LEASE.as_secs()
+            );
+        }
+        let (load, share) = FrontLoad::of_shard(desired, &self.settings);
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.set_load(load);
+            shard.set_share(share);
+        }
+        held.known = desired;
     }
 
     fn obey(&self, commands: Vec<Command>) {
@@ -545,6 +587,15 @@ impl Circuits {
             active: admission.served().into(),
             most_active: self.settings.max_concurrent_connections.get().into(),
             waiting: admission.waiting().into(),
+            most_waiting: self
+                .settings
+                .maxconn
+                .get()
+                .saturating_sub(self.settings.max_concurrent_connections.get())
+                .into(),
+            first_wait_milliseconds: milliseconds(admission.first_wait(now).unwrap_or_default()),
+            most_wait_milliseconds: milliseconds(self.settings.queue_timeout),
+            load: lock(&self.load).known.map(LoadOrder::from),
             tarpitted: admission.tarpitted().into(),
             tracked: statistics.circuits.tracked.into(),
             most_tracked: self.settings.table_size.get().into(),
@@ -627,6 +678,10 @@ impl Circuits {
     }
 }
 
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Whether the word is one that [`CircuitShard::connect`] and [`CircuitShard::request`] give and count themselves.
 fn is_of_policy(refusal: Refusal) -> bool {
     use tunica_core::refusal::Class;
@@ -687,6 +742,34 @@ mod tests {
         drop(served.pop());
         assert_eq!(waits.turn().await, Ok(()));
         assert_eq!(circuits.digest().waiting, 0);
+    }
+
+    #[tokio::test]
+    async fn a_load_leaves_less_to_a_circuit_until_it_is_over() {
+        let circuits = circuits();
+        let heavy = LoadOrder {
+            ratio: 10_000,
+            asks_puzzles: true,
+            puzzle_difficulty: 24,
+            page_difficulty: 17,
+            page_waits: true,
+            share: 5_000,
+        };
+        // Of the 32 that may be open half are left, and nobody is asked for a puzzle that he cannot be given.
+        circuits.hear_load(Some(heavy));
+        let mut stays: Vec<_> = (0..16).map(|_| serve(&circuits, 1)).collect();
+        let circuit = circuits.circuit(NonZeroU32::MIN);
+        let Welcome::Refuse(ruling) = circuits.connect(circuit, Pulse::begin()) else {
+            panic!("must be refused")
+        };
+        assert_eq!(ruling.word, Refusal::UnderLoad);
+        let digest = circuits.digest();
+        assert_eq!((digest.load, digest.refused["under_load"]), (Some(heavy), 1));
+        assert_eq!((digest.most_waiting, digest.first_wait_milliseconds), (300, 0));
+        assert_eq!(digest.most_wait_milliseconds, 5_000);
+        circuits.hear_load(None);
+        stays.push(serve(&circuits, 1));
+        assert_eq!(circuits.digest().load, None);
     }
 
     #[test]

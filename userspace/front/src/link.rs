@@ -69,6 +69,7 @@ async fn converse(
                 let new: Orders = wire::read_message(&line).map_err(io::Error::other)?;
                 line.clear();
                 circuits.follow(orders, &new);
+                circuits.hear_load(new.load);
                 *orders = new;
             }
         }

@@ -116,6 +116,8 @@ struct Held {
     place: Place,
     lane: Lane,
     is_paid: bool,
+    /// When it was admitted.
+    since: Monotime,
 }
 
 impl Admission {
@@ -151,12 +153,13 @@ impl Admission {
     /// When a limit speaks against it; then nothing is counted.
     pub fn admit(&mut self, ask: Ask, now: Monotime) -> Result<Admitted, Denied> {
         match ask.want {
-            Want::Tarpit => Ok(self.admit_to_tarpit(ask)),
+            Want::Tarpit => Ok(self.admit_to_tarpit(ask, now)),
             Want::Challenge => {
                 let ends = self.make_room(ask.is_paid)?;
-                Ok(self.hold(ask, Place::Challenged, ends))
+                Ok(self.hold(ask, Place::Challenged, ends, now))
             }
             Want::Serve => {
+                let since = now;
                 let now = self.turn(now);
                 let is_vip = ask.lane == Lane::Vip;
                 self.check_rate(ask.is_paid, now).or_else(|denied| self.pass_shadow(denied, is_vip))?;
@@ -172,7 +175,7 @@ impl Admission {
                 }
                 let place =
                     if self.is_its_turn(ask.lane, ask.is_paid) { Place::Served } else { Place::Waiting };
-                Ok(self.hold(ask, place, ends))
+                Ok(self.hold(ask, place, ends, since))
             }
         }
     }
@@ -208,7 +211,7 @@ impl Admission {
             Place::Challenged | Place::Waiting => Place::Waiting,
             Place::Served | Place::Tarpit => held.place,
         };
-        self.remember(serial, Held { place, lane, is_paid: true });
+        self.remember(serial, Held { place, lane, is_paid: true, since: held.since });
         Some(place)
     }
 
@@ -230,6 +233,12 @@ impl Admission {
     /// Connections in the queue.
     pub fn waiting(&self) -> u32 {
         (self.waiting_paid.len() + self.waiting_unpaid.len()) as u32
+    }
+
+    /// How long the first of the queue has waited: the one that is served next once any place is free. `None` where nobody waits.
+    pub fn first_wait(&self, now: Monotime) -> Option<Duration> {
+        let first = self.waiting_paid.first().into_iter().chain(self.waiting_unpaid.first()).min();
+        first.and_then(|(_, serial)| Some(now.since(self.held.get(serial)?.since)))
     }
 
     /// Connections that look at a puzzle.
@@ -307,13 +316,13 @@ impl Admission {
 
     // Places.
 
-    fn admit_to_tarpit(&mut self, ask: Ask) -> Admitted {
+    fn admit_to_tarpit(&mut self, ask: Ask, now: Monotime) -> Admitted {
         let is_full = self.tarpit.len() as u64 >= u64::from(self.settings.most_tarpits.get());
         let oldest = self.tarpit.first().copied().filter(|_| is_full);
         if let Some(oldest) = oldest {
             self.forget(oldest);
         }
-        self.hold(ask, Place::Tarpit, oldest.map(|oldest| (oldest, Refusal::TarpitFull)))
+        self.hold(ask, Place::Tarpit, oldest.map(|oldest| (oldest, Refusal::TarpitFull)), now)
     }
 
     fn accepted(&self) -> u32 {
@@ -361,10 +370,10 @@ impl Admission {
             && !(self.has_place(false) && comes_before(&self.waiting_unpaid))
     }
 
-    fn hold(&mut self, ask: Ask, place: Place, ends: Option<(Serial, Refusal)>) -> Admitted {
+    fn hold(&mut self, ask: Ask, place: Place, ends: Option<(Serial, Refusal)>, since: Monotime) -> Admitted {
         let serial = Serial(self.next_serial);
         self.next_serial += 1;
-        self.remember(serial, Held { place, lane: ask.lane, is_paid: ask.is_paid });
+        self.remember(serial, Held { place, lane: ask.lane, is_paid: ask.is_paid, since });
         Admitted { serial, place, ends }
     }
 

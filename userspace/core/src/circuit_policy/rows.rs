@@ -220,6 +220,90 @@ fn shield_case_puzzle() {
     }
 }
 
+/// Under load a circuit that has not paid has less: connections in 10 s, in 60 s, open ones, and requests in 10 s.
+#[test]
+fn a_share_of_the_limits_is_left_to_those_who_did_not_pay() {
+    let messenger =
+        CircuitSettings { ban_threshold: 255.try_into().unwrap(), ..CircuitSettings::messenger(ladder()) };
+    let web = CircuitSettings {
+        max_connections_per_second: NonZeroU32::new(1_000).unwrap(),
+        ..CircuitSettings::web(ladder())
+    };
+    let tiny = CircuitSettings {
+        max_concurrent_per_circuit: 1.try_into().unwrap(),
+        connections_per_10_seconds: 2.try_into().ok(),
+        ..open()
+    };
+    let quarter = Ratio::share(1, 4);
+    for (settings, share, quick, at_once, requests) in [
+        (&messenger, Ratio::ALL, (10, Refusal::CircuitRate), (10, Refusal::CircuitRate), None),
+        (&messenger, Ratio::HALF, (5, Refusal::UnderLoad), (5, Refusal::UnderLoad), None),
+        (&web, Ratio::ALL, (99, Refusal::ConnectionRate), (32, Refusal::TooManyOpen), Some(599)),
+        (&web, Ratio::THREE_QUARTERS, (74, Refusal::UnderLoad), (24, Refusal::UnderLoad), Some(449)),
+        (&web, Ratio::HALF, (49, Refusal::UnderLoad), (16, Refusal::UnderLoad), Some(299)),
+        // Something is always left.
+        (&tiny, quarter, (1, Refusal::ConnectionRate), (1, Refusal::TooManyOpen), Some(149)),
+        (&tiny, Ratio::NONE, (1, Refusal::ConnectionRate), (1, Refusal::TooManyOpen), Some(1)),
+    ] {
+        let new = || {
+            let mut front = Front::new(settings);
+            front.shard.set_share(share);
+            front
+        };
+        let mut front = new();
+        assert_eq!(until_refused(|| front.visit(1), 1_000), quick, "{share:?}");
+        if quick.1 == Refusal::UnderLoad {
+            // It comes again as soon as it is told, and nothing is held against it.
+            let ruling = front.connect(1);
+            let Decision::RateLimited { retry_after } = ruling.decision else { panic!("{ruling:?}") };
+            assert_eq!(front.shard.look(circuit(1), front.now).unwrap().violations, 0);
+            front.wait(u64::try_from(retry_after.as_millis()).unwrap());
+            assert_eq!(front.visit(1), Refusal::Served);
+        }
+        // Who paid has all of it, as has everybody once the load is over.
+        let mut paid = new();
+        paid.shard.pay(circuit(1), paid.now);
+        let all = until_refused(|| paid.visit(1), 1_000);
+        assert!(all.0 >= quick.0 && all.1 != Refusal::UnderLoad, "{all:?}");
+        let mut front = new();
+        assert_eq!(until_refused(|| front.connect(1).word, 1_000), at_once, "{share:?}");
+        front.shard.set_share(Ratio::ALL);
+        front.wait(20_000);
+        if at_once.1 == Refusal::UnderLoad {
+            assert_eq!(front.connect(1).word, Refusal::Served);
+        }
+        if let Some(requests) = requests {
+            let mut front = new();
+            let served = (0..1_000).take_while(|_| front.request(1).action != Action::Deny).count();
+            assert_eq!(served, requests, "{share:?}");
+        }
+    }
+}
+
+#[test]
+fn the_first_of_the_queue_tells_how_long_it_has_waited() {
+    let mut front =
+        Front::new(&CircuitSettings { max_concurrent_connections: 1.try_into().unwrap(), ..open() });
+    let wait = |front: &Front| front.admission.first_wait(front.now).map(|wait| wait.as_millis());
+    front.shard.promote(circuit(1), front.now);
+    front.shard.promote(circuit(3), front.now);
+    front.connect(1);
+    assert_eq!(wait(&front), None, "one that is served waits no more");
+    front.wait(100);
+    front.connect(2);
+    front.wait(700);
+    front.connect(2);
+    assert_eq!(wait(&front), Some(700));
+    // Whose turn comes first, not who came first.
+    front.wait(200);
+    front.connect(3);
+    front.wait(50);
+    assert_eq!(wait(&front), Some(50));
+    let vip = front.holds.pop().unwrap();
+    front.close(&vip);
+    assert_eq!(wait(&front), Some(950));
+}
+
 #[test]
 fn shield_case_manual_ban() {
     let mut front = Front::new(&open());

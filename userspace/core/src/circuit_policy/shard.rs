@@ -87,6 +87,8 @@ pub struct CircuitShard {
     shadows: Shadows,
     generation: TorGeneration,
     load: Load,
+    /// The part of its limits that a circuit which has not paid may use.
+    share: Ratio,
     table: Table,
     capacity: u32,
     commands: Vec<Command>,
@@ -115,6 +117,7 @@ impl CircuitShard {
             settings,
             generation,
             load,
+            share: Ratio::ALL,
             table: Table::new(capacity),
             capacity,
             commands: Vec::new(),
@@ -134,6 +137,12 @@ impl CircuitShard {
     /// Another load from now on.
     pub const fn set_load(&mut self, load: Load) {
         self.load = load;
+    }
+
+    /// The part of its limits that a circuit which has not paid may use from now on: [`Ratio::ALL`] unless the load level says
+    /// otherwise. Beyond it a stream is refused by [`Refusal::UnderLoad`], which is no violation.
+    pub const fn set_share(&mut self, share: Ratio) {
+        self.share = share;
     }
 
     /// Another tor process has begun: nothing of the old one's circuits is true any more. An older generation, or the
@@ -169,7 +178,8 @@ impl CircuitShard {
         record.recent_connections.add(record.touched);
         let is_vip = record.is_vip(record.touched);
         let acts = |word| self.shadows.acts(word, is_vip);
-        let Finding { word, retry_after } = judge::connection(&record, &self.settings, self.load, acts);
+        let Finding { word, retry_after } =
+            judge::connection(&record, &self.settings, self.load, self.share, acts);
         let want = match word.tcp() {
             TcpAnswer::Served => Some(Want::Serve),
             TcpAnswer::Challenge => Some(Want::Challenge),
@@ -235,7 +245,8 @@ impl CircuitShard {
             },
             None => {
                 let is_vip = record.is_vip(record.touched);
-                judge::request(&record, &self.settings, self.load, |word| self.shadows.acts(word, is_vip))
+                let acts = |word| self.shadows.acts(word, is_vip);
+                judge::request(&record, &self.settings, self.load, self.share, acts)
             }
         };
         let is_banned = self.offend(&mut record, finding.word, now);

@@ -13,8 +13,9 @@ use crate::{
     ban_ladder::Climb,
     evidence::Offence,
     id::{BanTarget, PacketSource, Prefix},
-    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, Command},
+    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, Command, LevelPinFact},
     limits::{Mode, Settings},
+    load_level::Level,
     never_ban::Protection,
     notice::span,
     reports::MOST_SERVICE_BYTES,
@@ -138,6 +139,10 @@ pub(super) enum Refusal {
         "the service has no name that can be kept, so the report does not count; write 1 to {MOST_SERVICE_BYTES} letters, digits, `.`, `_` or `-`"
     )]
     BadService,
+    #[error(
+        "the load level is not set by hand, so there is nothing to let go of; `tunica threat` shows what it is"
+    )]
+    NoLevelPin,
     #[error("attack mode is not in force, so there is nothing to end; `tunica status` shows what is")]
     NoAttackMode,
 }
@@ -152,6 +157,7 @@ impl Refusal {
             | Self::AllowedByTor(_)
             | Self::NotBypassed
             | Self::NoAttackMode
+            | Self::NoLevelPin
             | Self::NoTrial => RefusedCode::NotFound,
             Self::BansFull(_) | Self::NetsFull(_) | Self::AllowsFull(_) | Self::IdsExhausted => {
                 RefusedCode::Full
@@ -413,6 +419,13 @@ impl Coordinator {
         let fact = AttackModeFact { since, expires };
         let mut changes = attack_mode::changes(&self.configured);
         changes.push("allow list, bans, port rules and lockdown stay as they are".into());
+        changes.push(format!("the load level is heavy at least: {}", Level::Heavy.demands()));
+        if let Some(pin) = self.ledger.level_pin.filter(|pin| pin.level < Level::Heavy) {
+            changes.push(format!(
+                "the load level {}, which was set by hand, rests until then",
+                pin.level.name()
+            ));
+        }
         changes.push(match before {
             None => format!("this ends by itself after {} s, at {expires}", length.as_secs()),
             Some(before) => {
@@ -436,6 +449,64 @@ impl Coordinator {
                 fact.since
             )],
             undo: Some("tunica panic".into()),
+        })
+    }
+
+    pub(super) fn plan_level_pin(
+        &self,
+        level: Level,
+        length: Option<Duration>,
+        now: Now,
+    ) -> Result<Plan, Refusal> {
+        let length = length.map(check_length).transpose()?;
+        let expires = length.map(|length| now.wall.after(length));
+        let fact = LevelPinFact { level, since: now.wall, expires };
+        let measured = self.load.desired().measured.name();
+        let mut changes = vec![format!(
+            "the load level is {}, and not the measured {measured}: {}",
+            level.name(),
+            level.demands()
+        )];
+        changes.push(match (length, expires) {
+            (Some(length), Some(expires)) => {
+                format!("this ends by itself after {} s, at {expires}", length.as_secs())
+            }
+            (Some(_) | None, _) => "this holds until `tunica threat clear`, also over restarts".into(),
+        });
+        let before = self.ledger.level_pin;
+        if let Some(before) = before {
+            changes.push(format!(
+                "it replaces {}, set by hand{}",
+                before.level.name(),
+                until(before.expires)
+            ));
+        }
+        if let Some(attack) = self.ledger.attack_mode.filter(|_| level < Level::Heavy) {
+            changes.push(format!(
+                "with attack mode the level is heavy at least, so this begins when that ends, at {}",
+                attack.expires
+            ));
+        }
+        Ok(Plan {
+            commands: vec![Command::SetLevelPin { fact }],
+            changes,
+            undo: Some(
+                before.map_or_else(|| "tunica threat clear".into(), |before| set_line(&before, now.wall)),
+            ),
+        })
+    }
+
+    pub(super) fn plan_level_unpin(&self) -> Result<Plan, Refusal> {
+        let fact = self.ledger.level_pin.ok_or(Refusal::NoLevelPin)?;
+        let measured = self.load.desired().measured.name();
+        Ok(Plan {
+            commands: vec![Command::ClearLevelPin],
+            changes: vec![format!(
+                "the load level {}, set by hand since {}, ended; the measured one counts again, now {measured}",
+                fact.level.name(),
+                fact.since
+            )],
+            undo: Some(format!("tunica threat set {}", fact.level.name())),
         })
     }
 
@@ -509,6 +580,12 @@ pub(super) fn check_trial(length: Duration, before: &str) -> Result<(), Refusal>
 
 fn check_length(length: Duration) -> Result<Duration, Refusal> {
     if (SHORTEST..=LONGEST).contains(&length) { Ok(length) } else { Err(Refusal::BadLength(length)) }
+}
+
+/// The command line that sets a load level as it was.
+fn set_line(fact: &LevelPinFact, now: WallTime) -> String {
+    let length = fact.expires.map(|expires| format!(" --for {}s", expires.since(now).as_secs().max(1)));
+    format!("tunica threat set {}{}", fact.level.name(), length.unwrap_or_default())
 }
 
 fn is_full(rows: usize, capacity: u32) -> bool {

@@ -644,7 +644,7 @@ fn attack_mode_tightens_for_a_while_and_ends_by_itself() {
     world.pass(1);
     assert_eq!(world.coordinator.settings(), &slower);
     assert_eq!(world.file.attack_mode, None);
-    assert_eq!(world.names(), ["attack_mode_on", "attack_mode_off"]);
+    assert_eq!(world.names(), ["attack_mode_on", "load_level", "load_level", "attack_mode_off"]);
 
     // Its end can be moved, and brought about.
     done(world.event(on(60, false)));
@@ -654,6 +654,131 @@ fn attack_mode_tightens_for_a_while_and_ends_by_itself() {
     assert_eq!(world.coordinator.settings().mode, Mode::Enforce);
     done(world.event(Event::AttackModeOff { dry_run: false }));
     assert_eq!(world.coordinator.settings(), &slower);
+}
+
+/// The load as it is when the front is full and so are the CPUs, read each second for ten.
+fn load_up(world: &mut World) {
+    use crate::load_level::FrontReading;
+    for second in 1..=10 {
+        world.pass(1);
+        world.event(Event::CpuStalled(Duration::from_secs(second)));
+        world.event(Event::FrontLoad(FrontReading {
+            active: 200,
+            most_active: 200,
+            queued: 0,
+            most_queued: 300,
+            wait: Duration::ZERO,
+            most_wait: Duration::from_secs(5),
+        }));
+    }
+}
+
+#[test]
+fn a_heavy_load_tightens_ports_without_dropping_what_was_observed() {
+    for mode in [Mode::Observe, Mode::Enforce] {
+        let configured = Settings { mode, ..settings() };
+        let mut world = World::new(configured.clone());
+        load_up(&mut world);
+        assert_eq!(world.coordinator.load_level().level, Level::UnderAttack);
+        assert_eq!(world.coordinator.settings(), &attack_mode::tightened(&configured));
+        assert_eq!((world.coordinator.settings().mode, world.coordinator.is_tightened()), (mode, true));
+        // Attack mode lies over it, and leaves it when it ends.
+        done(world.event(Event::AttackModeOn { length: Duration::from_secs(60), dry_run: false }));
+        assert_eq!(world.coordinator.settings(), &attack_mode::overlay(&configured));
+        done(world.event(Event::AttackModeOff { dry_run: false }));
+        assert_eq!(world.coordinator.settings(), &attack_mode::tightened(&configured));
+        // Nothing is read any more: all of it ends by time alone.
+        world.pass(600);
+        assert_eq!(world.coordinator.settings(), &configured);
+        assert_eq!(
+            world.names(),
+            [
+                "load_level",
+                "load_level",
+                "attack_mode_on",
+                "attack_mode_off",
+                "load_level",
+                "load_level",
+                "load_level",
+                "load_level"
+            ]
+        );
+        assert_eq!(world.file, Ledger::default(), "what was measured is no durable fact");
+    }
+}
+
+#[test]
+fn an_operators_level_survives_a_restart_and_ends_on_time() {
+    let pin = |level, seconds: Option<u64>, dry_run| Event::PinLevel {
+        level,
+        length: seconds.map(Duration::from_secs),
+        dry_run,
+    };
+    let level = |world: &World| world.coordinator.load_level().level;
+    let mut world = World::new(settings());
+    assert_eq!(refused(world.event(Event::UnpinLevel { dry_run: false })).0, RefusedCode::NotFound);
+    assert_eq!(refused(world.event(pin(Level::Heavy, Some(0), false))).0, RefusedCode::Invalid);
+    let told = world.event(pin(Level::Heavy, Some(60), true));
+    assert!(matches!(&told, Some(Reply::Done { dry_run: true, .. })), "{told:?}");
+    assert_eq!((level(&world), world.file.level_pin), (Level::Calm, None));
+
+    let (changes, undo) = done(world.event(pin(Level::Heavy, Some(60), false)));
+    assert_eq!(undo.as_deref(), Some("tunica threat clear"));
+    assert!(changes[0].starts_with("the load level is heavy, and not the measured calm"), "{changes:?}");
+    assert!(changes[1].starts_with("this ends by itself after 60 s"), "{changes:?}");
+    assert_eq!(world.coordinator.settings(), &attack_mode::tightened(&settings()));
+    world.pass(30);
+    world.restart();
+    assert_eq!(world.coordinator.settings(), &attack_mode::tightened(&settings()));
+    world.pass(29);
+    assert_eq!(level(&world), Level::Heavy);
+    world.pass(1);
+    assert_eq!((level(&world), world.file.level_pin), (Level::Calm, None));
+    assert_eq!(world.coordinator.settings(), &settings());
+
+    // One without an end is replaced by another, and undone by the command line that is told.
+    done(world.event(pin(Level::Light, None, false)));
+    let (changes, undo) = done(world.event(pin(Level::Calm, None, false)));
+    assert!(changes.contains(&"it replaces light, set by hand".to_owned()), "{changes:?}");
+    assert_eq!(undo.as_deref(), Some("tunica threat set light"));
+    world.pass(DAY);
+    load_up(&mut world);
+    let desired = world.coordinator.load_level();
+    assert_eq!((desired.level, desired.measured), (Level::Calm, Level::UnderAttack));
+    assert_eq!(world.coordinator.settings(), &settings());
+    done(world.event(Event::UnpinLevel { dry_run: false }));
+    assert_eq!(level(&world), Level::UnderAttack);
+}
+
+#[test]
+fn attack_mode_is_above_a_lower_level_set_by_hand_and_says_so() {
+    let level = |world: &World| world.coordinator.load_level().level;
+    let pin = |level| Event::PinLevel { level, length: None, dry_run: false };
+    let panic = || Event::AttackModeOn { length: Duration::from_secs(60), dry_run: false };
+    let mut world = World::new(settings());
+    done(world.event(pin(Level::Calm)));
+    let (changes, _) = done(world.event(panic()));
+    assert!(
+        changes.iter().any(|change| change.starts_with("the load level is heavy at least")),
+        "{changes:?}"
+    );
+    let rests = "the load level calm, which was set by hand, rests until then";
+    assert!(changes.iter().any(|change| change == rests), "{changes:?}");
+    assert_eq!(level(&world), Level::Heavy);
+    world.restart();
+    assert_eq!(level(&world), Level::Heavy);
+    // One that is set meanwhile hears when it begins; a higher one begins at once.
+    let (changes, _) = done(world.event(pin(Level::Light)));
+    assert!(changes.iter().any(|change| change.contains("so this begins when that ends")), "{changes:?}");
+    assert_eq!(level(&world), Level::Heavy);
+    world.pass(60);
+    assert_eq!(level(&world), Level::Light);
+    done(world.event(panic()));
+    let (changes, _) = done(world.event(pin(Level::UnderAttack)));
+    assert!(!changes.iter().any(|change| change.contains("so this begins")), "{changes:?}");
+    assert_eq!(level(&world), Level::UnderAttack);
+    let (changes, _) = done(world.event(panic()));
+    assert!(!changes.iter().any(|change| change.contains("rests")), "{changes:?}");
 }
 
 /// A host where ports over their budget answer with cookies.

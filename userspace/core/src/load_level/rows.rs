@@ -409,22 +409,30 @@ fn an_activation_of_nothing_asks_always() {
 }
 
 #[test]
-fn the_operators_word_is_above_attack_mode_and_that_above_what_is_measured() {
+fn the_operators_word_is_above_what_is_measured_and_attack_mode_is_heavy_at_least() {
     let mut bench = Bench::at_level(Moderate);
     let now = bench.second;
     let word = |desired: Desired| (desired.level, desired.word, desired.measured);
     assert_eq!(word(bench.handle(Event::AttackMode(true))), (Heavy, Word::AttackMode, Moderate));
     let until = Some(at(now + 30));
     let pinned = bench.handle(Event::Pin { level: Light, until });
-    assert_eq!(word(pinned), (Light, Word::Operator { until }, Moderate));
+    assert_eq!(word(pinned), (Heavy, Word::AttackMode, Moderate), "a lower pin rests");
+    let without = bench.handle(Event::AttackMode(false));
+    assert_eq!(word(without), (Light, Word::Operator { until }, Moderate), "and is back once it ends");
+    assert_eq!(word(bench.handle(Event::AttackMode(true))).0, Heavy);
     assert_eq!(bench.machine.next_deadline(), Some(at(now + 16)), "the oldest sample's end");
+    for level in [Heavy, UnderAttack] {
+        let until = Some(at(now + 30));
+        let expected = (level, Word::Operator { until }, Moderate);
+        assert_eq!(word(bench.handle(Event::Pin { level, until })), expected, "a pin that is as high counts");
+    }
     bench.machine.advance(Monotime(at(now + 30).0 - 1));
-    assert_eq!(bench.machine.desired().level, Light);
+    assert_eq!(bench.machine.desired().level, UnderAttack);
     bench.machine.advance(at(now + 30));
     assert_eq!(bench.machine.desired().level, Heavy);
     // A later pin takes an earlier one's place; one in the past is none.
     bench.handle(Event::Pin { level: UnderAttack, until: None });
-    assert_eq!(word(bench.handle(Event::Pin { level: Calm, until: None })).0, Calm);
+    assert_eq!(word(bench.handle(Event::Pin { level: Calm, until: None })).0, Heavy);
     assert_eq!(word(bench.handle(Event::Unpin)), (Heavy, Word::AttackMode, Moderate));
     assert_eq!(word(bench.handle(Event::Pin { level: Calm, until: Some(at(1)) })).0, Heavy);
     assert_eq!(word(bench.handle(Event::AttackMode(false))), (Moderate, Word::Measured, Moderate));
@@ -436,6 +444,12 @@ fn the_operators_word_is_above_attack_mode_and_that_above_what_is_measured() {
     assert_eq!(word(bench.handle(Event::AttackMode(true))), (Heavy, Word::Measured, Heavy));
     let mut bench = Bench::at_level(UnderAttack);
     assert_eq!(word(bench.handle(Event::AttackMode(true))), (UnderAttack, Word::Measured, UnderAttack));
+    // Also those that a resting pin held down before.
+    let until = None;
+    let pinned = bench.handle(Event::Pin { level: Calm, until });
+    assert_eq!(word(pinned), (UnderAttack, Word::Measured, UnderAttack));
+    let without = bench.handle(Event::AttackMode(false));
+    assert_eq!(word(without), (Calm, Word::Operator { until }, UnderAttack));
 }
 
 #[test]

@@ -4,7 +4,10 @@ use tunica_api::view::{
     ArmedPort, AttackMode, Cookies, Defence, Interface, OpenIncident, Program, SelfTest, Status, Table, Trial,
 };
 
-use super::text::{Align, count, duration, table, wrap};
+use super::{
+    text::{Align, count, duration, table, wrap},
+    threat::in_short,
+};
 use crate::verb::status::{is_attached_as_requested, is_stale};
 
 /// The state of every defence.
@@ -64,6 +67,9 @@ pub(crate) fn status(view: &Status) -> String {
     out.push_str(&field("pinned at", &view.program.pin_path));
     if !view.cookies.state.is_empty() {
         out.push_str(&field("cookies", &cookies(&view.cookies)));
+    }
+    if let Some(load) = &view.load {
+        out.push_str(&field("load", &in_short(load)));
     }
     out.push_str(&field("never ban", &never_ban(view)));
     for warning in &view.warnings {

@@ -27,6 +27,7 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
                 | Answer::Candidate(_)
                 | Answer::Circuits(_)
                 | Answer::CircuitExplanation(_)
+                | Answer::Threat(_)
                 | Answer::Promotion(_)
                 | Answer::Differences(_)
                 | Answer::Bans(_)

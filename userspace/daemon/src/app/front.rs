@@ -9,7 +9,9 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 use tunica_api::{
-    front::{CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Digest, MOST_ROWS, Orders},
+    front::{
+        CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Digest, LoadOrder, MOST_ROWS, Orders,
+    },
     request::{self, CircuitSort, CircuitState},
     view::{self, Answer, Done, RefusedCode},
 };
@@ -70,6 +72,16 @@ impl Front {
         let generation = self.orders.generation().map(|generation| generation.0);
         generation.is_none() || digest.generation == generation
     }
+
+    /// What it was told of the load.
+    pub(super) fn told(&self) -> Option<LoadOrder> {
+        self.sender.borrow().load
+    }
+
+    /// What it holds to of the load.
+    pub(super) fn held(&self) -> Option<LoadOrder> {
+        self.last.as_ref().and_then(|(digest, _)| digest.load)
+    }
 }
 
 impl App {
@@ -129,6 +141,7 @@ impl App {
                     self.renew_front();
                 }
                 self.metrics.set_front(Some(&digest));
+                self.read_front_load(&digest);
                 self.front.orders.followed(digest.revision);
                 let is_present = self.front.is_present(&digest);
                 let bans = digest.bans.iter().filter(|_| is_present);
@@ -199,7 +212,7 @@ impl App {
         self.change_orders(|orders| orders.advance(now));
     }
 
-    fn send_orders(&self) {
+    pub(super) fn send_orders(&self) {
         let orders = &self.front.orders;
         let state = |order| match order {
             CircuitOrder::Banned { until } => WireState::Banned { until: until.0 },
@@ -215,6 +228,7 @@ impl App {
             revision: orders.revision(),
             generation: orders.generation().map(|generation| generation.0),
             circuits: circuits.collect(),
+            load: Some(self.coordinator.load_level().front().into()),
         });
     }
 

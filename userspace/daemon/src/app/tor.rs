@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU32};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tunica_api::view::{Answer, Done, RefusedCode};
 use tunica_config::Place;
 use tunica_core::{
@@ -14,7 +14,10 @@ use tunica_onion::torrc::{Exposure, Listener, Torrc};
 
 use super::App;
 use crate::{
-    shell::tor_control::{CircuitChange, CloseOutcome, TorAct, TorCircuit, TorHeard},
+    shell::{
+        load::TorProcess,
+        tor_control::{CircuitChange, CloseOutcome, TorAct, TorCircuit, TorHeard},
+    },
     views,
 };
 
@@ -22,6 +25,8 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Tor {
     acts: Option<mpsc::Sender<TorAct>>,
+    /// The process that is connected.
+    process: watch::Sender<Option<TorProcess>>,
     closing: CircuitClosing,
     registry: CircuitRegistry,
 }
@@ -32,10 +37,16 @@ impl App {
         self.tor.acts = Some(acts);
     }
 
+    /// Where the tor process that is connected is told, for the shell that reads the load.
+    pub fn tor_process(&self) -> watch::Receiver<Option<TorProcess>> {
+        self.tor.process.subscribe()
+    }
+
     /// Takes in what tor said.
     pub fn heard_tor(&mut self, heard: TorHeard) {
         match heard {
-            TorHeard::Connected { generation, .. } => {
+            TorHeard::Connected { generation, pid, .. } => {
+                self.tor.process.send_replace(Some(TorProcess { generation, pid }));
                 self.troubles.tor_control = None;
                 self.metrics.set_tor_control(true);
                 self.tor.closing.begin(generation);
@@ -43,6 +54,7 @@ impl App {
                 self.begin_generation(generation);
             }
             TorHeard::Gone { why } => {
+                self.tor.process.send_replace(None);
                 self.metrics.set_tor_control(false);
                 self.tor.registry.gone();
                 self.troubles.tor_control = Some(why.to_string());

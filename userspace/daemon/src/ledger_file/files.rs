@@ -13,7 +13,10 @@ use tunica_core::{
     ban_ladder::Memory,
     id::{PacketSource, Prefix},
     incident::{self, Incident, Row, Softirq},
-    ledger::{AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, TrialFact},
+    ledger::{
+        AllowFact, AllowOrigin, AttackModeFact, BanFact, BanOrigin, BypassFact, LevelPinFact, TrialFact,
+    },
+    load_level::Level,
 };
 
 use super::*;
@@ -327,6 +330,10 @@ fn command() -> impl Strategy<Value = Command> {
             fact: AttackModeFact { since: NOW, expires: WallTime(end) }
         }),
         Just(Command::ClearAttackMode),
+        (0usize..5, prop::option::of(0u64..9)).prop_map(|(level, end)| Command::SetLevelPin {
+            fact: LevelPinFact { level: Level::ALL[level], since: NOW, expires: end.map(WallTime) }
+        }),
+        Just(Command::ClearLevelPin),
         (0u64..9).prop_map(|end| Command::SetTrial {
             fact: TrialFact {
                 since: NOW,

@@ -27,6 +27,7 @@ const SINGLES: Rows = TableDefinition::new("singles");
 const KEY_SCHEMA: &str = "schema";
 const KEY_BYPASS: &str = "bypass";
 const KEY_ATTACK_MODE: &str = "attack_mode";
+const KEY_LEVEL_PIN: &str = "level_pin";
 const KEY_NEXT_ID: &str = "next_id";
 const KEY_TRIAL: &str = "trial";
 const KEY_SYNCOOKIES: &str = "syncookies_before";
@@ -123,6 +124,7 @@ pub fn load(database: &impl ReadableDatabase) -> Result<Ledger, LoadError> {
         memories: load_table(&transaction.open_table(MEMORIES)?, MEMORIES)?,
         bypass: get(&singles, SINGLES, KEY_BYPASS)?,
         attack_mode: get(&singles, SINGLES, KEY_ATTACK_MODE)?,
+        level_pin: get(&singles, SINGLES, KEY_LEVEL_PIN)?,
         trial: get(&singles, SINGLES, KEY_TRIAL)?,
         syncookies_before: get(&singles, SINGLES, KEY_SYNCOOKIES)?,
         next_id: get(&singles, SINGLES, KEY_NEXT_ID)?
@@ -142,6 +144,7 @@ pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) ->
         memories,
         bypass,
         attack_mode,
+        level_pin,
         trial,
         syncookies_before,
         incidents,
@@ -157,13 +160,14 @@ pub fn write_difference(database: &Database, before: &Ledger, after: &Ledger) ->
     }
     let singles = |ledger: &Ledger| {
         let (bypass, trial) = (ledger.bypass.clone(), ledger.trial.clone());
-        (ledger.next_id, bypass, trial, ledger.attack_mode, ledger.syncookies_before)
+        (ledger.next_id, bypass, trial, ledger.attack_mode, ledger.level_pin, ledger.syncookies_before)
     };
     if singles(before) != singles(after) {
         let mut table = transaction.open_table(SINGLES)?;
         put(&mut table, KEY_NEXT_ID, next_id)?;
         put_or_remove(&mut table, KEY_BYPASS, bypass.as_ref())?;
         put_or_remove(&mut table, KEY_ATTACK_MODE, attack_mode.as_ref())?;
+        put_or_remove(&mut table, KEY_LEVEL_PIN, level_pin.as_ref())?;
         put_or_remove(&mut table, KEY_TRIAL, trial.as_ref())?;
         put_or_remove(&mut table, KEY_SYNCOOKIES, syncookies_before.as_ref())?;
     }

@@ -68,6 +68,8 @@ impl Metrics {
         families.front_active.set(gauge(of.active));
         families.front_most_active.set(gauge(of.most_active));
         families.front_waiting.set(gauge(of.waiting));
+        families.front_most_waiting.set(gauge(of.most_waiting));
+        families.front_wait.set(std::time::Duration::from_millis(of.first_wait_milliseconds).as_secs_f64());
         families.front_tarpitted.set(gauge(of.tarpitted));
         families.circuits_tracked.set(gauge(of.tracked));
         families.circuits_capacity.set(gauge(of.most_tracked));
@@ -116,6 +118,8 @@ pub(super) mod tests {
             active: 1,
             most_active: 2,
             waiting: 3,
+            most_waiting: 17,
+            first_wait_milliseconds: 18_000,
             tarpitted: 4,
             tracked: 5,
             most_tracked: 6,
@@ -144,6 +148,8 @@ pub(super) mod tests {
             ("tunica_front_active", 1),
             ("tunica_front_active_max", 2),
             ("tunica_front_waiting", 3),
+            ("tunica_front_waiting_max", 17),
+            ("tunica_front_wait_seconds", 18),
             ("tunica_front_tarpitted", 4),
             ("tunica_circuits_tracked", 5),
             ("tunica_circuits_capacity", 6),

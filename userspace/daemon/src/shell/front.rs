@@ -11,7 +11,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{Instant, interval, sleep, timeout, timeout_at},
 };
 use tunica_api::{
     front::{Digest, MAX_DIGEST_BYTES, Orders},
@@ -23,6 +23,9 @@ use super::control_socket::{self, BindError, ControlSocket};
 
 /// How long the front may be silent; it sends each second.
 pub const SILENCE: Duration = Duration::from_secs(10);
+/// How often the front hears its orders again, so that it knows that the daemon lives: several times in
+/// [`tunica_core::load_level::LEASE`].
+const REPEAT: Duration = Duration::from_secs(10);
 /// How long the front may take to read its orders.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after a connection could not be taken.
@@ -107,6 +110,8 @@ async fn converse(
     let mut read = BufReader::new(read);
     // The first are sent at once, whatever was sent to a front before.
     orders.mark_changed();
+    let mut repeat = interval(REPEAT);
+    let mut silent_at = Instant::now() + SILENCE;
     let mut line = Vec::new();
     loop {
         tokio::select! {
@@ -114,22 +119,32 @@ async fn converse(
                 if changed.is_err() {
                     return Ok(());
                 }
-                let message = wire::write_message(&*orders.borrow_and_update()).map_err(io::Error::other)?;
-                timeout(WRITE_TIMEOUT, write.write_all(&message)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+                send(&mut write, &mut orders).await?;
+                repeat.reset();
             }
+            _ = repeat.tick() => send(&mut write, &mut orders).await?,
             // What was read of a line stays in `line` if an order comes between.
-            outcome = timeout(SILENCE, next(&mut read, &mut line)) => {
+            outcome = timeout_at(silent_at, next(&mut read, &mut line)) => {
                 if !outcome.map_err(|_| io::Error::other(format!("it said nothing for {} s", SILENCE.as_secs())))?? {
                     return Ok(());
                 }
                 let digest = wire::read_message(&line).map_err(io::Error::other)?;
                 line.clear();
+                silent_at = Instant::now() + SILENCE;
                 if heard.send(Heard::Digest(Box::new(digest))).await.is_err() {
                     return Ok(());
                 }
             }
         }
     }
+}
+
+async fn send(
+    write: &mut (impl AsyncWriteExt + Unpin),
+    orders: &mut watch::Receiver<Orders>,
+) -> io::Result<()> {
+    let message = wire::write_message(&*orders.borrow_and_update()).map_err(io::Error::other)?;
+    timeout(WRITE_TIMEOUT, write.write_all(&message)).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
 /// Reads to the end of a line; false: there is none.

@@ -157,7 +157,11 @@ fn cpu_times_of(text: &str) -> Option<CpuTimes> {
 /// Looks at everything the shield depends on. Changes nothing.
 ///
 /// `without_cookies`: ports whose listeners were found to take none, and for how long they answer with none.
-pub fn examine(config: &Config, without_cookies: impl Iterator<Item = (u16, Duration)>) -> Doctor {
+pub fn examine(
+    config: &Config,
+    without_cookies: impl Iterator<Item = (u16, Duration)>,
+    load_troubles: Vec<String>,
+) -> Doctor {
     let shield = &config.shield;
     // Whether the kernel takes the cookie program shows only when it is loaded; a daemon that failed at it says so.
     let slow = SlowFacts::read(&shield.interfaces);
@@ -171,6 +175,7 @@ pub fn examine(config: &Config, without_cookies: impl Iterator<Item = (u16, Dura
         bpffs(&shield.pin_path),
         pin_directory(&shield.pin_path),
         tor(config.tor.user.as_deref()),
+        load(config, load_troubles),
         translation(translates()),
     ];
     findings.extend(sysctls::examine(Path::new("/proc/sys/net"), cookies));
@@ -321,6 +326,33 @@ fn tor(user: Option<&str>) -> Finding {
         level,
         found,
         "guards cannot be told from strangers, so a ban could hit one; set tor.user to the account that tor runs as",
+    )
+}
+
+/// What tells of load, and what of it was not read.
+fn load(config: &Config, mut troubles: Vec<String>) -> Finding {
+    if troubles.is_empty() {
+        troubles.extend(super::load::pressure().err().map(|error| error.to_string()));
+    }
+    if config.ingress.enabled {
+        let keys = [
+            ("tor.control", config.tor.control.is_none(), "tor's CPU time"),
+            ("tor.metrics", config.tor.metrics.is_none(), "tor's introductions and rendezvous"),
+        ];
+        let unset = keys.into_iter().filter(|(_, is_unset, _)| *is_unset);
+        troubles.extend(unset.map(|(key, _, what)| format!("{key} is not set, so {what} are not known")));
+    }
+    let (level, found) = if troubles.is_empty() {
+        (Level::Ok, "what tells of load is read".to_owned())
+    } else {
+        (Level::Warning, troubles.join("; "))
+    };
+    finding(
+        "load",
+        level,
+        found,
+        "the load level goes by what is left and may rise late; set tor.control and tor.metrics, see that tor serves them, and \
+         boot with psi=1 where the kernel tells no pressure",
     )
 }
 

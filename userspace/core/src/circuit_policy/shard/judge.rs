@@ -6,7 +6,12 @@
 use std::{num::NonZeroU8, time::Duration};
 
 use super::{
-    super::{Lane, record::Record, settings::CircuitSettings, window::span},
+    super::{
+        Lane,
+        record::Record,
+        settings::{CircuitSettings, Ratio},
+        window::span,
+    },
     Load,
 };
 use crate::refusal::Refusal;
@@ -27,6 +32,7 @@ pub(super) fn connection(
     record: &Record,
     settings: &CircuitSettings,
     load: Load,
+    share: Ratio,
     mut acts: impl FnMut(Refusal) -> bool,
 ) -> Finding {
     let now = record.touched;
@@ -52,7 +58,10 @@ pub(super) fn connection(
         let free = record.minute.below_from(limit, now);
         return Finding { word: Refusal::CircuitRate, retry_after: span(free.saturating_sub(now)) };
     }
-    puzzle(record, settings, load).filter(|finding| acts(finding.word)).unwrap_or_else(served)
+    puzzle(record, settings, load)
+        .filter(|finding| acts(finding.word))
+        .or_else(|| connection_over_share(record, settings, share, acts))
+        .unwrap_or_else(served)
 }
 
 /// A request of a circuit that is neither banned nor has a token.
@@ -60,6 +69,7 @@ pub(super) fn request(
     record: &Record,
     settings: &CircuitSettings,
     load: Load,
+    share: Ratio,
     mut acts: impl FnMut(Refusal) -> bool,
 ) -> Finding {
     let now = record.touched;
@@ -74,10 +84,14 @@ pub(super) fn request(
         return over.filter(|finding| acts(finding.word)).unwrap_or_else(served);
     }
     let Some(rates) = settings.requests else { return served() };
-    let denied = over(u32::from(rates.deny.get()), Refusal::RequestRate).filter(|finding| acts(finding.word));
+    let deny = u32::from(rates.deny.get());
+    let denied = over(deny, Refusal::RequestRate).filter(|finding| acts(finding.word));
     let asked = || puzzle(record, settings, load);
+    let over_share = || over(left(deny, record, share, 2)?, Refusal::UnderLoad);
     denied
         .or_else(|| asked().filter(|finding| acts(finding.word)))
+        // What is over all of the limit was asked for already.
+        .or_else(|| over_share().filter(|_| count < deny && acts(Refusal::RequestRate)))
         .or_else(|| over(u32::from(rates.slow.get()), Refusal::SlowLane).filter(|finding| acts(finding.word)))
         .unwrap_or_else(served)
 }
@@ -91,6 +105,46 @@ pub(super) fn lane(record: &Record) -> Lane {
     } else {
         Lane::Normal
     }
+}
+
+/// A new connection that the circuit's own limits allow, and their share under load does not. Rates are judged as their limits
+/// are: by the event that makes the number. So none is below two, or nothing at all would be served. The share of a limit acts
+/// where the limit does; what is over all of it was asked for already.
+fn connection_over_share(
+    record: &Record,
+    settings: &CircuitSettings,
+    share: Ratio,
+    mut acts: impl FnMut(Refusal) -> bool,
+) -> Option<Finding> {
+    let now = record.touched;
+    let refused = |retry_after| Some(Finding { word: Refusal::UnderLoad, retry_after });
+    let over = |count: u32, limit: u32, least| {
+        left(limit, record, share, least).filter(|most| (*most..limit).contains(&count))
+    };
+    let open = settings.max_concurrent_per_circuit.get();
+    if over(record.open.into(), open.into(), 1).is_some() && acts(Refusal::TooManyOpen) {
+        return refused(SOON);
+    }
+    if let Some(limit) = limit(settings.connections_per_10_seconds)
+        && let Some(most) = over(record.recent_connections.sum(), limit, 2)
+        && acts(Refusal::ConnectionRate)
+    {
+        let free = record.recent_connections.below_from((most - 1).max(1), now);
+        return refused(span(free.saturating_sub(now)));
+    }
+    if let Some(limit) = limit(settings.max_per_circuit_per_minute)
+        && let Some(most) = over(record.minute.sum(), limit, 1)
+        && acts(Refusal::CircuitRate)
+    {
+        return refused(span(record.minute.below_from(most, now).saturating_sub(now)));
+    }
+    None
+}
+
+/// What is left of a limit, and no less than `least`; `None` where all of it is.
+fn left(limit: u32, record: &Record, share: Ratio, least: u32) -> Option<u32> {
+    let is_less = share < Ratio::ALL && !record.has_paid(record.touched);
+    is_less.then(|| share.of(limit).max(least))
 }
 
 fn puzzle(record: &Record, settings: &CircuitSettings, load: Load) -> Option<Finding> {

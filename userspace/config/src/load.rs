@@ -1,0 +1,37 @@
+//! `[load]`: what makes a load level.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use tunica_core::load_level::LoadSettings;
+
+use crate::config::Config;
+
+/// `[load]`: what makes a load level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Load {
+    /// `rise_seconds`: the least time between a change and a rise; 5 s by default.
+    pub rise: Duration,
+    /// `fall_seconds`: how long the load must be below a level before it falls by one; 60 s by default.
+    pub fall: Duration,
+    /// `rendezvous_per_second` that are full load; 50 by default.
+    pub rendezvous_per_second: NonZeroU32,
+    /// `rejections_per_second` of introductions that are full load; 50 by default.
+    pub rejections_per_second: NonZeroU32,
+    /// `puzzle_queue`: introductions in the queue of Tor's own puzzle that are full load; 125 by default.
+    pub puzzle_queue: NonZeroU32,
+}
+
+impl Config {
+    /// What the load level is decided by.
+    pub fn load_settings(&self) -> LoadSettings {
+        LoadSettings {
+            rise_dwell: self.load.rise,
+            fall_dwell: self.load.fall,
+            most_rendezvous_per_second: self.load.rendezvous_per_second,
+            most_rejections_per_second: self.load.rejections_per_second,
+            most_puzzle_queue: self.load.puzzle_queue,
+            ..LoadSettings::default()
+        }
+    }
+}
