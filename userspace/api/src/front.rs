@@ -64,6 +64,9 @@ pub struct Digest {
     pub would_refuse: BTreeMap<String, (u64, u64)>,
     /// Connections that ended in a fault of our own.
     pub panics: u64,
+    /// What circuits were asked for before they were served.
+    #[serde(default)]
+    pub puzzles: Puzzles,
     /// The backends, in the order of the configuration.
     pub backends: Vec<BackendHealth>,
     /// The busiest circuits, at most [`MOST_ROWS`].
@@ -76,6 +79,27 @@ pub struct Digest {
 /// A circuit's number in its tor process, and when its ban ends, nanoseconds of `CLOCK_MONOTONIC`: short, because there may be
 /// thousands each second.
 pub type Ban = (NonZeroU32, u64);
+
+/// Puzzles, pictures and the waiting room. Counters count since [`Digest::process`] began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Puzzles {
+    /// How many were given out, by kind: see [`PUZZLE_KINDS`].
+    pub issued: BTreeMap<String, u64>,
+    /// How many were solved and redeemed, likewise.
+    pub solved: BTreeMap<String, u64>,
+    /// Answers that were not taken, by reason: see [`PUZZLE_FAILURES`].
+    pub failed: BTreeMap<String, u64>,
+    /// Circuits in the waiting room.
+    pub waiting_room: u64,
+    /// Circuits that it let in.
+    pub let_in: u64,
+}
+
+/// The labels of [`Puzzles::issued`] and [`Puzzles::solved`].
+pub const PUZZLE_KINDS: [&str; 4] = ["page", "program", "tcp", "picture"];
+/// The labels of [`Puzzles::failed`].
+pub const PUZZLE_FAILURES: [&str; 8] =
+    ["malformed", "expired", "foreign", "unsolved", "too_easy", "replayed", "crowded", "misread"];
 
 /// Whether a backend is well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
