@@ -9,14 +9,17 @@
 )]
 
 use std::{
+    fs,
     io::Write as _,
     net::{SocketAddr, TcpListener, TcpStream},
+    num::NonZeroUsize,
     os::unix::net::UnixStream,
 };
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tunica_api::{front::Digest, wire};
+use tunica_pow::{Challenge, Nonce, solve};
 use tunica_tests::{
     beside::Beside,
     ingress::{Backend, get, header, read_answer},
@@ -459,7 +462,8 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
         &format!(
             "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nhealth_every_seconds = 1\n\
              queue_seconds = 30\n[circuits]\nprofile = \"gated\"\nmax_concurrent_connections = 2\n\
-             table_size = 1024\nshadow = [\"slow_lane\", \"vip_rate\"]\nvip_requests_per_10_seconds = 20",
+             table_size = 1024\nshadow = [\"slow_lane\", \"vip_rate\"]\nvip_requests_per_10_seconds = 20\n\
+             paid_share = 0.0",
             backend.address()
         ),
     )
@@ -546,6 +550,68 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
     let digest = Digest { process: 1, panics: 2, ..Digest::default() };
     line.write_all(&wire::write_message(&digest).unwrap()).unwrap();
     becomes(&mut lab, "tunica_front_panics_total", 2.0);
+}
+
+#[test]
+fn every_metric_of_puzzles_moves_by_its_cause() {
+    let mut lab = Lab::new("puzzlemetrics").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nkeep_alive_seconds = 60\n\
+             [circuits]\nprofile = \"web\"\npow_activation_threshold = 0.0\npow_difficulty = 9\npow_page_max = 8",
+            backend.address()
+        ),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start(&lab);
+    let becomes = |lab: &mut Lab, series: &str, wanted: f64| {
+        let what = format!("{series} {wanted}");
+        lab.wait_for(&what, |lab| Ok(lab.metric(series)? == Some(wanted)))
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", lab.must(&["circuits"]).unwrap()));
+    };
+    becomes(&mut lab, "tunica_front_up", 1.0);
+    let ask = |stream: &mut TcpStream, more: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{more}\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        read_answer(stream, &mut answer).unwrap();
+        String::from_utf8(answer).unwrap()
+    };
+    let stream = |circuit: u32| {
+        let mut stream = TcpStream::connect(listen).unwrap();
+        stream.write_all(header(circuit).as_bytes()).unwrap();
+        stream
+    };
+    let solution = |text: &str| {
+        let challenge: Challenge = text.parse().unwrap();
+        let nonce = solve(&challenge, Nonce(0), NonZeroUsize::MIN, &|_| false).nonce.unwrap();
+        format!("Tunica-Solution: {challenge} {nonce}\r\n")
+    };
+    let mut paying = stream(1);
+    let answer = ask(&mut paying, "");
+    let text = answer.split("tunica-challenge: ").nth(1).unwrap().split('\r').next().unwrap().to_owned();
+    assert!(ask(&mut paying, "Tunica-Solution: 1 2\r\n").starts_with("HTTP/1.1 503"));
+    assert!(ask(&mut paying, &solution(&text)).starts_with("HTTP/1.1 200"));
+    becomes(&mut lab, "tunica_front_puzzles_issued_total{kind=\"program\"}", 2.0);
+    becomes(&mut lab, "tunica_front_puzzles_failed_total{reason=\"malformed\"}", 1.0);
+    becomes(&mut lab, "tunica_front_puzzles_solved_total{kind=\"program\"}", 1.0);
+    let shown = lab.must(&["circuits"]).unwrap();
+    assert!(shown.contains("normal, paid") && shown.contains("2 issued"), "{shown}");
+    // What a page asks is one bit less here, so it leads to the waiting room.
+    let mut waiting = stream(2);
+    let answer = ask(&mut waiting, "Accept: text/html\r\n");
+    let text =
+        answer.split("name=\"challenge\" value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    assert!(ask(&mut waiting, &solution(&text)).contains("tunica-waiting-before: 0"));
+    becomes(&mut lab, "tunica_front_puzzles_issued_total{kind=\"page\"}", 1.0);
+    becomes(&mut lab, "tunica_front_waiting_room", 1.0);
+    lab.wait_for("its turn", |_| Ok(ask(&mut waiting, "").starts_with("HTTP/1.1 200"))).unwrap();
+    becomes(&mut lab, "tunica_front_waiting_room_let_in_total", 1.0);
+    becomes(&mut lab, "tunica_front_waiting_room", 0.0);
 }
 
 #[test]

@@ -362,7 +362,7 @@ fn orders_act_on_open_streams_and_end_with_the_tor_process() {
 
 #[test]
 fn those_beyond_the_places_wait_and_those_beyond_the_queue_are_refused() {
-    let circuits = "profile = \"web\"\nmax_concurrent_connections = 4\nmax_connections_per_second = 1000";
+    let circuits = "profile = \"web\"\nmax_concurrent_connections = 4\nmax_connections_per_second = 1000\npaid_share = 0.0";
     let mut front =
         Front::start("maxconn = 8\nqueue_seconds = 20\nkeep_alive_seconds = 1", circuits).unwrap();
     let outcomes: Vec<u16> = thread::scope(|scope| {
@@ -688,7 +688,7 @@ fn ten_thousand_idle_connections_are_held_and_cost_little() {
         let ingress =
             format!("maxconn = {most}\nrequest_seconds = 60\nclient_seconds = 60\nprotocol = \"{protocol}\"");
         let circuits = format!(
-            "profile = \"web\"\nmax_concurrent_connections = {most}\nmax_connections_per_second = 100000"
+            "profile = \"web\"\nmax_concurrent_connections = {most}\nmax_connections_per_second = 100000\npaid_share = 0.0"
         );
         let mut front = Front::start_before(&places, backend, &ingress, &circuits).unwrap();
         let resident = |front: &Front| {

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, num::NonZeroU32};
 use serde::{Deserialize, Serialize};
 #[cfg(doc)]
 use tunica_core::load_level::LEASE;
-use tunica_core::{circuit_policy::Ratio, load_level::FrontLoad, puzzle_level::Puzzles};
+use tunica_core::{circuit_policy::Ratio, load_level::FrontLoad, puzzle_level};
 
 /// A digest line, its newline included, may not be longer: 1 MiB.
 pub const MAX_DIGEST_BYTES: usize = 1024 * 1024;
@@ -79,6 +79,9 @@ pub struct Digest {
     /// The load that it holds to; absent: the limits as they are configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<LoadOrder>,
+    /// What circuits were asked for before they were served.
+    #[serde(default)]
+    pub puzzles: Puzzles,
     /// The backends, in the order of the configuration.
     pub backends: Vec<BackendHealth>,
     /// The busiest circuits, at most [`MOST_ROWS`].
@@ -91,6 +94,27 @@ pub struct Digest {
 /// A circuit's number in its tor process, and when its ban ends, nanoseconds of `CLOCK_MONOTONIC`: short, because there may be
 /// thousands each second.
 pub type Ban = (NonZeroU32, u64);
+
+/// Puzzles, pictures and the waiting room. Counters count since [`Digest::process`] began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Puzzles {
+    /// How many were given out, by kind: see [`PUZZLE_KINDS`].
+    pub issued: BTreeMap<String, u64>,
+    /// How many were solved and redeemed, likewise.
+    pub solved: BTreeMap<String, u64>,
+    /// Answers that were not taken, by reason: see [`PUZZLE_FAILURES`].
+    pub failed: BTreeMap<String, u64>,
+    /// Circuits in the waiting room.
+    pub waiting_room: u64,
+    /// Circuits that it let in.
+    pub let_in: u64,
+}
+
+/// The labels of [`Puzzles::issued`] and [`Puzzles::solved`].
+pub const PUZZLE_KINDS: [&str; 4] = ["page", "program", "tcp", "picture"];
+/// The labels of [`Puzzles::failed`].
+pub const PUZZLE_FAILURES: [&str; 8] =
+    ["malformed", "expired", "foreign", "unsolved", "too_easy", "replayed", "crowded", "misread"];
 
 /// Whether a backend is well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,7 +228,7 @@ impl From<LoadOrder> for FrontLoad {
         Self {
             ratio: ratio(order.ratio),
             asks_puzzles: order.asks_puzzles,
-            puzzles: Puzzles {
+            puzzles: puzzle_level::Puzzles {
                 difficulty: order.puzzle_difficulty,
                 page_difficulty: order.page_difficulty,
                 page_waits: order.page_waits,

@@ -7,11 +7,11 @@ use std::{
 
 use tunica_core::{
     ban_ladder::{Ladder, LadderError},
-    circuit_policy::{CircuitSettings, RequestRates},
+    circuit_policy::{CircuitSettings, Ratio, RequestRates},
     refusal::Refusal,
 };
 
-use crate::config::{Config, Profile};
+use crate::config::{Config, Grant, Profile, Protocol};
 
 /// `[circuits]`: what one circuit may do, and all together. What is not set is as in the profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,20 @@ pub struct Circuits {
     pub max_latency: Duration,
     /// `rotate_hard_after_secs`; `None`, which is written 0, is never.
     pub rotate_hard_after: Option<Duration>,
+    /// `pow_activation_threshold`; 0.75 by default.
+    pub pow_activation_threshold: Ratio,
+    /// `pow_difficulty`, leading zero bits; 16 by default.
+    pub pow_difficulty: NonZeroU32,
+    /// `pow_page_max`, leading zero bits; 17 by default.
+    pub pow_page_max: NonZeroU32,
+    /// `pow_expires_seconds`: how long a puzzle is good; 300 s by default.
+    pub pow_expires: Duration,
+    /// `pow_tcp`: whether TCP clients are asked; `false` by default.
+    pub pow_tcp: bool,
+    /// `pow_grants`: what a circuit is once it has solved one; `normal` by default.
+    pub pow_grants: Grant,
+    /// `paid_share`; 0.5 by default.
+    pub paid_share: Ratio,
 }
 
 impl Config {
@@ -94,8 +108,14 @@ impl Config {
             ban_threshold: byte(circuits.ban_threshold),
             ban_duration: circuits.ban_duration,
             shadow: circuits.shadow.iter().copied().collect(),
-            // Nobody can be asked for a puzzle yet, so nothing is kept for those who solved one.
-            asks_puzzles: false,
+            pow_activation_threshold: circuits.pow_activation_threshold,
+            pow_difficulty: byte(circuits.pow_difficulty).get(),
+            // What streams carry decides, whatever the profile: without HTTP there is no page.
+            asks_puzzles: match self.ingress.protocol {
+                Protocol::Http => true,
+                Protocol::Tcp => circuits.pow_tcp,
+            },
+            paid_share: circuits.paid_share,
             health_interval: circuits.health_interval,
             max_circuit_age: circuits.max_age,
             max_circuit_latency: circuits.max_latency,

@@ -665,6 +665,13 @@ choices! {
         /// Open HTTP.
         Web = "web",
     }
+    /// `circuits.pow_grants`: what a circuit is once it has solved a puzzle.
+    Grant {
+        /// One that paid.
+        Normal = "normal",
+        /// One that goes past the queue.
+        Vip = "vip",
+    }
     /// `log.level`: the least important lines that are written.
     LogLevel {
         /// Something does not work.

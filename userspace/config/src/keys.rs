@@ -5,11 +5,11 @@ use std::{marker::PhantomData, sync::LazyLock};
 use tunica_common::{gcra, verdict::Class};
 
 use crate::{
-    config::{Attach, Fallback, GateMode, LogFormat, LogLevel, Mode, OnStale, Profile, Protocol},
+    config::{Attach, Fallback, GateMode, Grant, LogFormat, LogLevel, Mode, OnStale, Profile, Protocol},
     rule::{
         AbsolutePath, Account, AccountRate, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf,
         PortName, PortRate, Rule, Switch, VerdictOf,
-        ingress::{BackendPlace, ControlPlace, OrOff, ShadowLimit, UrlPath},
+        ingress::{BackendPlace, ControlPlace, OrOff, Part, ShadowLimit, UrlPath},
     },
 };
 
@@ -772,6 +772,46 @@ keys! {
             above: "no circuit lives so long",
         }),
         "The age at which a circuit is cut even with connections.";
+    POW_THRESHOLD: Part = "circuits.pow_activation_threshold",
+        Absent::Default("0.75"),
+        Part { unit: "of the load" },
+        "The load from which on circuits that have not paid must solve a puzzle; at 0.0 they always must. In TCP `pow_tcp` must be on as well.";
+    POW_DIFFICULTY: Number = "circuits.pow_difficulty",
+        Absent::Default("16"),
+        Number {
+            least: 8, most: 24, unit: "bits",
+            below: "asking would cost this host as much as solving costs the client",
+            above: "an honest client would search for half a minute and more",
+        },
+        "How many leading zero bits are asked, until the load level says otherwise. Each bit more doubles the work.";
+    POW_PAGE_MAX: Number = "circuits.pow_page_max",
+        Absent::Default("17"),
+        Number {
+            least: 8, most: 24, unit: "bits",
+            below: "asking would cost this host as much as solving costs the client",
+            above: "phones would search for minutes",
+        },
+        "The most that a page asks of a browser; 17 bits are seconds on a phone. Where more is asked, the page leads to the waiting room.";
+    POW_EXPIRES: Number = "circuits.pow_expires_seconds",
+        Absent::Default("300"),
+        Number {
+            least: 5, most: 3600, unit: "seconds",
+            below: "slow clients could never bring a solution back in time",
+            above: "solutions could be collected for an hour and be used at once",
+        },
+        "How long a puzzle or a picture is good.";
+    POW_TCP: Switch = "circuits.pow_tcp",
+        Absent::Default("false"),
+        Switch,
+        "Whether TCP clients are asked for puzzles, which takes a client that knows the handshake. Without it such a circuit is refused while the load is high.";
+    POW_GRANTS: OneOf<Grant> = "circuits.pow_grants",
+        Absent::Default(r#""normal""#),
+        OneOf(PhantomData),
+        "What a circuit is once it has solved a puzzle: `normal` has the part of `paid_share`, `vip` goes past the queue and the limits of normal circuits as well.";
+    PAID_SHARE: Part = "circuits.paid_share",
+        Absent::Default("0.5"),
+        Part { unit: "of `max_connections_per_second` and `max_concurrent_connections`" },
+        "The part that is kept for circuits that paid, by puzzle, token or the operator's word, while circuits are asked for a puzzle. At any other time nothing is kept.";
 
     LOAD_RISE: Number = "load.rise_seconds",
         Absent::Default("5"),

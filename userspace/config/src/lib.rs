@@ -23,7 +23,7 @@ mod rule;
 pub use changes::{Change, Written, changes};
 pub use circuits::Circuits;
 pub use config::{
-    Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Http, Ledger, Log, LogFormat,
+    Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Grant, Http, Ledger, Log, LogFormat,
     LogLevel, Mode, OnStale, Profile, Protocol, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
 };
 pub use ingress::{Ingress, Place};

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use tunica_core::load_level::LoadSettings;
+use tunica_core::{load_level::LoadSettings, puzzle_level::PuzzleSettings};
 
 use crate::config::Config;
 
@@ -31,6 +31,11 @@ impl Config {
             most_rendezvous_per_second: self.load.rendezvous_per_second,
             most_rejections_per_second: self.load.rejections_per_second,
             most_puzzle_queue: self.load.puzzle_queue,
+            activation: self.circuits.pow_activation_threshold,
+            puzzles: PuzzleSettings {
+                page_max: u8::try_from(self.circuits.pow_page_max.get()).unwrap_or(u8::MAX),
+                ..PuzzleSettings::default()
+            },
             ..LoadSettings::default()
         }
     }

@@ -30,6 +30,9 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
     fn off(value: Option<impl ToString>) -> Option<String> {
         Some(value.map_or_else(|| "0".to_owned(), |value| value.to_string()))
     }
+    fn part(part: tunica_core::circuit_policy::Ratio) -> Option<String> {
+        Some(format!("{:?}", f64::from(part.ten_thousandths()) / 10_000.0))
+    }
     fn list(values: impl Iterator<Item = Option<String>>) -> Option<String> {
         Some(format!("[{}]", values.map(Option::unwrap).collect::<Vec<_>>().join(", ")))
     }
@@ -146,6 +149,13 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
             "circuits.rotate_hard_after_secs",
             plain(circuits.rotate_hard_after.map_or(0, |span| span.as_secs())),
         ),
+        ("circuits.pow_activation_threshold", part(circuits.pow_activation_threshold)),
+        ("circuits.pow_difficulty", plain(circuits.pow_difficulty)),
+        ("circuits.pow_page_max", plain(circuits.pow_page_max)),
+        ("circuits.pow_expires_seconds", plain(circuits.pow_expires.as_secs())),
+        ("circuits.pow_tcp", plain(circuits.pow_tcp)),
+        ("circuits.pow_grants", text(circuits.pow_grants)),
+        ("circuits.paid_share", part(circuits.paid_share)),
         ("load.rise_seconds", plain(load.rise.as_secs())),
         ("load.fall_seconds", plain(load.fall.as_secs())),
         ("load.rendezvous_per_second", plain(load.rendezvous_per_second)),

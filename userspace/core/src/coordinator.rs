@@ -37,6 +37,7 @@ use crate::{
     load_level::{self, Level, LoadLevel, Word},
     never_ban::{self, NeverBan, Protection},
     notice::{DropLog, Notice},
+    puzzle_level::Pages,
     reports::{Report, Reports},
     self_test::{self, SelfTest, SelfTests, Standing},
     sources::TopSources,
@@ -131,6 +132,8 @@ pub enum Event {
     TorLoad(load_level::TorReading),
     /// The front was looked at.
     FrontLoad(load_level::FrontReading),
+    /// What became of the pages' puzzles.
+    Pages(Pages),
     /// How long somebody waited for a CPU since the host's start.
     CpuStalled(Duration),
     /// Sampled packets arrived.
@@ -379,6 +382,7 @@ impl Coordinator {
             Event::UnpinLevel { dry_run } => operator::answer(&self.plan_level_unpin(), dry_run),
             Event::TorLoad(reading) => self.measure(load_level::Event::Tor(reading), now),
             Event::FrontLoad(reading) => self.measure(load_level::Event::Front(reading), now),
+            Event::Pages(pages) => self.measure(load_level::Event::Pages(pages), now),
             Event::CpuStalled(stalled) => self.measure(load_level::Event::CpuStalled(stalled), now),
             Event::Samples(samples) => {
                 let notices = samples.iter().filter_map(|sample| self.sampled(sample, now)).collect();

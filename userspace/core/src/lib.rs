@@ -9,6 +9,7 @@
 
 pub mod armed;
 pub mod attack_mode;
+pub mod attempts;
 pub mod ban_ladder;
 pub mod candidate;
 pub mod circuit_closing;
@@ -39,3 +40,4 @@ pub mod time;
 mod timetable;
 pub mod tune;
 mod violations;
+pub mod waiting_room;

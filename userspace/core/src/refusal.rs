@@ -166,6 +166,12 @@ refusals! {
     PuzzleImpossible = "puzzle_impossible", Puzzle, RetryLater(503), Close, None, "the load is high, the circuit has not paid, and puzzles are not asked here";
     /// A solution that does not verify.
     PuzzleWrong = "puzzle_wrong", Puzzle, Challenge, Close, None, "the puzzle's solution is wrong, expired, spent or of another circuit";
+    /// A nonce of our own challenge that does not solve it.
+    PuzzleUnsolved = "puzzle_unsolved", Puzzle, Challenge, Close, Violation, "the solution does not solve the puzzle, which no honest solver sends";
+    /// The waiting room has no place.
+    WaitingRoomFull = "waiting_room_full", Puzzle, RetryLater(503), Close, None, "the load is high, and the waiting room is full";
+    /// Nothing came of the handshake.
+    PuzzleSlow = "puzzle_slow", Puzzle, Close, Close, None, "no solution came over TCP while the front waited for it";
     /// The limit of attempts.
     PuzzleAttempts = "puzzle_attempts", Puzzle, RetryLater(429), Close, Violation, "the circuit gave too many wrong solutions";
 

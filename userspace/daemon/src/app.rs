@@ -126,7 +126,7 @@ impl Reach {
             Event::AttackModeOn { .. } | Event::AttackModeOff { .. } => Self::Nothing,
             Event::PinLevel { .. } | Event::UnpinLevel { .. } => Self::Nothing,
             // Those that change what is in force are seen by [`App::measured`].
-            Event::TorLoad(_) | Event::FrontLoad(_) | Event::CpuStalled(_) => Self::Nothing,
+            Event::TorLoad(_) | Event::FrontLoad(_) | Event::Pages(_) | Event::CpuStalled(_) => Self::Nothing,
             Event::Confirmed => Self::Nothing,
             Event::TorPeers(_) | Event::OwnAddresses(_) => Self::Everything,
             Event::Reloaded(_) | Event::Tried(_) | Event::Undone(_) => Self::Everything,

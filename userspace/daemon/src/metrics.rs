@@ -258,6 +258,16 @@ metrics! {
         "Connections and requests that the ingress refused or cut off, by the word for why.";
     front_would_refuse: IntCounterVec, "tunica_front_would_refuse_total", ["refusal", "whose"],
         "Connections and requests that limits under `circuits.shadow` would have refused, by the word and by whose they are: a `vip`'s, or `anybody` else's.";
+    front_issued: IntCounterVec, "tunica_front_puzzles_issued_total", ["kind"],
+        "Puzzles that circuits were given: to a browser by a page, to a program by headers or over TCP, to a person by a picture.";
+    front_solved: IntCounterVec, "tunica_front_puzzles_solved_total", ["kind"],
+        "Puzzles that were solved and redeemed, by how the answer came.";
+    front_failed: IntCounterVec, "tunica_front_puzzles_failed_total", ["reason"],
+        "Answers to puzzles that were not taken: malformed; expired; foreign, made up or of another circuit or process; unsolved; too_easy; replayed; crowded, no longer to be told from a replay; misread, of a picture.";
+    front_room: IntGauge, "tunica_front_waiting_room", [],
+        "Circuits in the waiting room, which did a part of the work that the load asks for.";
+    front_let_in: IntCounter, "tunica_front_waiting_room_let_in_total", [],
+        "Circuits that the waiting room let in.";
     front_panics: IntCounter, "tunica_front_panics_total", [],
         "Connections that ended in a fault of the ingress itself; the log has what went wrong.";
     load_level: IntGaugeVec, "tunica_load_level", ["level"],

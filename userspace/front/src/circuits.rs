@@ -25,6 +25,7 @@ use tokio::{
 use tunica_api::front::{
     CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_ROWS, Orders,
 };
+use tunica_config::Grant;
 use tunica_core::{
     circuit_policy::{
         Action, Admission, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Place, Ruling,
@@ -34,9 +35,14 @@ use tunica_core::{
     load_level::{FrontLoad, LEASE, LoadLease},
     refusal::Refusal,
     time::Monotime,
+    waiting_room::Standing,
 };
+use tunica_pow::Challenge;
 
-use crate::pulse::Pulse;
+use crate::{
+    challenge::{Challenges, Clock, Kind, Outcome, Picture},
+    pulse::Pulse,
+};
 
 /// How long a request in the slow lane lets others go before, and looks again.
 const STEP_ASIDE: Duration = Duration::from_millis(50);
@@ -44,6 +50,7 @@ const STEP_ASIDE: Duration = Duration::from_millis(50);
 /// Everything that is known of circuits, shared by the workers.
 pub struct Circuits {
     settings: CircuitSettings,
+    challenges: Challenges,
     shards: Vec<Mutex<CircuitShard>>,
     admission: Mutex<Admission>,
     visits: Mutex<HashMap<Serial, Arc<Visit>>>,
@@ -106,6 +113,8 @@ pub enum Welcome {
     Serve(Arc<Stay>),
     /// It waits for [`Stay::turn`].
     Wait(Arc<Stay>),
+    /// It is given a puzzle; once its circuit has paid, [`Stay::settle`] has it served.
+    Challenge(Arc<Stay>),
     /// It is held until [`Visit::cut`], or for as long as a tarpit holds.
     Tarpit(Arc<Stay>),
     /// It gets what the word says.
@@ -205,6 +214,57 @@ impl Stay {
         self.circuits.request(&self.visit).await
     }
 
+    /// Returns once a connection that was given a puzzle may be served; at once if it was given none.
+    ///
+    /// # Errors
+    /// Why it may not be served.
+    pub async fn settle(&self) -> Result<(), Refusal> {
+        self.circuits.settle(&self.visit).await
+    }
+
+    /// A puzzle for its circuit.
+    pub fn puzzle(&self, kind: Kind) -> Challenge {
+        self.circuits.challenges.issue(self.visit.hold.circuit(), kind, Clock::now())
+    }
+
+    /// A picture for its circuit.
+    pub fn picture(&self) -> Picture {
+        self.circuits.challenges.picture(self.visit.hold.circuit(), Clock::now())
+    }
+
+    /// An unpredictable word for a page.
+    pub fn page_word(&self) -> String {
+        self.circuits.challenges.page_word()
+    }
+
+    /// The client says that it solved a puzzle. If it did, its circuit has paid.
+    pub fn redeem(&self, challenge: &str, nonce: &str, kind: Kind) -> Outcome {
+        let circuit = self.visit.hold.circuit();
+        self.paying(self.circuits.challenges.redeem(circuit, challenge, nonce, kind, Clock::now()))
+    }
+
+    /// The client says what a picture showed. If it is right, its circuit has paid.
+    pub fn read(&self, picture: &str, text: &str) -> Outcome {
+        let circuit = self.visit.hold.circuit();
+        self.paying(self.circuits.challenges.read(circuit, picture, text, Clock::now()))
+    }
+
+    /// Where its circuit stands in the waiting room. Once it is let in it has paid.
+    pub fn standing(&self) -> Standing {
+        let standing = self.circuits.challenges.standing(self.visit.hold.circuit(), Clock::now());
+        if standing == Standing::Enters {
+            self.circuits.pay(&self.visit);
+        }
+        standing
+    }
+
+    fn paying(&self, outcome: Outcome) -> Outcome {
+        if outcome == Outcome::Paid {
+            self.circuits.pay(&self.visit);
+        }
+        outcome
+    }
+
     /// The backend has answered after so long.
     pub fn answered(&self, latency: Duration) {
         self.circuits.report(&self.visit, Some(latency));
@@ -240,14 +300,18 @@ impl Drop for Stay {
 
 impl Circuits {
     /// Nothing is known yet. `shards` is best the number of workers.
-    pub fn new(settings: CircuitSettings, shards: NonZeroU32) -> Arc<Self> {
+    pub fn new(settings: CircuitSettings, challenges: Challenges, shards: NonZeroU32) -> Arc<Self> {
         let generation = TorGeneration(0);
         let shard = |_| Mutex::new(CircuitShard::new(settings.clone(), shards, generation, now()));
         let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
         Arc::new(Self {
             shards: (0..shards.get()).map(shard).collect(),
-            admission: Mutex::new(Admission::new(settings.clone())),
+            admission: Mutex::new(Admission::new(FrontLoad::of_admission(
+                FrontLoad::of_shard(None, &settings).0,
+                &settings,
+            ))),
             settings,
+            challenges,
             visits: Mutex::default(),
             hasher: RandomState::new(),
             generation: AtomicU64::new(generation.0),
@@ -330,10 +394,7 @@ impl Circuits {
                 self.count(arrival.ruling.word);
                 Welcome::Tarpit(stay)
             }
-            Place::Challenged => {
-                // No puzzle can be handed out, so none is asked for: the settings say so.
-                Welcome::Refuse(nobody)
-            }
+            Place::Challenged => Welcome::Challenge(stay),
         }
     }
 
@@ -361,6 +422,53 @@ impl Circuits {
             Ok(Ok(Fate::Ends(refusal))) => Err(refusal),
             Ok(Ok(Fate::Waits) | Err(_)) | Err(_) => Err(Refusal::QueueTimeout),
         }
+    }
+
+    /// The circuit has paid, and so has this connection.
+    fn pay(&self, visit: &Visit) {
+        let (circuit, now) = (visit.hold.circuit(), now());
+        if let Some(mut shard) = self.shard(circuit) {
+            match self.challenges.grants() {
+                Grant::Normal => shard.pay(circuit, now),
+                Grant::Vip => shard.promote(circuit, now),
+            }
+        }
+        // Those that look at a puzzle are moved when they are to be served: until then they need no place.
+        let mut admission = lock(&self.admission);
+        if admission.place(visit.hold.serial()) == Some(Place::Served) {
+            let lane = self.lane_of_paid();
+            admission.paid(visit.hold.serial(), lane);
+        }
+    }
+
+    const fn lane_of_paid(&self) -> Lane {
+        match self.challenges.grants() {
+            Grant::Normal => Lane::Normal,
+            Grant::Vip => Lane::Vip,
+        }
+    }
+
+    async fn settle(&self, visit: &Visit) -> Result<(), Refusal> {
+        let (circuit, serial) = (visit.hold.circuit(), visit.hold.serial());
+        if *visit.fate.borrow() == Fate::Served {
+            return Ok(());
+        }
+        let facts = self.shard(circuit).and_then(|shard| shard.look(circuit, now()));
+        let (has_paid, lane) = facts.map_or((false, Lane::Suspect), |facts| (facts.has_paid, facts.lane));
+        let place = {
+            let mut admission = lock(&self.admission);
+            match admission.place(serial) {
+                Some(Place::Challenged) if has_paid => admission.paid(serial, lane),
+                Some(Place::Challenged) => admission.excused(serial, lane),
+                place @ (Some(Place::Served | Place::Waiting | Place::Tarpit) | None) => place,
+            }
+        };
+        match place {
+            Some(Place::Served) => visit.serve(),
+            Some(Place::Waiting) => {}
+            Some(Place::Challenged | Place::Tarpit) | None => return Err(Refusal::Displaced),
+        }
+        self.turn(visit).await
     }
 
     async fn request(&self, visit: &Visit) -> Ruling {
@@ -413,6 +521,10 @@ impl Circuits {
         }
         let mut admission = lock(&self.admission);
         admission.close(visit.hold.serial());
+        self.start_those_whose_turn_it_is(&mut admission);
+    }
+
+    fn start_those_whose_turn_it_is(&self, admission: &mut Admission) {
         while let Some(next) = admission.start_next() {
             if let Some(next) = lock(&self.visits).get(&next) {
                 next.serve();
@@ -457,6 +569,7 @@ impl Circuits {
             self.obey(commands);
         }
         lock(&self.admission).advance(now);
+        self.challenges.advance(now);
         self.change_load(|lease| lease.advance(now));
     }
 
@@ -485,6 +598,10 @@ impl Circuits {
             shard.set_load(load);
             shard.set_share(share);
         }
+        self.challenges.set_terms(desired.map(|held| held.puzzles.into()));
+        let mut admission = lock(&self.admission);
+        admission.set_settings(FrontLoad::of_admission(load, &self.settings));
+        self.start_those_whose_turn_it_is(&mut admission);
         held.known = desired;
     }
 
@@ -614,6 +731,7 @@ impl Circuits {
                 .map(|(refusal, total)| (refusal.label().to_owned(), total.load(Relaxed)))
                 .collect(),
             would_refuse,
+            puzzles: self.challenges.counted(),
             circuits: rows,
             bans: bans
                 .into_iter()
@@ -693,18 +811,31 @@ mod tests {
     use tunica_core::ban_ladder::Ladder;
 
     use super::*;
+    use crate::challenge::ChallengeSettings;
 
     fn circuits() -> Arc<Circuits> {
         let ladder = Ladder::new(vec![Duration::from_secs(300)], Duration::from_secs(86_400)).unwrap();
         let settings = CircuitSettings { asks_puzzles: false, ..CircuitSettings::web(ladder) };
-        Circuits::new(settings, NonZeroU32::new(2).unwrap())
+        Circuits::new(settings, challenges(), NonZeroU32::new(2).unwrap())
+    }
+
+    fn challenges() -> Challenges {
+        Challenges::new(ChallengeSettings {
+            terms: Terms::new(8, 17),
+            life: Duration::from_secs(60),
+            grants: Grant::Normal,
+            per_second: NonZeroU32::MIN,
+        })
+        .unwrap()
     }
 
     fn serve(circuits: &Arc<Circuits>, number: u32) -> Arc<Stay> {
         let circuit = circuits.circuit(NonZeroU32::new(number).unwrap());
         match circuits.connect(circuit, Pulse::begin()) {
             Welcome::Serve(stay) => stay,
-            Welcome::Wait(_) | Welcome::Tarpit(_) | Welcome::Refuse(_) => panic!("not served"),
+            Welcome::Wait(_) | Welcome::Challenge(_) | Welcome::Tarpit(_) | Welcome::Refuse(_) => {
+                panic!("not served")
+            }
         }
     }
 
@@ -734,7 +865,7 @@ mod tests {
             max_connections_per_second: NonZeroU32::new(1_000).unwrap(),
             ..circuits.settings.clone()
         };
-        let circuits = Circuits::new(settings, NonZeroU32::MIN);
+        let circuits = Circuits::new(settings, challenges(), NonZeroU32::MIN);
         let mut served: Vec<_> = (1..=most).map(|number| serve(&circuits, number)).collect();
         let circuit = circuits.circuit(NonZeroU32::new(9_999).unwrap());
         let Welcome::Wait(waits) = circuits.connect(circuit, Pulse::begin()) else { panic!("must wait") };

@@ -4,6 +4,7 @@
 //! sees two requests where the ingress saw one. What could be read in two ways is refused before (RFC 9112 section 6.3).
 
 mod body;
+pub mod puzzle;
 
 use std::{
     sync::Arc,
@@ -37,6 +38,7 @@ use tunica_core::{
 use self::body::{Answer, Asked};
 use crate::{
     backend::{Backends, Connector},
+    challenge,
     circuits::{self, Stay},
     pulse::{self, Late, Patience, Phase, Pulse, Watched},
     stream::Stream,
@@ -80,6 +82,8 @@ pub struct HttpSettings {
     pub maintenance: Bytes,
     /// Whether only GET and HEAD pass, and POST to this path.
     pub post_path: Option<String>,
+    /// Whether circuits may be asked for a puzzle, so that [`crate::challenge::PATH`] is the front's own.
+    pub asks_puzzles: bool,
 }
 
 /// Most that is held of an answer, bytes.
@@ -201,13 +205,26 @@ impl Http {
 
     async fn try_answer(&self, request: Request<Incoming>, visit: &Arc<Stay>) -> Result<Said, Refused> {
         self.check(&request).map_err(because)?;
+        if self.is_ours(&request) {
+            let said = self.at_challenge_path(request, visit).await?;
+            visit.pulse().enter(Phase::Idle);
+            return Ok(said);
+        }
         let ruling = visit.request().await;
         match ruling.action {
             Action::Serve | Action::Queue | Action::SlowLane => {}
-            Action::Challenge | Action::Tarpit | Action::Deny | Action::Reset => {
+            Action::Challenge => {
+                if let Some(said) = self.must_pay(&request, visit)? {
+                    visit.pulse().enter(Phase::Idle);
+                    return Ok(said);
+                }
+            }
+            Action::Tarpit | Action::Deny | Action::Reset => {
                 return Err(Some((ruling.word, circuits::retry_after(&ruling))));
             }
         }
+        // A connection that was given a puzzle has no place yet.
+        visit.settle().await.map_err(because)?;
         let number = self.backends.choose(visit.hash()).ok_or(because(Refusal::BackendDown))?;
         let (head, body) = request.into_parts();
         let upgrade = wants_upgrade(&head.method, &head.headers);
@@ -218,6 +235,7 @@ impl Http {
         *forward.headers_mut() = head.headers;
         let headers = forward.headers_mut();
         remove_hop_by_hop(headers);
+        headers.remove(puzzle::SOLUTION_HEADER);
         headers.insert(CIRCUIT_HEADER, visit.word().clone());
         if let Some(protocol) = &upgrade {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -261,6 +279,10 @@ impl Http {
         }
     }
 
+    fn is_ours(&self, request: &Request<Incoming>) -> bool {
+        self.settings.asks_puzzles && request.uri().path() == challenge::PATH
+    }
+
     /// Refuses what has no one meaning, and methods that do not pass.
     fn check(&self, request: &Request<Incoming>) -> Result<(), Refusal> {
         let headers = request.headers();
@@ -275,7 +297,8 @@ impl Http {
         }
         if let Some(path) = &self.settings.post_path {
             let passes = matches!(*request.method(), Method::GET | Method::HEAD)
-                || (*request.method() == Method::POST && request.uri().path() == path);
+                || (*request.method() == Method::POST
+                    && (request.uri().path() == path || self.is_ours(request)));
             if !passes {
                 return Err(Refusal::MethodDenied);
             }
@@ -296,7 +319,7 @@ impl Http {
     fn refused(&self, refusal: Refusal, retry: Option<Duration>, pulse: &Pulse) -> Result<Said, Unanswered> {
         let status = match refusal.http() {
             HttpAnswer::Status(status) | HttpAnswer::RetryLater(status) => status,
-            // Puzzles are handed out before a request comes this far.
+            // Puzzles are handed out where the request is at hand; here it was not even read.
             HttpAnswer::Challenge => 503,
             HttpAnswer::Reset | HttpAnswer::Tarpit => {
                 pulse.reset();

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod challenge;
 pub mod circuits;
 pub mod http;
 pub mod link;

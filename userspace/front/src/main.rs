@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use tunica_config::{Config, LogFormat, Protocol};
 use tunica_front::{
     backend::Backends,
+    challenge::{ChallengeSettings, Challenges},
     circuits::{self, Circuits},
     http::{Http, HttpSettings},
     link, listener,
@@ -97,7 +98,9 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
     let most = settings.maxconn.get().saturating_add(settings.most_tarpits.get());
     let room = Room::new(usize::try_from(most).unwrap_or(usize::MAX).saturating_add(BESIDE));
     let restricts_methods = settings.restricts_methods;
-    let circuits = Circuits::new(settings, shards);
+    let asks_puzzles = settings.asks_puzzles;
+    let challenges = Challenges::new(ChallengeSettings::of(config)).context("random bytes for puzzles")?;
+    let circuits = Circuits::new(settings, challenges, shards);
     let backends = Backends::new(ingress.backends.clone(), ingress.sticky);
     let http = Arc::new(HttpSettings {
         request: ingress.request,
@@ -110,6 +113,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
         body_bytes_per_second: ingress.body_bytes_per_second.get().into(),
         maintenance: maintenance_page(ingress)?,
         post_path: restricts_methods.then(|| ingress.post_path.clone()),
+        asks_puzzles,
     });
     let mut threads = Vec::new();
     let (ended, ends) = tokio::sync::mpsc::channel(workers);

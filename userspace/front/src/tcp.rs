@@ -13,6 +13,8 @@ use tokio::{
 
 use crate::{pulse::Pulse, stream::Stream};
 
+pub mod handshake;
+
 /// Most bytes of one splice, the usual capacity of a pipe (pipe(7)).
 const MOST: usize = 65_536;
 /// Empty pipes that a worker keeps.

@@ -77,6 +77,7 @@ impl Host {
                     self.refuse(stream, refusal, None).await;
                 }
             },
+            Welcome::Challenge(stay) => self.challenge(stream, first, stay).await,
             Welcome::Tarpit(stay) => {
                 // Whoever is held longest goes first where the tarpit is full.
                 if let Ok(refusal) = timeout(TARPIT, stay.cut()).await {
@@ -122,6 +123,33 @@ impl Host {
                     }
                 };
                 stay.refused(refusal);
+            }
+        }
+    }
+
+    /// Over HTTP each request is asked by itself; over TCP the connection is, before a byte of it goes on.
+    async fn challenge(&self, mut stream: Stream, first: Bytes, stay: Arc<Stay>) {
+        let idle = match &self.carrier {
+            Carrier::Http(_) => return self.meter(stream, first, stay).await,
+            Carrier::Tcp { idle, .. } => *idle,
+        };
+        let solved = async {
+            let rest = tcp::handshake::ask(&mut stream, first, &stay, idle).await?;
+            stay.settle().await?;
+            // Who has gone is found out as soon as something is sent.
+            let _ = stream.write_all(tcp::handshake::ACCEPTED.as_bytes()).await;
+            Ok(rest)
+        };
+        let outcome = tokio::select! {
+            outcome = solved => outcome,
+            refusal = stay.cut() => Err(refusal),
+        };
+        match outcome {
+            Ok(rest) => self.meter(stream, rest, stay).await,
+            Err(refusal) => {
+                stay.refused(refusal);
+                drop(stay);
+                self.refuse(stream, refusal, None).await;
             }
         }
     }

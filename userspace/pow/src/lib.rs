@@ -31,6 +31,7 @@
 //! started by [`solve`] alone, and end before it returns.
 #![forbid(unsafe_code)]
 
+mod captcha;
 mod challenge;
 mod difficulty;
 mod nonce;
@@ -38,9 +39,10 @@ mod redeemed;
 mod secrets;
 mod solver;
 
+pub use captcha::{CHARACTERS, Captcha, CaptchaError, LETTERS};
 pub use challenge::{Challenge, DecodeError, ID_BYTES, Id, TEXT_CHARACTERS, TOKEN_BYTES, UnixSeconds};
 pub use difficulty::{Difficulty, DifficultyError};
 pub use nonce::{Nonce, NonceError};
 pub use redeemed::{RedeemError, Redeemed};
-pub use secrets::{Answer, SECRET_BYTES, Secrets, Solved, Terms, VerifyError};
+pub use secrets::{Answer, Purpose, SECRET_BYTES, Secrets, Solved, Terms, VerifyError};
 pub use solver::{Search, solve};

@@ -154,6 +154,44 @@ impl Secrets {
     }
 }
 
+/// What bytes are derived for besides challenges, see [`Secrets::derive`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Ids of challenges and of pictures.
+    Id,
+    /// What lets a page run its own script and no other.
+    Page,
+    /// The characters of a picture.
+    Characters,
+    /// How a picture distorts them.
+    Distortion,
+}
+
+impl Purpose {
+    /// As long as [`PURPOSE`], and different from it and from each other.
+    const fn label(self) -> &'static [u8; 16] {
+        match self {
+            Self::Id => b"tunica id       ",
+            Self::Page => b"tunica page     ",
+            Self::Characters => b"tunica letters  ",
+            Self::Distortion => b"tunica picture  ",
+        }
+    }
+}
+
+impl Secrets {
+    /// Bytes that nobody can tell without the secret: HMAC-SHA3-256 over the purpose and `message`. After
+    /// [`Self::rotate`] they are others.
+    pub fn derive(&self, purpose: Purpose, message: &[u8]) -> [u8; SECRET_BYTES] {
+        let full = self.current.clone().chain_update(purpose.label()).chain_update(message).finalize();
+        let mut bytes = [0; SECRET_BYTES];
+        for (to, from) in bytes.iter_mut().zip(full.as_bytes()) {
+            *to = *from;
+        }
+        bytes
+    }
+}
+
 impl fmt::Debug for Answer<'_> {
     /// Without the circuit.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -275,6 +313,23 @@ mod tests {
             assert_eq!(secrets.verify(&answer, Difficulty::MIN, NOW).err(), outcome, "secret {secret}");
             assert_eq!(challenge == secrets.issue(&terms(8), CIRCUIT), secret == 1);
         }
+    }
+
+    #[test]
+    fn derived_bytes_differ_by_secret_purpose_and_message() {
+        let (one, other) = (Secrets::new(&[1; 32]), Secrets::new(&[2; 32]));
+        let purposes = [Purpose::Id, Purpose::Page, Purpose::Characters, Purpose::Distortion];
+        let mut all = std::collections::HashSet::new();
+        for (secrets, purpose, message) in [&one, &other]
+            .into_iter()
+            .flat_map(|secrets| purposes.map(|purpose| (secrets, purpose)))
+            .flat_map(|(secrets, purpose)| [b"a", b"b"].map(|message| (secrets, purpose, message)))
+        {
+            let bytes = secrets.derive(purpose, message);
+            assert_eq!(bytes, secrets.derive(purpose, message));
+            assert!(all.insert(bytes), "{purpose:?}");
+        }
+        assert!(purposes.iter().all(|purpose| purpose.label() != PURPOSE));
     }
 
     #[test]

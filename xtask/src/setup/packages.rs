@@ -58,6 +58,11 @@ pub(crate) const PROGRAMS: &[Program] = &[
     installed("xz", "xz-utils", "kernel modules of the virtual machines"),
     installed("setpriv", "util-linux", "tests that run the daemon with two capabilities"),
     installed("g++", "g++", "the fuzzer's runtime, which is C++"),
+    installed(
+        "chromium",
+        "chromium",
+        "tests that a browser gets through the challenge, with scripts and without",
+    ),
     unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
     unpacked("tor", "tor", "usr/bin/tor", "private Tor networks for tests and developers"),
     unpacked("tor-gencert", "tor", "usr/bin/tor-gencert", "keys of those networks' authorities"),

@@ -95,7 +95,7 @@ const WALLS: &[Wall] = &[
     Wall {
         name: "tunica-front",
         folder: "userspace/front",
-        ours: &["tunica-api", "tunica-config", "tunica-core", "tunica-onion"],
+        ours: &["tunica-api", "tunica-config", "tunica-core", "tunica-onion", "tunica-pow"],
         foreign: Foreign::Not(&["aya", "aya-obj", "netlink-sys", "nftables", "prometheus", "redb"]),
     },
     Wall {

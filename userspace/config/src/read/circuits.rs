@@ -25,6 +25,13 @@ impl Reader<'_> {
         let max_age = self.value(root, &keys::CIRCUIT_AGE);
         let max_latency = self.value(root, &keys::CIRCUIT_LATENCY);
         let rotate_hard_after = self.value(root, &keys::ROTATE_HARD);
+        let pow_activation_threshold = self.value(root, &keys::POW_THRESHOLD);
+        let pow_difficulty = self.value(root, &keys::POW_DIFFICULTY);
+        let pow_page_max = self.value(root, &keys::POW_PAGE_MAX);
+        let pow_expires = self.value(root, &keys::POW_EXPIRES);
+        let pow_tcp = self.value(root, &keys::POW_TCP);
+        let pow_grants = self.value(root, &keys::POW_GRANTS);
+        let paid_share = self.value(root, &keys::PAID_SHARE);
         Some(Circuits {
             profile: profile?.value,
             max_connections_per_second: max_connections_per_second?.value,
@@ -44,6 +51,13 @@ impl Reader<'_> {
             max_age: seconds(max_age?.value),
             max_latency: seconds(max_latency?.value),
             rotate_hard_after: rotate_hard_after?.value.map(seconds),
+            pow_activation_threshold: pow_activation_threshold?.value,
+            pow_difficulty: pow_difficulty?.value,
+            pow_page_max: pow_page_max?.value,
+            pow_expires: seconds(pow_expires?.value),
+            pow_tcp: pow_tcp?.value,
+            pow_grants: pow_grants?.value,
+            paid_share: paid_share?.value,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 use toml::{Spanned, de::DeValue};
+use tunica_core::circuit_policy::Ratio;
 
 use tunica_core::refusal::Refusal;
 
@@ -189,6 +190,42 @@ impl Element for ShadowLimit {
 
     fn unrelated(&self, entries: &[Entry<Refusal>]) -> Vec<Unrelated> {
         repeated(entries, "naming a limit twice changes nothing")
+    }
+}
+
+/// A part of a whole, from 0.0 to 1.0.
+pub(crate) struct Part {
+    /// Of what.
+    pub(crate) unit: &'static str,
+}
+
+impl Rule for Part {
+    type Value = Ratio;
+
+    fn kind(&self) -> String {
+        "float".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        format!("a part from 0.0 to 1.0 {}", self.unit)
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<Ratio, Vec<Fault>> {
+        let fix = || format!("give {}", self.allowed());
+        let part = if let Some(float) = value.get_ref().as_float() {
+            float.as_str().parse::<f64>().ok()
+        } else if let DeValue::Integer(integer) = value.get_ref() {
+            // 0 and 1 are meant as parts, too.
+            i32::try_from(super::to_i128(integer)).ok().map(f64::from)
+        } else {
+            return Err(Fault::wrong_type(value, &format!("{}, without quotes", self.allowed())));
+        };
+        let consequence = "there is no part of a whole that is less than nothing or more than all of it";
+        part.and_then(Ratio::new).ok_or_else(|| Fault::at(value, consequence, fix()))
+    }
+
+    fn write(&self, value: &Ratio) -> Written {
+        Written::One(format!("{:?}", f64::from(value.ten_thousandths()) / 10_000.0))
     }
 }
 

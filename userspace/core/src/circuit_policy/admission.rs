@@ -203,16 +203,13 @@ impl Admission {
     /// A connection with a puzzle has paid: it is served, or waits. Returns where it is; `None` where it had to make
     /// room already.
     pub fn paid(&mut self, serial: Serial, lane: Lane) -> Option<Place> {
-        let held = *self.held.get(&serial)?;
-        self.forget(serial);
-        // What is being served keeps its place; the tarpit keeps what it has.
-        let place = match held.place {
-            Place::Challenged | Place::Waiting if self.is_its_turn(lane, true) => Place::Served,
-            Place::Challenged | Place::Waiting => Place::Waiting,
-            Place::Served | Place::Tarpit => held.place,
-        };
-        self.remember(serial, Held { place, lane, is_paid: true, since: held.since });
-        Some(place)
+        self.leave_puzzle(serial, lane, true)
+    }
+
+    /// A connection with a puzzle need not solve it any more, because the load fell: it is served, or waits, as one that did
+    /// not pay. Returns where it is; `None` where it had to make room already.
+    pub fn excused(&mut self, serial: Serial, lane: Lane) -> Option<Place> {
+        self.leave_puzzle(serial, lane, false)
     }
 
     /// Where a connection is; `None` once it had to make room.
@@ -375,6 +372,20 @@ impl Admission {
         self.next_serial += 1;
         self.remember(serial, Held { place, lane: ask.lane, is_paid: ask.is_paid, since });
         Admitted { serial, place, ends }
+    }
+
+    fn leave_puzzle(&mut self, serial: Serial, lane: Lane, pays: bool) -> Option<Place> {
+        let held = *self.held.get(&serial)?;
+        let is_paid = pays || held.is_paid;
+        self.forget(serial);
+        // What is being served keeps its place; the tarpit keeps what it has.
+        let place = match held.place {
+            Place::Challenged | Place::Waiting if self.is_its_turn(lane, is_paid) => Place::Served,
+            Place::Challenged | Place::Waiting => Place::Waiting,
+            Place::Served | Place::Tarpit => held.place,
+        };
+        self.remember(serial, Held { place, lane, is_paid, since: held.since });
+        Some(place)
     }
 
     fn move_to(&mut self, serial: Serial, place: Place) {

@@ -305,6 +305,33 @@ fn the_first_of_the_queue_tells_how_long_it_has_waited() {
 }
 
 #[test]
+fn who_need_not_solve_its_puzzle_any_more_is_served_as_one_that_did_not_pay() {
+    // Two places, of which one is kept for those who paid.
+    let settings = CircuitSettings { max_concurrent_connections: 2.try_into().unwrap(), ..open() };
+    let mut front = Front::new(&CircuitSettings { asks_puzzles: true, paid_share: Ratio::HALF, ..settings });
+    front.shard.set_load(Load { ratio: Ratio::ALL, difficulty: 20 });
+    for number in 1..=3 {
+        assert_eq!(front.connect(number).word, Refusal::PuzzleRequired);
+    }
+    let serials: Vec<_> = front.holds.iter().map(|hold| hold.serial()).collect();
+    assert_eq!(front.admission.challenged(), 3);
+    assert_eq!(front.admission.excused(serials[0], Lane::Normal), Some(Place::Served));
+    assert_eq!(front.admission.excused(serials[1], Lane::Normal), Some(Place::Waiting));
+    assert_eq!(front.admission.paid(serials[2], Lane::Normal), Some(Place::Served));
+    // Said twice it changes nothing, and what was paid stays paid.
+    assert_eq!(front.admission.excused(serials[2], Lane::Normal), Some(Place::Served));
+    assert_eq!(
+        (front.admission.challenged(), front.admission.served(), front.admission.waiting()),
+        (0, 2, 1)
+    );
+    front.admission.close(serials[2]);
+    assert_eq!(front.admission.start_next(), None, "the place of one that paid is kept");
+    front.admission.close(serials[0]);
+    assert_eq!(front.admission.start_next(), Some(serials[1]));
+    assert_eq!(front.admission.excused(serials[0], Lane::Normal), None);
+}
+
+#[test]
 fn shield_case_manual_ban() {
     let mut front = Front::new(&open());
     assert_eq!(front.shard.ban(circuit(1), None, front.now), Some(Duration::from_secs(300)));

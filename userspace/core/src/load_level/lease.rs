@@ -81,6 +81,16 @@ impl FrontLoad {
             (Load { ratio, difficulty: held.puzzles.difficulty }, held.share)
         })
     }
+
+    /// What [`Admission::set_settings`] is to be told under this load: a part is kept for circuits that paid only while
+    /// circuits are asked to. At any other time nobody could take those places, and visitors would wait beside them.
+    ///
+    /// [`Admission::set_settings`]: crate::circuit_policy::Admission::set_settings
+    pub fn of_admission(load: Load, settings: &CircuitSettings) -> CircuitSettings {
+        let is_asked = load.ratio >= settings.pow_activation_threshold;
+        let paid_share = if is_asked { settings.paid_share } else { Ratio::NONE };
+        CircuitSettings { paid_share, ..settings.clone() }
+    }
 }
 
 #[cfg(test)]
@@ -101,6 +111,20 @@ mod tests {
 
     const fn at(milliseconds: u64) -> Monotime {
         Monotime(milliseconds * 1_000_000)
+    }
+
+    #[test]
+    fn a_share_is_kept_for_those_who_paid_while_circuits_are_asked_to() {
+        let ladder = Ladder::new(vec![Duration::from_secs(300)], Duration::from_secs(86_400)).unwrap();
+        let web = CircuitSettings::web(ladder);
+        let kept = |ratio: Ratio, settings: &CircuitSettings| {
+            FrontLoad::of_admission(Load { ratio, difficulty: 16 }, settings).paid_share
+        };
+        assert_eq!(kept(Ratio::NONE, &web), Ratio::NONE);
+        assert_eq!(kept(Ratio::THREE_QUARTERS.less(Ratio::LEAST), &web), Ratio::NONE);
+        assert_eq!(kept(Ratio::THREE_QUARTERS, &web), Ratio::HALF);
+        let always = CircuitSettings { pow_activation_threshold: Ratio::NONE, ..web };
+        assert_eq!(kept(Ratio::NONE, &always), Ratio::HALF);
     }
 
     #[test]

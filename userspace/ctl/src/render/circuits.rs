@@ -1,6 +1,6 @@
 //! `circuits`.
 
-use std::num::NonZeroU32;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use tunica_api::{
     front::{CircuitRow, Digest},
@@ -17,6 +17,7 @@ pub(super) fn circuits(view: &Circuits) -> String {
         ("served", served(digest)),
         ("carried", carried(digest)),
         ("refused", refused(digest)),
+        ("puzzles", puzzles(digest)),
         ("backends", backends(digest)),
         ("shadow", shadow(digest)),
     ] {
@@ -175,6 +176,24 @@ fn shadow(digest: &Digest) -> String {
         format!("{word} would have refused {} ({} of VIPs)", count(*all), count(*vips))
     });
     each.collect::<Vec<_>>().join(", ")
+}
+
+fn puzzles(digest: &Digest) -> String {
+    let puzzles = &digest.puzzles;
+    let sum = |counts: &BTreeMap<String, u64>| count(counts.values().sum());
+    if puzzles.issued.values().all(|count| *count == 0) {
+        return "none".to_owned();
+    }
+    let picture = |counts: &BTreeMap<String, u64>| count(counts.get("picture").copied().unwrap_or(0));
+    format!(
+        "{} issued ({} pictures), {} solved ({} pictures), {} wrong answers, {} in the waiting room",
+        sum(&puzzles.issued),
+        picture(&puzzles.issued),
+        sum(&puzzles.solved),
+        picture(&puzzles.solved),
+        sum(&puzzles.failed),
+        count(puzzles.waiting_room)
+    )
 }
 
 fn backends(digest: &Digest) -> String {

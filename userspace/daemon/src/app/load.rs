@@ -7,6 +7,7 @@ use tunica_api::{
 use tunica_core::{
     coordinator::Event,
     load_level::{Desired, FrontReading, Input, TorReading, Word},
+    puzzle_level::Pages,
 };
 use tunica_onion::tor_metrics::TorMetrics;
 
@@ -29,6 +30,10 @@ impl App {
 
     /// Takes in how the front does.
     pub(super) fn read_front_load(&mut self, digest: &Digest) {
+        let of_pages =
+            |counts: &std::collections::BTreeMap<String, u64>| counts.get("page").copied().unwrap_or(0);
+        let (issued, redeemed) = (of_pages(&digest.puzzles.issued), of_pages(&digest.puzzles.solved));
+        self.measured(Event::Pages(Pages { issued, redeemed }));
         // A front of an older version does not tell.
         if digest.most_wait_milliseconds == 0 {
             return;

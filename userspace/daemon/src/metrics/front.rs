@@ -1,7 +1,7 @@
 //! What of the ingress is shown.
 
 use prometheus::IntCounterVec;
-use tunica_api::front::Digest;
+use tunica_api::front::{Digest, PUZZLE_FAILURES, PUZZLE_KINDS};
 use tunica_core::refusal::Refusal;
 
 use super::{Families, Follower, Metrics};
@@ -14,6 +14,10 @@ pub(super) struct FrontFollowers {
     bytes_in: Follower,
     bytes_out: Follower,
     panics: Follower,
+    let_in: Follower,
+    issued: Vec<(&'static str, Follower)>,
+    solved: Vec<(&'static str, Follower)>,
+    failed: Vec<(&'static str, Follower)>,
     refused: Vec<(&'static str, Follower)>,
     /// All, and those of VIPs.
     would_refuse: Vec<(&'static str, [Follower; 2])>,
@@ -24,6 +28,9 @@ impl FrontFollowers {
     pub(super) fn new(families: &Families) -> Self {
         let labelled =
             |family: &IntCounterVec, label: &str| Follower::new(family.with_label_values(&[label]));
+        let of = |family: &IntCounterVec, labels: &[&'static str]| {
+            labels.iter().map(|label| (*label, labelled(family, label))).collect()
+        };
         Self {
             connections: Follower::new(families.front_connections.clone()),
             requests: Follower::new(families.front_requests.clone()),
@@ -31,6 +38,10 @@ impl FrontFollowers {
             bytes_in: labelled(&families.front_bytes, "in"),
             bytes_out: labelled(&families.front_bytes, "out"),
             panics: Follower::new(families.front_panics.clone()),
+            let_in: Follower::new(families.front_let_in.clone()),
+            issued: of(&families.front_issued, &PUZZLE_KINDS),
+            solved: of(&families.front_solved, &PUZZLE_KINDS),
+            failed: of(&families.front_failed, &PUZZLE_FAILURES),
             refused: Refusal::ALL
                 .iter()
                 .map(|refusal| (refusal.label(), labelled(&families.front_refused, refusal.label())))
@@ -50,9 +61,18 @@ impl FrontFollowers {
     }
 
     fn each(&self) -> impl Iterator<Item = &Follower> {
-        [&self.connections, &self.requests, &self.new_circuits, &self.bytes_in, &self.bytes_out, &self.panics]
-            .into_iter()
-            .chain(self.refused.iter().map(|(_, follower)| follower))
+        let each = [
+            &self.connections,
+            &self.requests,
+            &self.new_circuits,
+            &self.bytes_in,
+            &self.bytes_out,
+            &self.panics,
+            &self.let_in,
+        ];
+        let labelled = [&self.refused, &self.issued, &self.solved, &self.failed];
+        each.into_iter()
+            .chain(labelled.into_iter().flatten().map(|(_, follower)| follower))
             .chain(self.would_refuse.iter().flat_map(|(_, followers)| followers))
     }
 }
@@ -75,6 +95,7 @@ impl Metrics {
         families.circuits_capacity.set(gauge(of.most_tracked));
         families.circuits_banned.set(gauge(of.banned));
         families.circuits_vip.set(gauge(of.vips));
+        families.front_room.set(gauge(of.puzzles.waiting_room));
         families.front_backend.reset();
         for backend in &of.backends {
             families.front_backend.with_label_values(&[&backend.place]).set(i64::from(backend.is_well));
@@ -90,9 +111,18 @@ impl Metrics {
         front.bytes_in.follow(digest.bytes_in);
         front.bytes_out.follow(digest.bytes_out);
         front.panics.follow(digest.panics);
-        for (label, follower) in &front.refused {
-            if let Some(total) = digest.refused.get(*label) {
-                follower.follow(*total);
+        let puzzles = &digest.puzzles;
+        front.let_in.follow(puzzles.let_in);
+        for (followers, totals) in [
+            (&front.refused, &digest.refused),
+            (&front.issued, &puzzles.issued),
+            (&front.solved, &puzzles.solved),
+            (&front.failed, &puzzles.failed),
+        ] {
+            for (label, follower) in followers {
+                if let Some(total) = totals.get(*label) {
+                    follower.follow(*total);
+                }
             }
         }
         for (label, [anybody, vip]) in &front.would_refuse {
@@ -106,7 +136,7 @@ impl Metrics {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use tunica_api::front::BackendHealth;
+    use tunica_api::front::{BackendHealth, Puzzles};
 
     use super::*;
     use crate::metrics::tests::metrics;
@@ -133,6 +163,13 @@ pub(super) mod tests {
             panics: 14,
             refused: [(Refusal::Banned.label().to_owned(), 15), ("no_word_of_ours".to_owned(), 16)].into(),
             would_refuse: [(Refusal::RequestRate.label().to_owned(), (37, 17))].into(),
+            puzzles: Puzzles {
+                issued: [("page".to_owned(), 17), ("tcp".to_owned(), 18)].into(),
+                solved: [("picture".to_owned(), 19), ("other".to_owned(), 20)].into(),
+                failed: [("too_easy".to_owned(), 21)].into(),
+                waiting_room: 22,
+                let_in: 23,
+            },
             backends: vec![BackendHealth { place: "127.0.0.1:1".to_owned(), is_well: true }],
             ..Digest::default()
         }
@@ -162,6 +199,14 @@ pub(super) mod tests {
             ("tunica_front_bytes_total{direction=\"out\"}", 13),
             ("tunica_front_panics_total", 14),
             ("tunica_front_refused_total{refusal=\"banned\"}", 15),
+            ("tunica_front_puzzles_issued_total{kind=\"page\"}", 17),
+            ("tunica_front_puzzles_issued_total{kind=\"tcp\"}", 18),
+            ("tunica_front_puzzles_issued_total{kind=\"program\"}", 0),
+            ("tunica_front_puzzles_solved_total{kind=\"picture\"}", 19),
+            ("tunica_front_puzzles_failed_total{reason=\"too_easy\"}", 21),
+            ("tunica_front_puzzles_failed_total{reason=\"misread\"}", 0),
+            ("tunica_front_waiting_room", 22),
+            ("tunica_front_waiting_room_let_in_total", 23),
             ("tunica_front_refused_total{refusal=\"capacity\"}", 0),
             ("tunica_front_would_refuse_total{refusal=\"request_rate\",whose=\"anybody\"}", 20),
             ("tunica_front_would_refuse_total{refusal=\"request_rate\",whose=\"vip\"}", 17),
@@ -169,7 +214,10 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(&format!("\n{series} {value}\n")), "{series} {value} in\n{text}");
         }
-        assert!(!text.contains("no_word_of_ours"), "a label from outside the closed set");
+        assert!(
+            !text.contains("no_word_of_ours") && !text.contains("\"other\""),
+            "a label from outside the closed set"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_util::client::legacy;
 use thiserror::Error;
@@ -42,6 +43,17 @@ pub(super) enum BodyError {
     TooLarge,
     TooSlow,
     Client(hyper::Error),
+}
+
+impl BodyError {
+    /// The word for it; `None`: the client broke off.
+    fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::TooLarge => Some(Refusal::BodyTooLarge),
+            Self::TooSlow => Some(Refusal::SlowBody),
+            Self::Client(error) => error.is_parse().then_some(Refusal::Malformed),
+        }
+    }
 }
 
 impl fmt::Display for BodyError {
@@ -113,17 +125,24 @@ impl Body for Asked {
     }
 }
 
+/// Reads a whole form of at most `most` bytes, within the limits of any body. An error without a word: the client broke off.
+pub(super) async fn form(
+    body: Incoming,
+    settings: &HttpSettings,
+    most: u64,
+) -> Result<String, Option<Refusal>> {
+    let asked = Asked { most, ..Asked::new(body, settings, Arc::default()) };
+    let whole = asked.collect().await.map_err(|error| error.refusal())?;
+    String::from_utf8(whole.to_bytes().into()).map_err(|_| Some(Refusal::Malformed))
+}
+
 /// Why the backend did not answer; `None`: the client broke off.
 pub(super) fn why(error: &legacy::Error) -> Option<Refusal> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut is_late = false;
     while let Some(error) = cause {
         if let Some(body) = error.downcast_ref::<BodyError>() {
-            return match body {
-                BodyError::TooLarge => Some(Refusal::BodyTooLarge),
-                BodyError::TooSlow => Some(Refusal::SlowBody),
-                BodyError::Client(error) => error.is_parse().then_some(Refusal::Malformed),
-            };
+            return body.refusal();
         }
         let io = error.downcast_ref::<std::io::Error>();
         is_late |= io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut);
