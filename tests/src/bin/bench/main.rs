@@ -10,12 +10,15 @@ mod bulk;
 mod cookies;
 mod drops;
 mod growth;
+mod ingress;
 mod lasting;
 mod link;
+mod load;
 mod machine;
 mod memory;
 mod nanoseconds;
 mod policy;
+mod proxy;
 mod puzzle;
 mod series;
 mod yardstick;
@@ -101,6 +104,8 @@ enum Part {
     Bulk,
     /// What the tables take.
     Memory,
+    /// Requests and connections carried.
+    Ingress,
     /// Decisions about circuits.
     Policy,
     /// Puzzles solved and verified.
@@ -108,7 +113,7 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Cost,
         Self::Drops,
         Self::Cookies,
@@ -116,6 +121,7 @@ impl Part {
         Self::Growth,
         Self::Bulk,
         Self::Memory,
+        Self::Ingress,
         Self::Policy,
         Self::Puzzle,
     ];
@@ -129,7 +135,7 @@ impl Part {
             | Self::Growth
             | Self::Bulk
             | Self::Memory => Group::Packets,
-            Self::Policy | Self::Puzzle => Group::Circuits,
+            Self::Ingress | Self::Policy | Self::Puzzle => Group::Circuits,
         }
     }
 }
@@ -231,6 +237,11 @@ fn measure(group: Group, parts: &[Part], object: &[u8], pains: Pains) -> Result<
                 let bulk = bulk::measure(PURPOSE, object, pains)?;
                 aims.extend(bulk.aims());
                 ("Gigabits a second of one TCP connection", bulk.table())
+            }
+            Part::Ingress => {
+                let ingress = ingress::measure(PURPOSE, pains)?;
+                aims.extend(ingress.aims());
+                ("Requests and connections a second", ingress.table())
             }
             Part::Policy => {
                 let policy = policy::measure(pains)?;
