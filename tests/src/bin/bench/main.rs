@@ -20,6 +20,7 @@ mod nanoseconds;
 mod policy;
 mod proxy;
 mod puzzle;
+mod refusal;
 mod series;
 mod yardstick;
 
@@ -106,6 +107,8 @@ enum Part {
     Memory,
     /// Requests and connections carried.
     Ingress,
+    /// Streams of banned circuits refused.
+    Refusal,
     /// Decisions about circuits.
     Policy,
     /// Puzzles solved and verified.
@@ -113,7 +116,7 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Cost,
         Self::Drops,
         Self::Cookies,
@@ -122,6 +125,7 @@ impl Part {
         Self::Bulk,
         Self::Memory,
         Self::Ingress,
+        Self::Refusal,
         Self::Policy,
         Self::Puzzle,
     ];
@@ -135,7 +139,7 @@ impl Part {
             | Self::Growth
             | Self::Bulk
             | Self::Memory => Group::Packets,
-            Self::Ingress | Self::Policy | Self::Puzzle => Group::Circuits,
+            Self::Ingress | Self::Refusal | Self::Policy | Self::Puzzle => Group::Circuits,
         }
     }
 }
@@ -242,6 +246,11 @@ fn measure(group: Group, parts: &[Part], object: &[u8], pains: Pains) -> Result<
                 let ingress = ingress::measure(PURPOSE, pains)?;
                 aims.extend(ingress.aims());
                 ("Requests and connections a second", ingress.table())
+            }
+            Part::Refusal => {
+                let refusal = refusal::measure(PURPOSE, pains)?;
+                aims.extend(refusal.aims());
+                ("Streams of banned circuits refused", refusal.table())
             }
             Part::Policy => {
                 let policy = policy::measure(pains)?;

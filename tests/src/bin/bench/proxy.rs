@@ -27,6 +27,12 @@ use crate::load::Protocol;
 /// How long a program may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How the names of the front's threads begin that take connections.
+const WORKER: &str = "worker";
+
+/// HAProxy's control socket in its folder.
+const CONTROL: &str = "control";
+
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Program {
@@ -80,7 +86,10 @@ impl Processors {
 
     /// Does `act`, which starts the program, where that is to stay. Programs count the processors that they may use, so
     /// they take one worker.
-    fn start<T>(self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    ///
+    /// # Errors
+    /// The kernel's, and those of `act`.
+    pub(crate) fn start<T>(self, act: impl FnOnce() -> Result<T>) -> Result<T> {
         pin(self.proxy)?;
         let started = act();
         self.stay_beside()?;
@@ -103,7 +112,7 @@ pub(crate) struct Proxy {
 
 enum Process {
     Front(Box<Front>),
-    Other { child: Child, _folder: TempDir },
+    Other { child: Child, folder: TempDir },
 }
 
 impl Proxy {
@@ -151,7 +160,7 @@ impl Proxy {
                 end_with_parent(&mut command);
                 let child =
                     processors.start(|| command.spawn().with_context(|| format!("starting `{name}`")))?;
-                let mut proxy = Self { listen, process: Process::Other { child, _folder: folder } };
+                let mut proxy = Self { listen, process: Process::Other { child, folder } };
                 proxy.wait_until_it_listens(name, &log)?;
                 Ok(proxy)
             }
@@ -229,21 +238,37 @@ impl Proxy {
         })
     }
 
-    /// How often its threads have gone to sleep, of themselves: each time something woke them up again.
+    /// How often its threads that take connections have gone to sleep of themselves, and so were woken up again. Left out is
+    /// the front's first thread, which checks the service and talks to the daemon, whoever comes.
     ///
     /// # Errors
     /// When it has ended.
-    pub(crate) fn sleeps(&self) -> Result<u64> {
+    pub(crate) fn wakes(&self) -> Result<u64> {
         let mut sum = 0;
         for pid in self.family()? {
             for task in fs::read_dir(format!("/proc/{pid}/task")).context("listing threads")? {
                 let text =
                     fs::read_to_string(task?.path().join("status")).context("reading a thread's state")?;
-                let switches = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-                sum += switches.context("no switches of a thread")?.trim().parse::<u64>()?;
+                let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+                let takes_connections = match &self.process {
+                    Process::Front(_) => field("Name:").is_some_and(|name| name.starts_with(WORKER)),
+                    Process::Other { .. } => true,
+                };
+                if takes_connections {
+                    let switches = field("voluntary_ctxt_switches:").context("no switches of a thread")?;
+                    sum += switches.parse::<u64>()?;
+                }
             }
         }
         Ok(sum)
+    }
+
+    /// The socket of HAProxy's Runtime API.
+    pub(crate) fn control(&self) -> Option<PathBuf> {
+        match &self.process {
+            Process::Front(_) => None,
+            Process::Other { folder, .. } => Some(folder.path().join(CONTROL)),
+        }
     }
 
     /// The sum of what `read` finds in a file of each process.
@@ -339,7 +364,7 @@ fn haproxy_settings(protocol: Protocol, listen: SocketAddr, service: SocketAddr,
          tcp-request session reject if {{ sc0_conn_cur(circuits) gt 60000 }}\n {front}\n \
          default_backend service\n\
          backend service\n {back}\n server one {service} check inter 5s\n",
-        folder.join("control").display()
+        folder.join(CONTROL).display()
     )
 }
 
