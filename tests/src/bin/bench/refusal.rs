@@ -192,10 +192,10 @@ fn refuse(target: SocketAddr, line: &[u8]) -> Result<()> {
     match (written, client.read(&mut [0])) {
         (_, Ok(0)) => Ok(()),
         (_, Ok(_)) => bail!("a banned circuit was answered"),
-        (Err(error), Err(_)) | (Ok(()), Err(error)) => match error.kind() {
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(()),
-            _ => Err(error).context("a banned circuit was not refused"),
-        },
+        (Err(error), Err(_)) | (Ok(()), Err(error)) => {
+            let is_reset = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+            if is_reset { Ok(()) } else { Err(error).context("a banned circuit was not refused") }
+        }
     }
 }
 
