@@ -59,10 +59,6 @@ pub(crate) const PROGRAMS: &[Program] = &[
     installed("xz", "xz-utils", "kernel modules of the virtual machines"),
     installed("setpriv", "util-linux", "tests that run the daemon with two capabilities"),
     installed("g++", "g++", "the fuzzer's runtime, which is C++"),
-    unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
-    unpacked("tor", "tor", "usr/bin/tor", "private Tor networks for tests and developers"),
-    unpacked("tor-gencert", "tor", "usr/bin/tor-gencert", "keys of those networks' authorities"),
-    unpacked("haproxy", "haproxy", "usr/sbin/haproxy", "tests of HAProxy as the ingress"),
     unpacked("nginx", "nginx", "usr/sbin/nginx", "the benchmark's yardstick of the ingress"),
     unpacked(
         "ngx_stream_module.so",
@@ -70,6 +66,10 @@ pub(crate) const PROGRAMS: &[Program] = &[
         "usr/lib/nginx/modules/ngx_stream_module.so",
         "nginx's part that carries TCP",
     ),
+    unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
+    unpacked("tor", "tor", "usr/bin/tor", "private Tor networks for tests and developers"),
+    unpacked("tor-gencert", "tor", "usr/bin/tor-gencert", "keys of those networks' authorities"),
+    unpacked("haproxy", "haproxy", "usr/sbin/haproxy", "tests of HAProxy as the ingress"),
     // What else tor and HAProxy load, a Debian system has from the start.
     library("libevent-2.1.so.7", "libevent-2.1-7", "tor's event loop"),
     library("liblua5.3.so.0", "liblua5.3-0", "HAProxy's scripts"),
