@@ -114,7 +114,7 @@ impl Stage {
                     said: monotonic_ns()?,
                     state: CircuitState::Banned { until: u64::MAX },
                 };
-                let orders = Orders { revision: 1, generation: None, circuits: vec![circuit] };
+                let orders = Orders { revision: 1, circuits: vec![circuit], ..Orders::default() };
                 proxy.front().context("no front")?.order(&orders)?;
                 behind(proxy)
             }
