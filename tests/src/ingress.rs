@@ -60,6 +60,20 @@ impl Front {
         ingress: &str,
         circuits: &str,
     ) -> Result<Self> {
+        Self::start_telling("debug", backends, backend, ingress, circuits)
+    }
+
+    /// The same with a log that tells no more than this level.
+    ///
+    /// # Errors
+    /// With the end of its log if it does not serve.
+    pub fn start_telling(
+        level: &str,
+        backends: &[SocketAddr],
+        backend: Backend,
+        ingress: &str,
+        circuits: &str,
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let backends: Vec<_> = backends.iter().map(|each| format!("\"{each}\"")).collect();
         // Free a moment ago.
@@ -68,7 +82,7 @@ impl Front {
         let daemon = UnixListener::bind(folder.path().join("front.sock"))?;
         let often = if ingress.contains("health_every_seconds") { "" } else { "health_every_seconds = 1\n" };
         let text = format!(
-            "[shield]\ninterfaces = [\"lo\"]\n[control]\nsocket = \"{}\"\n[log]\nlevel = \"debug\"\n\
+            "[shield]\ninterfaces = [\"lo\"]\n[control]\nsocket = \"{}\"\n[log]\nlevel = \"{level}\"\n\
              [ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [{}]\nsocket = \"{}\"\n\
              {often}{ingress}\n[circuits]\n{circuits}\n",
             socket.display(),

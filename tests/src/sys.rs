@@ -197,6 +197,13 @@ pub fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()>
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Bytes of the heap in use, with those that the allocator took from the kernel for one object alone (mallinfo(3)).
+pub fn allocated_bytes() -> usize {
+    // SAFETY: the function takes nothing and returns a structure of integers.
+    let heap = unsafe { libc::mallinfo2() };
+    heap.uordblks + heap.hblkhd
+}
+
 /// Calls `act` when this process ends by `exit` or by returning from `main`, not when a signal ends it.
 ///
 /// # Errors

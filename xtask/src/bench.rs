@@ -25,6 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(false)?;
     let mut build = process::command("cargo")?;
     build.args(["build", "--release", "--package", "tunica-tests", "--bin", "bench"]);
+    build.args(["--package", "tunica-front", "--bin", "tunica-front"]);
     process::run(build.current_dir(&root))?;
     process::hand_over(&root, "release", "bench", &arguments.rest)
 }

@@ -6,6 +6,7 @@
 use std::{
     fs,
     io::{self, IsTerminal, Write as _},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -374,8 +375,12 @@ fn unpack_program(program: &Program, file: &str, folder: &Path) -> Result<()> {
     let apt = PrivateApt::new(None)?;
     let unpacked = apt.unpack(&[program.package.to_owned()])?.join(file);
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    fs::copy(&unpacked, folder.join(program.name))
+    let target = folder.join(program.name);
+    fs::copy(&unpacked, &target)
         .with_context(|| format!("copying {file} of {} into {}", program.package, folder.display()))?;
+    // A module that a program loads need not be executable in its package; here it is found as programs are.
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("making {} executable", target.display()))?;
     process::need(program.name).map(drop)
 }
 

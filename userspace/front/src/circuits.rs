@@ -811,7 +811,7 @@ mod tests {
     use tunica_core::ban_ladder::Ladder;
 
     use super::*;
-    use crate::challenge::ChallengeSettings;
+    use crate::challenge::{ChallengeSettings, Terms};
 
     fn circuits() -> Arc<Circuits> {
         let ladder = Ladder::new(vec![Duration::from_secs(300)], Duration::from_secs(86_400)).unwrap();

@@ -7,7 +7,8 @@ pub(crate) enum Delivery {
     Install,
     /// `apt-get install`, and it is a library that an unpacked program needs, by the name that the loader looks for.
     Library,
-    /// Its package would start a service, so it is unpacked and only this file is copied into the tree's own tools.
+    /// Its package would start a service, or belongs to one that would, so it is unpacked and only this file is copied into
+    /// the tree's own tools.
     Unpack {
         /// The file's path in the package.
         file: &'static str,
@@ -63,11 +64,21 @@ pub(crate) const PROGRAMS: &[Program] = &[
         "chromium",
         "tests that a browser gets through the challenge, with scripts and without",
     ),
+    unpacked("nginx", "nginx", "usr/sbin/nginx", "the benchmark's yardstick of the ingress"),
+    unpacked(
+        "ngx_stream_module.so",
+        "libnginx-mod-stream",
+        "usr/lib/nginx/modules/ngx_stream_module.so",
+        "nginx's part that carries TCP",
+    ),
     unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
     unpacked("tor", "tor", "usr/bin/tor", "private Tor networks for tests and developers"),
     unpacked("tor-gencert", "tor", "usr/bin/tor-gencert", "keys of those networks' authorities"),
-    // What else tor loads, a Debian system has from the start.
+    unpacked("haproxy", "haproxy", "usr/sbin/haproxy", "tests of HAProxy as the ingress"),
+    // What else tor and HAProxy load, a Debian system has from the start.
     library("libevent-2.1.so.7", "libevent-2.1-7", "tor's event loop"),
+    library("liblua5.3.so.0", "liblua5.3-0", "HAProxy's scripts"),
+    library("libopentracing-c-wrapper.so.0", "libopentracing-c-wrapper0", "HAProxy's tracing"),
 ];
 
 /// The package that brings `program`, if it is one of ours.

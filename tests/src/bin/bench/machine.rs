@@ -4,13 +4,13 @@ use std::{fmt::Write as _, fs, process::Command, thread};
 
 use anyhow::{Context, Result};
 
-use crate::armed::granted;
+use crate::{Group, armed::granted};
 
-/// As a Markdown list.
+/// As a Markdown list, with what a group of parts depends on.
 ///
 /// # Errors
 /// When a program that takes part is not installed.
-pub(crate) fn describe() -> Result<String> {
+pub(crate) fn describe(group: Group) -> Result<String> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("reading {path}"));
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let information = read("/proc/cpuinfo")?;
@@ -40,15 +40,20 @@ pub(crate) fn describe() -> Result<String> {
             let _ = writeln!(text, "- {what}: {}", state.trim());
         }
     }
-    let _ = writeln!(text, "- the shield is loaded with {}", granted()?.join(" and "));
     let mut versions = Vec::new();
-    let programs: [(&str, &[&str]); 4] = [
-        ("xdp-filter", &["status", "--version"]),
-        ("nft", &["--version"]),
-        ("iptables", &["--version"]),
-        ("iperf3", &["--version"]),
-    ];
-    for (program, arguments) in programs {
+    let programs: &[(&str, &[&str])] = match group {
+        Group::Packets => {
+            let _ = writeln!(text, "- the shield is loaded with {}", granted()?.join(" and "));
+            &[
+                ("xdp-filter", &["status", "--version"]),
+                ("nft", &["--version"]),
+                ("iptables", &["--version"]),
+                ("iperf3", &["--version"]),
+            ]
+        }
+        Group::Circuits => &[("haproxy", &["-v"]), ("nginx", &["-v"])],
+    };
+    for (program, arguments) in programs.iter().copied() {
         // Some say it on the error channel and call that a failure.
         let output = Command::new(program).args(arguments).output();
         let output = output.with_context(|| format!("starting `{program}`"))?;

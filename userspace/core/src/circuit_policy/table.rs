@@ -13,7 +13,8 @@ use super::record::{Home, Record};
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-pub(super) const BYTES_PER_CIRCUIT: usize = size_of::<Record>() + size_of::<Links>() + 2 * size_of::<u32>();
+/// What the table reserves for each circuit that it can hold, bytes.
+pub const BYTES_PER_CIRCUIT: usize = size_of::<Record>() + size_of::<Links>() + 2 * size_of::<u32>();
 const _: () = assert!(BYTES_PER_CIRCUIT <= 128, "the design allows 128 bytes a tracked circuit");
 
 /// All circuits of one shard.

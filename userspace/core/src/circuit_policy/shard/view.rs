@@ -83,7 +83,7 @@ impl CircuitShard {
         self.table.bans().filter_map(|record| Some((self.id(record.number)?, begin(record.banned_until))))
     }
 
-    /// What limits that are shadows would have refused here, see [`CircuitSettings::shadow`].
+    /// What limits that are shadows would have refused here, see [`crate::circuit_policy::CircuitSettings::shadow`].
     pub fn would_refuse(&self) -> impl Iterator<Item = (Refusal, WouldRefuse)> {
         self.shadows.counts()
     }
