@@ -14,8 +14,14 @@ pub(crate) struct Circuits {
     /// How many rows at most
     #[arg(long, value_name = "ROWS", default_value_t = 20)]
     limit: u32,
-    /// Which come first
-    #[arg(long, value_enum, default_value_t = Sort::Busy)]
+    /// What comes first: busy, age, bytes or violations
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WORD",
+        default_value_t = Sort::Busy,
+        hide_possible_values = true
+    )]
     sort: Sort,
 }
 
