@@ -114,6 +114,11 @@ impl<'a> Daemon<'a> {
         }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The end of the daemon's log.
     fn last_words(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();

@@ -5,6 +5,7 @@
 
 pub mod armed;
 pub mod beside;
+pub mod circuit_act;
 pub mod client;
 pub mod connections;
 pub mod counters;

@@ -12,7 +12,11 @@ use std::{
     panic,
     path::{Path, PathBuf},
     process::{self, ExitCode},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -25,10 +29,13 @@ use nix::{
 };
 use tunica_tests::{
     armed::{self, COUNTS_LAG, Daemon, Packets, Setup},
+    circuit_act::{self, News, Setting},
     client::{PATIENCE, Service},
     counters::{received, softirq_ticks, wait_until_drained},
+    netns::{self, Namespace},
     report::{Act, Baseline, Report, Row, svg},
     stage::{ATTACK_SIDE, Attack, CLIENT_SIDE, CONNECTIONS, Stage, VISITORS},
+    sys::allow_files,
     traces::{Traces, remove_folder},
 };
 
@@ -36,6 +43,9 @@ const PURPOSE: &str = "demo";
 
 /// How long an attack runs before the visitors come, so that queues are as full as it can fill them.
 const LEAD: Duration = Duration::from_millis(500);
+
+/// How long the second part may take to end after its processes have.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How often the progress line is renewed.
 const BLINK: Duration = Duration::from_millis(250);
@@ -61,7 +71,16 @@ struct Arguments {
     /// quiet act and in SYN floods, where cookies matter.
     #[arg(long, value_enum, value_delimiter = ',')]
     baselines: Option<Vec<Baseline>>,
-    /// Where `demo.md` and `demo.svg` are written.
+    /// Only the first part: floods of packets.
+    #[arg(long, conflicts_with = "circuits")]
+    packets: bool,
+    /// Only the second part: circuits and streams through a private Tor network.
+    #[arg(long, conflicts_with_all = ["acts", "baselines", "seconds"])]
+    circuits: bool,
+    /// How long visitors click in an act of the second part with an attack, in seconds; half as long without.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(5..=600))]
+    circuit_seconds: u64,
+    /// Where `demo.md`, `demo.svg` and `demo-circuits.svg` are written.
     #[arg(long, default_value = "target/demo")]
     out: PathBuf,
     /// Write them to `docs` as well.
@@ -70,7 +89,17 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// What is played, in this order.
+    /// Whether the first part is played.
+    const fn plays_packets(&self) -> bool {
+        !self.circuits
+    }
+
+    /// Whether the second part is played: not where acts or baselines of the first one are named.
+    const fn plays_circuits(&self) -> bool {
+        !self.packets && self.acts.is_none() && self.baselines.is_none()
+    }
+
+    /// What is played of the first part, in this order.
     fn plan(&self) -> Vec<(Baseline, Act)> {
         let is_whole = self.acts.is_none() && self.baselines.is_none();
         let is_named = |act: &Act| self.acts.as_ref().is_none_or(|acts| acts.contains(act));
@@ -173,12 +202,78 @@ fn play(arguments: &Arguments, traces: Traces) -> Result<()> {
         println!("Removing what the demo of process {} left behind.", dead.pid());
         dead.remove()?;
     }
+    let folder = traces.folder();
+    fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let machine = machine();
+    // Who misses an aim in the first part plays the second one all the same.
+    let packets = if arguments.plays_packets() { play_packets(arguments, traces, &machine) } else { Ok(()) };
+    if INTERRUPTED.load(Ordering::Relaxed) || !arguments.plays_circuits() {
+        return packets;
+    }
+    let circuits = play_circuits(arguments, traces, &machine);
+    packets.and(circuits)
+}
+
+/// The second part.
+fn play_circuits(arguments: &Arguments, traces: Traces, machine: &str) -> Result<()> {
+    let tunicad = armed::program("tunicad")?;
+    let (folder, pins) = (traces.folder(), traces.pins());
+    allow_files().context("raising the limit of open files")?;
+    let namespace = Arc::new(Namespace::create(PURPOSE, "onion")?);
+    circuit_act::furnish(&namespace)?;
+    let (news, inbox) = mpsc::channel();
+    let seconds = arguments.circuit_seconds;
+    let inside = Arc::clone(&namespace);
+    let player = namespace.spawn("circuits", move || {
+        let setting = Setting {
+            namespace: &inside,
+            folder: &folder,
+            pins: &pins,
+            tunicad: &tunicad,
+            seconds,
+            interrupted: &INTERRUPTED,
+        };
+        circuit_act::play(&setting, &news)
+    })?;
+    let is_terminal = io::stdout().is_terminal();
+    let line_start = if is_terminal { "\r\x1b[K" } else { "" };
+    loop {
+        match inbox.recv_timeout(BLINK) {
+            Ok(News::Line(line)) => println!("{line_start}{line}"),
+            Ok(News::Progress(line)) if is_terminal => {
+                print!("{line_start}{line}");
+                // A terminal that went away is no reason to stop.
+                let _ = io::stdout().flush();
+            }
+            Ok(News::Progress(_)) => {}
+            Err(RecvTimeoutError::Timeout) if INTERRUPTED.load(Ordering::Relaxed) => {
+                // Whoever waits for a process sees its end. A thread that still waits for something else ends with this
+                // process, and so do all children.
+                netns::remove(namespace.name())?;
+                let deadline = Instant::now() + FAREWELL;
+                while !player.is_finished() && Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                bail!("interrupted");
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let Ok(report) = player.join() else { bail!("the second part panicked") };
+    let report = report?;
+    drop(namespace);
+    println!("{}", report.markdown());
+    let _ = machine;
+    Ok(())
+}
+
+/// The first part.
+fn play_packets(arguments: &Arguments, traces: Traces, machine: &str) -> Result<()> {
     let plan = arguments.plan();
     let needs_daemon = plan.iter().any(|(baseline, _)| baseline.mode().is_some());
     let program = needs_daemon.then(|| armed::program("tunicad")).transpose()?;
     let (folder, pins) = (traces.folder(), traces.pins());
-    fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let machine = machine();
     println!("Tunica's demo on {machine}: {} acts of {} s.", plan.len(), arguments.seconds);
 
     let stage = Stage::build(PURPOSE)?;
@@ -211,7 +306,7 @@ fn play(arguments: &Arguments, traces: Traces) -> Result<()> {
         }
     }
     drop(stage);
-    tell(&report, &machine, arguments)
+    tell(&report, machine, arguments)
 }
 
 fn perform(
