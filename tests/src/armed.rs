@@ -25,7 +25,7 @@ use crate::{netns::Namespace, sys::end_with_parent};
 const HTTP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9187);
 
 /// How long the daemon may take to become ready, and to stop.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How old the daemon's packet counts may be: it reads the kernel's once a second.
 pub const COUNTS_LAG: Duration = Duration::from_millis(1200);

@@ -9,7 +9,7 @@ use tunica_common::verdict::{Action, Verdict};
 
 use crate::{armed::Packets, client::Visits, counters::TICK};
 
-mod chart;
+pub(crate) mod chart;
 
 pub use chart::svg;
 
@@ -562,7 +562,7 @@ fn on_cost(debian: Cost, enforce: Cost) -> String {
     }
 }
 
-fn percent(part: Option<f64>) -> String {
+pub(crate) fn percent(part: Option<f64>) -> String {
     part.map_or_else(|| "–".to_owned(), |part| format!("{:.1} %", 100.0 * part))
 }
 

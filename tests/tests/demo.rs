@@ -43,6 +43,20 @@ impl Demo {
         Self { child, lines, complaints }
     }
 
+    /// Waits until something is there that stays unless it is removed.
+    fn wait_for(&self, what: &str, is_there: impl Fn(&Traces) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(300);
+        while !is_there(&self.traces()) {
+            assert!(
+                Instant::now() < deadline,
+                "no {what}: {:?} {}",
+                self.traces().found(),
+                self.complaints()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn traces(&self) -> Traces {
         Traces::of("demo", self.child.id())
     }
@@ -230,4 +244,131 @@ fn the_next_demo_removes_what_a_killed_one_left() {
     assert!(status.success(), "{status}:\n{output}");
     assert!(output.contains("Removing what the demo of process"), "{output}");
     assert_eq!(traces.found().unwrap(), [""; 0]);
+}
+
+/// Whether a process of the private network runs, one of attackers' or visitors' included.
+fn has_tor(traces: &Traces) -> bool {
+    let folder = traces.folder().display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
+        .any(|line| line.starts_with(b"/") && String::from_utf8_lossy(&line).contains(&folder))
+}
+
+#[test]
+fn circuits_that_attack_are_banned_and_more_visitors_are_served_than_without() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let demo = Demo::start(out.path(), &["--circuits", "--circuit-seconds", "12"]);
+    let traces = demo.traces();
+    let (output, status) = demo.finish();
+    // Shares are measured: whether they reach the aim depends on what else this machine does.
+    assert!(status.success() || output.contains("error: The aim is missed"), "{status}: {output}");
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+    assert!(!has_tor(&traces));
+
+    let page = fs::read_to_string(out.path().join("demo.md")).unwrap();
+    let rows = rows(&page);
+    let row = |act: &str, way: &str| &rows[&(act.to_owned(), way.to_owned())];
+    let (attack, sized) = ("circuits and streams through tor", "Tunica, `web` sized to the service");
+    assert_eq!(rows.len(), 5, "{page}");
+    // Nobody who browses breaks a limit.
+    let quiet = row("quiet", sized);
+    assert_eq!(quiet[5], "nothing", "{page}");
+    assert_eq!(quiet[3].split(", ").nth(1), Some("0"), "{page}");
+    assert!(percent(&row("quiet", "tor alone")[0]) > 0.0 && percent(&quiet[0]) > 0.0, "{page}");
+
+    let (bare, guarded) = (row(attack, "tor alone"), row(attack, sized));
+    assert!(percent(&guarded[0]) > percent(&bare[0]), "{page}");
+    for cells in [bare, guarded] {
+        let streams = cells[4].split(", ").next().unwrap();
+        assert!(streams.parse::<f64>().unwrap() > 0.0, "the attack was none: {page}");
+    }
+    assert!(guarded[5].contains("`too_many_open` ") && guarded[5].contains("`banned` "), "{page}");
+    let circuits: Vec<u64> = guarded[6].split(", ").map(|count| count.parse().unwrap()).collect();
+    assert!(circuits.iter().all(|count| *count > 0), "banned, closed: {page}");
+
+    let image = fs::read_to_string(out.path().join("demo-circuits.svg")).unwrap();
+    assert!(image.contains("sized to the service") && image.ends_with("</svg>\n"));
+}
+
+#[test]
+fn an_interrupt_while_the_tor_network_starts_leaves_nothing_behind() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let demo = Demo::start(out.path(), &["--circuits"]);
+    let traces = demo.traces();
+    demo.wait_for("tor", has_tor);
+    demo.send(Signal::SIGINT);
+    let (output, status) = demo.finish();
+    assert_eq!(status.code(), Some(130), "{output}");
+    assert!(output.contains("Cleaned up"), "{output}");
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+    assert!(!has_tor(&traces));
+}
+
+#[test]
+fn an_interrupt_amid_circuits_leaves_nothing_behind() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let mut demo = Demo::start(out.path(), &["--circuits", "--circuit-seconds", "5"]);
+    let traces = demo.traces();
+    demo.read_to("[1/5]");
+    demo.wait_for("daemon", |traces| traces.pins().exists());
+    demo.send(Signal::SIGINT);
+    let (output, status) = demo.finish();
+    assert_eq!(status.code(), Some(130), "{output}");
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+    assert!(!has_tor(&traces));
+}
+
+#[test]
+fn a_panic_amid_circuits_leaves_nothing_behind() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let mut demo = Demo::start(out.path(), &["--circuits", "--circuit-seconds", "5"]);
+    let traces = demo.traces();
+    demo.read_to("Starting a private Tor network");
+    // Nobody reads its output any more, and printing to a closed pipe panics.
+    let Demo { mut child, lines, complaints } = demo;
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(101));
+    let complaints = fs::read_to_string(complaints).unwrap();
+    assert!(complaints.contains("failed printing to stdout"), "{complaints}");
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+    assert!(!has_tor(&traces));
+}
+
+#[test]
+fn the_next_demo_removes_the_tor_network_of_a_killed_one() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let mut killed = Demo::start(out.path(), &["--circuits"]);
+    let traces = killed.traces();
+    killed.wait_for("tor", has_tor);
+    killed.send(Signal::SIGKILL);
+    killed.child.wait().unwrap();
+    assert_ne!(traces.found().unwrap(), [""; 0]);
+
+    let short = ["--seconds", "1", "--acts", "quiet", "--baselines", "debian"];
+    let (output, status) = Demo::start(out.path(), &short).finish();
+    assert!(status.success(), "{status}:\n{output}");
+    assert!(output.contains("Removing what the demo of process"), "{output}");
+    assert_eq!(traces.found().unwrap(), [""; 0]);
+    assert!(!has_tor(&traces));
+}
+
+#[test]
+fn each_part_of_the_page_stays_while_the_other_is_written() {
+    let _turn = alone();
+    let out = tempfile::tempdir().unwrap();
+    let page = out.path().join("demo.md");
+    let second = "# Second part: an onion service under attack through tor, with and without Tunica";
+    fs::write(&page, format!("# Demo\n\nOld.\n\n{second}\n\nMeasured before.\n")).unwrap();
+    let short = ["--seconds", "1", "--acts", "quiet", "--baselines", "debian"];
+    let (output, status) = Demo::start(out.path(), &short).finish();
+    assert!(status.success(), "{status}:\n{output}");
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("| quiet | Debian's default |") && !text.contains("Old."), "{text}");
+    assert!(text.ends_with(&format!("\n\n{second}\n\nMeasured before.\n")), "{text}");
 }

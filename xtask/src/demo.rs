@@ -25,6 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(false)?;
     let mut build = process::command("cargo")?;
     build.args(["build", "--release", "--bins", "--package", "tunicad", "--package", "tunica-ctl"]);
-    process::run(build.args(["--package", "tunica-tests"]).current_dir(&root))?;
+    build.args(["--package", "tunica-front", "--package", "tunica-tests"]);
+    process::run(build.current_dir(&root))?;
     process::hand_over(&root, "release", "demo", &arguments.rest)
 }

@@ -1,4 +1,5 @@
-//! The demo: a host under attack, with and without Tunica, in network namespaces of this machine.
+//! The demo, in network namespaces of this machine: a host under attack, with and without Tunica, and then an onion service
+//! under attack through a private network of the real tor.
 //!
 //! `cargo xtask demo` builds and starts it. It needs root, changes nothing outside its own namespaces, and removes
 //! whatever it made, also after an error, a panic or Ctrl-C.
@@ -53,10 +54,17 @@ const BLINK: Duration = Duration::from_millis(250);
 /// Where the kernel keeps the network's sysctls that the self-check compares.
 const SYSCTLS: [&str; 3] = ["/proc/sys/net/core", "/proc/sys/net/ipv4", "/proc/sys/net/ipv6"];
 
+/// The heading of the page's first part.
+const FIRST: &str = "# Demo: a host under attack, with and without Tunica";
+
+/// The heading of its second part.
+const SECOND: &str = "# Second part: an onion service under attack through tor, with and without Tunica";
+
 /// Set by Ctrl-C and its kin.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// A host under attack, with and without Tunica.
+/// A host under attack, and an onion service under attack through tor, with and without Tunica. Both parts are played unless
+/// acts or baselines of the first one are named.
 #[derive(Parser)]
 #[command(name = "demo", bin_name = "cargo xtask demo")]
 struct Arguments {
@@ -78,7 +86,7 @@ struct Arguments {
     #[arg(long, conflicts_with_all = ["acts", "baselines", "seconds"])]
     circuits: bool,
     /// How long visitors click in an act of the second part with an attack, in seconds; half as long without.
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(5..=600))]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=600))]
     circuit_seconds: u64,
     /// Where `demo.md`, `demo.svg` and `demo-circuits.svg` are written.
     #[arg(long, default_value = "target/demo")]
@@ -263,9 +271,7 @@ fn play_circuits(arguments: &Arguments, traces: Traces, machine: &str) -> Result
     let Ok(report) = player.join() else { bail!("the second part panicked") };
     let report = report?;
     drop(namespace);
-    println!("{}", report.markdown());
-    let _ = machine;
-    Ok(())
+    tell_circuits(&report, machine, arguments)
 }
 
 /// The first part.
@@ -418,18 +424,15 @@ impl Progress {
     }
 }
 
-/// Prints the report and writes the files.
+/// Prints the first part's report and writes its files.
 fn tell(report: &Report, machine: &str, arguments: &Arguments) -> Result<()> {
     println!("\n{}", report.text());
-    let mut notes = String::new();
-    for (title, sentences) in report.notes() {
-        let _ = writeln!(notes, "- **{title}**: {}", sentences.join(" "));
-    }
+    let notes = listed(report.notes());
     println!("{}\n{}", notes.replace("**", ""), reading(arguments.seconds));
     let verdict = report.verdict();
 
     let page = format!(
-        "# Demo: a host under attack, with and without Tunica\n\n\
+        "{FIRST}\n\n\
          Written by `cargo xtask demo --seconds {}` on {machine}.\n\n\
          ![success of legitimate visits and softirq time, by act and baseline](demo.svg)\n\n{}\n\
          ## What the numbers say\n\n{}{notes}\n## How to read them\n\n{}",
@@ -439,16 +442,65 @@ fn tell(report: &Report, machine: &str, arguments: &Arguments) -> Result<()> {
         reading(arguments.seconds),
     );
     let image = svg(report, machine);
-    let docs = arguments.write_docs.then(|| PathBuf::from("docs"));
-    for folder in [Some(arguments.out.clone()), docs].into_iter().flatten() {
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        write(&folder.join("demo.md"), &page)?;
-        write(&folder.join("demo.svg"), &image)?;
-    }
+    publish(arguments, ("demo.svg", &image), |other| match other.find(SECOND) {
+        Some(place) => format!("{page}\n{}", other.get(place..).unwrap_or_default()),
+        None => page.clone(),
+    })?;
     match verdict {
         Some(missed) if !report.missed().is_empty() => bail!("{missed}"),
         Some(met) => println!("{met}"),
         None => {}
+    }
+    Ok(())
+}
+
+/// Prints the second part's report and writes its files.
+fn tell_circuits(report: &circuit_act::Report, machine: &str, arguments: &Arguments) -> Result<()> {
+    let notes = listed(report.notes());
+    let reading = circuit_act::reading(arguments.circuit_seconds);
+    println!("\n{}\n{}\n{}", report.text(), notes.replace("**", ""), reading.replace('`', ""));
+    let page = format!(
+        "{SECOND}\n\n\
+         Written by `cargo xtask demo --circuits --circuit-seconds {}` on {machine}.\n\n\
+         ![legitimate page loads that succeed, and pages that attackers get](demo-circuits.svg)\n\n{}\n\
+         ## What the numbers of circuits say\n\n{}\n\n{notes}\n## How to read the numbers of circuits\n\n{reading}",
+        arguments.circuit_seconds,
+        report.markdown(),
+        report.verdict(),
+    );
+    let image = circuit_act::svg(report, machine);
+    publish(arguments, ("demo-circuits.svg", &image), |other| {
+        let first = other.split(SECOND).next().unwrap_or_default().trim_end();
+        if first.is_empty() { page.clone() } else { format!("{first}\n\n{page}") }
+    })?;
+    if !report.is_met() {
+        bail!("{}", report.verdict());
+    }
+    println!("{}", report.verdict());
+    Ok(())
+}
+
+/// Sentences below their titles.
+fn listed(notes: Vec<(&'static str, Vec<String>)>) -> String {
+    let mut list = String::new();
+    for (title, sentences) in notes {
+        let _ = writeln!(list, "- **{title}**: {}", sentences.join(" "));
+    }
+    list
+}
+
+/// Writes a part's image and the page, of which the other part stays as it is: `join` makes the page of what stands there.
+fn publish(arguments: &Arguments, (name, image): (&str, &str), join: impl Fn(&str) -> String) -> Result<()> {
+    let docs = arguments.write_docs.then(|| PathBuf::from("docs"));
+    for folder in [Some(arguments.out.clone()), docs].into_iter().flatten() {
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let page = folder.join("demo.md");
+        let written = match fs::read_to_string(&page) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            read => read.with_context(|| format!("reading {}", page.display()))?,
+        };
+        write(&page, &join(&written))?;
+        write(&folder.join(name), image)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ use tokio::{
 use super::web::{self, Door, Miss};
 
 /// Circuits over which pages are asked for as fast as [`FLOOD_PER_SECOND`] says, each by one SOCKS user.
-pub(super) const FLOODERS: usize = 5;
+pub(super) const FLOODERS: usize = 4;
 /// Streams a second of each of them: six times what the profile `web` allows a circuit within 10 s, and those that are still
 /// open count beside.
 pub(super) const FLOOD_PER_SECOND: u32 = 60;
@@ -42,6 +42,8 @@ pub struct Assault {
     pub broken: u64,
     /// SOCKS users that were used, each a circuit of its own; tor makes another one for a user whose circuit was closed.
     pub users: u64,
+    /// From the first to the last of it.
+    pub time: Duration,
 }
 
 /// Attacks until `is_over`; what is under way then is broken off. `name` keeps the circuits of one act apart.
@@ -55,6 +57,7 @@ pub(super) fn attack(doors: &[Door], name: &str, is_over: &AtomicBool) -> Result
         .context("a runtime for attackers")?;
     let sum = Rc::new(RefCell::new(Assault::default()));
     let all = LocalSet::new();
+    let begun = Instant::now();
     for number in 0..FLOODERS + OPENERS {
         let Some(door) = doors.get(number % doors.len().max(1)).cloned() else { continue };
         let (sum, name) = (Rc::clone(&sum), format!("{name}-{number}"));
@@ -70,7 +73,7 @@ pub(super) fn attack(doors: &[Door], name: &str, is_over: &AtomicBool) -> Result
         }
     });
     drop(all);
-    Ok(sum.take())
+    Ok(Assault { time: begun.elapsed(), ..sum.take() })
 }
 
 /// One circuit, many streams.

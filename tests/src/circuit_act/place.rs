@@ -7,10 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -18,12 +15,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
+    Setting,
     report::{Cpu, Way},
     web::{Door, PORT},
 };
 use crate::{
     armed::{Daemon, Setup, program},
-    netns::Namespace,
     sys::end_with_parent,
     testnet::{Backend, Client, Network, Profile, Service, ServiceOptions},
 };
@@ -33,7 +30,7 @@ const BACKEND: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST
 /// Where the ingress listens: the default.
 const INGRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10_000));
 /// Tors of attackers.
-const ATTACKERS: usize = 2;
+pub(super) const ATTACKERS: usize = 2;
 /// The interface that stands for the network card. Nothing comes through it: tor's connections are on loopback here.
 pub(super) const INTERFACE: &str = "card0";
 /// How long a program may take to be ready, and the service to work off what waits for it.
@@ -50,94 +47,43 @@ impl Drop for Killed {
     }
 }
 
-/// Everything that runs. Dropping it ends all of it. It must be made on a thread inside the namespace.
-pub(super) struct Place<'a> {
-    daemon: Daemon<'a>,
-    front: Killed,
+/// The network and what is in it all the time. Dropping it ends all of it. It must be made on a thread inside the namespace.
+pub(super) struct Place {
     backend: Killed,
     bare: Service,
     guarded: Service,
     visitors: Client,
     attackers: Vec<Client>,
     network: Network,
-    interrupted: &'a AtomicBool,
 }
 
-/// What is to be made.
-pub(super) struct Plan<'a> {
-    pub(super) namespace: &'a Namespace,
-    /// For configuration, logs and the network.
-    pub(super) folder: &'a Path,
-    pub(super) pins: &'a Path,
-    pub(super) tunicad: &'a Path,
-    pub(super) interrupted: &'a AtomicBool,
-    /// What the configuration ends with, once the service is there.
-    pub(super) configuration: &'a OnceLock<String>,
-}
-
-impl<'a> Place<'a> {
+impl Place {
     /// Starts everything and waits until it is ready.
-    pub(super) fn build(plan: &Plan<'a>) -> Result<Self> {
-        let network = Network::start_in(&plan.folder.join("net"), Profile::Usual)?;
-        go_on(plan.interrupted)?;
+    pub(super) fn build(folder: &Path, interrupted: &AtomicBool) -> Result<Self> {
+        let network = Network::start_in(&folder.join("net"), Profile::Usual)?;
+        go_on(interrupted)?;
         let backend = start_backend()?;
-        let straight = ServiceOptions {
-            is_circuit_exported: false,
-            ..ServiceOptions::new(PORT, Backend::Tcp(BACKEND))
-        };
+        let straight =
+            ServiceOptions { is_circuit_exported: false, ..ServiceOptions::new(PORT, Backend::Tcp(BACKEND)) };
         let bare = network.service(&straight)?;
+        go_on(interrupted)?;
         let guarded = network.service(&ServiceOptions::new(PORT, Backend::Tcp(INGRESS)))?;
-        go_on(plan.interrupted)?;
+        go_on(interrupted)?;
         let visitors = network.client()?;
         let attackers = (0..ATTACKERS).map(|_| network.client()).collect::<Result<_>>()?;
-        go_on(plan.interrupted)?;
-        let setup = Setup {
-            namespace: plan.namespace,
-            program: plan.tunicad,
-            folder: plan.folder,
-            pins: plan.pins,
-            interfaces: &[INTERFACE],
-            mode: "enforce",
-            more: plan.configuration.get_or_init(|| configuration(&guarded.control_address().socket)),
-        };
-        let daemon = Daemon::start(setup, plan.interrupted)?;
-        let front = start_front(plan)?;
-        let place = Self {
-            daemon,
-            front,
-            backend,
-            bare,
-            guarded,
-            visitors,
-            attackers,
-            network,
-            interrupted: plan.interrupted,
-        };
-        place.wait_until_guarded()?;
-        Ok(place)
+        go_on(interrupted)?;
+        Ok(Self { backend, bare, guarded, visitors, attackers, network })
     }
 
-    fn wait_until_guarded(&self) -> Result<()> {
-        let backend = format!("tunica_front_backend_up{{backend=\"{BACKEND}\"}}");
-        let wanted = ["tunica_front_up", "tunica_tor_control_up", "tunica_gate_attached", &backend];
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            go_on(self.interrupted)?;
-            let series = self.series()?;
-            let missing: Vec<_> = wanted.iter().filter(|name| series.get(**name) != Some(&1.0)).collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("the ingress is not ready: {missing:?} is not 1");
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Every time series of the daemon's that has a value, as it stands in the text format.
-    pub(super) fn series(&self) -> Result<BTreeMap<String, f64>> {
-        Ok(series_of(&self.daemon.get("/metrics").context("reading the daemon's metrics")?))
+    /// What the demo sets for Tunica beside the defaults.
+    pub(super) fn configuration(&self, way: Way) -> String {
+        let control = self.guarded.control_address().socket;
+        format!(
+            "[tor]\ncontrol = \"unix:{}\"\n\n[ingress]\nenabled = true\nlisten = \"{INGRESS}\"\n\
+             backends = [\"{BACKEND}\"]\n\n[circuits]\nprofile = \"web\"\n{}",
+            control.display(),
+            way.tuning(),
+        )
     }
 
     /// The visitors' way to the service.
@@ -157,12 +103,12 @@ impl<'a> Place<'a> {
     const fn service(&self, way: Way) -> &Service {
         match way {
             Way::Bare => &self.bare,
-            Way::Guarded => &self.guarded,
+            Way::Profile | Way::Sized => &self.guarded,
         }
     }
 
     /// CPU time that was used until now by those who serve this way, and by the network.
-    pub(super) fn cpu(&self, way: Way) -> Result<Cpu> {
+    pub(super) fn cpu(&self, way: Way, guard: Option<&Guard<'_>>) -> Result<Cpu> {
         let tor = self.service(way).pid()?;
         let mut network = Duration::ZERO;
         let own = std::process::id();
@@ -175,23 +121,24 @@ impl<'a> Place<'a> {
         Ok(Cpu {
             backend: cpu_of(self.backend.0.id())?,
             tor: cpu_of(tor)?,
-            front: cpu_of(self.front.0.id())?,
-            daemon: cpu_of(self.daemon.pid())?,
+            front: guard.map_or(Ok(Duration::ZERO), |guard| cpu_of(guard.front.0.id()))?,
+            daemon: guard.map_or(Ok(Duration::ZERO), |guard| cpu_of(guard.daemon.pid()))?,
             network,
         })
     }
 
     /// Waits until the service answers at once again: an act begins with a queue that is empty.
-    pub(super) fn wait_until_drained(&self) -> Result<()> {
+    pub(super) fn wait_until_drained(&self, interrupted: &AtomicBool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            go_on(self.interrupted)?;
+            go_on(interrupted)?;
             let begun = Instant::now();
-            let answers = TcpStream::connect_timeout(&BACKEND, Duration::from_secs(5)).and_then(|mut stream| {
-                stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-                stream.write_all(b"GET /health HTTP/1.1\r\n\r\n")?;
-                BufReader::new(stream).read_line(&mut String::new())
-            });
+            let answers =
+                TcpStream::connect_timeout(&BACKEND, Duration::from_secs(5)).and_then(|mut stream| {
+                    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+                    stream.write_all(b"GET /health HTTP/1.1\r\n\r\n")?;
+                    BufReader::new(stream).read_line(&mut String::new())
+                });
             if answers.is_ok_and(|read| read > 0) && begun.elapsed() < Duration::from_millis(250) {
                 return Ok(());
             }
@@ -201,8 +148,56 @@ impl<'a> Place<'a> {
             thread::sleep(Duration::from_millis(100));
         }
     }
+}
 
-    /// Ends everything in order, so that what fails is told.
+/// The two programs before the service. Dropping it kills them.
+pub(super) struct Guard<'a> {
+    daemon: Daemon<'a>,
+    front: Killed,
+}
+
+impl<'a> Guard<'a> {
+    /// Starts both with this configuration and waits until they protect.
+    pub(super) fn start(setting: &Setting<'a>, configuration: &'a str) -> Result<Self> {
+        let setup = Setup {
+            namespace: setting.namespace,
+            program: setting.tunicad,
+            folder: setting.folder,
+            pins: setting.pins,
+            interfaces: &[INTERFACE],
+            mode: "enforce",
+            more: configuration,
+        };
+        let daemon = Daemon::start(setup, setting.interrupted)?;
+        let guard = Self { daemon, front: start_front(setting.folder)? };
+        guard.wait_until_ready(setting.interrupted)?;
+        Ok(guard)
+    }
+
+    fn wait_until_ready(&self, interrupted: &AtomicBool) -> Result<()> {
+        let backend = format!("tunica_front_backend_up{{backend=\"{BACKEND}\"}}");
+        let wanted = ["tunica_front_up", "tunica_tor_control_up", "tunica_gate_attached", &backend];
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            go_on(interrupted)?;
+            let series = self.series()?;
+            let missing: Vec<_> = wanted.iter().filter(|name| series.get(**name) != Some(&1.0)).collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the ingress is not ready: {missing:?} is not 1");
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Every time series of the daemon's that has a value, as it stands in the text format.
+    pub(super) fn series(&self) -> Result<BTreeMap<String, f64>> {
+        Ok(series_of(&self.daemon.get("/metrics").context("reading the daemon's metrics")?))
+    }
+
+    /// Ends both, the daemon as systemd would.
     pub(super) fn end(self) -> Result<()> {
         self.daemon.stop()
     }
@@ -214,16 +209,6 @@ pub(super) fn go_on(interrupted: &AtomicBool) -> Result<()> {
         bail!("interrupted");
     }
     Ok(())
-}
-
-/// What the demo sets beside the defaults.
-fn configuration(control: &Path) -> String {
-    format!(
-        "[tor]\ncontrol = \"unix:{}\"\n\n[ingress]\nenabled = true\nlisten = \"{INGRESS}\"\nbackends = [\"{BACKEND}\"]\n\n\
-         [circuits]\nprofile = \"web\"\n{}",
-        control.display(),
-        super::TUNING
-    )
 }
 
 fn start_backend() -> Result<Killed> {
@@ -239,11 +224,11 @@ fn start_backend() -> Result<Killed> {
     Ok(child)
 }
 
-fn start_front(plan: &Plan<'_>) -> Result<Killed> {
-    let path = plan.folder.join("front.log");
+fn start_front(folder: &Path) -> Result<Killed> {
+    let path = folder.join("front.log");
     let log = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
     let mut command = Command::new(program("tunica-front")?);
-    command.arg("--config").arg(plan.folder.join("tunica.toml"));
+    command.arg("--config").arg(folder.join("tunica.toml"));
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     Ok(Killed(end_with_parent(&mut command).spawn().context("starting tunica-front")?))
 }

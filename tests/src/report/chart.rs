@@ -118,7 +118,7 @@ impl Panel<'_> {
 }
 
 /// A title in lines of at most [`LINE`] letters, unless a word is longer.
-fn lines(title: &str) -> Vec<String> {
+pub(crate) fn lines(title: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in title.split(' ') {
         match lines.last_mut() {
@@ -132,14 +132,14 @@ fn lines(title: &str) -> Vec<String> {
     lines
 }
 
-fn bar(image: &mut String, (left, top): (f64, f64), (width, height): (f64, f64), colour: &str) {
+pub(crate) fn bar(image: &mut String, (left, top): (f64, f64), (width, height): (f64, f64), colour: &str) {
     let _ = writeln!(
         image,
         "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{colour}\"/>"
     );
 }
 
-fn label(image: &mut String, (left, base): (f64, f64), anchor: &str, size: f64, text: &str) {
+pub(crate) fn label(image: &mut String, (left, base): (f64, f64), anchor: &str, size: f64, text: &str) {
     let escaped = text.replace('&', "&amp;").replace('<', "&lt;");
     let _ = writeln!(
         image,
