@@ -557,7 +557,8 @@ fn machine() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unnamed", |(_, model)| model);
-    format!("{cores} cores ({model}), Linux {}", kernel.trim())
+    let build = if cfg!(debug_assertions) { ", programs not optimised" } else { "" };
+    format!("{cores} cores ({model}), Linux {}{build}", kernel.trim())
 }
 
 /// The machine's own sysctls of the network.
