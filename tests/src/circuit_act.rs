@@ -198,7 +198,7 @@ pub fn reading(seconds: u64) -> String {
          with an attack and for half as long without.\n\
          - {} attackers ask for the page over {} streams a second, each on a circuit of its own, which tor makes anew when it was \
          closed; {} more take another circuit for each page, as fast as tor makes them. The attack begins {} s before the \
-         visitors come and ends after them. What tor cannot open in time is not asked for.\n\
+         visitors come and ends after them. The service makes a page also for those who have given up.\n\
          - Tunica runs with the profile `web`, the packet filter enforcing, the circuit gate enforcing and tor's control port; no \
          puzzle is asked. Sized to the service means: `{tuning}`. Little more connections at once than the service has workers, \
          so that the queue is the ingress's, which a banned circuit leaves at once; a global rate that fresh circuits do not fill \

@@ -462,7 +462,7 @@ fn tell_circuits(report: &circuit_act::Report, machine: &str, arguments: &Argume
     let page = format!(
         "{SECOND}\n\n\
          Written by `cargo xtask demo --circuits --circuit-seconds {}` on {machine}.\n\n\
-         ![legitimate page loads that succeed, and pages that attackers get](demo-circuits.svg)\n\n{}\n\
+         ![legitimate page loads that succeed, and how long they take](demo-circuits.svg)\n\n{}\n\
          ## What the numbers of circuits say\n\n{}\n\n{notes}\n## How to read the numbers of circuits\n\n{reading}",
         arguments.circuit_seconds,
         report.markdown(),

@@ -1,9 +1,12 @@
-//! The chart: page loads that succeed, and pages that attackers get, one bar for each act and way.
+//! The chart: page loads that succeed, and how long they take, one bar for each act and way.
 
 use std::fmt::Write as _;
 
 use super::{Act, Report, Row, Way};
-use crate::report::chart::{bar, label};
+use crate::report::{
+    chart::{bar, label},
+    grouped,
+};
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 380.0;
@@ -39,8 +42,14 @@ pub fn svg(report: &Report, machine: &str) -> String {
         let part = row.loads.success()?;
         Some((100.0 * part, format!("{:.0}", 100.0 * part)))
     };
-    let pages = |row: &Row| Some((row.pages_per_second(), format!("{:.1}", row.pages_per_second())));
-    let most = report.rows.iter().map(Row::pages_per_second).fold(1.0, f64::max);
+    let times = report.rows.iter().filter_map(|row| row.loads.percentile(50));
+    let most = f64::from(times.max().unwrap_or(1).max(1));
+    let time = |row: &Row| {
+        Some(match row.loads.percentile(50) {
+            Some(time) => (f64::from(time), grouped(time.into())),
+            None => (0.0, "none".to_owned()),
+        })
+    };
     let mut image = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
          font-size=\"12\" fill=\"#222\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fff\"/>\n"
@@ -64,10 +73,10 @@ pub fn svg(report: &Report, machine: &str) -> String {
         },
         Panel {
             left: LEFT + PANEL_STEP,
-            title: "pages that attackers get, a second",
-            acts: &[Act::Attack],
+            title: "half of those that succeed are there within, ms",
+            acts: &Act::ALL,
             most,
-            value: &pages,
+            value: &time,
         },
     ];
     for panel in &panels {
