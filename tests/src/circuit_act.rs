@@ -199,8 +199,9 @@ pub fn reading(seconds: u64) -> String {
          - {} attackers ask for the page over {} streams a second, each on a circuit of its own, which tor makes anew when it was \
          closed; {} more take another circuit for each page, as fast as tor makes them. The attack begins {} s before the \
          visitors come and ends after them. The service makes a page also for those who have given up.\n\
-         - Tunica runs with the profile `web`, the packet filter enforcing, the circuit gate enforcing and tor's control port; no \
-         puzzle is asked. Sized to the service means: `{tuning}`. Little more connections at once than the service has workers, \
+         - Tunica runs with the profile `web`, the packet filter enforcing, the circuit gate enforcing and tor's control port. \
+         The load level is pinned by `tunica threat set calm`, so no puzzle is asked, and what limits and bans do alone is \
+         seen. Sized to the service means: `{tuning}`. Little more connections at once than the service has workers, \
          so that the queue is the ingress's, which a banned circuit leaves at once; a global rate that fresh circuits do not fill \
          before they are banned; and for each circuit what visitors need, with room: these open {} connections within 10 s at \
          most, and {} at once. Every other setting is at its default, among them a ban after 5 violations, for 300 s.\n\

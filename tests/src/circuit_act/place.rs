@@ -171,6 +171,7 @@ impl<'a> Guard<'a> {
         let daemon = Daemon::start(setup, setting.interrupted)?;
         let guard = Self { daemon, front: start_front(setting.folder)? };
         guard.wait_until_ready(setting.interrupted)?;
+        pin_level(setting.folder)?;
         Ok(guard)
     }
 
@@ -207,6 +208,17 @@ impl<'a> Guard<'a> {
 pub(super) fn go_on(interrupted: &AtomicBool) -> Result<()> {
     if interrupted.load(Ordering::Relaxed) {
         bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// Pins the load level, as an operator does: visitors here solve no puzzles, and what limits and bans do alone is the question.
+fn pin_level(folder: &Path) -> Result<()> {
+    let mut command = Command::new(program("tunica")?);
+    command.args(["threat", "set", "calm"]).arg("--socket").arg(folder.join("tunicad.sock"));
+    let output = command.stdin(Stdio::null()).output().context("starting tunica")?;
+    if !output.status.success() {
+        bail!("tunica does not pin the load level: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
