@@ -462,7 +462,7 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
         &format!(
             "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nhealth_every_seconds = 1\n\
              queue_seconds = 30\n[circuits]\nprofile = \"gated\"\nmax_concurrent_connections = 2\n\
-             table_size = 1024\nshadow = [\"slow_lane\", \"vip_rate\"]\nvip_requests_per_10_seconds = 20\n\
+             table_size = 1024\npow_activation_threshold = 1.0\nshadow = [\"slow_lane\", \"vip_rate\"]\nvip_requests_per_10_seconds = 20\n\
              paid_share = 0.0",
             backend.address()
         ),
@@ -561,7 +561,7 @@ fn every_metric_of_puzzles_moves_by_its_cause() {
         "mode = \"observe\"",
         &format!(
             "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nkeep_alive_seconds = 60\n\
-             [circuits]\nprofile = \"web\"\npow_activation_threshold = 0.0\npow_difficulty = 9\npow_page_max = 8",
+             [circuits]\nprofile = \"web\"\npow_activation_threshold = 0.0\npow_difficulty_min = 9\npow_difficulty_max = 9\npow_page_max = 8",
             backend.address()
         ),
     )

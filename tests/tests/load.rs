@@ -46,7 +46,7 @@ impl Stage {
         let backend = Backend::start().unwrap();
         let text = format!(
             "{more}\n[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nkeep_alive_seconds = 120\n\
-             [circuits]\nprofile = \"web\"\nmax_concurrent_per_circuit = {MOST_OPEN}",
+             [circuits]\nprofile = \"web\"\nmax_concurrent_per_circuit = {MOST_OPEN}\nshadow = [\"puzzle_required\"]",
             backend.address()
         );
         lab.configure("mode = \"observe\"", &text).unwrap();

@@ -57,6 +57,10 @@ pub struct Circuits {
     pub pow_activation_threshold: Ratio,
     /// `pow_difficulty`, leading zero bits; 16 by default.
     pub pow_difficulty: NonZeroU32,
+    /// `pow_difficulty_min`, leading zero bits; 8 by default.
+    pub pow_difficulty_min: NonZeroU32,
+    /// `pow_difficulty_max`, leading zero bits and no less than the least; 24 by default.
+    pub pow_difficulty_max: NonZeroU32,
     /// `pow_page_max`, leading zero bits; 17 by default.
     pub pow_page_max: NonZeroU32,
     /// `pow_expires_seconds`: how long a puzzle is good; 300 s by default.

@@ -784,6 +784,22 @@ keys! {
             above: "an honest client would search for half a minute and more",
         },
         "How many leading zero bits are asked, until the load level says otherwise. Each bit more doubles the work.";
+    POW_MIN: Number = "circuits.pow_difficulty_min",
+        Absent::Default("8"),
+        Number {
+            least: 8, most: 24, unit: "bits",
+            below: "asking would cost this host as much as solving costs the client",
+            above: "an honest client would search for half a minute and more",
+        },
+        "The least that the load level asks.";
+    POW_MAX: Number = "circuits.pow_difficulty_max",
+        Absent::Default("24"),
+        Number {
+            least: 8, most: 24, unit: "bits",
+            below: "asking would cost this host as much as solving costs the client",
+            above: "an honest client would search for half a minute and more",
+        },
+        "The most that the load level asks.";
     POW_PAGE_MAX: Number = "circuits.pow_page_max",
         Absent::Default("17"),
         Number {

@@ -25,6 +25,8 @@ pub struct Load {
 impl Config {
     /// What the load level is decided by.
     pub fn load_settings(&self) -> LoadSettings {
+        // The rules of the keys bound every number, so nothing is cut.
+        let bits = |number: NonZeroU32| u8::try_from(number.get()).unwrap_or(u8::MAX);
         LoadSettings {
             rise_dwell: self.load.rise,
             fall_dwell: self.load.fall,
@@ -33,8 +35,9 @@ impl Config {
             most_puzzle_queue: self.load.puzzle_queue,
             activation: self.circuits.pow_activation_threshold,
             puzzles: PuzzleSettings {
-                page_max: u8::try_from(self.circuits.pow_page_max.get()).unwrap_or(u8::MAX),
-                ..PuzzleSettings::default()
+                min: bits(self.circuits.pow_difficulty_min),
+                max: bits(self.circuits.pow_difficulty_max),
+                page_max: bits(self.circuits.pow_page_max),
             },
             ..LoadSettings::default()
         }

@@ -151,6 +151,8 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ),
         ("circuits.pow_activation_threshold", part(circuits.pow_activation_threshold)),
         ("circuits.pow_difficulty", plain(circuits.pow_difficulty)),
+        ("circuits.pow_difficulty_min", plain(circuits.pow_difficulty_min)),
+        ("circuits.pow_difficulty_max", plain(circuits.pow_difficulty_max)),
         ("circuits.pow_page_max", plain(circuits.pow_page_max)),
         ("circuits.pow_expires_seconds", plain(circuits.pow_expires.as_secs())),
         ("circuits.pow_tcp", plain(circuits.pow_tcp)),

@@ -27,11 +27,26 @@ impl Reader<'_> {
         let rotate_hard_after = self.value(root, &keys::ROTATE_HARD);
         let pow_activation_threshold = self.value(root, &keys::POW_THRESHOLD);
         let pow_difficulty = self.value(root, &keys::POW_DIFFICULTY);
+        let pow_difficulty_min = self.value(root, &keys::POW_MIN);
+        let pow_difficulty_max = self.value(root, &keys::POW_MAX);
         let pow_page_max = self.value(root, &keys::POW_PAGE_MAX);
         let pow_expires = self.value(root, &keys::POW_EXPIRES);
         let pow_tcp = self.value(root, &keys::POW_TCP);
         let pow_grants = self.value(root, &keys::POW_GRANTS);
         let paid_share = self.value(root, &keys::PAID_SHARE);
+        if let (Some(least), Some(most)) = (&pow_difficulty_min, &pow_difficulty_max)
+            && least.value > most.value
+        {
+            self.report_together(
+                &keys::POW_MIN,
+                least,
+                &keys::POW_MAX,
+                most,
+                format!("the least difficulty ({}) is above the most ({})", least.value, most.value),
+                "make the least no more than the most".to_owned(),
+            );
+            return None;
+        }
         Some(Circuits {
             profile: profile?.value,
             max_connections_per_second: max_connections_per_second?.value,
@@ -53,6 +68,8 @@ impl Reader<'_> {
             rotate_hard_after: rotate_hard_after?.value.map(seconds),
             pow_activation_threshold: pow_activation_threshold?.value,
             pow_difficulty: pow_difficulty?.value,
+            pow_difficulty_min: pow_difficulty_min?.value,
+            pow_difficulty_max: pow_difficulty_max?.value,
             pow_page_max: pow_page_max?.value,
             pow_expires: seconds(pow_expires?.value),
             pow_tcp: pow_tcp?.value,
