@@ -61,8 +61,11 @@ pub(crate) const PROGRAMS: &[Program] = &[
     unpacked("promtool", "prometheus", "usr/bin/promtool", "tests of the alert rules"),
     unpacked("tor", "tor", "usr/bin/tor", "private Tor networks for tests and developers"),
     unpacked("tor-gencert", "tor", "usr/bin/tor-gencert", "keys of those networks' authorities"),
-    // What else tor loads, a Debian system has from the start.
+    unpacked("haproxy", "haproxy", "usr/sbin/haproxy", "tests of HAProxy as the ingress"),
+    // What else tor and HAProxy load, a Debian system has from the start.
     library("libevent-2.1.so.7", "libevent-2.1-7", "tor's event loop"),
+    library("liblua5.3.so.0", "liblua5.3-0", "HAProxy's scripts"),
+    library("libopentracing-c-wrapper.so.0", "libopentracing-c-wrapper0", "HAProxy's tracing"),
 ];
 
 /// The package that brings `program`, if it is one of ours.
