@@ -25,7 +25,7 @@ pub use config::{
     Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Http, Ledger, Log, LogFormat,
     LogLevel, Mode, OnStale, Profile, Protocol, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
 };
-pub use ingress::{Ingress, Place};
+pub use ingress::{Haproxy, Ingress, Place};
 pub use keys::{KeyDoc, REFERENCE};
 pub use problem::{Problem, Problems};
 pub use read::{ReadFileError, read, read_file, read_file_and_text};

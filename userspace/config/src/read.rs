@@ -406,6 +406,7 @@ impl<'t> Reader<'t> {
         let tor = self.tor(root);
         let ingress = self.ingress(root);
         let circuits = self.circuits(root);
+        let haproxy = self.haproxy(root);
         let http_enabled = self.value(root, &keys::HTTP_ENABLED);
         let listen = self.value(root, &keys::HTTP_LISTEN);
         let socket = self.value(root, &keys::CONTROL_SOCKET);
@@ -446,6 +447,7 @@ impl<'t> Reader<'t> {
             tor: tor?,
             ingress: ingress?,
             circuits: circuits?,
+            haproxy: haproxy?,
             http: Http { enabled: http_enabled?.value, listen: listen?.value },
             control: Control { socket: socket?.value, group: group?.value },
             ledger: Ledger { path: path?.value },

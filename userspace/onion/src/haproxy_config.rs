@@ -356,19 +356,21 @@ impl HaproxyConfig {
         out.line(format_args!("http-request tarpit deny_status 429 hdr Retry-After 10 if held"));
         out.line(format_args!("http-request {} if violation", deny(429, 10)));
         out.comment("Everything that is denied here is denied before a backend hears of it.");
-        let mut over = |condition: &str| {
-            out.line(format_args!("http-request sc-inc-gpc0(0) if {condition}"));
+        if let Some((_, limit)) = http.rates {
+            let over = format!("!vip {{ sc0_http_req_rate ge {limit} }}");
+            out.line(format_args!("http-request sc-inc-gpc0(0) if {over}"));
             out.line(format_args!(
-                "http-request sc-set-gpt0(0) {BANNED} if {condition} !vip {{ sc0_get_gpc0 ge {} }}",
+                "http-request sc-set-gpt0(0) {BANNED} if {over} {{ sc0_get_gpc0 ge {} }}",
                 self.ban_threshold
             ));
             out.line(format_args!("http-request reject if banned"));
-            out.line(format_args!("http-request {} if {condition}", deny(429, 10)));
-        };
-        over(&format!("vip {{ sc0_http_req_rate ge {} }}", http.vip_rate));
-        if let Some((_, limit)) = http.rates {
-            over(&format!("!vip {{ sc0_http_req_rate ge {limit} }}"));
+            out.line(format_args!("http-request {} if {over}", deny(429, 10)));
         }
+        out.line(format_args!(
+            "http-request {} if vip {{ sc0_http_req_rate ge {} }}",
+            deny(429, 10),
+            http.vip_rate
+        ));
         out.line(format_args!("http-request deny deny_status 405 if {{ method CONNECT }}"));
         if let Some(post_path) = &http.post_path {
             out.line(format_args!(
@@ -393,7 +395,7 @@ impl HaproxyConfig {
             self.maxconn
         ));
         out.line(format_args!(
-            "http-request {} if !vip {{ sc1_conn_rate gt {} }}",
+            "http-request {} if !vip {{ http_first_req }} {{ sc1_conn_rate gt {} }}",
             deny(503, 1),
             self.connections_per_second
         ));
