@@ -56,6 +56,7 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 mod candidate;
 mod front;
 mod gate;
+mod haproxy;
 mod tor;
 
 /// Everything the event loop owns.
@@ -82,6 +83,7 @@ pub struct App {
     front: front::Front,
     tor: tor::Tor,
     gate: gate::AtGate,
+    haproxy: haproxy::AtHaproxy,
     /// Ports that went over their budget.
     armed: Armed,
     self_tests: SelfTests,
@@ -165,6 +167,7 @@ struct Troubles {
     published: BTreeSet<String>,
     gate: Option<String>,
     front_process: Option<String>,
+    haproxy: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
     verified: Option<String>,
@@ -185,6 +188,7 @@ impl Troubles {
             &self.tor_control,
             &self.gate,
             &self.front_process,
+            &self.haproxy,
             &self.heartbeat,
             &self.counters,
             &self.verified,
@@ -279,6 +283,7 @@ impl App {
             front: front::Front::default(),
             tor: tor::Tor::default(),
             gate: gate::AtGate::default(),
+            haproxy: haproxy::AtHaproxy::default(),
             armed: Armed::default(),
             self_tests: SelfTests::new(mono as u32),
             lost_before,

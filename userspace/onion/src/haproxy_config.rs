@@ -296,7 +296,7 @@ impl HaproxyConfig {
     fn ingress(&self, out: &mut Text) -> Result<(), RenderError> {
         let table = &self.table;
         out.section("frontend tunica_ingress");
-        out.line(format_args!("bind {} accept-proxy", self.listen));
+        out.line(format_args!("bind {} accept-proxy defer-accept", self.listen));
         if let Some(socket) = &self.socket {
             out.line(format_args!("bind unix@{} mode 660 accept-proxy", path("ingress.socket", socket)?));
         }
