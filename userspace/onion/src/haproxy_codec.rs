@@ -191,6 +191,18 @@ pub fn changed(answer: &str) -> Result<(), Refused> {
     if answer.trim_end_matches('\n').is_empty() { Ok(()) } else { Err(Refused::of(answer)) }
 }
 
+/// Reads the answer to [`Command::ShowMark`]: the mark, if there is one. HAProxy has nothing to say of a key without a row.
+///
+/// # Errors
+/// As [`Table::parse`].
+pub fn mark(answer: &str) -> Result<Option<u32>, TableError> {
+    if answer.trim_end_matches('\n').is_empty() {
+        return Ok(None);
+    }
+    let table = Table::parse(answer)?;
+    Ok(table.rows.iter().find(|row| row.key == MARK).and_then(|row| row.tag))
+}
+
 impl Refused {
     fn of(answer: &str) -> Self {
         match answer.lines().next().unwrap_or_default().trim_end() {
@@ -225,11 +237,6 @@ impl Info {
 }
 
 impl Row {
-    /// Whether it is the row at [`MARK`].
-    pub fn is_mark(&self) -> bool {
-        self.key == MARK
-    }
-
     /// The circuit whose row it is.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use tunica_core::{
 use tunica_onion::{
     circuit::RawCircuit,
     haproxy_codec::{
-        AnswerDecoder, AnswerTooLong, Command, Info, InfoLacks, Refused, Row, Table, TableError, TableName, changed,
+        AnswerDecoder, AnswerTooLong, Command, Info, InfoLacks, Refused, Row, Table, TableError, TableName, changed, mark,
     },
     haproxy_config::{BANNED, NORMAL, VIP},
 };
@@ -335,8 +335,7 @@ impl Haproxy {
     /// Reads what matters of the table, and shows it to the machine.
     async fn read(&mut self, line: &mut Line, info: &Info) -> Result<TableView, HaproxyError> {
         let table = &self.options.table;
-        let mark = Table::parse(&line.ask("show table", &Command::ShowMark { table }).await?)?;
-        let mark = mark.rows.iter().filter(|row| row.is_mark()).find_map(|row| row.tag);
+        let mark = mark(&line.ask("show table", &Command::ShowMark { table }).await?)?;
         let mut rows = BTreeMap::new();
         let mut view = TableView { version: info.version.clone(), ..TableView::default() };
         for command in [
