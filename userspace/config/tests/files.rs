@@ -36,7 +36,9 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
     fn labels(verdicts: &[Verdict]) -> Option<String> {
         list(verdicts.iter().map(|verdict| text(verdict.label())))
     }
-    let Config { shield, bans, evidence, tor, ingress, circuits, haproxy, http, control, ledger, log, .. } = config;
+    let Config {
+        shield, bans, evidence, tor, ingress, circuits, haproxy, http, control, ledger, log, ..
+    } = config;
     vec![
         ("shield.interfaces", list(shield.interfaces.iter().map(text))),
         ("shield.mode", text(shield.mode)),

@@ -105,7 +105,8 @@ impl HaproxyTable {
     /// Takes in what is wanted now, in place of what was wanted before.
     pub fn wish(&mut self, wish: Wish) {
         if wish.mark != self.wish.mark {
-            let is_same = self.wish.mark.is_none() && self.seen.as_ref().is_some_and(|seen| seen.mark == wish.mark);
+            let is_same =
+                self.wish.mark.is_none() && self.seen.as_ref().is_some_and(|seen| seen.mark == wish.mark);
             if !is_same {
                 self.found.clear();
                 self.ours.clear();
@@ -132,7 +133,8 @@ impl HaproxyTable {
         if is_trusted {
             if is_same_process {
                 // Rows of VIPs end with their circuits. Those of bans may have made room for others.
-                self.found.retain(|circuit, found| *found != Found::Vip || seen.standings.contains_key(circuit));
+                self.found
+                    .retain(|circuit, found| *found != Found::Vip || seen.standings.contains_key(circuit));
             }
             let until = now.after(self.ban_length);
             for (circuit, standing) in &seen.standings {
@@ -201,9 +203,10 @@ impl HaproxyTable {
             return vec![Edit::Forget, Edit::Mark(mark)];
         }
         let mut changes = differences(&seen.standings, &self.desired());
-        let said_normal = self.wish.standings.iter().filter(|(circuit, standing)| {
-            **standing == Standing::Normal && !self.reset.contains(circuit)
-        });
+        let said_normal =
+            self.wish.standings.iter().filter(|(circuit, standing)| {
+                **standing == Standing::Normal && !self.reset.contains(circuit)
+            });
         changes.extend(said_normal.map(|(circuit, standing)| (*standing, *circuit)));
         changes.into_iter().map(|(standing, circuit)| Edit::Set(circuit, standing)).collect()
     }
@@ -434,7 +437,8 @@ mod tests {
     #[test]
     fn nothing_names_a_circuit() {
         let seen = Seen { process: 1, mark: Some(77), standings: standings(&[(77, Banned)]) };
-        let text = format!("{seen:?} {:?} {:?}", wish(1, Some(77), &[(77, Vip)]), Edit::Set(circuit(77), Vip));
+        let text =
+            format!("{seen:?} {:?} {:?}", wish(1, Some(77), &[(77, Vip)]), Edit::Set(circuit(77), Vip));
         assert!(!text.contains("77"), "{text}");
     }
 

@@ -464,7 +464,10 @@ impl Metrics {
         let families = &self.families;
         families.haproxy.set(i64::from(held.is_some()));
         for (state, count) in HAPROXY_STATES.into_iter().zip(held.unwrap_or_default()) {
-            families.haproxy_circuits.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+            families
+                .haproxy_circuits
+                .with_label_values(&[state])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 

@@ -176,8 +176,9 @@ impl HaproxyConfig {
     /// # Errors
     /// When a name or path cannot stand in such a file, or a table would be shared with another machine.
     pub fn render(&self) -> Result<String, RenderError> {
-        for (what, address) in
-            [("the statistics page", self.stats)].into_iter().chain(self.peers.iter().map(|p| ("a peer", p.address)))
+        for (what, address) in [("the statistics page", self.stats)]
+            .into_iter()
+            .chain(self.peers.iter().map(|p| ("a peer", p.address)))
         {
             if !address.ip().is_loopback() {
                 return Err(RenderError::NotLoopback { what, address });
@@ -211,7 +212,9 @@ impl HaproxyConfig {
             out.line(format_args!("chroot {}", path("the folder of chroot", folder)?));
         }
         out.line(format_args!("maxconn {}", self.frontend_maxconn() + OTHER_CONNECTIONS));
-        out.comment("tunicad reads and sets the table here. A reload takes over the listening sockets here, too.");
+        out.comment(
+            "tunicad reads and sets the table here. A reload takes over the listening sockets here, too.",
+        );
         out.line(format_args!(
             "stats socket {} mode 660 group {} level operator expose-fd listeners",
             path("haproxy.socket", &self.api)?,
@@ -219,7 +222,9 @@ impl HaproxyConfig {
         ));
         out.line(format_args!("stats timeout 30s"));
         out.line(format_args!("hard-stop-after {LAST_CONNECTIONS}"));
-        out.comment("A ring in memory: it waits for nobody and reaches no disk. `show events tunica_log` reads it.");
+        out.comment(
+            "A ring in memory: it waits for nobody and reaches no disk. `show events tunica_log` reads it.",
+        );
         out.line(format_args!("log ring@tunica_log local0 info"));
         if let Some(peer) = self.peers.first() {
             out.line(format_args!("localpeer {}", peer.name));
@@ -267,7 +272,7 @@ impl HaproxyConfig {
             return;
         }
         out.comment_before_section(
-            "HAProxy processes of one tor, never of two: each tor numbers its circuits from 1. With itself as a peer a process\n# hands its table to the next one at a reload.",
+            "HAProxy processes of one tor, never of two: each tor numbers its circuits from 1. With itself as a peer a process\n# hands its table to the next one at a reload, unless it has run for a few seconds only.",
         );
         out.section("peers tunica_peers");
         for peer in &self.peers {
@@ -288,7 +293,9 @@ impl HaproxyConfig {
             self.table_size,
             self.keep.as_secs()
         ));
-        out.comment_before_section("New connections of all circuits together; those that are refused do not count.");
+        out.comment_before_section(
+            "New connections of all circuits together; those that are refused do not count.",
+        );
         out.section("backend tunica_all");
         out.line(format_args!("stick-table type integer size 1 expire 60s store conn_rate(1s)"));
     }
@@ -300,9 +307,12 @@ impl HaproxyConfig {
         if let Some(socket) = &self.socket {
             out.line(format_args!("bind unix@{} mode 660 accept-proxy", path("ingress.socket", socket)?));
         }
-        out.comment(&format!("{MOST_TARPITS} of these may be held in the tarpit; the rest is ingress.maxconn, see below."));
+        out.comment(&format!(
+            "{MOST_TARPITS} of these may be held in the tarpit; the rest is ingress.maxconn, see below."
+        ));
         out.line(format_args!("maxconn {}", self.frontend_maxconn()));
-        let status = if self.http.is_some() { "status=%ST requests_in_10s=%[sc0_http_req_rate] " } else { "" };
+        let status =
+            if self.http.is_some() { "status=%ST requests_in_10s=%[sc0_http_req_rate] " } else { "" };
         out.line(format_args!(
             "log-format \"circuit=%[src] state=%[sc0_get_gpt0] {status}end=%ts wait_ms=%Tw in=%U out=%B backend=%s\""
         ));
@@ -378,9 +388,16 @@ impl HaproxyConfig {
                 quoted("ingress.post_path", post_path)?
             ));
         }
-        out.line(format_args!("http-request deny deny_status 413 if {{ req.body_size gt {} }}", http.body_bytes));
-        out.comment("Only WebSockets are switched to: within another protocol nobody here could judge requests.");
-        out.line(format_args!("http-request del-header Upgrade if !{{ req.hdr(Upgrade) -m str -i websocket }}"));
+        out.line(format_args!(
+            "http-request deny deny_status 413 if {{ req.body_size gt {} }}",
+            http.body_bytes
+        ));
+        out.comment(
+            "Only WebSockets are switched to: within another protocol nobody here could judge requests.",
+        );
+        out.line(format_args!(
+            "http-request del-header Upgrade if !{{ req.hdr(Upgrade) -m str -i websocket }}"
+        ));
         out.comment("What a client could pose by as a proxy, or as us.");
         out.line(format_args!(
             "http-request del-header ^(x[-_]onion[-_]circuit|forwarded|x[-_]forwarded[-_](for|host|proto)|x[-_]real[-_]ip|proxy|proxy[-_]connection|http2[-_]settings)$ -m reg"
@@ -399,7 +416,9 @@ impl HaproxyConfig {
             deny(503, 1),
             self.connections_per_second
         ));
-        out.comment("Who waits: VIPs first, then those without violation, then the others; many requests go last.");
+        out.comment(
+            "Who waits: VIPs first, then those without violation, then the others; many requests go last.",
+        );
         out.line(format_args!("http-request set-priority-class int(-1) if vip"));
         out.line(format_args!("http-request set-priority-class int(1) if !vip {{ sc0_get_gpc0 gt 0 }}"));
         if let Some((slow, _)) = http.rates {
@@ -426,7 +445,9 @@ impl HaproxyConfig {
             self.connections_per_second
         ));
         out.line(format_args!("tcp-request content set-priority-class int(-1) if vip"));
-        out.line(format_args!("tcp-request content set-priority-class int(1) if !vip {{ sc0_get_gpc0 gt 0 }}"));
+        out.line(format_args!(
+            "tcp-request content set-priority-class int(1) if !vip {{ sc0_get_gpc0 gt 0 }}"
+        ));
     }
 
     fn service(&self, out: &mut Text) -> Result<(), RenderError> {
@@ -448,9 +469,12 @@ impl HaproxyConfig {
                 Some(file) => format!("file {}", path("ingress.maintenance_page", file)?),
                 None => format!("string \"{MAINTENANCE}\""),
             };
-            out.comment("The maintenance page.");
+            let ill: String = (1..=self.backends.len())
+                .map(|n| format!(" !{{ srv_is_up(tunica_service/backend{n}) }}"))
+                .collect();
+            out.comment("The maintenance page. Not by nbsrv(), which counts no server in a process that a reload replaces.");
             out.line(format_args!(
-                "http-request return status 503 content-type \"text/html; charset=utf-8\" hdr Retry-After 60 {page} if {{ nbsrv(tunica_service) eq 0 }}"
+                "http-request return status 503 content-type \"text/html; charset=utf-8\" hdr Retry-After 60 {page} if{ill}"
             ));
             out.comment("Whoever waited in vain.");
             out.line(format_args!(
@@ -459,7 +483,10 @@ impl HaproxyConfig {
             ));
         }
         let count = u32::try_from(self.backends.len()).unwrap_or(u32::MAX).max(1);
-        out.comment(&format!("circuits.max_concurrent_connections is {}, of all together.", self.most_served));
+        out.comment(&format!(
+            "circuits.max_concurrent_connections is {}, of all together.",
+            self.most_served
+        ));
         let share = (self.most_served.get() / count).max(1);
         for (number, backend) in (1_u32..).zip(&self.backends) {
             let place = match backend {

@@ -128,7 +128,9 @@ impl Rule for ProxyName {
     }
 
     fn allowed(&self) -> String {
-        format!("1 to {LONGEST_PROXY_NAME} letters and digits of ASCII, `-`, `_`, `.` or `:`, such as \"tunica_circuits\"")
+        format!(
+            "1 to {LONGEST_PROXY_NAME} letters and digits of ASCII, `-`, `_`, `.` or `:`, such as \"tunica_circuits\""
+        )
     }
 
     fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<String, Vec<Fault>> {

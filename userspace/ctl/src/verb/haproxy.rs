@@ -44,7 +44,9 @@ impl FromStr for PeerWord {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, address) = text.split_once('=').ok_or("write NAME=ADDRESS, such as a=127.0.0.1:10002")?;
         let name = TableName::new(name).map_err(|error| error.to_string())?;
-        let address = address.parse().map_err(|_| "the address must be numeric with a port, such as 127.0.0.1:10002")?;
+        let address = address
+            .parse()
+            .map_err(|_| "the address must be numeric with a port, such as 127.0.0.1:10002")?;
         Ok(Self(Peer { name, address }))
     }
 }

@@ -80,7 +80,11 @@ impl App {
     /// The bans that HAProxy found itself.
     pub(super) fn found_by_haproxy(&self) -> impl Iterator<Item = (NonZeroU32, Monotime)> + '_ {
         let now = self.now().mono;
-        self.haproxy.found.iter().map(|(circuit, until)| (*circuit, *until)).filter(move |(_, until)| *until > now)
+        self.haproxy
+            .found
+            .iter()
+            .map(|(circuit, until)| (*circuit, *until))
+            .filter(move |(_, until)| *until > now)
     }
 
     /// Another tor process has other circuits.
@@ -164,7 +168,12 @@ impl App {
             ..Digest::default()
         };
         let age_seconds = now.since(*since).as_secs();
-        Some(Answer::Circuits(Box::new(view::Circuits { digest, age_seconds, haproxy: Some(table.version.clone()), tor: None })))
+        Some(Answer::Circuits(Box::new(view::Circuits {
+            digest,
+            age_seconds,
+            haproxy: Some(table.version.clone()),
+            tor: None,
+        })))
     }
 
     /// Whether a circuit is among those that HAProxy's table shows.

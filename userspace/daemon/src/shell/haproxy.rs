@@ -24,7 +24,8 @@ use tunica_core::{
 use tunica_onion::{
     circuit::RawCircuit,
     haproxy_codec::{
-        AnswerDecoder, AnswerTooLong, Command, Info, InfoLacks, Refused, Row, Table, TableError, TableName, changed, mark,
+        AnswerDecoder, AnswerTooLong, Command, Info, InfoLacks, Refused, Row, Table, TableError, TableName,
+        changed, mark,
     },
     haproxy_config::{BANNED, NORMAL, VIP},
 };
@@ -150,7 +151,9 @@ pub enum HaproxyError {
         source: io::Error,
     },
     /// It was not quick enough.
-    #[error("HAProxy did not answer {command} within {after:?}: its table is not followed; is it stopped, or the host overloaded?")]
+    #[error(
+        "HAProxy did not answer {command} within {after:?}: its table is not followed; is it stopped, or the host overloaded?"
+    )]
     Timeout {
         /// What was asked.
         command: &'static str,
@@ -158,7 +161,9 @@ pub enum HaproxyError {
         after: Duration,
     },
     /// The connection broke.
-    #[error("HAProxy's connection ended before the answer to {command} ({source}): its table is not followed; did HAProxy end?")]
+    #[error(
+        "HAProxy's connection ended before the answer to {command} ({source}): its table is not followed; did HAProxy end?"
+    )]
     Broken {
         /// What was asked.
         command: &'static str,
@@ -173,7 +178,9 @@ pub enum HaproxyError {
     #[error("{0}; its table is not followed")]
     Info(#[from] InfoLacks),
     /// The table cannot be read.
-    #[error("{0}; it is not followed; see that HAProxy runs the configuration of `tunica render haproxy`, and haproxy.table")]
+    #[error(
+        "{0}; it is not followed; see that HAProxy runs the configuration of `tunica render haproxy`, and haproxy.table"
+    )]
     Table(#[from] TableError),
     /// It refuses.
     #[error("{0}; the table is not followed")]
@@ -325,7 +332,9 @@ impl Haproxy {
             Edit::Mark(mark) => Command::SetMark { table, mark },
             Edit::Set(circuit, Standing::Banned) => set(circuit, BANNED),
             Edit::Set(circuit, Standing::Vip) => set(circuit, VIP),
-            Edit::Set(circuit, Standing::Normal) => Command::Reset { table, circuit: RawCircuit::new(circuit) },
+            Edit::Set(circuit, Standing::Normal) => {
+                Command::Reset { table, circuit: RawCircuit::new(circuit) }
+            }
         };
         changed(&line.ask("a change of its table", &command).await?)?;
         self.table.applied(edit);

@@ -126,7 +126,16 @@ impl Row {
         let mut fields = fields.split(' ');
         let key = fields.next().and_then(|field| field.strip_prefix("key="));
         let key = key.and_then(|key| key.parse().ok()).ok_or(TableFault::Key)?;
-        let mut row = Self { key, streams: 0, expires_milliseconds: 0, tag: None, open: None, connections: None, requests: None, violations: None };
+        let mut row = Self {
+            key,
+            streams: 0,
+            expires_milliseconds: 0,
+            tag: None,
+            open: None,
+            connections: None,
+            requests: None,
+            violations: None,
+        };
         for field in fields {
             let (name, value) = field.split_once('=').ok_or(TableFault::Field)?;
             let number = || value.parse::<u64>().map_err(|_| TableFault::Field);
