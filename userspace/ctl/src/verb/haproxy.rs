@@ -29,7 +29,7 @@ pub(super) struct Haproxy {
     /// Statistics page, on loopback
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000")]
     stats: SocketAddr,
-    /// NAME=ADDRESS on loopback: shares the table with HAProxy of the same tor; the first is this one
+    /// NAME=ADDRESS shares the table; own one first
     #[arg(long = "peer", value_name = "PEER")]
     peers: Vec<PeerWord>,
 }
