@@ -144,8 +144,15 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
             }
             None => (None, mpsc::channel(1).1),
         };
-        let inputs =
-            Inputs { control, http, front, front_process, tor, haproxy, systemd: Systemd::from_environment()? };
+        let inputs = Inputs {
+            control,
+            http,
+            front,
+            front_process,
+            tor,
+            haproxy,
+            systemd: Systemd::from_environment()?,
+        };
         let result = event_loop::run(&mut app, inputs).await;
         control_task.abort();
         let tasks = http_task.into_iter().chain(front_task).chain(process_task).chain(tor_task);

@@ -17,13 +17,13 @@ const USUAL_SOCKET: &str = "/run/haproxy/tunica.sock";
 /// What the configuration of the daemon does not say.
 #[derive(Debug, Args)]
 pub(super) struct Haproxy {
-    /// Account that HAProxy becomes; `-`: stays as started
+    /// Its account; `-`: stays as started
     #[arg(long, value_name = "NAME", default_value = "haproxy")]
     user: String,
-    /// Group that HAProxy becomes; `-`: stays as started
+    /// Its group; `-`: stays as started
     #[arg(long, value_name = "NAME", default_value = "haproxy")]
     group: String,
-    /// Folder that HAProxy locks itself in
+    /// Folder that it locks itself in
     #[arg(long, value_name = "PATH")]
     chroot: Option<PathBuf>,
     /// Statistics page, on loopback
