@@ -437,7 +437,7 @@ fn the_daemon_keeps_the_table_as_it_should_be() {
     assert_eq!(asked(&lab, 7, &get("/")), "reset");
     assert!(is_served(&lab, 8), "another circuit");
     let shown = lab.must(&["circuits"]).unwrap();
-    assert!(shown.contains("HAProxy 2.") && shown.contains("banned 59") && shown.contains("vip"), "{shown}");
+    assert!(shown.contains("HAProxy 2.") && shown.contains("ban 59") && shown.contains("vip"), "{shown}");
     assert!(shown.contains("/200 | Rate: ") && shown.contains(", 1 banned"), "{shown}");
 
     // HAProxy's own find is known here, and may be lifted.

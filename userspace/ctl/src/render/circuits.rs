@@ -152,8 +152,8 @@ fn of_haproxy(version: &str, view: &Circuits) -> String {
             row.circuit.to_string(),
             state(row),
             row.open.to_string(),
-            count(row.connections_per_minute),
-            count(row.requests),
+            count(row.connections_per_10_seconds),
+            count(row.requests_per_10_seconds),
             row.violations.to_string(),
         ]
     };

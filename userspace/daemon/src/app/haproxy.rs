@@ -135,7 +135,8 @@ impl App {
             connections_per_10_seconds: row.connections,
             violations: u32::try_from(row.violations).unwrap_or(u32::MAX),
             banned_seconds: self.ban_of(row.circuit).map(|until| until.since(now).as_secs()),
-            banned_by_operator: row.standing == Standing::Banned && self.circuit_orders().get(row.circuit).is_some(),
+            banned_by_operator: row.standing == Standing::Banned
+                && self.circuit_orders().get(row.circuit).is_some(),
             paid: row.standing == Standing::Vip,
             // Its table does not tell.
             requests: 0,
