@@ -22,6 +22,7 @@ pub(crate) struct Arguments {
 type Generated = (&'static str, fn() -> Result<String>);
 
 const FILES: &[Generated] = &[
+    ("deploy/haproxy.cfg", rendered_haproxy),
     ("deploy/iptables-shield.sh", || Ok(script::iptables(&script::Options::default()))),
     ("deploy/tunica.toml", || Ok(tunica_config::example())),
     ("docs/reference/configuration.md", || Ok(tunica_config::reference_markdown())),
@@ -70,6 +71,14 @@ fn asked_of_the_daemon(page: &str) -> Result<String> {
     let mut cargo = process::command("cargo")?;
     cargo.current_dir(workspace::root()?);
     process::capture(cargo.args(["run", "--quiet", "--package", "tunicad", "--", "reference", page]))
+}
+
+/// What `tunica render haproxy` makes of the example file, in which every key has its default.
+fn rendered_haproxy() -> Result<String> {
+    let root = workspace::root()?;
+    let mut cargo = process::command("cargo")?;
+    cargo.current_dir(&root).args(["run", "--quiet", "--package", "tunica-ctl", "--"]);
+    process::capture(cargo.args(["render", "haproxy", "--config", "deploy/tunica.toml"]))
 }
 
 fn refusals() -> String {

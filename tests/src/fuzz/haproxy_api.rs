@@ -80,6 +80,15 @@ fn written(table: &Table) -> String {
     let mut text = format!("# table: {name}, type: ipv6, size:{capacity}, used:{used}\n");
     for row in rows {
         let tag = row.tag.map(|tag| format!(" gpt0={tag}")).unwrap_or_default();
+        let tag = [
+            ("conn_cur", row.open),
+            ("conn_rate(1)", row.connections),
+            ("http_req_rate(1)", row.requests),
+            ("gpc0", row.violations),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!(" {name}={}", value?)))
+        .fold(tag, |text, field| text + &field);
         text += &format!("0x1: key={} use={} exp={}{tag}\n", row.key, row.streams, row.expires_milliseconds);
     }
     text + "\n"

@@ -138,6 +138,10 @@ pub struct Circuits {
     pub digest: Digest,
     /// How many seconds ago.
     pub age_seconds: u64,
+    /// The version of HAProxy, where that is the ingress: then the digest holds what its table tells and
+    /// nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub haproxy: Option<String>,
     /// What tor says of those circuits, and, as far as the limit leaves room, of rendezvous circuits that the ingress does not
     /// list: no stream has come through them, or none is open. Absent: tor's control port is not connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]

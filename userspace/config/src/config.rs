@@ -15,7 +15,7 @@ use std::{
 use crate::{
     changes::Values,
     circuits::Circuits,
-    ingress::{Ingress, Place},
+    ingress::{Haproxy, Ingress, Place},
     load::Load,
 };
 use thiserror::Error;
@@ -50,6 +50,8 @@ pub struct Config {
     pub circuits: Circuits,
     /// `[load]`: what makes a load level.
     pub load: Load,
+    /// `[haproxy]`: HAProxy in the place of `tunica-front`.
+    pub haproxy: Haproxy,
     /// `[http]`: metrics and health.
     pub http: Http,
     /// `[control]`: the socket that `tunica` talks to.
@@ -513,6 +515,20 @@ impl Config {
                 "shield.interfaces names lo, where every packet comes from this host itself: with mode = \"enforce\" \
                  the rule own_source would drop them all, tor's streams to your service included; remove \"lo\", or \
                  add \"own_source\" to off under [shield.sanity]"
+                    .to_owned(),
+            );
+        }
+        if self.haproxy.socket.is_some() && self.tor.control.is_none() {
+            warnings.push(
+                "haproxy.socket is set and tor.control is not: the daemon is not told when tor starts again, so a ban \
+                 goes on to hit whoever gets the circuit's number next; set control under [tor]"
+                    .to_owned(),
+            );
+        }
+        if self.haproxy.socket.is_some() && self.ingress.enabled {
+            warnings.push(
+                "haproxy.socket is set and ingress.enabled is true: tunica-front and HAProxy cannot both listen where \
+                 tor connects to; remove one of the two"
                     .to_owned(),
             );
         }

@@ -62,6 +62,16 @@ pub struct Ingress {
     pub post_path: String,
 }
 
+/// `[haproxy]`: HAProxy in the place of `tunica-front`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Haproxy {
+    /// `socket`: its Runtime API, absolute; unset: HAProxy is not used.
+    pub socket: Option<PathBuf>,
+    /// `table`: the name of its table of circuits; `tunica_circuits` by default.
+    pub table: String,
+}
+
 /// Where a backend listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Place {

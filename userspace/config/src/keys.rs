@@ -9,7 +9,7 @@ use crate::{
     rule::{
         AbsolutePath, Account, AccountRate, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf,
         PortName, PortRate, Rule, Switch, VerdictOf,
-        ingress::{BackendPlace, ControlPlace, OrOff, Part, ShadowLimit, UrlPath},
+        ingress::{BackendPlace, ControlPlace, OrOff, Part, ProxyName, ShadowLimit, UrlPath},
     },
 };
 
@@ -96,6 +96,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("ingress", "What stands on the port that tor connects to; it needs `tunica-front`."),
     ("circuits", "What one circuit may do, and all together."),
     ("load", "What makes a load level; `tunica threat` shows it."),
+    (
+        "haproxy",
+        "HAProxy in the place of `tunica-front`; `tunica render haproxy` writes its configuration from `[ingress]` and `[circuits]`.",
+    ),
     ("http", "Metrics and health over HTTP."),
     ("control", "The socket that `tunica` talks to."),
     ("ledger", "What survives a restart."),
@@ -869,6 +873,18 @@ keys! {
             above: "tor's queue holds fewer, so this would never tell",
         },
         "How many introductions in the queue of Tor's own proof of work are full load.";
+
+    HAPROXY_SOCKET: AbsolutePath = "haproxy.socket",
+        Absent::Unset { example: r#""/run/haproxy/tunica.sock""# },
+        AbsolutePath {
+            example: "/run/haproxy/tunica.sock", is_file: true, dotless: None,
+            longest: Some((107, "the kernel takes at most 107 for a socket (unix(7)), so none could be made")),
+        },
+        "Where HAProxy takes commands of its Runtime API. With it the daemon keeps HAProxy's table of circuits as it should be: bans and promotions of operators, and what HAProxy found itself, also after HAProxy has started again. Members of `control.group` must be able to open it.";
+    HAPROXY_TABLE: ProxyName = "haproxy.table",
+        Absent::Default(r#""tunica_circuits""#),
+        ProxyName,
+        "The name of that table.";
 
     HTTP_ENABLED: Switch = "http.enabled",
         Absent::Default("true"),

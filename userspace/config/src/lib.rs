@@ -26,7 +26,7 @@ pub use config::{
     Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Grant, Http, Ledger, Log, LogFormat,
     LogLevel, Mode, OnStale, Profile, Protocol, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
 };
-pub use ingress::{Ingress, Place};
+pub use ingress::{Haproxy, Ingress, Place};
 pub use keys::{KeyDoc, REFERENCE};
 pub use load::Load;
 pub use problem::{Problem, Problems};

@@ -408,6 +408,7 @@ impl<'t> Reader<'t> {
         let ingress = self.ingress(root);
         let circuits = self.circuits(root);
         let load = self.load(root);
+        let haproxy = self.haproxy(root);
         let http_enabled = self.value(root, &keys::HTTP_ENABLED);
         let listen = self.value(root, &keys::HTTP_LISTEN);
         let socket = self.value(root, &keys::CONTROL_SOCKET);
@@ -449,6 +450,7 @@ impl<'t> Reader<'t> {
             ingress: ingress?,
             circuits: circuits?,
             load: load?,
+            haproxy: haproxy?,
             http: Http { enabled: http_enabled?.value, listen: listen?.value },
             control: Control { socket: socket?.value, group: group?.value },
             ledger: Ledger { path: path?.value },

@@ -39,8 +39,21 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
     fn labels(verdicts: &[Verdict]) -> Option<String> {
         list(verdicts.iter().map(|verdict| text(verdict.label())))
     }
-    let Config { shield, bans, evidence, tor, ingress, circuits, load, http, control, ledger, log, .. } =
-        config;
+    let Config {
+        shield,
+        bans,
+        evidence,
+        tor,
+        ingress,
+        circuits,
+        load,
+        haproxy,
+        http,
+        control,
+        ledger,
+        log,
+        ..
+    } = config;
     vec![
         ("shield.interfaces", list(shield.interfaces.iter().map(text))),
         ("shield.mode", text(shield.mode)),
@@ -163,6 +176,8 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("load.rendezvous_per_second", plain(load.rendezvous_per_second)),
         ("load.rejections_per_second", plain(load.rejections_per_second)),
         ("load.puzzle_queue", plain(load.puzzle_queue)),
+        ("haproxy.socket", haproxy.socket.as_ref().and_then(|path| text(path.display()))),
+        ("haproxy.table", text(&haproxy.table)),
         ("http.enabled", plain(http.enabled)),
         ("http.listen", text(http.listen)),
         ("control.socket", text(control.socket.display())),
@@ -245,7 +260,8 @@ fn the_example_equals_the_defaults() {
         [ingress]\nsocket = \"/run/tunica-front/ingress.sock\"\n\
         maintenance_page = \"/etc/tunica/maintenance.html\"\n\
         [circuits]\nmax_per_circuit_per_minute = 10\nmax_concurrent_per_circuit = 15\n\
-        connections_per_10_seconds = 10\nslow_requests_per_10_seconds = 20\nrequests_per_10_seconds = 50\n";
+        connections_per_10_seconds = 10\nslow_requests_per_10_seconds = 20\nrequests_per_10_seconds = 50\n\
+        [haproxy]\nsocket = \"/run/haproxy/tunica.sock\"\n";
     assert_eq!(read(&switched_on, "example"), read(&format!("{MINIMAL}{unset}"), "minimal"));
 }
 

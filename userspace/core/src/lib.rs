@@ -20,6 +20,7 @@ pub mod coordinator;
 pub mod defence;
 pub mod desired;
 pub mod evidence;
+pub mod haproxy_table;
 pub mod id;
 pub mod incident;
 pub mod ledger;

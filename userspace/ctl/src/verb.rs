@@ -10,6 +10,7 @@ mod confirm;
 mod diff;
 mod doctor;
 mod explain;
+mod haproxy;
 mod incident;
 mod init;
 mod length;

@@ -57,6 +57,7 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(30);
 mod candidate;
 mod front;
 mod gate;
+mod haproxy;
 mod load;
 mod tor;
 
@@ -84,6 +85,7 @@ pub struct App {
     front: front::Front,
     tor: tor::Tor,
     gate: gate::AtGate,
+    haproxy: haproxy::AtHaproxy,
     /// Ports that went over their budget.
     armed: Armed,
     self_tests: SelfTests,
@@ -172,6 +174,7 @@ struct Troubles {
     load: [Option<String>; LoadPart::ALL.len()],
     gate: Option<String>,
     front_process: Option<String>,
+    haproxy: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
     verified: Option<String>,
@@ -192,6 +195,7 @@ impl Troubles {
             &self.tor_control,
             &self.gate,
             &self.front_process,
+            &self.haproxy,
             &self.heartbeat,
             &self.counters,
             &self.verified,
@@ -286,6 +290,7 @@ impl App {
             front: front::Front::default(),
             tor: tor::Tor::default(),
             gate: gate::AtGate::default(),
+            haproxy: haproxy::AtHaproxy::default(),
             armed: Armed::default(),
             self_tests: SelfTests::new(mono as u32),
             lost_before,

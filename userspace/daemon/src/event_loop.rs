@@ -21,6 +21,7 @@ use crate::{
         control_socket::{ControlQueues, ControlRequest},
         front::Heard,
         front_process::FrontTold,
+        haproxy::HaproxyHeard,
         host::watch::Watch,
         http::HttpQuestion,
         load::Reading,
@@ -45,6 +46,8 @@ pub struct Inputs {
     pub front: mpsc::Receiver<Heard>,
     /// How the ingress' process is, where this daemon starts it.
     pub front_process: mpsc::Receiver<FrontTold>,
+    /// What HAProxy says.
+    pub haproxy: mpsc::Receiver<HaproxyHeard>,
     /// What tor says over its control port.
     pub tor: mpsc::Receiver<TorHeard>,
     /// What was read of the load.
@@ -109,6 +112,7 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                     Some(told) = inputs.front_process.recv() => Next::FrontProcess(told),
                     Some(heard) = inputs.tor.recv() => Next::Tor(heard),
                     Some(reading) = inputs.load.recv() => Next::Load(reading),
+                    Some(heard) = inputs.haproxy.recv() => Next::Haproxy(heard),
                     batch = events.next() => Next::Samples(batch),
                     batch = proofs.next() => Next::Proofs(batch),
                     () = &mut tor_scan => Next::TorScan,
@@ -123,6 +127,10 @@ pub async fn run(app: &mut App, mut inputs: Inputs) -> anyhow::Result<()> {
                 }
                 Next::Front(heard) => app.heard(heard),
                 Next::FrontProcess(told) => app.told_of_front(told),
+                Next::Haproxy(heard) => {
+                    let _span = telemetry::event_span("haproxy").entered();
+                    app.heard_haproxy(heard);
+                }
                 Next::Tor(heard) => {
                     let _span = telemetry::event_span("tor").entered();
                     app.heard_tor(heard);
@@ -176,6 +184,7 @@ enum Next {
     FrontProcess(FrontTold),
     Tor(TorHeard),
     Load(Reading),
+    Haproxy(HaproxyHeard),
     Samples(std::io::Result<Vec<KernelEvent>>),
     Proofs(std::io::Result<Vec<Proof>>),
     TorScan,

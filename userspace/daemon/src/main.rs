@@ -6,11 +6,12 @@ use clap::{Parser, Subcommand};
 use tokio::sync::mpsc;
 use tunica_api::{view::Answer, wire};
 use tunica_config::Config;
+use tunica_onion::haproxy_codec::TableName;
 use tunicad::{
     app::{self, App},
     event_loop::{self, Inputs},
     metrics,
-    shell::{control_socket, front, front_process, http, load, systemd::Systemd, tor_control},
+    shell::{control_socket, front, front_process, haproxy, http, load, systemd::Systemd, tor_control},
     telemetry::{self, Telemetry},
 };
 
@@ -143,16 +144,39 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
             app.tor_process(),
             load_sender,
         ));
-        let inputs =
-            Inputs { control, http, front, front_process, tor, load, systemd: Systemd::from_environment()? };
+        let (haproxy_task, haproxy) = match haproxy_options(app.config())? {
+            Some(options) => {
+                let (task, heard) = haproxy::link(options, app.haproxy_wish());
+                (Some(tokio::spawn(task.run())), heard)
+            }
+            None => (None, mpsc::channel(1).1),
+        };
+        let inputs = Inputs {
+            control,
+            http,
+            front,
+            front_process,
+            tor,
+            haproxy,
+            load,
+            systemd: Systemd::from_environment()?,
+        };
         let result = event_loop::run(&mut app, inputs).await;
         control_task.abort();
         load_task.abort();
-        for task in http_task.into_iter().chain(front_task).chain(process_task).chain(tor_task) {
+        let tasks = http_task.into_iter().chain(front_task).chain(process_task).chain(tor_task);
+        for task in tasks.chain(haproxy_task) {
             task.abort();
         }
         result
     })
+}
+
+/// How HAProxy is reached, where it is the ingress.
+fn haproxy_options(config: &Config) -> anyhow::Result<Option<haproxy::HaproxyOptions>> {
+    let Some(socket) = &config.haproxy.socket else { return Ok(None) };
+    let table = TableName::new(&config.haproxy.table)?;
+    Ok(Some(haproxy::HaproxyOptions::new(socket.clone(), table, config.circuits.ban_duration)))
 }
 
 /// How tor's control port is reached, where one is named.

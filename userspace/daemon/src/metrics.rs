@@ -25,6 +25,7 @@ use tunica_common::{
 use tunica_core::{
     coordinator::{RefusedCode, Reply},
     defence::Defence,
+    haproxy_table::{Edit, Standing},
     ledger::{BanOrigin, Command},
     limits::{CookieState, Mode},
     self_test::SelfTest,
@@ -222,6 +223,14 @@ metrics! {
         "1 while the circuit gate is attached to `lo`, else 0.";
     gate_segments: IntCounterVec, "tunica_gate_segments_total", ["outcome"],
         "Segments with data to the ingress' port, by what the circuit gate did: refused; would_refuse; unanswered, of a banned circuit and passed because no reset could be made; or passed, because it carries not the first bytes of a connection (not_first), no PROXY header as tor writes it (no_header), part of one (split), or one of a circuit that is not banned (not_banned).";
+    haproxy: IntGauge, "tunica_haproxy_up", [],
+        "1 while HAProxy answers on the socket that `haproxy.socket` names, else 0.";
+    haproxy_edits: IntCounterVec, "tunica_haproxy_edits_total", ["edit"],
+        "Changes of HAProxy's table of circuits: ban, promote, reset (normal again), or clear (all of it, because tor has started again).";
+    haproxy_failures: IntCounter, "tunica_haproxy_failures_total", [],
+        "Visits to HAProxy's socket that failed: nobody answered in time, or a command was refused. Each is tried again.";
+    haproxy_circuits: IntGaugeVec, "tunica_haproxy_circuits", ["state"],
+        "Circuits in HAProxy's table: tracked, all of them; banned and vip, as far as they are.";
     front_up: IntGauge, "tunica_front_up", [],
         "1 while the ingress reports to this daemon, else 0.";
     front_active: IntGauge, "tunica_front_active", [],
@@ -295,6 +304,23 @@ fn register<M: Kind>(
     let metric = M::make(Opts::new(name, meaning), labels)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
+}
+
+/// The states of circuits in HAProxy's table.
+const HAPROXY_STATES: [&str; 3] = ["tracked", "banned", "vip"];
+/// The changes of HAProxy's table.
+const EDITS: [&str; 4] = ["ban", "promote", "reset", "clear"];
+
+const fn edit_label(edit: Edit) -> Option<&'static str> {
+    let [ban, promote, reset, clear] = EDITS;
+    match edit {
+        Edit::Set(_, Standing::Banned) => Some(ban),
+        Edit::Set(_, Standing::Vip) => Some(promote),
+        Edit::Set(_, Standing::Normal) => Some(reset),
+        Edit::Forget => Some(clear),
+        // It changes no circuit.
+        Edit::Mark(_) => None,
+    }
 }
 
 const fn close_label(outcome: CloseOutcome) -> &'static str {
@@ -423,6 +449,12 @@ impl Metrics {
             MEMORY_EVENTS.map(|event| Follower::new(families.memory_events.with_label_values(&[event])));
         let gate = GateOutcome::ALL
             .map(|outcome| Follower::new(families.gate_segments.with_label_values(&[outcome.label()])));
+        for label in EDITS {
+            families.haproxy_edits.with_label_values(&[label]);
+        }
+        for label in HAPROXY_STATES {
+            families.haproxy_circuits.with_label_values(&[label]);
+        }
         for label in CLOSES {
             families.tor_closes.with_label_values(&[label]);
         }
@@ -455,6 +487,30 @@ impl Metrics {
     /// Shows whether tor's control port is connected.
     pub fn set_tor_control(&self, is_up: bool) {
         self.families.tor_control.set(i64::from(is_up));
+    }
+
+    /// Shows whether HAProxy answers, and what its table held last: all circuits, banned ones, VIPs.
+    pub fn set_haproxy(&self, held: Option<[u64; 3]>) {
+        let families = &self.families;
+        families.haproxy.set(i64::from(held.is_some()));
+        for (state, count) in HAPROXY_STATES.into_iter().zip(held.unwrap_or_default()) {
+            families
+                .haproxy_circuits
+                .with_label_values(&[state])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Counts a change of HAProxy's table.
+    pub fn count_haproxy_edit(&self, edit: Edit) {
+        if let Some(label) = edit_label(edit) {
+            self.families.haproxy_edits.with_label_values(&[label]).inc();
+        }
+    }
+
+    /// Counts a visit to HAProxy that failed.
+    pub fn count_haproxy_failure(&self) {
+        self.families.haproxy_failures.inc();
     }
 
     /// Counts a circuit that tor was asked to close.

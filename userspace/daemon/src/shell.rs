@@ -4,6 +4,7 @@ pub mod control_socket;
 pub mod front;
 pub mod front_process;
 pub mod gate;
+pub mod haproxy;
 pub mod host;
 pub mod http;
 pub mod listeners;

@@ -178,6 +178,8 @@ messages! {
     "front_ended", "error", "The ingress that this daemon started has ended; the message says how, and whether it is started again.";
     "front_socket_busy", "debug", "The ingress' sockets are taken, most likely by an ingress that an earlier daemon started.";
     "front_trouble", "warn", "The ingress could not be started or told something; the message says why. `tunica status` shows it until it runs.";
+    "haproxy_connected", "info", "HAProxy answers on its socket; its table of circuits follows what operators and the daemon say.";
+    "haproxy_lost", "warn", "HAProxy does not answer on its socket, or refuses; the message names the reason. Its own rules go on, bans of operators do not reach it. It is tried again every 2 s, and said again only for another reason.";
     "front_here", "info", "The ingress reports to this daemon.";
     "front_lost", "warn", "The ingress broke off or does not speak as it should; it serves on with its last orders.";
     "front_refused", "warn", "An account that is neither root nor `ingress.user` spoke to the daemon as the ingress; nothing of it was read.";

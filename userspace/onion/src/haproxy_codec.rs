@@ -6,7 +6,10 @@
 //! The table is of type `ipv6`, its key is the address that stands for a circuit ([`RawCircuit::address`]), and the
 //! circuit's state is its tag `gpt0`, which both HAProxy's rules and this API can set. There is no library for this.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use thiserror::Error;
 
@@ -20,6 +23,10 @@ pub use table::{Row, Table, TableError, TableFault};
 
 /// Longest name of a table, in bytes.
 const MOST_NAME_BYTES: usize = 64;
+
+/// The key of a row that names the tor process whose circuits the table holds. No packet and no circuit has this address: it
+/// lies in `100::/64`, which is for discarding (RFC 6666).
+pub const MARK: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
 
 /// A table's name, which is its proxy's. It can end no command and begin none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +53,36 @@ pub enum Command<'a> {
         circuit: RawCircuit,
         /// To what.
         tag: u32,
+    },
+    /// Makes a circuit normal and forgets its violations: tag and counter `gpc0` become 0. A row that is in use can be reset
+    /// so, and cannot be removed.
+    Reset {
+        /// In which table.
+        table: &'a TableName,
+        /// Whose.
+        circuit: RawCircuit,
+    },
+    /// Removes every row that is not in use.
+    ClearAll {
+        /// From which table.
+        table: &'a TableName,
+    },
+    /// Writes the tag of the row at [`MARK`].
+    SetMark {
+        /// In which table.
+        table: &'a TableName,
+        /// Which.
+        mark: u32,
+    },
+    /// Asks for the row at [`MARK`].
+    ShowMark {
+        /// Of which table.
+        table: &'a TableName,
+    },
+    /// Asks for the rows of circuits with open connections; the table must store `conn_cur`.
+    ShowOpen {
+        /// Of which table.
+        table: &'a TableName,
     },
     /// Removes a circuit's row. That there is none is no error.
     Clear {
@@ -132,6 +169,13 @@ impl Command<'_> {
                 format!("set table {table} key {} data.gpt0 {tag}\n", circuit.address())
             }
             Self::Clear { table, circuit } => format!("clear table {table} key {}\n", circuit.address()),
+            Self::Reset { table, circuit } => {
+                format!("set table {table} key {} data.gpt0 0 data.gpc0 0\n", circuit.address())
+            }
+            Self::ClearAll { table } => format!("clear table {table}\n"),
+            Self::SetMark { table, mark } => format!("set table {table} key {MARK} data.gpt0 {mark}\n"),
+            Self::ShowMark { table } => format!("show table {table} key {MARK}\n"),
+            Self::ShowOpen { table } => format!("show table {table} data.conn_cur gt 0\n"),
             Self::ShowTable { table, tag: None } => format!("show table {table}\n"),
             Self::ShowTable { table, tag: Some(tag) } => format!("show table {table} data.gpt0 eq {tag}\n"),
             Self::ShowInfo => "show info\n".to_owned(),
@@ -145,6 +189,18 @@ impl Command<'_> {
 /// When HAProxy refused.
 pub fn changed(answer: &str) -> Result<(), Refused> {
     if answer.trim_end_matches('\n').is_empty() { Ok(()) } else { Err(Refused::of(answer)) }
+}
+
+/// Reads the answer to [`Command::ShowMark`]: the mark, if there is one. HAProxy has nothing to say of a key without a row.
+///
+/// # Errors
+/// As [`Table::parse`].
+pub fn mark(answer: &str) -> Result<Option<u32>, TableError> {
+    if answer.trim_end_matches('\n').is_empty() {
+        return Ok(None);
+    }
+    let table = Table::parse(answer)?;
+    Ok(table.rows.iter().find(|row| row.key == MARK).and_then(|row| row.tag))
 }
 
 impl Refused {

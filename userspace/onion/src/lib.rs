@@ -4,6 +4,7 @@
 //! - [`proxy_codec`]: the PROXY header before a stream's first byte, which names the stream's circuit.
 //! - [`control_codec`]: Tor's control port, commands out, replies and events in.
 //! - [`haproxy_codec`]: HAProxy's Runtime API, as far as its table of circuits needs it.
+//! - [`haproxy_config`]: the configuration that goes with it.
 //! - [`tor_metrics`]: the answer of Tor's MetricsPort, as far as it tells of load.
 //! - [`torrc`]: what Tor's configuration publishes.
 //!
@@ -16,6 +17,7 @@
 pub mod circuit;
 pub mod control_codec;
 pub mod haproxy_codec;
+pub mod haproxy_config;
 pub mod name;
 pub mod proxy_codec;
 pub mod tor_metrics;

@@ -15,8 +15,8 @@ use proptest::prelude::*;
 use tunica_onion::{
     circuit::{NotACircuit, RawCircuit},
     haproxy_codec::{
-        AnswerDecoder, AnswerTooLong, Command, Info, InfoLacks, NotATableName, Refused, Table, TableError,
-        TableFault, TableName, changed,
+        AnswerDecoder, AnswerTooLong, Command, Info, InfoLacks, MARK, NotATableName, Refused, Table,
+        TableError, TableFault, TableName, changed, mark,
     },
 };
 
@@ -103,6 +103,45 @@ fn refusals_are_told_apart() {
     // What is not stored is absent.
     let rows = Table::parse(&answers(&show(&none, None))[0]).unwrap().rows;
     assert_eq!((rows[0].tag, rows[0].expires_milliseconds), (None, 0));
+}
+
+/// As HAProxy 2.6.12 was seen to answer.
+#[test]
+fn what_a_row_counts_and_whose_circuits_a_table_holds_are_read() {
+    let circuits = table("tunica_circuits");
+    let heading = "# table: tunica_circuits, type: ipv6, size:100000, used:1\n";
+    let counts = "gpc0=3 conn_rate(10000)=12 conn_cur=2 http_req_rate(10000)=7 gpc1=0 gpc1_rate(60000)=0";
+    let answer = format!("{heading}0x7f1: key=fc00:dead:beef:4dad::9 use=3 exp=1799499 gpt0=0 {counts}\n\n");
+    let row = &Table::parse(&answer).unwrap().rows[0];
+    let counts = (row.violations, row.connections, row.open, row.requests);
+    assert_eq!(counts, (Some(3), Some(12), Some(2), Some(7)));
+
+    assert_eq!(mark("\n"), Ok(None), "a key without a row");
+    let marked = format!("{heading}0x7f1: key=100::1 use=0 exp=1800000 gpt0=77 gpc0=0\n\n");
+    assert_eq!(mark(&marked), Ok(Some(77)));
+    assert_eq!(mark(&answer), Ok(None), "a circuit is no mark");
+    let refused = TableError { line: 1, fault: TableFault::Refused(Refused::NoSuchTable) };
+    assert_eq!(mark("No such table\n\n"), Err(refused));
+    assert_eq!(Table::parse(&marked).unwrap().rows[0].circuit(), Err(NotACircuit::OtherNetwork));
+
+    for (command, line) in [
+        (
+            Command::Reset { table: &circuits, circuit: circuit(9) },
+            "set table tunica_circuits key fc00:dead:beef:4dad::9 data.gpt0 0 data.gpc0 0\n".to_owned(),
+        ),
+        (Command::ClearAll { table: &circuits }, "clear table tunica_circuits\n".to_owned()),
+        (
+            Command::SetMark { table: &circuits, mark: 77 },
+            format!("set table tunica_circuits key {MARK} data.gpt0 77\n"),
+        ),
+        (Command::ShowMark { table: &circuits }, "show table tunica_circuits key 100::1\n".to_owned()),
+        (
+            Command::ShowOpen { table: &circuits },
+            "show table tunica_circuits data.conn_cur gt 0\n".to_owned(),
+        ),
+    ] {
+        assert_eq!(command.encode(), line);
+    }
 }
 
 #[test]

@@ -3,9 +3,18 @@
 use toml::de::DeTable;
 
 use super::{Reader, seconds};
-use crate::{ingress::Ingress, keys};
+use crate::{
+    ingress::{Haproxy, Ingress},
+    keys,
+};
 
 impl Reader<'_> {
+    pub(super) fn haproxy(&mut self, root: &DeTable<'_>) -> Option<Haproxy> {
+        let socket = self.optional(root, &keys::HAPROXY_SOCKET);
+        let table = self.value(root, &keys::HAPROXY_TABLE);
+        Some(Haproxy { socket: socket?, table: table?.value })
+    }
+
     pub(super) fn ingress(&mut self, root: &DeTable<'_>) -> Option<Ingress> {
         let enabled = self.value(root, &keys::INGRESS_ENABLED);
         let start_front = self.value(root, &keys::START_FRONT);

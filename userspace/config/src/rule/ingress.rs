@@ -115,6 +115,42 @@ impl Rule for UrlPath {
     }
 }
 
+/// The name of a proxy of HAProxy.
+pub(crate) struct ProxyName;
+
+/// Longest name of a proxy that is taken, bytes.
+const LONGEST_PROXY_NAME: usize = 64;
+
+impl Rule for ProxyName {
+    type Value = String;
+
+    fn kind(&self) -> String {
+        "string".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        format!(
+            "1 to {LONGEST_PROXY_NAME} letters and digits of ASCII, `-`, `_`, `.` or `:`, such as \"tunica_circuits\""
+        )
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<String, Vec<Fault>> {
+        let Some(text) = value.get_ref().as_str() else {
+            return Err(Fault::wrong_type(value, &self.allowed()));
+        };
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
+        if (1..=LONGEST_PROXY_NAME).contains(&text.len()) && text.bytes().all(is_part) {
+            return Ok(text.to_owned());
+        }
+        let consequence = "HAProxy could have no table of this name";
+        Err(Fault::at(value, consequence, format!("give {}", self.allowed())))
+    }
+
+    fn write(&self, value: &String) -> Written {
+        Written::text(value)
+    }
+}
+
 /// A number as [`Number`] has it, or 0, which switches off what it limits.
 pub(crate) struct OrOff(pub(crate) Number);
 

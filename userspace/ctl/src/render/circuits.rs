@@ -13,6 +13,9 @@ use super::text::{Align, clean, count, duration, table, wrap};
 pub(super) fn circuits(view: &Circuits) -> String {
     let digest = &view.digest;
     let mut out = format!("{}\n\n", clean(&digest.statistics));
+    if let Some(version) = &view.haproxy {
+        return out + &of_haproxy(version, view);
+    }
     for (name, text) in [
         ("served", served(digest)),
         ("carried", carried(digest)),
@@ -129,6 +132,45 @@ fn at_tor(tor: &TorCircuit) -> String {
 /// Rounded up: what was done is never nothing.
 fn milliseconds(microseconds: u64) -> String {
     format!("{} ms", count(microseconds.div_ceil(1_000)))
+}
+
+/// What HAProxy's table tells, which is less.
+fn of_haproxy(version: &str, view: &Circuits) -> String {
+    let mut out = wrap(
+        "",
+        "",
+        &format!(
+            "HAProxy {}, its table read {} ago: circuits with open connections, banned ones and VIPs.",
+            clean(version),
+            duration(view.age_seconds)
+        ),
+    );
+    if view.digest.circuits.is_empty() {
+        return out + "\nThere is none of these.\n";
+    }
+    let row = |row: &CircuitRow| {
+        [
+            row.circuit.to_string(),
+            state(row),
+            row.open.to_string(),
+            count(row.connections_per_10_seconds),
+            count(row.requests_per_10_seconds),
+            row.violations.to_string(),
+        ]
+    };
+    out.push('\n');
+    out.push_str(&table(
+        [
+            ("CIRCUIT", Align::Right),
+            ("STATE", Align::Left),
+            ("OPEN", Align::Right),
+            ("CONN/10S", Align::Right),
+            ("REQS/10S", Align::Right),
+            ("VIOL", Align::Right),
+        ],
+        &view.digest.circuits.iter().map(row).collect::<Vec<_>>(),
+    ));
+    out
 }
 
 fn state(row: &CircuitRow) -> String {

@@ -14,7 +14,7 @@ pub(crate) struct Circuits {
     /// How many rows at most
     #[arg(long, value_name = "ROWS", default_value_t = 20)]
     limit: u32,
-    /// What comes first: busy, age, bytes or violations
+    /// First come busy, age, bytes or violations
     #[arg(
         long,
         value_enum,

@@ -10,6 +10,7 @@ use tunica_core::{
 };
 use tunica_nft::{DIFFERENCES, Plan, SOCKS_PACE, allowing, script};
 
+use super::haproxy::Haproxy;
 use crate::{Failure, Global, exit::Exit, note, say};
 
 /// The unit as it is shipped.
@@ -32,6 +33,8 @@ enum What {
     Sysctl,
     /// The unit of tunicad for systemd
     Systemd(Unit),
+    /// HAProxy's configuration, from [ingress] and [circuits]
+    Haproxy(Haproxy),
 }
 
 /// What of a policy can be said on the command line.
@@ -96,6 +99,7 @@ impl Render {
                 }))?;
                 Ok(Exit::Done)
             }
+            What::Haproxy(options) => options.run(&read(global)?),
             What::Sysctl => say(script::sysctl()).map(|()| Exit::Done),
             What::Systemd(paths) => {
                 let unit = UNIT

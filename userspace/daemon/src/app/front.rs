@@ -142,13 +142,13 @@ impl App {
                 }
                 self.metrics.set_front(Some(&digest));
                 self.read_front_load(&digest);
-                self.front.orders.followed(digest.revision);
                 let is_present = self.front.is_present(&digest);
                 let bans = digest.bans.iter().filter(|_| is_present);
                 let bans = bans.map(|(circuit, until)| (*circuit, Monotime(*until))).collect();
                 let (before, lost) = std::mem::replace(&mut self.front.bans, (digest.process, bans));
                 let process = digest.process;
                 self.front.last = Some((digest, self.now().mono));
+                self.orders_followed();
                 if before != process {
                     let now = self.now();
                     self.change_orders(|orders| orders.carry(lost, now));
@@ -162,11 +162,21 @@ impl App {
         }
     }
 
+    /// What all who act on orders follow needs no word of ours any more.
+    pub(super) fn orders_followed(&mut self) {
+        let by_front = self.front.last.as_ref().map(|(digest, _)| digest.revision);
+        let by_haproxy = self.is_haproxy_configured().then_some(self.haproxy.followed);
+        if let Some(revision) = by_front.into_iter().chain(by_haproxy).min() {
+            self.front.orders.followed(revision);
+        }
+    }
+
     /// Another tor process hands over the streams, or it is known now which.
     pub(super) fn begin_generation(&mut self, generation: TorGeneration) {
         // Whoever stands behind a number now has done nothing yet.
         if self.front.orders.generation().is_some_and(|before| before != generation) {
             self.front.bans.1.clear();
+            self.forget_haproxy_finds();
         }
         self.change_orders(|orders| orders.begin(generation));
     }
@@ -181,15 +191,30 @@ impl App {
 
     /// Every circuit that is banned, and until when.
     pub(super) fn banned_circuits(&self) -> BTreeMap<NonZeroU32, Monotime> {
+        self.front.orders.banned(self.found_by_haproxy().chain(self.banned_by_front()))
+    }
+
+    /// Those that the front banned.
+    pub(super) fn banned_by_front(&self) -> impl Iterator<Item = (NonZeroU32, Monotime)> + '_ {
         let now = self.now().mono;
         let by_front = self.front.bans.1.iter().map(|(circuit, until)| (*circuit, *until));
-        self.front.orders.banned(by_front.filter(|(_, until)| *until > now))
+        by_front.filter(move |(_, until)| *until > now)
+    }
+
+    /// When a circuit's ban ends, if it is banned.
+    pub(super) fn ban_of(&self, circuit: NonZeroU32) -> Option<Monotime> {
+        match self.front.orders.get(circuit) {
+            Some(CircuitOrder::Banned { until }) => Some(until),
+            Some(CircuitOrder::Vip | CircuitOrder::Normal) => None,
+            None => self.found_by_haproxy().find(|(of, _)| *of == circuit).map(|(_, until)| until),
+        }
     }
 
     /// Bans act at the gate and at tor, too.
-    fn follow_bans(&mut self) {
+    pub(super) fn follow_bans(&mut self) {
         self.close_banned();
         self.follow_gate();
+        self.send_wish();
     }
 
     /// What operators said of circuits.
@@ -234,7 +259,9 @@ impl App {
 
     /// How the ingress does, with `limit` circuits beside what tor says of them.
     pub(super) fn circuits(&self, limit: u32, sort: CircuitSort) -> Answer {
-        let Some((digest, since)) = &self.front.last else { return self.no_front() };
+        let Some((digest, since)) = &self.front.last else {
+            return self.haproxy_circuits(limit).unwrap_or_else(|| self.no_front());
+        };
         let now = self.now().mono;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(MOST_ROWS);
         let mut rows = self.front.rows().to_vec();
@@ -259,7 +286,7 @@ impl App {
         digest.bans =
             self.front.bans.1.iter().map(|(circuit, until)| (*circuit, until.0)).take(limit).collect();
         let age_seconds = now.since(*since).as_secs();
-        Answer::Circuits(Box::new(view::Circuits { digest, age_seconds, tor }))
+        Answer::Circuits(Box::new(view::Circuits { digest, age_seconds, haproxy: None, tor }))
     }
 
     /// Why a circuit is what it is. Nothing is changed by asking.
@@ -299,10 +326,12 @@ impl App {
     }
 
     fn no_front(&self) -> Answer {
-        let why = if self.config.ingress.enabled {
+        let why = if self.is_haproxy_configured() {
+            "HAProxy does not answer on haproxy.socket; `tunica status` says why"
+        } else if self.config.ingress.enabled {
             "tunica-front does not run or does not reach this daemon; look at `systemctl status tunica-front`"
         } else {
-            "the ingress is not configured; set `enabled = true` under [ingress] and start tunica-front"
+            "the ingress is not configured; set `enabled = true` under [ingress] and start tunica-front, or set haproxy.socket where HAProxy is the ingress"
         };
         views::refused(RefusedCode::NotFound, why.to_owned())
     }
@@ -310,11 +339,12 @@ impl App {
     /// Has the front treat a circuit otherwise.
     pub(super) fn order_circuit(&mut self, request: request::CircuitOrder) -> Answer {
         let request::CircuitOrder { circuit, state, dry_run } = request;
-        if self.front.last.is_none() {
+        if self.front.last.is_none() && !self.is_haproxy_here() {
             return self.no_front();
         }
         let is_known = self.front.rows().iter().any(|row| row.circuit == circuit)
-            || self.registry().get(circuit).is_some();
+            || self.registry().get(circuit).is_some()
+            || self.is_known_to_haproxy(circuit);
         let mut said = vec![match state {
             CircuitState::Banned { seconds } => {
                 format!(

@@ -8,7 +8,7 @@ use tunica_core::limits::Mode;
 use super::App;
 use crate::shell::gate::{Ban, Desired, Gate};
 
-/// The gate, where the ingress is configured.
+/// The gate, where an ingress is configured.
 #[derive(Default)]
 pub(super) struct AtGate {
     gate: Option<Gate>,
@@ -19,7 +19,8 @@ impl App {
     pub(super) fn open_gate(&mut self) {
         let ingress = &self.config.ingress;
         let port = NonZeroU16::new(ingress.listen.port());
-        let (true, Some(port)) = (ingress.enabled && ingress.gate != GateMode::Off, port) else { return };
+        let has_ingress = ingress.enabled || self.is_haproxy_configured();
+        let (true, Some(port)) = (has_ingress && ingress.gate != GateMode::Off, port) else { return };
         if self.gate.gate.is_some() {
             return;
         }

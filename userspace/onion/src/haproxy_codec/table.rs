@@ -33,6 +33,14 @@ pub struct Row {
     pub expires_milliseconds: u64,
     /// Its tag `gpt0`; absent where the table stores none.
     pub tag: Option<u32>,
+    /// Its open connections, where the table stores `conn_cur`.
+    pub open: Option<u64>,
+    /// New connections in the time over which the table counts them (`conn_rate`).
+    pub connections: Option<u64>,
+    /// Requests likewise (`http_req_rate`).
+    pub requests: Option<u64>,
+    /// Its counter `gpc0`.
+    pub violations: Option<u64>,
 }
 
 /// An answer that is no table. It is not quoted, since its keys name circuits.
@@ -118,7 +126,16 @@ impl Row {
         let mut fields = fields.split(' ');
         let key = fields.next().and_then(|field| field.strip_prefix("key="));
         let key = key.and_then(|key| key.parse().ok()).ok_or(TableFault::Key)?;
-        let mut row = Self { key, streams: 0, expires_milliseconds: 0, tag: None };
+        let mut row = Self {
+            key,
+            streams: 0,
+            expires_milliseconds: 0,
+            tag: None,
+            open: None,
+            connections: None,
+            requests: None,
+            violations: None,
+        };
         for field in fields {
             let (name, value) = field.split_once('=').ok_or(TableFault::Field)?;
             let number = || value.parse::<u64>().map_err(|_| TableFault::Field);
@@ -126,6 +143,11 @@ impl Row {
                 "use" => row.streams = number()?,
                 "exp" => row.expires_milliseconds = number()?,
                 "gpt0" => row.tag = Some(value.parse().map_err(|_| TableFault::Field)?),
+                "conn_cur" => row.open = Some(number()?),
+                "gpc0" => row.violations = Some(number()?),
+                // With the time over which is counted in brackets.
+                _ if name.starts_with("conn_rate(") => row.connections = Some(number()?),
+                _ if name.starts_with("http_req_rate(") => row.requests = Some(number()?),
                 _ => {}
             }
         }

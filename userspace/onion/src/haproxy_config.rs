@@ -1,0 +1,585 @@
+//! HAProxy's configuration as the ingress: what our own front does, in HAProxy's words, for 2.6 and later.
+//!
+//! Source: [HAProxy's Configuration Manual 2.6](https://docs.haproxy.org/2.6/configuration.html).
+//!
+//! A circuit is what the PROXY header names as the source, so it is tracked by `tcp-request session`: rules of `tcp-request
+//! connection` run before the header is read, and would count all circuits as one. The circuit's state is `gpt0`, a tag; the
+//! counter `gpc0` holds its violations.
+
+use std::{
+    fmt::{self, Write as _},
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use thiserror::Error;
+
+use crate::haproxy_codec::TableName;
+
+/// The tag of a circuit of which nothing is said.
+pub const NORMAL: u32 = 0;
+/// The tag of a circuit that goes past the queue.
+pub const VIP: u32 = 1;
+/// The tag of a circuit whose streams are refused.
+pub const BANNED: u32 = 2;
+
+/// Connections that may be held in the tarpit. HAProxy counts them as connections of the frontend, so its `maxconn` has room
+/// for them beside those that are served or wait.
+const MOST_TARPITS: u64 = 1_000;
+/// How long a connection is held in the tarpit.
+const TARPIT: Duration = Duration::from_secs(10);
+/// How long an old process serves its last connections after a reload.
+const LAST_CONNECTIONS: &str = "10m";
+/// Connections of the statistics page, of health checks and of the Runtime API, at most.
+const OTHER_CONNECTIONS: u64 = 200;
+/// What HAProxy keeps free of its buffer for headers that rules add (`tune.maxrewrite`).
+const REWRITE_BYTES: u32 = 1_024;
+/// HAProxy's own buffer size, below which it is not set.
+const LEAST_BUFFER: u32 = 16_384;
+/// What visitors read while no backend is well, unless a file is named.
+const MAINTENANCE: &str = "<!doctype html><title>Maintenance</title><p>The service is down for maintenance. Please come back in a few minutes.</p>";
+
+/// Everything that the configuration is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HaproxyConfig {
+    /// Where tor connects to, a loopback address.
+    pub listen: SocketAddr,
+    /// A Unix socket beside it.
+    pub socket: Option<PathBuf>,
+    /// Rules for HTTP; `None`: streams carry other bytes.
+    pub http: Option<HttpRules>,
+    /// Where the service listens; not empty.
+    pub backends: Vec<Backend>,
+    /// Whether a circuit keeps its backend.
+    pub is_sticky: bool,
+    /// How often the backends are checked.
+    pub health_every: Duration,
+    /// Connections that are served or wait.
+    pub maxconn: NonZeroU32,
+    /// Connections that are served at once.
+    pub most_served: NonZeroU32,
+    /// New connections in a second, all circuits together.
+    pub connections_per_second: NonZeroU32,
+    /// Open connections of a circuit.
+    pub most_open: u32,
+    /// The connection of a circuit within 10 s that is a violation, and all that follow.
+    pub connections_per_10_seconds: Option<u32>,
+    /// Connections that a circuit may open in 60 s.
+    pub connections_per_minute: Option<u32>,
+    /// Violations that ban a circuit.
+    pub ban_threshold: u32,
+    /// Circuits that are remembered.
+    pub table_size: NonZeroU32,
+    /// How long after their last use.
+    pub keep: Duration,
+    /// Longest wait for a turn.
+    pub queue: Duration,
+    /// For a connection to a backend.
+    pub connect: Duration,
+    /// For a client's next bytes.
+    pub client: Duration,
+    /// For a backend's answer.
+    pub server: Duration,
+    /// The stick table's name.
+    pub table: TableName,
+    /// The Runtime API's socket.
+    pub api: PathBuf,
+    /// The group that may use it.
+    pub api_group: String,
+    /// Where the statistics page is, on loopback.
+    pub stats: SocketAddr,
+    /// The account that HAProxy becomes; `None`: it stays who it is.
+    pub user: Option<String>,
+    /// And the group.
+    pub group: Option<String>,
+    /// The folder that it locks itself in.
+    pub chroot: Option<PathBuf>,
+    /// HAProxy processes of the same tor that share the table, this one first; on loopback.
+    pub peers: Vec<Peer>,
+}
+
+/// Rules for requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpRules {
+    /// The request of a circuit within 10 s that goes behind those of quieter circuits, and the one that is denied, with all
+    /// that follow.
+    pub rates: Option<(u32, u32)>,
+    /// The request of a VIP within 10 s that is denied, and all that follow.
+    pub vip_rate: u32,
+    /// The only path that may be posted to, where nothing but GET and HEAD is let through else.
+    pub post_path: Option<String>,
+    /// What a health check asks for.
+    pub health_path: String,
+    /// For the whole head of a request.
+    pub request: Duration,
+    /// Between requests.
+    pub keep_alive: Duration,
+    /// Largest head of a request.
+    pub header_bytes: u32,
+    /// Largest body of a request, as far as its head names a length.
+    pub body_bytes: u32,
+    /// An HTML file that visitors read while no backend is well.
+    pub maintenance_page: Option<PathBuf>,
+}
+
+/// Where a backend listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// A HAProxy process that shares the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub name: TableName,
+    /// Where it listens for the others, on loopback.
+    pub address: SocketAddr,
+}
+
+/// Why no configuration can be written.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RenderError {
+    /// Characters that mean something else in HAProxy's language.
+    #[error(
+        "{what} is {text:?}, in which HAProxy would read more than a name: nothing was written; use letters, digits and {allowed}"
+    )]
+    Unwritable {
+        /// What it is.
+        what: &'static str,
+        /// What it says.
+        text: String,
+        /// What it may hold besides letters and digits.
+        allowed: &'static str,
+    },
+    /// Another machine could hear of circuits, or of how the service does.
+    #[error(
+        "{what} is {address}, which other machines can reach: nothing was written; a circuit's number means nothing on \
+         another machine and must not leave this one; give a loopback address"
+    )]
+    NotLoopback {
+        /// What it is.
+        what: &'static str,
+        /// What it says.
+        address: SocketAddr,
+    },
+}
+
+impl HaproxyConfig {
+    /// The configuration as a file.
+    ///
+    /// # Errors
+    /// When a name or path cannot stand in such a file, or a table would be shared with another machine.
+    pub fn render(&self) -> Result<String, RenderError> {
+        for (what, address) in [("the statistics page", self.stats)]
+            .into_iter()
+            .chain(self.peers.iter().map(|p| ("a peer", p.address)))
+        {
+            if !address.ip().is_loopback() {
+                return Err(RenderError::NotLoopback { what, address });
+            }
+        }
+        let mut out = Text(String::from(HEAD));
+        self.global(&mut out)?;
+        self.defaults(&mut out);
+        self.peers(&mut out);
+        self.tables(&mut out);
+        self.ingress(&mut out)?;
+        self.service(&mut out)?;
+        self.statistics(&mut out);
+        Ok(out.0)
+    }
+
+    /// Connections that the frontend takes.
+    fn frontend_maxconn(&self) -> u64 {
+        u64::from(self.maxconn.get()) + MOST_TARPITS
+    }
+
+    fn global(&self, out: &mut Text) -> Result<(), RenderError> {
+        out.section("global");
+        if let Some(user) = &self.user {
+            out.line(format_args!("user {}", name("the account", user)?));
+        }
+        if let Some(group) = &self.group {
+            out.line(format_args!("group {}", name("the group", group)?));
+        }
+        if let Some(folder) = &self.chroot {
+            out.line(format_args!("chroot {}", path("the folder of chroot", folder)?));
+        }
+        out.line(format_args!("maxconn {}", self.frontend_maxconn() + OTHER_CONNECTIONS));
+        out.comment(
+            "tunicad reads and sets the table here. A reload takes over the listening sockets here, too.",
+        );
+        out.line(format_args!(
+            "stats socket {} mode 660 group {} level operator expose-fd listeners",
+            path("haproxy.socket", &self.api)?,
+            name("the group of haproxy.socket", &self.api_group)?
+        ));
+        out.line(format_args!("stats timeout 30s"));
+        out.line(format_args!("hard-stop-after {LAST_CONNECTIONS}"));
+        out.comment(
+            "A ring in memory: it waits for nobody and reaches no disk. `show events tunica_log` reads it.",
+        );
+        out.line(format_args!("log ring@tunica_log local0 info"));
+        if let Some(peer) = self.peers.first() {
+            out.line(format_args!("localpeer {}", peer.name));
+        }
+        if let Some(http) = &self.http {
+            out.comment("Another one in each process, so that no word for a circuit outlives it.");
+            out.line(format_args!("set-var proc.tunica_salt uuid()"));
+            let buffer = http.header_bytes.saturating_add(REWRITE_BYTES).max(LEAST_BUFFER);
+            out.line(format_args!("tune.bufsize {buffer}"));
+        }
+        out.section("ring tunica_log");
+        out.line(format_args!("description \"streams of circuits\""));
+        out.line(format_args!("format rfc5424"));
+        out.line(format_args!("maxlen 1024"));
+        out.line(format_args!("size 1048576"));
+        Ok(())
+    }
+
+    fn defaults(&self, out: &mut Text) {
+        out.section("defaults tunica");
+        out.line(format_args!("mode {}", if self.http.is_some() { "http" } else { "tcp" }));
+        out.line(format_args!("log global"));
+        out.comment("Refused streams would push all others out of the ring.");
+        out.line(format_args!("option dontlognull"));
+        for (what, time) in [
+            ("connect", self.connect),
+            ("client", self.client),
+            ("server", self.server),
+            ("queue", self.queue),
+            ("tarpit", TARPIT),
+        ] {
+            out.line(format_args!("timeout {what} {}s", time.as_secs()));
+        }
+        match &self.http {
+            Some(http) => {
+                out.line(format_args!("timeout http-request {}s", http.request.as_secs()));
+                out.line(format_args!("timeout http-keep-alive {}s", http.keep_alive.as_secs()));
+            }
+            None => out.line(format_args!("option splice-auto")),
+        }
+    }
+
+    fn peers(&self, out: &mut Text) {
+        if self.peers.is_empty() {
+            return;
+        }
+        out.comment_before_section(
+            "HAProxy processes of one tor, never of two: each tor numbers its circuits from 1. With itself as a peer a process\n# hands its table to the next one at a reload, unless it has run for a few seconds only.",
+        );
+        out.section("peers tunica_peers");
+        for peer in &self.peers {
+            out.line(format_args!("peer {} {}", peer.name, peer.address));
+        }
+    }
+
+    fn tables(&self, out: &mut Text) {
+        out.comment_before_section(
+            "What is known of each circuit. gpt0: 0 normal, 1 VIP, 2 banned. gpc0: violations. gpc1: connections.",
+        );
+        out.section(&format!("backend {}", self.table));
+        let peers = if self.peers.is_empty() { "" } else { " peers tunica_peers" };
+        let minute = if self.connections_per_minute.is_some() { ",gpc1,gpc1_rate(60s)" } else { "" };
+        let requests = if self.http.is_some() { ",http_req_rate(10s)" } else { "" };
+        out.line(format_args!(
+            "stick-table type ipv6 size {} expire {}s{peers} store gpt0,gpc0,conn_cur,conn_rate(10s){requests}{minute}",
+            self.table_size,
+            self.keep.as_secs()
+        ));
+        out.comment_before_section(
+            "New connections of all circuits together; those that are refused do not count.",
+        );
+        out.section("backend tunica_all");
+        out.line(format_args!("stick-table type integer size 1 expire 60s store conn_rate(1s)"));
+    }
+
+    fn ingress(&self, out: &mut Text) -> Result<(), RenderError> {
+        let table = &self.table;
+        out.section("frontend tunica_ingress");
+        out.line(format_args!("bind {} accept-proxy defer-accept", self.listen));
+        if let Some(socket) = &self.socket {
+            out.line(format_args!("bind unix@{} mode 660 accept-proxy", path("ingress.socket", socket)?));
+        }
+        out.comment(&format!(
+            "{MOST_TARPITS} of these may be held in the tarpit; the rest is ingress.maxconn, see below."
+        ));
+        out.line(format_args!("maxconn {}", self.frontend_maxconn()));
+        let status =
+            if self.http.is_some() { "status=%ST requests_in_10s=%[sc0_http_req_rate] " } else { "" };
+        out.line(format_args!(
+            "log-format \"circuit=%[src] state=%[sc0_get_gpt0] {status}end=%ts wait_ms=%Tw in=%U out=%B backend=%s\""
+        ));
+        out.blank();
+        out.line(format_args!("acl from_tor src fc00:dead:beef:4dad::/64"));
+        out.line(format_args!("acl vip sc0_get_gpt0 eq {VIP}"));
+        out.line(format_args!("acl banned sc0_get_gpt0 eq {BANNED}"));
+        out.line(format_args!("acl violation var(sess.violation) -m found"));
+        out.line(format_args!("acl held var(sess.violation) -m str connection_rate"));
+        out.comment("Who is no circuit, and whose circuit is banned, is reset before it is read.");
+        out.line(format_args!("tcp-request session reject if !from_tor"));
+        out.line(format_args!("tcp-request session track-sc0 src table {table}"));
+        out.line(format_args!("tcp-request session reject if banned"));
+        out.comment("One violation a connection; enough of them ban the circuit.");
+        let mut violation = |word: &str, condition: fmt::Arguments<'_>| {
+            out.line(format_args!(
+                "tcp-request session set-var(sess.violation) str({word}) if !violation {condition}"
+            ));
+        };
+        violation("too_many_open", format_args!("{{ sc0_conn_cur gt {} }}", self.most_open));
+        if let Some(limit) = self.connections_per_10_seconds {
+            violation("connection_rate", format_args!("!vip {{ sc0_conn_rate ge {limit} }}"));
+        }
+        if let Some(limit) = self.connections_per_minute {
+            out.line(format_args!("tcp-request session sc-inc-gpc1(0)"));
+            out.line(format_args!(
+                "tcp-request session set-var(sess.violation) str(circuit_rate) if !violation !vip {{ sc0_gpc1_rate gt {limit} }}"
+            ));
+        }
+        out.line(format_args!("tcp-request session sc-inc-gpc0(0) if violation"));
+        out.line(format_args!(
+            "tcp-request session sc-set-gpt0(0) {BANNED} if violation !vip {{ sc0_get_gpc0 ge {} }}",
+            self.ban_threshold
+        ));
+        out.line(format_args!("tcp-request session reject if banned"));
+        out.line(format_args!("tcp-request session track-sc1 int(1) table tunica_all if !violation"));
+        match &self.http {
+            Some(http) => self.requests(out, http)?,
+            None => self.bytes(out),
+        }
+        out.line(format_args!("default_backend tunica_service"));
+        Ok(())
+    }
+
+    /// Rules of `mode http`.
+    fn requests(&self, out: &mut Text, http: &HttpRules) -> Result<(), RenderError> {
+        let deny = |status: u16, seconds: u64| format!("deny deny_status {status} hdr Retry-After {seconds}");
+        out.blank();
+        out.comment("A connection that was open when its circuit was banned.");
+        out.line(format_args!("http-request reject if banned"));
+        out.line(format_args!("http-request tarpit deny_status 429 hdr Retry-After 10 if held"));
+        out.line(format_args!("http-request {} if violation", deny(429, 10)));
+        out.comment("Everything that is denied here is denied before a backend hears of it.");
+        if let Some((_, limit)) = http.rates {
+            let over = format!("!vip {{ sc0_http_req_rate ge {limit} }}");
+            out.line(format_args!("http-request sc-inc-gpc0(0) if {over}"));
+            out.line(format_args!(
+                "http-request sc-set-gpt0(0) {BANNED} if {over} {{ sc0_get_gpc0 ge {} }}",
+                self.ban_threshold
+            ));
+            out.line(format_args!("http-request reject if banned"));
+            out.line(format_args!("http-request {} if {over}", deny(429, 10)));
+        }
+        out.line(format_args!(
+            "http-request {} if vip {{ sc0_http_req_rate ge {} }}",
+            deny(429, 10),
+            http.vip_rate
+        ));
+        out.line(format_args!("http-request deny deny_status 405 if {{ method CONNECT }}"));
+        if let Some(post_path) = &http.post_path {
+            out.line(format_args!(
+                "http-request deny deny_status 405 if !{{ method GET HEAD }} !{{ method POST }} || {{ method POST }} !{{ path {} }}",
+                quoted("ingress.post_path", post_path)?
+            ));
+        }
+        out.line(format_args!(
+            "http-request deny deny_status 413 if {{ req.body_size gt {} }}",
+            http.body_bytes
+        ));
+        out.comment(
+            "Only WebSockets are switched to: within another protocol nobody here could judge requests.",
+        );
+        out.line(format_args!(
+            "http-request del-header Upgrade if !{{ req.hdr(Upgrade) -m str -i websocket }}"
+        ));
+        out.comment("What a client could pose by as a proxy, or as us.");
+        out.line(format_args!(
+            "http-request del-header ^(x[-_]onion[-_]circuit|forwarded|x[-_]forwarded[-_](for|host|proto)|x[-_]real[-_]ip|proxy|proxy[-_]connection|http2[-_]settings)$ -m reg"
+        ));
+        out.line(format_args!(
+            "http-request set-header X-Onion-Circuit %[src,concat(,proc.tunica_salt),sha2(256),bytes(0,8),hex,lower]"
+        ));
+        out.comment("No place for it, or too many came within this second. VIPs go past both.");
+        out.line(format_args!(
+            "http-request {} if !vip {{ be_conn(tunica_service) ge {} }}",
+            deny(503, self.queue.as_secs()),
+            self.maxconn
+        ));
+        out.line(format_args!(
+            "http-request {} if !vip {{ http_first_req }} {{ sc1_conn_rate gt {} }}",
+            deny(503, 1),
+            self.connections_per_second
+        ));
+        out.comment(
+            "Who waits: VIPs first, then those without violation, then the others; many requests go last.",
+        );
+        out.line(format_args!("http-request set-priority-class int(-1) if vip"));
+        out.line(format_args!("http-request set-priority-class int(1) if !vip {{ sc0_get_gpc0 gt 0 }}"));
+        if let Some((slow, _)) = http.rates {
+            out.line(format_args!(
+                "http-request set-priority-class int(2) if !vip {{ sc0_http_req_rate ge {slow} }}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Rules of `mode tcp`.
+    fn bytes(&self, out: &mut Text) {
+        out.blank();
+        out.comment("The tarpit: such a connection is held, and then ends.");
+        out.line(format_args!("tcp-request inspect-delay {}s", TARPIT.as_secs()));
+        out.line(format_args!("tcp-request content reject if held WAIT_END"));
+        out.line(format_args!("tcp-request content reject if !held violation"));
+        out.line(format_args!(
+            "tcp-request content reject if !vip {{ be_conn(tunica_service) ge {} }}",
+            self.maxconn
+        ));
+        out.line(format_args!(
+            "tcp-request content reject if !vip {{ sc1_conn_rate gt {} }}",
+            self.connections_per_second
+        ));
+        out.line(format_args!("tcp-request content set-priority-class int(-1) if vip"));
+        out.line(format_args!(
+            "tcp-request content set-priority-class int(1) if !vip {{ sc0_get_gpc0 gt 0 }}"
+        ));
+    }
+
+    fn service(&self, out: &mut Text) -> Result<(), RenderError> {
+        out.section("backend tunica_service");
+        if self.is_sticky {
+            out.line(format_args!("balance source"));
+            out.line(format_args!("hash-type consistent"));
+        } else {
+            out.line(format_args!("balance roundrobin"));
+        }
+        if let Some(http) = &self.http {
+            out.line(format_args!("option httpchk"));
+            out.line(format_args!(
+                "http-check send meth GET uri {} ver HTTP/1.1 hdr Host localhost hdr Connection close",
+                quoted("ingress.health_path", &http.health_path)?
+            ));
+            out.line(format_args!("http-check expect status 200-399"));
+            let page = match &http.maintenance_page {
+                Some(file) => format!("file {}", path("ingress.maintenance_page", file)?),
+                None => format!("string \"{MAINTENANCE}\""),
+            };
+            let ill: String = (1..=self.backends.len())
+                .map(|n| format!(" !{{ srv_is_up(tunica_service/backend{n}) }}"))
+                .collect();
+            out.comment("The maintenance page. Not by nbsrv(), which counts no server in a process that a reload replaces.");
+            out.line(format_args!(
+                "http-request return status 503 content-type \"text/html; charset=utf-8\" hdr Retry-After 60 {page} if{ill}"
+            ));
+            out.comment("Whoever waited in vain.");
+            out.line(format_args!(
+                "http-error status 503 content-type text/plain hdr Retry-After {} string \"busy\"",
+                self.queue.as_secs()
+            ));
+        }
+        let count = u32::try_from(self.backends.len()).unwrap_or(u32::MAX).max(1);
+        out.comment(&format!(
+            "circuits.max_concurrent_connections is {}, of all together.",
+            self.most_served
+        ));
+        let share = (self.most_served.get() / count).max(1);
+        for (number, backend) in (1_u32..).zip(&self.backends) {
+            let place = match backend {
+                Backend::Tcp(address) => address.to_string(),
+                Backend::Unix(socket) => format!("unix@{}", path("ingress.backends", socket)?),
+            };
+            out.line(format_args!(
+                "server backend{number} {place} maxconn {share} check inter {}s rise 1 fall 1",
+                self.health_every.as_secs()
+            ));
+        }
+        Ok(())
+    }
+
+    fn statistics(&self, out: &mut Text) {
+        out.section("frontend tunica_stats");
+        out.line(format_args!("bind {}", self.stats));
+        out.line(format_args!("mode http"));
+        out.line(format_args!("no log"));
+        out.line(format_args!("timeout http-request 10s"));
+        out.comment("A page of another site cannot read this one through the operator's browser.");
+        out.line(format_args!(
+            "http-request deny if !{{ req.hdr(Host),field(1,:) -m str -i localhost }} !{{ req.hdr(Host) -m str {} }}",
+            self.stats
+        ));
+        out.line(format_args!("stats enable"));
+        out.line(format_args!("stats uri /"));
+        out.line(format_args!("stats hide-version"));
+        out.line(format_args!("stats refresh 10s"));
+    }
+}
+
+const HEAD: &str = "\
+# HAProxy 2.6 or later as the ingress of an onion service.
+# Written by `tunica render haproxy` from tunica.toml; make another one rather than edit this one.
+#
+#   check     haproxy -c -f FILE
+#   start     haproxy -W -f FILE, which is what Debian's unit does
+#   reload    kill -USR2 of that process (`systemctl reload haproxy`): no connection is refused and none is cut
+#
+# In torrc: HiddenServiceExportCircuitID haproxy
+# The log and the table name circuits. Neither leaves this machine; see that it stays so.
+";
+
+/// The file as it grows.
+struct Text(String);
+
+impl Text {
+    fn line(&mut self, words: fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "    {words}");
+    }
+
+    fn comment(&mut self, words: &str) {
+        self.line(format_args!("# {words}"));
+    }
+
+    fn blank(&mut self) {
+        self.0.push('\n');
+    }
+
+    fn comment_before_section(&mut self, words: &str) {
+        let _ = write!(self.0, "\n# {words}");
+    }
+
+    fn section(&mut self, words: &str) {
+        let _ = writeln!(self.0, "\n{words}");
+    }
+}
+
+/// A name of an account or group, as HAProxy reads it.
+fn name<'t>(what: &'static str, text: &'t str) -> Result<&'t str, RenderError> {
+    plain(what, text, "-_.")
+}
+
+/// A file's path as HAProxy reads it.
+fn path<'t>(what: &'static str, file: &'t Path) -> Result<&'t str, RenderError> {
+    plain(what, file.to_str().unwrap_or("a name that is not UTF-8"), "-_./+")
+}
+
+fn plain<'t>(what: &'static str, text: &'t str, allowed: &'static str) -> Result<&'t str, RenderError> {
+    let is_plain = |sign: char| sign.is_ascii_alphanumeric() || allowed.contains(sign);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return Ok(text);
+    }
+    Err(RenderError::Unwritable { what, text: text.to_owned(), allowed })
+}
+
+/// A path of a URL in quotes within which nothing but the quote has a meaning.
+fn quoted(what: &'static str, text: &str) -> Result<String, RenderError> {
+    if text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\'') {
+        return Ok(format!("'{text}'"));
+    }
+    let allowed = "any sign of ASCII but ' and blanks";
+    Err(RenderError::Unwritable { what, text: text.to_owned(), allowed })
+}
