@@ -33,7 +33,7 @@ enum What {
     Sysctl,
     /// The unit of tunicad for systemd
     Systemd(Unit),
-    /// HAProxy's configuration, from [ingress] and [circuits]
+    /// HAProxy's configuration, from the keys of ingress and circuits
     Haproxy(Haproxy),
 }
 
