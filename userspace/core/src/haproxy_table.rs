@@ -151,6 +151,8 @@ impl HaproxyTable {
                 }
             }
         }
+        let (standings, wish) = (&seen.standings, &self.wish.standings);
+        self.ours.retain(|circuit| standings.contains_key(circuit) || wish.contains_key(circuit));
         self.seen = Some(seen);
     }
 
@@ -166,7 +168,15 @@ impl HaproxyTable {
 
     /// Lifts bans that are over.
     pub fn advance(&mut self, now: Monotime) {
-        self.found.retain(|_, found| !matches!(found, Found::Banned { until } if *until <= now));
+        let ours = &mut self.ours;
+        self.found.retain(|circuit, found| {
+            let is_over = matches!(found, Found::Banned { until } if *until <= now);
+            if is_over {
+                // Its row says so until it is made normal, which is no find of HAProxy's any more.
+                ours.insert(*circuit);
+            }
+            !is_over
+        });
     }
 
     /// When [`Self::advance`] has something to do.
@@ -380,6 +390,22 @@ mod tests {
         haproxy.rows.clear();
         haproxy.visit(&mut table, at(312));
         assert_eq!(haproxy.rows, standings(&[(8, Banned)]));
+    }
+
+    #[test]
+    fn a_ban_that_haproxy_found_ends_even_if_the_table_is_read_in_that_moment() {
+        let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
+        table.wish(wish(0, Some(7), &[]));
+        haproxy.visit(&mut table, at(0));
+        haproxy.rows = standings(&[(5, Banned)]);
+        haproxy.visit(&mut table, at(10));
+        table.lost();
+        haproxy.visit(&mut table, at(310));
+        assert_eq!((haproxy.rows.clone(), table.next_deadline()), (standings(&[]), None));
+        // Another offence is another find.
+        haproxy.rows = standings(&[(5, Banned)]);
+        haproxy.visit(&mut table, at(320));
+        assert_eq!(table.next_deadline(), Some(at(620)));
     }
 
     #[test]

@@ -1098,6 +1098,8 @@ impl App {
         (self.config, self.text) = (config, text);
         if renews {
             self.renew_front();
+        } else {
+            self.retry_front();
         }
         self.places = self.shield.places();
         self.follow();

@@ -428,6 +428,10 @@ impl Circuits {
     fn pay(&self, visit: &Visit) {
         let (circuit, now) = (visit.hold.circuit(), now());
         if let Some(mut shard) = self.shard(circuit) {
+            // Banned while it solved: what it paid lifts no ban.
+            if shard.look(circuit, now).is_some_and(|facts| facts.banned_for.is_some()) {
+                return;
+            }
             match self.challenges.grants() {
                 Grant::Normal => shard.pay(circuit, now),
                 Grant::Vip => shard.promote(circuit, now),
@@ -697,6 +701,8 @@ impl Circuits {
         rows.sort_by_key(|row| std::cmp::Reverse((row.open, row.requests)));
         rows.truncate(MOST_ROWS);
         let totals = &self.totals;
+        // Never under the lock of the places, which a change of the load takes second.
+        let load = lock(&self.load).known.map(LoadOrder::from);
         let mut admission = lock(&self.admission);
         let statistics = Statistics::of(&self.settings, &mut admission, counts, now);
         Digest {
@@ -712,7 +718,7 @@ impl Circuits {
                 .into(),
             first_wait_milliseconds: milliseconds(admission.first_wait(now).unwrap_or_default()),
             most_wait_milliseconds: milliseconds(self.settings.queue_timeout),
-            load: lock(&self.load).known.map(LoadOrder::from),
+            load,
             tarpitted: admission.tarpitted().into(),
             tracked: statistics.circuits.tracked.into(),
             most_tracked: self.settings.table_size.get().into(),

@@ -155,7 +155,7 @@ impl Admission {
         match ask.want {
             Want::Tarpit => Ok(self.admit_to_tarpit(ask, now)),
             Want::Challenge => {
-                let ends = self.make_room(ask.is_paid)?;
+                let ends = self.make_room(&ask)?;
                 Ok(self.hold(ask, Place::Challenged, ends, now))
             }
             Want::Serve => {
@@ -163,12 +163,12 @@ impl Admission {
                 let now = self.turn(now);
                 let is_vip = ask.lane == Lane::Vip;
                 self.check_rate(ask.is_paid, now).or_else(|denied| self.pass_shadow(denied, is_vip))?;
-                self.check_room(ask.is_paid)?;
+                self.check_room(&ask)?;
                 if let Some(ticket) = ask.ticket {
                     let counted = self.tokens.connect(ticket, self.settings.vip_per_10_seconds, now);
                     counted.or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 }
-                let ends = self.make_room(ask.is_paid)?;
+                let ends = self.make_room(&ask)?;
                 self.rate.add(now);
                 if !ask.is_paid {
                     self.rate_unpaid.add(now);
@@ -326,27 +326,34 @@ impl Admission {
         self.served() + self.waiting() + self.challenged()
     }
 
-    /// Whom a newcomer may push out: a connection that did not pay and is not served, for one that did. First those
-    /// that look at a puzzle, then the last of the queue.
-    fn displaceable(&self) -> Option<Serial> {
-        let queued = self.waiting_unpaid.last().map(|(_, serial)| *serial);
-        self.challenged.last().copied().or(queued)
+    /// Whom a newcomer may push out. One that paid: a connection that did not and is not served, first the one that has
+    /// looked at a puzzle for longest, then the last of the queue. One that is to be given a puzzle: the one that has
+    /// looked at its own for longest, else nobody could pay any more once others have filled all places with puzzles that
+    /// they do not solve.
+    fn displaceable(&self, ask: &Ask) -> Option<Serial> {
+        let challenged = self.challenged.first().copied();
+        let queued = || self.waiting_unpaid.last().map(|(_, serial)| *serial);
+        match (ask.is_paid, ask.want) {
+            (true, _) => challenged.or_else(queued),
+            (false, Want::Challenge) => challenged,
+            (false, Want::Serve | Want::Tarpit) => None,
+        }
     }
 
-    fn check_room(&self, is_paid: bool) -> Result<(), Denied> {
+    fn check_room(&self, ask: &Ask) -> Result<(), Denied> {
         let is_full = self.accepted() >= self.settings.maxconn.get();
-        if is_full && !(is_paid && self.displaceable().is_some()) {
+        if is_full && self.displaceable(ask).is_none() {
             return Err(Denied { why: Refusal::Capacity, retry_after: self.settings.queue_timeout });
         }
         Ok(())
     }
 
-    fn make_room(&mut self, is_paid: bool) -> Result<Option<(Serial, Refusal)>, Denied> {
-        self.check_room(is_paid)?;
+    fn make_room(&mut self, ask: &Ask) -> Result<Option<(Serial, Refusal)>, Denied> {
+        self.check_room(ask)?;
         if self.accepted() < self.settings.maxconn.get() {
             return Ok(None);
         }
-        let displaced = self.displaceable();
+        let displaced = self.displaceable(ask);
         if let Some(serial) = displaced {
             self.forget(serial);
         }

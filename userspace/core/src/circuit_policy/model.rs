@@ -155,12 +155,17 @@ impl Model {
             let challenged = self
                 .connections
                 .iter()
-                .rposition(|at| matches!(at, Some(Connection { place: Place::Challenged, .. })));
+                .position(|at| matches!(at, Some(Connection { place: Place::Challenged, .. })));
             let queued = (0..self.connections.len())
                 .filter_map(|at| Some((self.connections[at]?, at)))
                 .filter(|(other, _)| other.place == Place::Waiting && !other.is_paid)
                 .max_by_key(|(other, at)| (other.lane, *at));
-            match challenged.or(queued.map(|(_, at)| at)).filter(|_| is_paid) {
+            let gives_way = if is_paid {
+                challenged.or(queued.map(|(_, at)| at))
+            } else {
+                challenged.filter(|_| word == Refusal::PuzzleRequired)
+            };
+            match gives_way {
                 None => return (Refusal::Capacity, None),
                 Some(victim) => self.connections[victim] = None,
             }

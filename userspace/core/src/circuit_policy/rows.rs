@@ -332,6 +332,35 @@ fn who_need_not_solve_its_puzzle_any_more_is_served_as_one_that_did_not_pay() {
 }
 
 #[test]
+fn who_looks_at_a_puzzle_for_longest_gives_way_to_the_next_and_the_service_stays_reachable() {
+    let settings = CircuitSettings {
+        maxconn: 2.try_into().unwrap(),
+        max_concurrent_connections: 2.try_into().unwrap(),
+        asks_puzzles: true,
+        ..open()
+    };
+    let mut front = Front::new(&settings);
+    front.shard.set_load(high());
+    for number in 1..=2 {
+        assert_eq!(front.connect(number).word, Refusal::PuzzleRequired);
+    }
+    let first = front.holds[0].serial();
+    let arrival = front.arrive(circuit(3));
+    assert_eq!(
+        (arrival.ruling.word, arrival.ends),
+        (Refusal::PuzzleRequired, Some((first, Refusal::Displaced)))
+    );
+    front.holds.extend(arrival.hold);
+    assert_eq!(front.admission.challenged(), 2);
+    // Those who are served give way to nobody.
+    let serials: Vec<_> = front.holds.iter().map(|hold| hold.serial()).collect();
+    for serial in &serials[1..] {
+        assert_eq!(front.admission.paid(*serial, Lane::Normal), Some(Place::Served));
+    }
+    assert_eq!(front.connect(4).word, Refusal::Capacity);
+}
+
+#[test]
 fn shield_case_manual_ban() {
     let mut front = Front::new(&open());
     assert_eq!(front.shard.ban(circuit(1), None, front.now), Some(Duration::from_secs(300)));

@@ -12,6 +12,7 @@ use super::Ratio;
 use crate::{
     circuit_policy::{CircuitSettings, Load},
     puzzle_level::Puzzles,
+    refusal::Refusal,
     time::Monotime,
 };
 
@@ -87,7 +88,8 @@ impl FrontLoad {
     ///
     /// [`Admission::set_settings`]: crate::circuit_policy::Admission::set_settings
     pub fn of_admission(load: Load, settings: &CircuitSettings) -> CircuitSettings {
-        let is_asked = load.ratio >= settings.pow_activation_threshold;
+        let is_shadow = settings.shadow.contains(Refusal::PuzzleRequired);
+        let is_asked = load.ratio >= settings.pow_activation_threshold && !is_shadow;
         let paid_share = if is_asked { settings.paid_share } else { Ratio::NONE };
         CircuitSettings { paid_share, ..settings.clone() }
     }
@@ -123,8 +125,10 @@ mod tests {
         assert_eq!(kept(Ratio::NONE, &web), Ratio::NONE);
         assert_eq!(kept(Ratio::THREE_QUARTERS.less(Ratio::LEAST), &web), Ratio::NONE);
         assert_eq!(kept(Ratio::THREE_QUARTERS, &web), Ratio::HALF);
-        let always = CircuitSettings { pow_activation_threshold: Ratio::NONE, ..web };
+        let always = CircuitSettings { pow_activation_threshold: Ratio::NONE, ..web.clone() };
         assert_eq!(kept(Ratio::NONE, &always), Ratio::HALF);
+        let shadow = [Refusal::PuzzleRequired].into_iter().collect();
+        assert_eq!(kept(Ratio::ALL, &CircuitSettings { shadow, ..web }), Ratio::NONE, "nobody is asked");
     }
 
     #[test]

@@ -106,6 +106,11 @@ impl App {
         };
     }
 
+    /// Has a front that gave up try again, where this daemon starts it.
+    pub(super) fn retry_front(&self) {
+        self.tell_process(FrontAct::Retry);
+    }
+
     /// Has a front with the present configuration take the place of the one that runs, where this daemon starts it.
     pub(super) fn renew_front(&self) {
         self.tell_process(FrontAct::Renew);

@@ -56,7 +56,8 @@ pub fn of_tor(circuit: NonZeroU32, facts: &TorFacts, now: Monotime) -> TorCircui
 /// Says why a circuit is what it is; `None` if there is none of this number as far as anybody knows.
 pub fn explain(known: &Known<'_>) -> Option<CircuitExplanation> {
     let facts = known.registry.get(known.circuit);
-    if known.row.is_none() && facts.is_none() && known.order.is_none() {
+    let is_banned = known.banned_until.is_some();
+    if known.row.is_none() && facts.is_none() && known.order.is_none() && !is_banned {
         return None;
     }
     let ban = known.banned_until.map(|until| CircuitBan {

@@ -51,6 +51,8 @@ pub enum FrontAct {
         /// Its number.
         pid: i32,
     },
+    /// The configuration was read again: a front that gave up may try once more.
+    Retry,
     /// Put another front in the place of the one that runs.
     Renew,
 }
@@ -195,6 +197,11 @@ impl FrontProcess {
                     None => return,
                 },
                 Some((pid, status)) = self.ended.1.recv() => self.take_note(pid, status).await,
+                // Whoever had the port may have gone.
+                () = sleep(ADOPTION), if self.current.is_none() && self.sockets.is_empty() => {
+                    // What is wrong was told.
+                    let _ = self.open();
+                }
                 () = sleep(wait), if is_due => match self.start() {
                     Ok(running) => {
                         self.current = Some(running);
@@ -254,6 +261,7 @@ impl FrontProcess {
                 Err(error) => self.tell(FrontTold::Trouble(error.to_string())).await,
             },
             FrontAct::Here { .. } => {}
+            FrontAct::Retry => self.is_hopeless = false,
             FrontAct::Renew => {
                 self.is_hopeless = false;
                 if self.current.is_some() && self.next.is_none() && !self.sockets.is_empty() {
