@@ -420,9 +420,9 @@ fn another_tor_process_is_another_generation_and_a_stopped_one_is_the_same() {
     assert_eq!(pid, Some(service.pid().unwrap()));
     shell.peers();
 
-    // A tor that does not go on is noticed by the question for peers.
+    // A tor that does not go on is noticed by the next question, for peers or for its services.
     signal(&service, Signal::SIGSTOP);
-    let is_late = |why: &LinkError| matches!(why, LinkError::Timeout { command: "GETINFO", .. });
+    let is_late = |why: &LinkError| matches!(why, LinkError::Timeout { command: "GETINFO" | "GETCONF", .. });
     shell.gone("the timeout", is_late);
     // Tor's kernel takes connections all the same.
     shell.gone("the silence", |why| matches!(why, LinkError::Timeout { command: "PROTOCOLINFO", .. }));
