@@ -23,7 +23,11 @@ use tunica_api::{
     wire,
 };
 
-use crate::{armed::program, sys::end_with_parent};
+use crate::{
+    armed::program,
+    sys::end_with_parent,
+    testnet::{Client, Service},
+};
 
 /// How long anything may take that should happen within seconds.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -294,6 +298,28 @@ pub fn read_answer(stream: &mut impl io::Read, answer: &mut Vec<u8>) -> io::Resu
         Some(length) => stream.take(length).read_to_end(answer).map(|_| ()),
         None => stream.read_to_end(answer).map(|_| ()),
     }
+}
+
+/// Whether a request over this stream is served.
+pub fn answers(stream: &mut TcpStream) -> bool {
+    let mut answer = Vec::new();
+    stream.write_all(get("/").as_bytes()).is_ok()
+        && read_answer(stream, &mut answer).is_ok()
+        && answer.starts_with(b"HTTP/1.1 200")
+}
+
+/// A stream of a fresh circuit that is served, and the SOCKS user whose circuit it is.
+///
+/// # Errors
+/// If none of four is: circuits of a small network fail now and then.
+pub fn open(client: &Client, service: &Service) -> Result<(TcpStream, String)> {
+    for _ in 0..4 {
+        let (mut stream, user) = client.connect_afresh(service.onion(), 80)?;
+        if answers(&mut stream) {
+            return Ok((stream, user));
+        }
+    }
+    bail!("no circuit carries a request");
 }
 
 /// A service behind the ingress. `/health` is well unless [`Backend::set_well`] says otherwise, `/slow/N` takes N

@@ -22,28 +22,10 @@ use tunica_api::{front::Digest, wire};
 use tunica_pow::{Challenge, Nonce, solve};
 use tunica_tests::{
     beside::Beside,
-    ingress::{Backend, get, header, read_answer},
+    ingress::{Backend, answers, get, header, open, read_answer},
     lab::{Lab, PAGES},
-    testnet::{Backend as Behind, Client, Profile, Service, ServiceOptions, shared},
+    testnet::{Backend as Behind, Profile, Service, ServiceOptions, shared},
 };
-
-/// A stream of a circuit that answers.
-fn open(client: &Client, service: &Service) -> (TcpStream, String) {
-    for _ in 0..4 {
-        let (mut stream, user) = client.connect_afresh(service.onion(), 80).unwrap();
-        if ask(&mut stream) {
-            return (stream, user);
-        }
-    }
-    panic!("no circuit carries a request");
-}
-
-fn ask(stream: &mut TcpStream) -> bool {
-    let mut answer = Vec::new();
-    stream.write_all(get("/").as_bytes()).is_ok()
-        && read_answer(stream, &mut answer).is_ok()
-        && answer.starts_with(b"HTTP/1.1 200")
-}
 
 fn rows(lab: &Lab) -> Vec<Value> {
     let answer = lab.json(&["circuits", "--limit", "100"]).unwrap();
@@ -80,9 +62,10 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
     let network = network.join().unwrap();
     let service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
     let client = network.client().unwrap();
-    let ((mut first, user), (mut other, _)) = (open(&client, &service), open(&client, &service));
+    let ((mut first, user), (mut other, _)) =
+        (open(&client, &service).unwrap(), open(&client, &service).unwrap());
     let mut second = client.connect(service.onion(), 80, &user).unwrap();
-    assert!(ask(&mut second));
+    assert!(answers(&mut second));
     lab.wait_for("both circuits", |lab| {
         let rows = rows(lab);
         let open = |count: u64| rows.iter().any(|row| row["open"] == count);
@@ -102,14 +85,14 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
 
     let dry = lab.json(&["circuit", "ban", &circuit, "--dry-run"]).unwrap();
     assert_eq!(dry["dry_run"], true);
-    assert!(ask(&mut first));
+    assert!(answers(&mut first));
     let said = lab.must(&["circuit", "ban", &circuit, "--for", "1h"]).unwrap();
     assert!(said.contains(&format!("tunica circuit unban {circuit}")), "{said}");
     lab.wait_for("the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(1.0))).unwrap();
-    assert!(!ask(&mut first) && !ask(&mut second), "both streams of the banned circuit must end");
-    assert!(ask(&mut other), "the other circuit must not feel it");
+    assert!(!answers(&mut first) && !answers(&mut second), "both streams of the banned circuit must end");
+    assert!(answers(&mut other), "the other circuit must not feel it");
     // tor keeps the circuit, so the user's next stream comes through it, too.
-    let refused = client.connect(service.onion(), 80, &user).is_ok_and(|mut stream| ask(&mut stream));
+    let refused = client.connect(service.onion(), 80, &user).is_ok_and(|mut stream| answers(&mut stream));
     assert!(!refused, "a banned circuit was served");
     assert!(metric(&lab, "tunica_front_refused_total{refusal=\"banned\"}") >= 1.0);
     let shown = lab.must(&["circuits"]).unwrap();
@@ -118,18 +101,18 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
     lab.must(&["circuit", "unban", &circuit]).unwrap();
     lab.wait_for("the ban's end", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(0.0))).unwrap();
     let mut again = client.connect(service.onion(), 80, &user).unwrap();
-    assert!(ask(&mut again), "a lifted ban");
+    assert!(answers(&mut again), "a lifted ban");
     lab.must(&["circuit", "promote", &circuit]).unwrap();
     lab.wait_for("the promotion", |lab| Ok(lab.metric("tunica_circuits_vip")? == Some(1.0))).unwrap();
 
     // The daemon's death ends no stream and refuses none.
     let before = metric(&lab, "tunica_front_connections_total");
     lab.end(Signal::SIGKILL).unwrap();
-    assert!(ask(&mut other) && ask(&mut again));
-    let (mut meanwhile, _) = open(&client, &service);
+    assert!(answers(&mut other) && answers(&mut again));
+    let (mut meanwhile, _) = open(&client, &service).unwrap();
     lab.start().unwrap();
     lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
-    assert!(ask(&mut other) && ask(&mut meanwhile));
+    assert!(answers(&mut other) && answers(&mut meanwhile));
     lab.wait_for("the counters", |lab| {
         Ok(lab.metric("tunica_front_connections_total")?.is_some_and(|now| now > before))
     })
@@ -161,7 +144,7 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
         lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
     }
     let client = network.client().unwrap();
-    let (mut stream, user) = open(&client, &service);
+    let (mut stream, user) = open(&client, &service).unwrap();
     lab.wait_for("the circuit", |lab| Ok(rows(lab).iter().any(|row| row["open"] == 1))).unwrap();
     let circuit = rows(&lab).into_iter().find(|row| row["open"] == 1).unwrap()["circuit"].to_string();
     let is_there = |service: &Service, circuit: &str| {
@@ -171,7 +154,7 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     assert!(is_there(&service, &circuit));
     lab.must(&["circuit", "ban", &circuit, "--for", "1h"]).unwrap();
     lab.wait_for("the circuit's end", |_| Ok(!is_there(&service, &circuit))).unwrap();
-    assert!(!ask(&mut stream), "the client must see it");
+    assert!(!answers(&mut stream), "the client must see it");
     lab.wait_for("the count", |lab| {
         Ok(lab.metric("tunica_tor_circuits_closed_total{outcome=\"accepted\"}")? == Some(1.0))
     })
@@ -182,7 +165,7 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
         again = client
             .connect(service.onion(), 80, &user)
             .ok()
-            .filter(|stream| ask(&mut stream.try_clone().unwrap()));
+            .filter(|stream| answers(&mut stream.try_clone().unwrap()));
         if again.is_some() {
             break;
         }
@@ -198,8 +181,8 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     })
     .unwrap();
     assert_eq!(metric(&lab, "tunica_circuits_banned"), 0.0);
-    let (mut stream, _) = open(&client, &service);
-    assert!(ask(&mut stream));
+    let (mut stream, _) = open(&client, &service).unwrap();
+    assert!(answers(&mut stream));
     // A tor that is gone is said, and tells nothing of those who are served.
     drop(service);
     lab.wait_for("the end of tor", |lab| Ok(lab.metric("tunica_tor_control_up")? == Some(0.0))).unwrap();
@@ -262,9 +245,9 @@ fn circuits_are_joined_with_what_tor_says_explained_and_closed() {
         lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
     }
     let client = network.client().unwrap();
-    let (mut first, user) = open(&client, &service);
+    let (mut first, user) = open(&client, &service).unwrap();
     let mut second = client.connect(service.onion(), 80, &user).unwrap();
-    assert!(ask(&mut second));
+    assert!(answers(&mut second));
 
     lab.wait_for("what tor publishes", |lab| {
         let warnings = lab.json(&["status"])?["warnings"].to_string();
@@ -297,7 +280,7 @@ fn circuits_are_joined_with_what_tor_says_explained_and_closed() {
     assert!(text.contains("2 of 32 open connections") && text.contains(&relay), "{text}");
     let explained = lab.json(&["explain", "circuit", &circuit]).unwrap();
     assert_eq!((&explained["row"]["open"], &explained["ban"]), (&2.into(), &Value::Null), "{explained}");
-    assert!(ask(&mut first) && ask(&mut second));
+    assert!(answers(&mut first) && answers(&mut second));
     let state = |rows: &[Value]| {
         let of = |row: &Value| [row["circuit"].clone(), row["state"].clone(), row["violations"].clone()];
         rows.iter().map(of).collect::<Vec<_>>()
@@ -316,18 +299,18 @@ fn circuits_are_joined_with_what_tor_says_explained_and_closed() {
     assert!(has_circuit(&service, own));
     let dry = lab.json(&["circuit", "close", &circuit, "--dry-run"]).unwrap();
     assert_eq!(dry["dry_run"], true);
-    assert!(ask(&mut first) && has_circuit(&service, &circuit));
+    assert!(answers(&mut first) && has_circuit(&service, &circuit));
 
     // Closed at tor, both streams end at the client; nobody is banned, and the same visitor comes again.
     lab.must(&["circuit", "close", &circuit]).unwrap();
     lab.wait_for("the circuit's end", |_| Ok(!has_circuit(&service, &circuit))).unwrap();
-    assert!(!ask(&mut first) && !ask(&mut second));
+    assert!(!answers(&mut first) && !answers(&mut second));
     let accepted = "tunica_tor_circuits_closed_total{outcome=\"accepted\"}";
     lab.wait_for("the count", |lab| Ok(lab.metric(accepted)? == Some(1.0))).unwrap();
     lab.wait_for("the registry", |lab| Ok(at_tor(lab, &circuit).is_none())).unwrap();
     assert_eq!(metric(&lab, "tunica_circuits_banned"), 0.0);
-    let (mut again, _) = open(&client, &service);
-    assert!(ask(&mut again));
+    let (mut again, _) = open(&client, &service).unwrap();
+    assert!(answers(&mut again));
     lab.wait_for("the next circuit", |lab| Ok(rows(lab).iter().any(|row| row["open"] == 1))).unwrap();
     let next = rows(&lab).into_iter().find(|row| row["open"] == 1).unwrap()["circuit"].to_string();
     assert_ne!(next, circuit);

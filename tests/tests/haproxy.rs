@@ -32,11 +32,11 @@ use nix::{
     unistd::Pid,
 };
 use tunica_tests::{
-    ingress::{Backend, PATIENCE, get, header, read_answer},
+    ingress::{Backend, PATIENCE, answers, get, header, open, read_answer},
     lab::Lab,
     netns::Namespace,
     sys::end_with_parent,
-    testnet::{Backend as Behind, Client, Profile, Service, ServiceOptions, shared},
+    testnet::{Backend as Behind, Profile, ServiceOptions, shared},
 };
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10_000);
@@ -552,24 +552,6 @@ fn a_reload_refuses_nobody_and_the_table_goes_on() {
     assert_eq!(asked(&lab, 7, &get("/")), "reset");
 }
 
-/// A stream of a circuit that answers.
-fn open(client: &Client, service: &Service) -> (TcpStream, String) {
-    for _ in 0..4 {
-        let (mut stream, user) = client.connect_afresh(service.onion(), 80).unwrap();
-        if carries(&mut stream) {
-            return (stream, user);
-        }
-    }
-    panic!("no circuit carries a request");
-}
-
-fn carries(stream: &mut TcpStream) -> bool {
-    let mut answer = Vec::new();
-    stream.write_all(get("/").as_bytes()).is_ok()
-        && read_answer(stream, &mut answer).is_ok()
-        && answer.starts_with(b"HTTP/1.1 200")
-}
-
 #[test]
 fn on_real_circuits_a_ban_hits_one_and_ends_with_the_tor_process() {
     let network = shared(Profile::Usual).unwrap();
@@ -586,7 +568,8 @@ fn on_real_circuits_a_ban_hits_one_and_ends_with_the_tor_process() {
         lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
     }
     let client = network.client().unwrap();
-    let ((mut stream, _), (mut other, _)) = (open(&client, &service), open(&client, &service));
+    let ((mut stream, _), (mut other, _)) =
+        (open(&client, &service).unwrap(), open(&client, &service).unwrap());
     let circuits: Vec<u32> = proxy
         .table()
         .lines()
@@ -601,7 +584,7 @@ fn on_real_circuits_a_ban_hits_one_and_ends_with_the_tor_process() {
         Ok(!known.lines().any(|line| line.starts_with(&format!("{banned} "))))
     })
     .unwrap();
-    let alive = [carries(&mut stream), carries(&mut other)];
+    let alive = [answers(&mut stream), answers(&mut other)];
     assert!(alive.contains(&true), "the other circuit must not feel it");
 
     // A circuit that tor has closed needs no ban any more. One that it does not know keeps its own, until numbers begin again
@@ -614,6 +597,6 @@ fn on_real_circuits_a_ban_hits_one_and_ends_with_the_tor_process() {
             && !proxy.table().contains("gpt0=2 "))
     })
     .unwrap();
-    let (mut stream, _) = open(&client, &service);
-    assert!(carries(&mut stream));
+    let (mut stream, _) = open(&client, &service).unwrap();
+    assert!(answers(&mut stream));
 }

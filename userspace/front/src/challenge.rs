@@ -319,7 +319,8 @@ impl Challenges {
         }
     }
 
-    /// Other terms from now on; `None`: as configured. What was asked before is taken until it expires.
+    /// Other terms from now on; `None`: as configured. What was asked before is taken until it expires, and
+    /// where it is easier than what is asked now leads to the waiting room; over TCP, which has none, it is too easy.
     pub fn set_terms(&self, terms: Option<Terms>) {
         *lock(&self.terms) = terms.unwrap_or(self.settings.terms);
     }
