@@ -132,8 +132,8 @@ pub enum Event {
 pub struct TorReading {
     /// Which process. Readings of an earlier one are passed over.
     pub generation: TorGeneration,
-    /// CPU time since its start, user and system, of its main thread (`/proc/PID/task/PID/stat`): the one that no other
-    /// core can relieve.
+    /// CPU time since its start, user and system. Nearly all of it is that of the main thread, which no other core can
+    /// relieve.
     pub cpu: Option<Duration>,
     /// `tor_hs_rdv_num_total`, all services together.
     pub rendezvous: Option<u64>,

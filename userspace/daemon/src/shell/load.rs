@@ -1,4 +1,4 @@
-//! What tells of load besides the front: the pressure on the CPUs, tor's main thread, tor's MetricsPort.
+//! What tells of load besides the front: the pressure on the CPUs, tor's CPU time, tor's MetricsPort.
 //!
 //! [`watch()`] reads them every [`READ_EVERY`] and tells what came of it; it decides nothing. Every file is read to a bound, and
 //! tor's answer has 1.5 s and the bound of its codec.
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Request, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
-use nix::unistd::{SysconfVar, sysconf};
+use nix::{time::clock_getcpuclockid, unistd::Pid};
 use thiserror::Error;
 use tokio::{
     net::TcpStream,
@@ -39,7 +39,7 @@ const PRESSURE: &str = "/proc/pressure/cpu";
 pub enum LoadPart {
     /// The pressure on the CPUs.
     Pressure,
-    /// The CPU time of tor's main thread.
+    /// The CPU time of tor's process.
     TorProcess,
     /// Tor's MetricsPort.
     TorMetrics,
@@ -61,7 +61,7 @@ pub struct Reading {
     pub stalled: Result<Duration, ReadingError>,
     /// The tor process that the rest is of; without one of which it is known, nothing of it can be compared with other readings.
     pub generation: Option<TorGeneration>,
-    /// CPU time of tor's main thread since its start.
+    /// CPU time of tor's process since its start.
     pub cpu: Option<Result<Duration, ReadingError>>,
     /// Tor's metrics.
     pub metrics: Option<Result<TorMetrics, ReadingError>>,
@@ -85,6 +85,9 @@ pub enum ReadingError {
         /// Which.
         path: PathBuf,
     },
+    /// The clock of tor's process cannot be read.
+    #[error("the CPU clock of tor's process cannot be read")]
+    Clock(#[source] io::Error),
     /// Tor's MetricsPort cannot be reached.
     #[error("tor's metrics at {address} cannot be reached")]
     Connect {
@@ -168,7 +171,7 @@ pub async fn watch(
         let reading = Reading {
             stalled: pressure(),
             generation,
-            cpu: process.filter(|_| is_same).and_then(|process| process.pid).map(main_thread),
+            cpu: process.filter(|_| is_same).and_then(|process| process.pid).map(cpu_time),
             metrics: asked,
         };
         if readings.send(reading).await.is_err() {
@@ -194,21 +197,16 @@ fn stalled_of(text: &str) -> Option<Duration> {
     Some(Duration::from_micros(total.parse().ok()?))
 }
 
-fn main_thread(pid: u32) -> Result<Duration, ReadingError> {
-    let path = PathBuf::from(format!("/proc/{pid}/task/{pid}/stat"));
-    let text = read(&path)?;
-    // 100 on every architecture that the shield runs on.
-    let ticks_a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten();
-    let ticks_a_second = ticks_a_second.and_then(|ticks| u32::try_from(ticks).ok()).unwrap_or(100).max(1);
-    let ticks = ticks_of(&text).ok_or(ReadingError::Form { path })?;
-    Ok(Duration::from_secs(ticks) / ticks_a_second)
-}
-
-/// `utime` and `stime`, the 14th and 15th field (proc_pid_stat(5)). The second is a name in brackets, which may hold anything.
-fn ticks_of(stat: &str) -> Option<u64> {
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    let mut words = behind_name.split_whitespace().skip(11).map(str::parse::<u64>);
-    words.next()?.ok()?.checked_add(words.next()?.ok()?)
+/// User and system time of all threads of a process since its start.
+///
+/// The kernel shows this clock of any process to any other (`pid_for_clock` in kernel/time/posix-cpu-timers.c), also where
+/// `/proc` hides the processes of other accounts, as it does from the daemon's unit.
+fn cpu_time(pid: u32) -> Result<Duration, ReadingError> {
+    let clock = |error: nix::Error| ReadingError::Clock(error.into());
+    // Zero would mean the caller (clock_getcpuclockid(3)).
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(ReadingError::Clock(io::ErrorKind::NotFound.into()))?;
+    let time = clock_getcpuclockid(Pid::from_raw(pid)).and_then(|id| id.now()).map_err(clock)?;
+    Ok(time.into())
 }
 
 fn read(path: &PathBuf) -> Result<String, ReadingError> {
@@ -270,19 +268,21 @@ mod tests {
         ] {
             assert_eq!(stalled_of(text), expected, "{text}");
         }
-        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 1500 250 9 9 20 0 3 0 77 1 2\n";
-        for (text, expected) in [
-            (stat, Some(1_750)),
-            ("42 (tor) S 1 42 42 0 -1 4194560 1 2 3 4 1500\n", None),
-            ("42 (tor) S 1 42 42 0 -1 4194560 1 2 3 4 1500 x 9\n", None),
-            ("42 tor S", None),
-        ] {
-            assert_eq!(ticks_of(text), expected, "{text}");
+    }
+
+    #[test]
+    fn the_cpu_time_of_another_process_is_its_own() {
+        let mut busy = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let first = cpu_time(busy.id()).unwrap();
+        while cpu_time(busy.id()).unwrap() < first + Duration::from_millis(20) {
+            std::thread::yield_now();
         }
-        // Of this test itself.
-        assert!(main_thread(std::process::id()).is_ok());
-        let error = main_thread(0).unwrap_err();
-        assert!(error.to_string().contains("/proc/0/task/0/stat cannot be read"), "{error}");
+        busy.kill().unwrap();
+        busy.wait().unwrap();
+        for gone in [busy.id(), 0, u32::MAX] {
+            let error = cpu_time(gone).unwrap_err();
+            assert!(error.to_string().contains("CPU clock of tor's process cannot be read"), "{error}");
+        }
     }
 
     /// What a server that gives this answer and closes is read as.

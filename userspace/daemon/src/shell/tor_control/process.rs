@@ -38,6 +38,8 @@ pub(super) struct Answer {
 pub(super) struct Process {
     /// By tor's own word.
     pid: u32,
+    /// Whether that pid means the same here.
+    is_local: bool,
     /// Ticks from the host's boot to its start, if that pid is known to mean the same here.
     started_tick: Option<u64>,
     /// By tor's own word.
@@ -73,18 +75,17 @@ pub(super) async fn ask(wire: &mut Wire) -> Result<Answer, LinkError> {
     let is_sign = |sign: &char| sign.is_ascii_graphic() || *sign == ' ';
     let version = version.chars().filter(is_sign).take(VERSION_BYTES).collect();
     let found = fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| start_of(&stat));
-    let started_tick =
-        found.filter(|tick| wire.peer() == Some(pid) || is_age(*tick, ticks_a_second(), uptime, asked_at));
-    Ok(Answer { version, process: Process { pid, started_tick, uptime, asked_at } })
+    // Over a Unix socket the kernel knows it, also where `/proc` hides the processes of other accounts.
+    let is_peer = wire.peer() == Some(pid);
+    let started_tick = found.filter(|tick| is_peer || is_age(*tick, ticks_a_second(), uptime, asked_at));
+    let is_local = is_peer || started_tick.is_some();
+    Ok(Answer { version, process: Process { pid, is_local, started_tick, uptime, asked_at } })
 }
 
 impl Process {
     /// The pid, if it is one of this machine as this process sees it.
-    pub(super) const fn local_pid(&self) -> Option<u32> {
-        match self.started_tick {
-            Some(_) => Some(self.pid),
-            None => None,
-        }
+    pub(super) fn local_pid(&self) -> Option<u32> {
+        self.is_local.then_some(self.pid)
     }
 
     /// Whether `later`, which was asked later, is the same process. Only where that is sure.
@@ -158,7 +159,8 @@ mod tests {
 
     fn process(pid: u32, started_tick: Option<u64>, uptime: u64, asked_at: u64) -> Process {
         let seconds = Duration::from_secs;
-        Process { pid, started_tick, uptime: seconds(uptime), asked_at: seconds(asked_at) }
+        let is_local = started_tick.is_some();
+        Process { pid, is_local, started_tick, uptime: seconds(uptime), asked_at: seconds(asked_at) }
     }
 
     #[test]
