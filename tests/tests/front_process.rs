@@ -49,9 +49,13 @@ impl Ground {
     }
 
     fn configure(&self, user: &str, ingress: &str) {
+        self.configure_with(user, ingress, "");
+    }
+
+    fn configure_with(&self, user: &str, ingress: &str, circuits: &str) {
         let text = format!(
             "[ingress]\nenabled = true\nstart_front = true\nuser = \"{user}\"\nbackends = [\"{}\"]\n{ingress}\n\
-             [circuits]\nprofile = \"web\"\nmax_connections_per_second = 10000\nconnections_per_10_seconds = 0",
+             [circuits]\nprofile = \"web\"\nmax_connections_per_second = 10000\nconnections_per_10_seconds = 0\n{circuits}",
             self.backend.address()
         );
         self.lab.configure("mode = \"observe\"", &text).unwrap();
@@ -75,6 +79,21 @@ impl Ground {
         .collect()
     }
 
+    fn wait_for_most_active(&mut self, most: f64) {
+        self.lab
+            .wait_for("the new limit", |lab| Ok(lab.metric("tunica_front_active_max")? == Some(most)))
+            .unwrap();
+    }
+
+    /// Waits until whatever was replaced has ended.
+    fn wait_for_one_front(&self) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while self.fronts().len() != 1 {
+            assert!(std::time::Instant::now() < deadline, "{:?}", self.fronts());
+            thread::yield_now();
+        }
+    }
+
     fn front(&self) -> i32 {
         let fronts = self.fronts();
         assert_eq!(fronts.len(), 1, "{fronts:?}");
@@ -95,6 +114,11 @@ impl Ground {
 
     fn asks(&self, circuit: u32, path: &str) -> String {
         answer(self.stream(circuit), path)
+    }
+
+    /// Most connections at once that the ingress allows.
+    fn most_active(&self) -> Option<f64> {
+        self.lab.metric("tunica_front_active_max").unwrap()
     }
 
     fn warnings(&self) -> String {
@@ -229,6 +253,56 @@ fn another_configuration_refuses_nobody_and_a_faulty_one_changes_nothing() {
     while !renewed_again(&ground) || ground.warnings().contains("serves on") {
         assert!(std::time::Instant::now() < deadline, "{}", ground.warnings());
     }
+}
+
+#[test]
+fn the_last_configuration_counts_whoever_brings_it() {
+    let mut ground = Ground::new("frontlast");
+    ground.configure_with("nobody", "", "max_concurrent_connections = 150");
+    ground.lab.start().unwrap();
+    ground.serves();
+    assert_eq!(ground.most_active(), Some(150.0));
+    let first = ground.front();
+    // The file changes while no daemon runs. The next one takes the front that serves, and replaces it.
+    ground.lab.end(Signal::SIGKILL).unwrap();
+    ground.configure_with("nobody", "", "max_concurrent_connections = 160");
+    ground.lab.start().unwrap();
+    ground.wait_for_most_active(160.0);
+    ground.wait_for_one_front();
+    let second = ground.front();
+    assert_ne!(second, first);
+    // Two changes in a row: the second comes while the front of the first is on its way.
+    for most in [170, 180] {
+        ground.configure_with("nobody", "", &format!("max_concurrent_connections = {most}"));
+        ground.lab.must(&["reload"]).unwrap();
+    }
+    ground.wait_for_most_active(180.0);
+    ground.wait_for_one_front();
+    assert_ne!(ground.front(), second);
+    assert_eq!(ground.asks(7, "/"), SERVED);
+    assert!(!ground.warnings().contains("ingress"), "{}", ground.warnings());
+}
+
+#[test]
+fn one_that_never_reports_is_ended_and_the_one_before_serves_on() {
+    let mut ground = Ground::new("fronthangs");
+    ground.lab.start().unwrap();
+    ground.serves();
+    let before = ground.front();
+    // It opens this to read it, and nobody ever writes.
+    let page = ground.lab.path("page.html");
+    nix::unistd::mkfifo(&page, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+    ground.configure("nobody", &format!("maintenance_page = \"{}\"", page.display()));
+    ground.lab.must(&["reload"]).unwrap();
+    assert_eq!(ground.asks(8, "/"), SERVED);
+    ground
+        .lab
+        .wait_for("the warning", |lab| {
+            Ok(lab.json(&["status"])?["warnings"].to_string().contains("did not report within 30 s"))
+        })
+        .unwrap();
+    ground.wait_for_one_front();
+    assert_eq!((ground.front(), ground.asks(9, "/")), (before, SERVED.to_owned()));
 }
 
 #[test]

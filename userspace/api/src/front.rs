@@ -27,6 +27,9 @@ pub struct Digest {
     pub version: String,
     /// Differs from one process of the front to the next.
     pub process: u64,
+    /// What it goes by, as `tunica_config::front_mark` puts it into a number.
+    #[serde(default)]
+    pub configuration: u64,
     /// The tor process that [`Digest::circuits`] belong to; `None`: it was not told which.
     #[serde(default)]
     pub generation: Option<u64>,

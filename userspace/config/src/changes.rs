@@ -1,6 +1,10 @@
 //! Which keys differ between two configurations, by the one table of keys.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use crate::{config::Config, keys::REFERENCE};
 
@@ -9,7 +13,7 @@ pub(crate) type Values = BTreeMap<&'static str, Written>;
 
 /// A value as TOML. Two ways to write the same value give the same text. `Debug` shows none of it, since it may be an
 /// address.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Written {
     /// Anything but a list.
     One(String),
@@ -45,6 +49,22 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
         change.old != change.new && !is_same_set
     })
     .collect()
+}
+
+/// Keys of `[ingress]` that only `tunicad` goes by.
+const DAEMONS: [&str; 4] = ["ingress.enabled", "ingress.gate", "ingress.start_front", "ingress.user"];
+
+/// A number for what `tunica-front` goes by. Two configurations that mean the same to it have the same one, and others very
+/// likely not; it means something only between programs of one version.
+pub fn front_mark(config: &Config) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (key, value) in &config.values {
+        if (key.starts_with("ingress.") || key.starts_with("circuits.")) && !DAEMONS.contains(key) {
+            key.hash(&mut hasher);
+            value.hash(&mut hasher);
+        }
+    }
+    hasher.finish()
 }
 
 impl Written {
@@ -115,6 +135,23 @@ mod tests {
             .iter()
             .map(|change| format!("{}: {} > {}", change.key, shown(&change.old), shown(&change.new)))
             .collect()
+    }
+
+    #[test]
+    fn the_fronts_mark_is_that_of_its_own_keys() {
+        let mark = |text: &str| {
+            front_mark(&read(&format!("[shield]\ninterfaces = [\"eth0\"]\n{text}"), "a test").unwrap())
+        };
+        let plain = mark("");
+        for (text, is_other) in [
+            ("mode = \"enforce\"", false),
+            ("[ingress]\ngate = \"off\"\nuser = \"other\"", false),
+            ("[ingress]\nkeep_alive_seconds = 15", false),
+            ("[ingress]\nkeep_alive_seconds = 16", true),
+            ("[circuits]\nprofile = \"api\"", true),
+        ] {
+            assert_eq!(mark(text) != plain, is_other, "{text}");
+        }
     }
 
     #[test]

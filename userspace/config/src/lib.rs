@@ -20,7 +20,7 @@ mod read;
 mod reference;
 mod rule;
 
-pub use changes::{Change, Written, changes};
+pub use changes::{Change, Written, changes, front_mark};
 pub use circuits::Circuits;
 pub use config::{
     Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Grant, Http, Ledger, Log, LogFormat,

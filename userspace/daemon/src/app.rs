@@ -21,7 +21,7 @@ use tunica_common::{
     event::{self as kernel, tally_slot},
     verdict::{Action, Verdict},
 };
-use tunica_config::{Attach, Config, Fallback};
+use tunica_config::{Attach, Config, Fallback, front_mark};
 use tunica_core::{
     coordinator::{self, AllowRequest, BanRequest, Coordinator, Event, Length, Outcome, Reply, TrialRequest},
     defence::Totals,
@@ -174,6 +174,7 @@ struct Troubles {
     load: [Option<String>; LoadPart::ALL.len()],
     gate: Option<String>,
     front_process: Option<String>,
+    front_configuration: Option<String>,
     haproxy: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
@@ -195,6 +196,7 @@ impl Troubles {
             &self.tor_control,
             &self.gate,
             &self.front_process,
+            &self.front_configuration,
             &self.haproxy,
             &self.heartbeat,
             &self.counters,
@@ -1094,7 +1096,7 @@ impl App {
             self.shield.set_plan(plan);
         }
         self.telemetry.set_level(config.log.level);
-        let renews = (&self.config.ingress, &self.config.circuits) != (&config.ingress, &config.circuits);
+        let renews = front_mark(&self.config) != front_mark(&config);
         (self.config, self.text) = (config, text);
         if renews {
             self.renew_front();

@@ -17,12 +17,21 @@ use crate::{backend::Backends, circuits::Circuits};
 const EVERY: Duration = Duration::from_secs(1);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Which front speaks.
+#[derive(Clone, Copy, Debug)]
+pub struct Speaker {
+    /// Differs from one process to the next.
+    pub process: u64,
+    /// What it goes by, see [`tunica_config::front_mark()`].
+    pub configuration: u64,
+}
+
 /// Speaks with the daemon at `socket` as long as this process lives, and has circuits advance. Never returns.
-pub async fn speak(socket: &Path, circuits: Arc<Circuits>, backends: Arc<Backends>, process: u64) {
+pub async fn speak(socket: &Path, circuits: Arc<Circuits>, backends: Arc<Backends>, speaker: Speaker) {
     let mut orders = Orders::default();
     let mut is_away = false;
     loop {
-        match converse(socket, &circuits, &backends, process, &mut orders).await {
+        match converse(socket, &circuits, &backends, speaker, &mut orders).await {
             Err(error) if !is_away => {
                 tracing::warn!(
                     message_id = "daemon_away",
@@ -45,7 +54,7 @@ async fn converse(
     socket: &Path,
     circuits: &Circuits,
     backends: &Backends,
-    process: u64,
+    speaker: Speaker,
     orders: &mut Orders,
 ) -> io::Result<()> {
     let (read, mut write) = UnixStream::connect(socket).await?.into_split();
@@ -57,7 +66,7 @@ async fn converse(
         tokio::select! {
             _ = tick.tick() => {
                 circuits.advance();
-                let message = wire::write_message(&digest(circuits, backends, process, orders.revision));
+                let message = wire::write_message(&digest(circuits, backends, speaker, orders.revision));
                 let message = message.map_err(io::Error::other)?;
                 timeout(WRITE_TIMEOUT, write.write_all(&message)).await.map_err(|_| io::ErrorKind::TimedOut)??;
             }
@@ -76,10 +85,11 @@ async fn converse(
     }
 }
 
-fn digest(circuits: &Circuits, backends: &Backends, process: u64, revision: u64) -> Digest {
+fn digest(circuits: &Circuits, backends: &Backends, speaker: Speaker, revision: u64) -> Digest {
     Digest {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        process,
+        process: speaker.process,
+        configuration: speaker.configuration,
         revision,
         backends: backends
             .health()

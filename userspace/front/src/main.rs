@@ -169,11 +169,12 @@ async fn watch_over(
     let path = (ingress.protocol == Protocol::Http).then(|| ingress.health_path.clone());
     let socket = config.front_socket();
     // Numbers of processes come again, in a container as a rule.
-    let process = circuits::now().0;
+    let speaker =
+        link::Speaker { process: circuits::now().0, configuration: tunica_config::front_mark(config) };
     tracing::info!(message_id = "front_ready", "the ingress serves");
     tokio::select! {
         () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}
-        () = link::speak(&socket, Arc::clone(circuits), Arc::clone(backends), process) => {}
+        () = link::speak(&socket, Arc::clone(circuits), Arc::clone(backends), speaker) => {}
         // A worker that cannot go on: the others end what they have, and this process says why.
         _ = ends.recv() => {}
         _ = terminate.recv() => {}

@@ -15,6 +15,7 @@ use tunica_api::{
     request::{self, CircuitSort, CircuitState},
     view::{self, Answer, Done, RefusedCode},
 };
+use tunica_config::front_mark;
 use tunica_core::{
     circuit_orders::{CircuitOrder, CircuitOrders},
     id::{CircuitId, TorGeneration},
@@ -41,8 +42,8 @@ pub(super) struct Front {
     sender: watch::Sender<Orders>,
     /// The shell that starts the front, where this daemon does.
     acts: Option<mpsc::Sender<FrontAct>>,
-    /// Whether a front of another version was replaced once already.
-    was_renewed: bool,
+    /// The [`front_mark()`] for which another front was asked for.
+    renewed_for: Option<u64>,
 }
 
 impl Default for Front {
@@ -53,7 +54,7 @@ impl Default for Front {
             orders: CircuitOrders::default(),
             sender: watch::Sender::new(Orders::default()),
             acts: None,
-            was_renewed: false,
+            renewed_for: None,
         }
     }
 }
@@ -112,8 +113,24 @@ impl App {
     }
 
     /// Has a front with the present configuration take the place of the one that runs, where this daemon starts it.
-    pub(super) fn renew_front(&self) {
+    pub(super) fn renew_front(&mut self) {
+        self.front.renewed_for = Some(front_mark(&self.config));
         self.tell_process(FrontAct::Renew);
+    }
+
+    /// A front of another configuration or version is replaced where this daemon starts it, once: what is installed, or stands
+    /// in the file, may be other than what this daemon is or has read.
+    fn check_front(&mut self, digest: &Digest) {
+        let mark = front_mark(&self.config);
+        let is_ours = digest.version == env!("CARGO_PKG_VERSION") && digest.configuration == mark;
+        if !is_ours && self.front.acts.is_some() && self.front.renewed_for != Some(mark) {
+            self.renew_front();
+        }
+        self.troubles.front_configuration = (!is_ours && self.front.acts.is_none()).then(|| {
+            "the ingress runs with another configuration, or in another version, than this daemon: its limits are others than \
+             shown; `systemctl restart tunica-front` has it read the file again, and refuses nobody"
+                .to_owned()
+        });
     }
 
     fn tell_process(&self, act: FrontAct) {
@@ -140,11 +157,7 @@ impl App {
                         "the ingress reports to this daemon"
                     );
                 }
-                if digest.version != env!("CARGO_PKG_VERSION") && !self.front.was_renewed {
-                    // It is of an earlier daemon. Once: what is installed may be of that version, too.
-                    self.front.was_renewed = true;
-                    self.renew_front();
-                }
+                self.check_front(&digest);
                 self.metrics.set_front(Some(&digest));
                 self.read_front_load(&digest);
                 let is_present = self.front.is_present(&digest);
@@ -162,6 +175,7 @@ impl App {
             }
             Heard::Gone => {
                 self.front.last = None;
+                self.troubles.front_configuration = None;
                 self.metrics.set_front(None);
             }
         }

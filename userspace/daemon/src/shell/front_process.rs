@@ -13,7 +13,7 @@ use std::{
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
-            fs::{FileTypeExt, PermissionsExt, chown},
+            fs::{FileTypeExt, PermissionsExt},
             net::{UnixListener, UnixStream},
             process::CommandExt,
         },
@@ -28,9 +28,17 @@ use nix::{
     sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt},
     unistd::{Group, User},
 };
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
+use rustix::{
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, chownat, fstat, open},
+    process::{
+        Pid, PidfdFlags, PidfdGetfdFlags, Signal, geteuid, pidfd_getfd, pidfd_open, pidfd_send_signal,
+    },
+};
 use thiserror::Error;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
 use tunica_config::Config;
 use tunica_core::{restarts::Restarts, time::Monotime};
 
@@ -40,6 +48,8 @@ const FIRST: i32 = 3;
 const BAD_CONFIGURATION: i32 = 78;
 /// How long a front of an earlier daemon has to tell that it is there. It looks for the daemon each second.
 const ADOPTION: Duration = Duration::from_secs(5);
+/// How long a front that is to take another's place has to tell that it is there. It begins to as soon as it serves.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Messages that wait for this shell.
 const QUEUE: usize = 16;
 
@@ -128,6 +138,13 @@ struct Running {
     handle: OwnedFd,
 }
 
+impl Running {
+    /// Has it take no more streams and end those it has. One that has ended needs no word.
+    fn end(&self) {
+        let _ = pidfd_send_signal(&self.handle, Signal::TERM);
+    }
+}
+
 /// A process that has ended: `None` if it was no child of ours.
 type Ended = (i32, Option<std::process::ExitStatus>);
 
@@ -140,8 +157,8 @@ pub struct FrontProcess {
     sockets: Vec<OwnedFd>,
     /// The one that serves.
     current: Option<Running>,
-    /// The one that is to take its place.
-    next: Option<Running>,
+    /// The one that is to take its place, and until when it may.
+    next: Option<(Running, Instant)>,
     restarts: Restarts,
     /// Whether another start is of no use until the configuration changes.
     is_hopeless: bool,
@@ -191,6 +208,7 @@ impl FrontProcess {
         loop {
             let wait = self.restarts.wait(now());
             let is_due = self.current.is_none() && !self.sockets.is_empty() && !self.is_hopeless;
+            let patience = self.next.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 act = self.acts.recv() => match act {
                     Some(act) => self.act(act).await,
@@ -201,6 +219,15 @@ impl FrontProcess {
                 () = sleep(ADOPTION), if self.current.is_none() && self.sockets.is_empty() => {
                     // What is wrong was told.
                     let _ = self.open();
+                }
+                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
+                    self.give_up_next();
+                    let text = format!(
+                        "the ingress with the new configuration did not report within {} s and was ended, and the one before \
+                         serves on; its log says why",
+                        PATIENCE.as_secs()
+                    );
+                    self.tell(FrontTold::Trouble(text)).await;
                 }
                 () = sleep(wait), if is_due => match self.start() {
                     Ok(running) => {
@@ -241,11 +268,11 @@ impl FrontProcess {
 
     async fn act(&mut self, act: FrontAct) {
         match act {
-            FrontAct::Here { pid } if self.next.as_ref().is_some_and(|next| next.pid == pid) => {
-                let before = std::mem::replace(&mut self.current, self.next.take());
+            FrontAct::Here { pid } if self.is_next(pid) => {
+                let next = self.next.take().map(|(next, _)| next);
+                let before = std::mem::replace(&mut self.current, next);
                 if let Some(before) = before {
-                    // One that has ended needs no word.
-                    let _ = pidfd_send_signal(&before.handle, Signal::TERM);
+                    before.end();
                 }
                 self.tell(FrontTold::Runs).await;
             }
@@ -264,9 +291,11 @@ impl FrontProcess {
             FrontAct::Retry => self.is_hopeless = false,
             FrontAct::Renew => {
                 self.is_hopeless = false;
-                if self.current.is_some() && self.next.is_none() && !self.sockets.is_empty() {
+                // One that is on its way may have read the configuration before.
+                self.give_up_next();
+                if self.current.is_some() && !self.sockets.is_empty() {
                     match self.start() {
-                        Ok(running) => self.next = Some(running),
+                        Ok(running) => self.next = Some((running, Instant::now() + PATIENCE)),
                         Err(error) => self.tell(FrontTold::Trouble(error.to_string())).await,
                     }
                 }
@@ -274,11 +303,22 @@ impl FrontProcess {
         }
     }
 
+    fn is_next(&self, pid: i32) -> bool {
+        self.next.as_ref().is_some_and(|(next, _)| next.pid == pid)
+    }
+
+    /// Ends the one that is on its way, which ends what it began.
+    fn give_up_next(&mut self) {
+        if let Some((next, _)) = self.next.take() {
+            next.end();
+        }
+    }
+
     /// A process has ended. One that was replaced says nothing by it.
     async fn take_note(&mut self, pid: i32, status: Option<std::process::ExitStatus>) {
         let how = status.map_or_else(|| "ended".to_owned(), |status| format!("ended with {status}"));
         let is_hopeless = status.and_then(|status| status.code()) == Some(BAD_CONFIGURATION);
-        if self.next.as_ref().is_some_and(|next| next.pid == pid) {
+        if self.is_next(pid) {
             self.next = None;
             self.tell(FrontTold::Trouble(format!(
                 "the ingress with the new configuration {how}, and the one before serves on; its log says why"
@@ -408,11 +448,19 @@ fn bind_unix(path: &Path, options: &Options) -> io::Result<OwnedFd> {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    // Whoever may write in the directory may have put another file there by now: what changes is what was looked at.
+    let file = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let found = fstat(&file)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Socket || found.st_uid != geteuid().as_raw() {
+        return Err(io::Error::other("another file took its place"));
+    }
+    // chmod(2) takes no descriptor without rights to the content, but its name here.
+    let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    fs::set_permissions(name, fs::Permissions::from_mode(0o660))?;
     // tor connects by its own account.
     let tor = options.tor_user.as_deref().and_then(|name| User::from_name(name).ok().flatten());
     if let Some(tor) = tor {
-        chown(path, None, Some(tor.gid.as_raw()))?;
+        chownat(&file, "", None, Some(Gid::from_raw(tor.gid.as_raw())), AtFlags::EMPTY_PATH)?;
     }
     Ok(listener.into())
 }

@@ -204,7 +204,10 @@ fn stalled_of(text: &str) -> Option<Duration> {
 fn cpu_time(pid: u32) -> Result<Duration, ReadingError> {
     let clock = |error: nix::Error| ReadingError::Clock(error.into());
     // Zero would mean the caller (clock_getcpuclockid(3)).
-    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(ReadingError::Clock(io::ErrorKind::NotFound.into()))?;
+    let pid = i32::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or(ReadingError::Clock(io::ErrorKind::NotFound.into()))?;
     let time = clock_getcpuclockid(Pid::from_raw(pid)).and_then(|id| id.now()).map_err(clock)?;
     Ok(time.into())
 }
