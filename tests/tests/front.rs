@@ -476,6 +476,48 @@ fn what_a_circuit_costs_is_counted_for_it() {
 }
 
 #[test]
+fn what_a_circuit_may_use_up_is_bounded() {
+    // Bytes: two of these and the requests for them are more than what it may move in a minute.
+    let mut front =
+        Front::start("keep_alive_seconds = 60", &format!("{OPEN}\nmebibytes_per_minute = 1")).unwrap();
+    let big = get("/bytes/600000");
+    let statuses = |front: &Front, number| -> Vec<u16> {
+        (0..3).map(|_| status(&front.ask(number, &big).unwrap())).collect()
+    };
+    assert_eq!(statuses(&front, 410), [200, 200, 429]);
+    assert_eq!(status(&front.ask(411, &get("/")).unwrap()), 200, "another circuit");
+    assert!(front.refused("byte_budget").unwrap() >= 1);
+    // CPU time: requests of one circuit until they have cost what it may.
+    let circuits = format!("{OPEN}\ncpu_milliseconds_per_minute = 10");
+    let mut front = Front::start("keep_alive_seconds = 60", &circuits).unwrap();
+    let mut answers = Vec::new();
+    while answers.last() != Some(&429) && answers.len() < 20_000 {
+        answers.push(status(&front.ask(420, &get("/")).unwrap()));
+    }
+    assert_eq!((answers.first(), answers.last()), (Some(&200), Some(&429)), "{} requests", answers.len());
+    assert_eq!(status(&front.ask(421, &get("/")).unwrap()), 200, "another circuit");
+    assert!(front.refused("cpu_budget").unwrap() >= 1);
+}
+
+#[test]
+fn one_stream_that_moves_far_more_than_the_circuit_may_ends_in_a_ban() {
+    let circuits = "profile = \"messenger\"\nmebibytes_per_minute = 1\nban_threshold = 2";
+    let mut front = Front::start("protocol = \"tcp\"", circuits).unwrap();
+    let mut stream = front.stream(430).unwrap();
+    // As the backend of HTTP sends it; the ingress does not look into it.
+    let mut end_of_it = Ok(());
+    while end_of_it.is_ok() {
+        end_of_it = stream
+            .write_all(get("/bytes/300000").as_bytes())
+            .and_then(|()| read_answer(&mut stream, &mut Vec::new()));
+        thread::sleep(Duration::from_millis(200));
+    }
+    front.wait_for("the ban", |front| Ok(front.digest().banned == 1)).unwrap();
+    let row = front.digest().circuits.iter().find(|row| row.circuit.get() == 430).cloned().unwrap();
+    assert!(row.bytes_in + row.bytes_out > 2 << 20, "{row:?}");
+}
+
+#[test]
 fn a_dead_backend_gives_way_to_a_page_and_comes_back() {
     let mut front = Front::start("", OPEN).unwrap();
     front.backend.set_well(false);

@@ -146,9 +146,9 @@ mod tests {
         for (text, is_other) in [
             ("mode = \"enforce\"", false),
             ("[ingress]\ngate = \"off\"\nuser = \"other\"", false),
-            ("[ingress]\nkeep_alive_seconds = 15", false),
-            ("[ingress]\nkeep_alive_seconds = 16", true),
-            ("[circuits]\nprofile = \"api\"", true),
+            ("[ingress]\nkeep_alive_seconds = 2", false),
+            ("[ingress]\nkeep_alive_seconds = 3", true),
+            ("[circuits]\nprofile = \"web\"", true),
         ] {
             assert_eq!(mark(text) != plain, is_other, "{text}");
         }

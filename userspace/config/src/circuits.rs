@@ -1,17 +1,22 @@
 //! `[circuits]`: what one circuit may do, and all together.
 
 use std::{
-    num::{NonZeroU8, NonZeroU16, NonZeroU32},
+    num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroU64},
     time::Duration,
 };
 
 use tunica_core::{
     ban_ladder::{Ladder, LadderError},
-    circuit_policy::{CircuitSettings, Ratio, RequestRates},
+    circuit_policy::{Budget, CircuitSettings, Ratio, RequestRates},
     refusal::Refusal,
 };
 
 use crate::config::{Config, Grant, Profile, Protocol};
+
+/// Bytes.
+const MEBIBYTE: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
+/// Nanoseconds.
+const MILLISECOND: NonZeroU64 = NonZeroU64::new(1_000_000).unwrap();
 
 /// `[circuits]`: what one circuit may do, and all together. What is not set is as in the profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,10 @@ pub struct Circuits {
     pub slow_requests_per_10_seconds: Option<NonZeroU32>,
     /// `requests_per_10_seconds`: from so many on they are denied.
     pub requests_per_10_seconds: Option<NonZeroU32>,
+    /// `mebibytes_per_minute`; 1 024 MiB by default, `None` is off.
+    pub mebibytes_per_minute: Option<NonZeroU32>,
+    /// `cpu_milliseconds_per_minute`; 12 000 ms by default, `None` is off.
+    pub cpu_per_minute: Option<NonZeroU32>,
     /// `vip_requests_per_10_seconds`; 200 by default.
     pub vip_requests_per_10_seconds: NonZeroU32,
     /// `ban_threshold`: violations; 5 by default.
@@ -89,6 +98,8 @@ impl Config {
         // The rules of the keys bound every number, so nothing is cut.
         let byte = |number: NonZeroU32| NonZeroU8::try_from(number).unwrap_or(NonZeroU8::MAX);
         let word = |number: NonZeroU32| NonZeroU16::try_from(number).unwrap_or(NonZeroU16::MAX);
+        let budget =
+            |number: NonZeroU32, unit| Budget::a_minute(NonZeroU64::from(number).saturating_mul(unit));
         let requests = of_profile.requests.map(|rates| RequestRates {
             slow: circuits.slow_requests_per_10_seconds.map_or(rates.slow, word),
             deny: circuits.requests_per_10_seconds.map_or(rates.deny, word),
@@ -108,6 +119,8 @@ impl Config {
                 .connections_per_10_seconds
                 .map_or(of_profile.connections_per_10_seconds, |limit| limit.map(byte)),
             requests,
+            bytes: circuits.mebibytes_per_minute.map(|limit| budget(limit, MEBIBYTE)),
+            cpu: circuits.cpu_per_minute.map(|limit| budget(limit, MILLISECOND)),
             vip_per_10_seconds: word(circuits.vip_requests_per_10_seconds),
             ban_threshold: byte(circuits.ban_threshold),
             ban_duration: circuits.ban_duration,

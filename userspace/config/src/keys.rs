@@ -700,6 +700,22 @@ keys! {
             above: "an attacker would not notice it",
         },
         "The request of a circuit within 10 s that is denied, and all that follow. By profile: none, 50, 600.";
+    MEBIBYTES_PER_MINUTE: OrOff = "circuits.mebibytes_per_minute",
+        Absent::Default("1024"),
+        OrOff(Number {
+            least: 1, most: 1_048_576, unit: "MiB",
+            below: "a page with pictures would use it up",
+            above: "no circuit carries so much",
+        }),
+        "Mebibytes that a circuit may move in 60 s, both directions together. Beyond it new connections and requests are refused; a circuit whose open connections go on beyond twice as much is banned in the end.";
+    CPU_PER_MINUTE: OrOff = "circuits.cpu_milliseconds_per_minute",
+        Absent::Default("12000"),
+        OrOff(Number {
+            least: 10, most: 6_000_000, unit: "ms",
+            below: "ordinary pages would use it up",
+            above: "it is more than all cores have",
+        }),
+        "Likewise, milliseconds of the ingress' CPU time that it may cost.";
     VIP_PER_10: Number = "circuits.vip_requests_per_10_seconds",
         Absent::Default("200"),
         Number {

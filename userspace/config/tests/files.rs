@@ -149,6 +149,8 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("circuits.connections_per_10_seconds", circuits.connections_per_10_seconds.and_then(off)),
         ("circuits.slow_requests_per_10_seconds", circuits.slow_requests_per_10_seconds.and_then(plain)),
         ("circuits.requests_per_10_seconds", circuits.requests_per_10_seconds.and_then(plain)),
+        ("circuits.mebibytes_per_minute", off(circuits.mebibytes_per_minute)),
+        ("circuits.cpu_milliseconds_per_minute", off(circuits.cpu_per_minute)),
         ("circuits.vip_requests_per_10_seconds", plain(circuits.vip_requests_per_10_seconds)),
         ("circuits.ban_threshold", plain(circuits.ban_threshold)),
         ("circuits.shadow", list(circuits.shadow.iter().map(|word| text(word.label())))),

@@ -35,6 +35,7 @@ use crate::{
 };
 
 mod admission;
+mod budget;
 mod record;
 mod settings;
 mod shard;
@@ -51,6 +52,7 @@ mod model;
 mod rows;
 
 pub use admission::{Admission, Admitted, Ask, Denied, Place, Serial, Ticket, Want};
+pub use budget::Budget;
 pub use settings::{CircuitSettings, Ratio, RequestRates};
 pub use shard::{CircuitFacts, CircuitShard, Command, Load, Usage};
 pub use statistics::{ShardCounts, Statistics};

@@ -37,6 +37,8 @@ impl Refusal {
                 | Self::CircuitRate
                 | Self::TooManyOpen
                 | Self::RequestRate
+                | Self::ByteBudget
+                | Self::CpuBudget
                 | Self::SlowLane
                 | Self::VipRate
                 | Self::GlobalRate

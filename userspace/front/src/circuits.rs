@@ -509,9 +509,11 @@ impl Circuits {
         let usage = visit.usage(latency);
         self.totals.bytes_in.fetch_add(usage.bytes_in, Relaxed);
         self.totals.bytes_out.fetch_add(usage.bytes_out, Relaxed);
-        if let Some(mut shard) = self.shard(visit.hold.circuit()) {
+        let commands = self.shard(visit.hold.circuit()).map(|mut shard| {
             shard.report(visit.hold.circuit(), usage, now());
-        }
+            shard.take_commands()
+        });
+        self.obey(commands.unwrap_or_default());
     }
 
     /// The connection has ended; whoever waited longest takes its place.

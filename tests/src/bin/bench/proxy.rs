@@ -335,6 +335,7 @@ fn front_settings(protocol: Protocol) -> (String, String) {
     let circuits = format!(
         "profile = \"{profile}\"\nmax_connections_per_second = 100000\nmax_concurrent_connections = 20000\n\
          max_per_circuit_per_minute = 0\nmax_concurrent_per_circuit = 60000\nconnections_per_10_seconds = 0\n{requests}\
+         mebibytes_per_minute = 0\ncpu_milliseconds_per_minute = 0\n\
          table_size = 100000\n"
     );
     (ingress, circuits)

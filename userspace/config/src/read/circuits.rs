@@ -15,6 +15,8 @@ impl Reader<'_> {
         let connections_per_10_seconds = self.optional(root, &keys::CONNECTIONS_PER_10);
         let slow_requests_per_10_seconds = self.optional(root, &keys::SLOW_PER_10);
         let requests_per_10_seconds = self.optional(root, &keys::REQUESTS_PER_10);
+        let mebibytes_per_minute = self.value(root, &keys::MEBIBYTES_PER_MINUTE);
+        let cpu_per_minute = self.value(root, &keys::CPU_PER_MINUTE);
         let vip_requests_per_10_seconds = self.value(root, &keys::VIP_PER_10);
         let ban_threshold = self.value(root, &keys::CIRCUIT_BAN_THRESHOLD);
         let shadow = self.value(root, &keys::SHADOW);
@@ -56,6 +58,8 @@ impl Reader<'_> {
             connections_per_10_seconds: connections_per_10_seconds?,
             slow_requests_per_10_seconds: slow_requests_per_10_seconds?,
             requests_per_10_seconds: requests_per_10_seconds?,
+            mebibytes_per_minute: mebibytes_per_minute?.value,
+            cpu_per_minute: cpu_per_minute?.value,
             vip_requests_per_10_seconds: vip_requests_per_10_seconds?.value,
             ban_threshold: ban_threshold?.value,
             shadow: shadow?.value,

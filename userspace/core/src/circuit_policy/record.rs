@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     admission::Ticket,
+    budget::Debt,
     window::{Ring, ticks},
 };
 use crate::refusal::{Class, Refusal};
@@ -14,6 +15,11 @@ pub(super) type MinuteRing = Ring<u8, 11, 60>;
 pub(super) type ConnectRing = Ring<u8, 6, 20>;
 /// Requests of a circuit, over 10 s.
 pub(super) type RequestRing = Ring<u16, 6, 20>;
+
+/// A sign of [`Record::signs`]: past its age or latency, with connections, when it was last examined.
+pub(super) const MARKED: u8 = 1;
+/// Another: its last ban was an operator's word.
+pub(super) const BY_OPERATOR: u8 = 2;
 
 /// One circuit. Plain data without links, so that a decision works on a copy and writes it back, or does not.
 #[derive(Clone, Copy, Debug)]
@@ -44,12 +50,13 @@ pub(super) struct Record {
     pub(super) violations: u8,
     /// The rung of the last ban, counted from 1; 0 without one.
     pub(super) rung: u8,
+    pub(super) bytes: Debt,
+    pub(super) cpu: Debt,
     pub(super) has_solved: bool,
     pub(super) is_promoted: bool,
     pub(super) was_tarpitted: bool,
-    pub(super) is_marked: bool,
-    /// Whether the last ban was an operator's word.
-    pub(super) by_operator: bool,
+    /// Some of [`MARKED`] and [`BY_OPERATOR`].
+    pub(super) signs: u8,
     /// What was last refused: 1 and its place in [`Refusal::ALL`]; 0: nothing.
     pub(super) refusal: u8,
 }
@@ -90,11 +97,12 @@ impl Record {
             recent_connections: ConnectRing::new(),
             violations: 0,
             rung: 0,
+            bytes: Debt::default(),
+            cpu: Debt::default(),
             has_solved: false,
             is_promoted: false,
             was_tarpitted: false,
-            is_marked: false,
-            by_operator: false,
+            signs: 0,
             refusal: 0,
         }
     }
@@ -124,6 +132,8 @@ impl Record {
         self.minute.turn(self.touched, now);
         self.recent_connections.turn(self.touched, now);
         self.recent_requests.turn(self.touched, now);
+        self.bytes.turn(self.touched, now);
+        self.cpu.turn(self.touched, now);
         self.touched = self.touched.max(now);
         if self.touched.saturating_sub(self.last_violation) >= ticks(life) {
             self.violations = 0;
@@ -131,8 +141,21 @@ impl Record {
         }
     }
 
+    pub(super) const fn has(&self, sign: u8) -> bool {
+        self.signs & sign != 0
+    }
+
+    pub(super) const fn set(&mut self, sign: u8, is_so: bool) {
+        self.signs = if is_so { self.signs | sign } else { self.signs & !sign };
+    }
+
     pub(super) const fn is_banned(&self, now: u32) -> bool {
         now < self.banned_until
+    }
+
+    /// In both directions.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes_in.saturating_add(self.bytes_out)
     }
 
     /// The token in force.

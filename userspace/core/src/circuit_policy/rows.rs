@@ -3,8 +3,8 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use super::{
-    Action, Admission, Arrival, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Load, Place,
-    Ratio, Ruling, Serial, Statistics, TokenId, TokenRefused, Usage,
+    Action, Admission, Arrival, Budget, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Load,
+    Place, Ratio, Ruling, Serial, Statistics, TokenId, TokenRefused, Usage,
 };
 use crate::{
     ban_ladder::Ladder,
@@ -964,4 +964,78 @@ fn health_leaves_the_banned_alone() {
     front.shard.take_commands();
     front.wait(700_000);
     assert_eq!(front.shard.advance(front.now), []);
+}
+
+/// Uses so many bytes, or so much CPU time.
+fn uses(front: &mut Front, number: u32, bytes: u64, cpu: Duration) {
+    let cpu_nanoseconds = u64::try_from(cpu.as_nanos()).unwrap();
+    let usage = Usage { bytes_in: bytes / 3, bytes_out: bytes - bytes / 3, cpu_nanoseconds, latency: None };
+    front.shard.report(circuit(number), usage, front.now);
+}
+
+#[test]
+fn what_a_circuit_uses_is_bounded_and_comes_back() {
+    let a_minute = |amount: u64| Some(Budget::a_minute(amount.try_into().unwrap()));
+    let settings = CircuitSettings { bytes: a_minute(6_000), cpu: a_minute(600_000_000), ..open() };
+    let none = Duration::ZERO;
+    for (bytes, cpu, word) in [
+        (5_999, none, Refusal::Served),
+        (6_000, none, Refusal::ByteBudget),
+        (0, Duration::from_micros(599_999), Refusal::Served),
+        (0, Duration::from_millis(600), Refusal::CpuBudget),
+    ] {
+        let mut front = Front::new(&settings);
+        assert_eq!(front.visit(1), Refusal::Served);
+        uses(&mut front, 1, bytes, cpu);
+        assert_eq!((front.visit(1), front.request(1).word), (word, word));
+        assert_eq!(front.visit(2), Refusal::Served, "another circuit");
+        if word == Refusal::Served {
+            continue;
+        }
+        let Decision::RateLimited { retry_after } = front.request(1).decision else { panic!("{word:?}") };
+        front.wait(u64::try_from(retry_after.as_millis()).unwrap());
+        assert_eq!((front.visit(1), front.request(1).word), (Refusal::Served, Refusal::Served));
+        // One burst of refusals is one violation.
+        assert_eq!(front.shard.look(circuit(1), front.now).unwrap().violations, 1);
+        // A VIP has no such limit.
+        uses(&mut front, 1, 100 * bytes, cpu * 100);
+        assert_eq!(front.visit(1), word);
+        front.shard.promote(circuit(1), front.now);
+        assert_eq!((front.visit(1), front.request(1).word), (Refusal::Served, Refusal::Served));
+    }
+    let off = CircuitSettings { bytes: None, cpu: None, ..settings.clone() };
+    let mut front = Front::new(&off);
+    front.connect(1);
+    uses(&mut front, 1, u64::MAX, Duration::from_secs(1_000_000));
+    assert_eq!((front.visit(1), front.request(1).word), (Refusal::Served, Refusal::Served));
+    // A limit that is a shadow refuses nobody.
+    let shadow = [Refusal::ByteBudget, Refusal::CpuBudget].into_iter().collect();
+    let mut front = Front::new(&CircuitSettings { shadow, ..settings });
+    front.connect(1);
+    uses(&mut front, 1, 1_000_000, Duration::from_secs(60));
+    assert_eq!((front.visit(1), front.request(1).word), (Refusal::Served, Refusal::Served));
+    assert_eq!(front.bans(), []);
+    assert!(front.shard.would_refuse().all(|(_, count)| count.all > 0), "both were counted");
+}
+
+#[test]
+fn a_stream_that_goes_on_far_beyond_the_budget_is_banned_in_the_end() {
+    let a_minute = Some(Budget::a_minute(6_000.try_into().unwrap()));
+    let settings = CircuitSettings { bytes: a_minute, ban_threshold: 3.try_into().unwrap(), ..open() };
+    // Twice the pace, which is three times in all before anything happens; and the pace itself, for ever.
+    for (a_second, is_banned) in [(200, true), (100, false)] {
+        let mut front = Front::new(&settings);
+        front.connect(1);
+        let mut banned_after = None;
+        for second in 1..=300 {
+            front.wait(1_000);
+            uses(&mut front, 1, a_second, Duration::ZERO);
+            if let [(300, Some(Refusal::ByteBudget))] = front.bans()[..] {
+                banned_after = Some(second);
+                break;
+            }
+        }
+        assert_eq!(banned_after.is_some(), is_banned, "{a_second}");
+        assert!(banned_after.is_none_or(|seconds| (120..130).contains(&seconds)), "{banned_after:?}");
+    }
 }

@@ -1,11 +1,12 @@
 //! What the operator set about circuits, and the three profiles.
 
 use std::{
-    num::{NonZeroU8, NonZeroU16, NonZeroU32},
+    num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroU64},
     ops::RangeInclusive,
     time::Duration,
 };
 
+use super::Budget;
 use crate::{ban_ladder::Ladder, shadow::Words};
 
 /// Everything of the configuration that decisions about circuits depend on. The configuration crate checks the ranges.
@@ -29,6 +30,10 @@ pub struct CircuitSettings {
     pub connections_per_10_seconds: Option<NonZeroU8>,
     /// Rates of HTTP requests of a circuit; `None` where connections carry none.
     pub requests: Option<RequestRates>,
+    /// Bytes that a circuit may move, both directions together; `None`: off.
+    pub bytes: Option<Budget>,
+    /// CPU time of the front that it may cost, nanoseconds; `None`: off.
+    pub cpu: Option<Budget>,
     /// The request of a VIP within 10 s that is denied, and all that follow; the same for a token's connections.
     pub vip_per_10_seconds: NonZeroU16,
     /// How many circuits may use one token at once.
@@ -153,6 +158,8 @@ impl CircuitSettings {
             max_concurrent_per_circuit: number16(15),
             connections_per_10_seconds: None,
             requests: None,
+            bytes: budget(1 << 30),
+            cpu: budget(12_000_000_000),
             vip_per_10_seconds: number16(200),
             circuits_per_token: number8(3),
             ban_threshold: number8(5),
@@ -204,6 +211,10 @@ impl CircuitSettings {
         let kept = if self.asks_puzzles { self.paid_share.of(whole.get()) } else { 0 };
         whole.get() - kept
     }
+}
+
+fn budget(a_minute: u64) -> Option<Budget> {
+    NonZeroU64::new(a_minute).map(Budget::a_minute)
 }
 
 // Zero would be read as one; no caller gives it.

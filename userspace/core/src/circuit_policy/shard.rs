@@ -264,13 +264,27 @@ impl CircuitShard {
         }
     }
 
-    /// What a circuit used since the last report.
+    /// What a circuit used since the last report. One that goes on beyond twice a budget is banned in the end: commands may
+    /// come of it.
     pub fn report(&mut self, circuit: CircuitId, usage: Usage, now: Monotime) {
         let Some(mut record) = self.known(circuit, now) else { return };
+        let (bytes, cpu) = (record.bytes(), record.cpu_nanoseconds);
         record.bytes_in = record.bytes_in.saturating_add(usage.bytes_in);
         record.bytes_out = record.bytes_out.saturating_add(usage.bytes_out);
         record.cpu_nanoseconds = record.cpu_nanoseconds.saturating_add(usage.cpu_nanoseconds);
+        if let Some(budget) = self.settings.bytes {
+            let now = record.bytes();
+            record.bytes.add(budget, bytes, now);
+        }
+        if let Some(budget) = self.settings.cpu {
+            record.cpu.add(budget, cpu, record.cpu_nanoseconds);
+        }
         usage.latency.into_iter().for_each(|sample| record.note_latency(sample));
+        // What is refused to new connections does not end those that are open; a ban does.
+        let over = judge::usage(&record, &self.settings).filter(|_| !record.is_banned(record.touched));
+        if let Some(word) = over.filter(|word| self.shadows.acts(*word, false)) {
+            self.offend(&mut record, word, now);
+        }
         self.store(record);
     }
 

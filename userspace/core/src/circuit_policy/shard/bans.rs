@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     super::{
         admission::Ticket,
-        record::Record,
+        record::{BY_OPERATOR, Record},
         window::{begin, span, tick_from},
     },
     CircuitShard, Command, lift,
@@ -16,6 +16,11 @@ use crate::{id::CircuitId, refusal::Refusal, time::Monotime};
 const OFFENCE: Duration = Duration::from_secs(10);
 /// Requests that are denied within so long of a violation were under way already and are no further one.
 const UNDER_WAY: Duration = Duration::from_secs(2);
+
+/// Whether a limit meets many requests, or reports, of one burst.
+const fn is_asked_in_bursts(why: Refusal) -> bool {
+    matches!(why, Refusal::RequestRate | Refusal::VipRate | Refusal::ByteBudget | Refusal::CpuBudget)
+}
 
 impl CircuitShard {
     /// The front found a violation of its own, such as a header that trickles. Other words are only
@@ -57,7 +62,7 @@ impl CircuitShard {
         }
         let quiet = span(record.touched.saturating_sub(record.last_violation));
         let is_under_way = record.violations > 0 && quiet < UNDER_WAY;
-        if matches!(why, Refusal::RequestRate | Refusal::VipRate) && is_under_way {
+        if is_asked_in_bursts(why) && is_under_way {
             return false;
         }
         let is_tarpit = why == Refusal::ConnectionRate;
@@ -89,7 +94,7 @@ impl CircuitShard {
         // At least to the end of this tick, also with no length.
         record.banned_until = tick_from(now.after(length)).max(record.touched.saturating_add(1));
         record.violations = 0;
-        record.by_operator = why.is_none();
+        record.set(BY_OPERATOR, why.is_none());
         if let Some(circuit) = self.id(record.number) {
             self.commands.push(Command::Ban { circuit, length, why });
         }

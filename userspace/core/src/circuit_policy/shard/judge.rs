@@ -8,6 +8,7 @@ use std::{num::NonZeroU8, time::Duration};
 use super::{
     super::{
         Lane,
+        budget::{Budget, Debt},
         record::Record,
         settings::{CircuitSettings, Ratio},
         window::span,
@@ -42,6 +43,9 @@ pub(super) fn connection(
     // A VIP is judged by its open connections and its token's rate alone.
     if record.is_vip(now) {
         return served();
+    }
+    if let Some(spent) = spent(record, settings).filter(|finding| acts(finding.word)) {
+        return spent;
     }
     if let Some(limit) = limit(settings.connections_per_10_seconds)
         && record.recent_connections.sum() >= limit
@@ -83,6 +87,9 @@ pub(super) fn request(
         let over = over(u32::from(limit), Refusal::VipRate);
         return over.filter(|finding| acts(finding.word)).unwrap_or_else(served);
     }
+    if let Some(spent) = spent(record, settings).filter(|finding| acts(finding.word)) {
+        return spent;
+    }
     let Some(rates) = settings.requests else { return served() };
     let deny = u32::from(rates.deny.get());
     let denied = over(deny, Refusal::RequestRate).filter(|finding| acts(finding.word));
@@ -94,6 +101,31 @@ pub(super) fn request(
         .or_else(|| over_share().filter(|_| count < deny && acts(Refusal::RequestRate)))
         .or_else(|| over(u32::from(rates.slow.get()), Refusal::SlowLane).filter(|finding| acts(finding.word)))
         .unwrap_or_else(served)
+}
+
+/// What a circuit has used up.
+fn spent(record: &Record, settings: &CircuitSettings) -> Option<Finding> {
+    let spent = |debt: Debt, budget: Option<Budget>, word| {
+        let wait = Duration::from_secs(debt.seconds_left().into());
+        budget.filter(|_| debt.is_spent()).map(|_| Finding { word, retry_after: wait })
+    };
+    spent(record.bytes, settings.bytes, Refusal::ByteBudget)
+        .or_else(|| spent(record.cpu, settings.cpu, Refusal::CpuBudget))
+}
+
+/// What a circuit's open connections cost it beyond twice a budget. New ones were refused long before.
+pub(super) fn usage(record: &Record, settings: &CircuitSettings) -> Option<Refusal> {
+    if record.is_vip(record.touched) {
+        return None;
+    }
+    let over = |debt: Debt, budget: Option<Budget>| budget.is_some() && debt.is_spent_twice();
+    if over(record.bytes, settings.bytes) {
+        Some(Refusal::ByteBudget)
+    } else if over(record.cpu, settings.cpu) {
+        Some(Refusal::CpuBudget)
+    } else {
+        None
+    }
 }
 
 /// The queue of a circuit's streams.

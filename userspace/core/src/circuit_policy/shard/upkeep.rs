@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, time::Duration};
 
 use super::{
     super::{
-        record::Record,
+        record::{MARKED, Record},
         window::{begin, tick},
     },
     CircuitShard, Command, lift,
@@ -68,7 +68,7 @@ impl CircuitShard {
         let Self { settings, generation, table, commands, marking, .. } = self;
         let (records, has_more) = table.slice_mut(self.health_slot, SLICE);
         for record in records {
-            record.is_marked = false;
+            record.set(MARKED, false);
             let age = now.since(begin(record.first_seen));
             let latency = Duration::from_micros(record.latency_microseconds.into());
             let must_rotate = settings.rotate_hard_after.is_some_and(|limit| age > limit);
@@ -86,7 +86,7 @@ impl CircuitShard {
                 continue;
             }
             if record.open > 0 && !must_rotate {
-                record.is_marked = true;
+                record.set(MARKED, true);
                 *marking += 1;
             } else if let Some(number) = NonZeroU32::new(record.number) {
                 commands.push(Command::Close { circuit: CircuitId::new(*generation, number), why });

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     super::{
         Lane,
+        record::{BY_OPERATOR, MARKED},
         statistics::ShardCounts,
         window::{begin, tick},
     },
@@ -56,7 +57,7 @@ impl CircuitShard {
         Some(CircuitFacts {
             lane: judge::lane(&record),
             banned_for: record.is_banned(record.touched).then(|| begin(record.banned_until).since(now)),
-            is_banned_by_operator: record.by_operator && record.is_banned(record.touched),
+            is_banned_by_operator: record.has(BY_OPERATOR) && record.is_banned(record.touched),
             last_refusal: record.last_refusal(),
             rung: record.rung,
             violations: record.violations,
@@ -66,7 +67,7 @@ impl CircuitShard {
             connections_per_10_seconds: record.recent_connections.sum(),
             requests_per_10_seconds: record.recent_requests.sum(),
             age: now.since(begin(record.first_seen)),
-            is_marked: record.is_marked,
+            is_marked: record.has(MARKED),
             usage: Usage {
                 bytes_in: record.bytes_in,
                 bytes_out: record.bytes_out,
