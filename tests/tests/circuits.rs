@@ -668,4 +668,16 @@ fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
     lab.wait_for("the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(2.0))).unwrap();
     assert!(!is_served(&lab, 8, 1));
     lab.wait_for("the count", |lab| Ok(outcome(lab, "would_refuse") == 1.0)).unwrap();
+    // Without an ingress nothing of it stays, also not what another daemon attached.
+    let is_pinned = |lab: &Lab| {
+        let mut entries = fs::read_dir(lab.pins()).unwrap().flatten();
+        entries.any(|entry| entry.file_name().to_string_lossy().starts_with("gate-v"))
+    };
+    assert!(is_pinned(&lab));
+    lab.end(Signal::SIGKILL).unwrap();
+    assert!(is_pinned(&lab));
+    lab.configure("mode = \"observe\"", "").unwrap();
+    lab.start().unwrap();
+    lab.wait_for("the gate to go", |lab| Ok(!is_pinned(lab))).unwrap();
+    assert!(lab.log().contains("gate_detached"), "{}", lab.log());
 }

@@ -228,7 +228,7 @@ pub struct CircuitLimit {
 pub struct CircuitBan {
     /// Until it ends.
     pub seconds_left: u64,
-    /// `operator` or `front`.
+    /// `operator`, `front` or `haproxy`.
     pub origin: String,
 }
 

@@ -184,6 +184,11 @@ impl HaproxyTable {
         self.found_bans().map(|(_, until)| until).min()
     }
 
+    /// The mark of the tor process whose circuits are meant, see [`Wish::mark`].
+    pub const fn mark(&self) -> Option<u32> {
+        self.wish.mark
+    }
+
     /// The bans that HAProxy found, and when they end.
     pub fn found_bans(&self) -> impl Iterator<Item = (NonZeroU32, Monotime)> {
         self.found.iter().filter_map(|(circuit, found)| match found {

@@ -8,7 +8,11 @@ use super::text::{count, duration, wrap};
 pub(super) fn circuit_explanation(view: &CircuitExplanation) -> String {
     let mut out = wrap("circuit    ", "           ", &format!("{}: {}", view.circuit, view.summary));
     if let Some(ban) = &view.ban {
-        let by = if ban.origin == "operator" { "an operator" } else { "the ingress" };
+        let by = match ban.origin.as_str() {
+            "operator" => "an operator",
+            "haproxy" => "HAProxy",
+            _ => "the ingress",
+        };
         let text = format!("for {} more, set by {by}", duration(ban.seconds_left));
         out.push_str(&wrap("ban        ", "           ", &text));
     }

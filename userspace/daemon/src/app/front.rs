@@ -320,6 +320,7 @@ impl App {
             has_front: self.front.last.is_some(),
             order: self.front.orders.get(circuit),
             is_carried: self.front.orders.is_carried(circuit),
+            is_found_by_haproxy: self.found_by_haproxy().any(|(of, _)| of == circuit),
             banned_until: self.banned_circuits().get(&circuit).copied(),
             registry: self.registry(),
             has_control: self.config.tor.control.is_some(),

@@ -15,12 +15,16 @@ pub(super) struct AtGate {
 }
 
 impl App {
-    /// Attaches the gate, if there is to be one and there is none; tried again at each audit.
+    /// Attaches the gate, if there is to be one and there is none, and takes away one that is not to be; tried again at each
+    /// audit.
     pub(super) fn open_gate(&mut self) {
         let ingress = &self.config.ingress;
         let port = NonZeroU16::new(ingress.listen.port());
         let has_ingress = ingress.enabled || self.is_haproxy_configured();
-        let (true, Some(port)) = (has_ingress && ingress.gate != GateMode::Off, port) else { return };
+        let (true, Some(port)) = (has_ingress && ingress.gate != GateMode::Off, port) else {
+            self.remove_gate();
+            return;
+        };
         if self.gate.gate.is_some() {
             return;
         }
@@ -33,6 +37,27 @@ impl App {
             Err(error) => self.note_gate(format!("the circuit gate is not attached: {error}")),
         }
         self.metrics.set_gate(self.gate.gate.is_some());
+    }
+
+    /// Detaches the gate, also one that an earlier daemon left.
+    fn remove_gate(&mut self) {
+        let pins = self.shield.pins();
+        let gate = match self.gate.gate.take() {
+            Some(gate) => Ok(gate),
+            None if Gate::was_left(pins) => Gate::open(pins, &[]),
+            None => return,
+        };
+        match gate.map(Gate::detach) {
+            Ok(Ok(())) => {
+                tracing::info!(message_id = "gate_detached", "the circuit gate is detached from lo");
+                self.troubles.gate = None;
+            }
+            Ok(Err(error)) => self.note_gate(format!("the circuit gate is not detached: {error}")),
+            Err(error) => {
+                self.note_gate(format!("the circuit gate of an earlier daemon stays on lo: {error}"))
+            }
+        }
+        self.metrics.set_gate(false);
     }
 
     fn note_gate(&mut self, text: String) {

@@ -46,8 +46,12 @@ impl App {
             HaproxyHeard::Table(view) => {
                 self.troubles.haproxy = None;
                 self.metrics.set_haproxy(Some([view.tracked, view.banned, view.vips]));
-                let is_news = self.haproxy.found != view.found;
-                self.haproxy.found.clone_from(&view.found);
+                // Tor may have started again since it was read; then it tells of circuits of the process before.
+                let is_present = view.mark == self.mark();
+                let is_news = is_present && self.haproxy.found != view.found;
+                if is_news {
+                    self.haproxy.found.clone_from(&view.found);
+                }
                 self.haproxy.last = Some((view, self.now().mono));
                 if is_news {
                     self.follow_bans();
@@ -92,6 +96,11 @@ impl App {
         self.haproxy.found.clear();
     }
 
+    /// Which tor process the circuits are of. As at the gate: starts of tor are some ticks apart.
+    fn mark(&self) -> Option<u32> {
+        self.circuit_orders().generation().map(|generation| generation.0 as u32)
+    }
+
     /// Says what HAProxy's table should hold.
     pub(super) fn send_wish(&self) {
         let orders = self.circuit_orders();
@@ -106,8 +115,7 @@ impl App {
         });
         let wish = Wish {
             revision: orders.revision(),
-            // As at the gate: starts of tor are some ticks apart.
-            mark: orders.generation().map(|generation| generation.0 as u32),
+            mark: self.mark(),
             standings: by_front.chain(by_orders).collect(),
         };
         self.haproxy.wish.send_if_modified(|before| {

@@ -28,6 +28,8 @@ pub struct Known<'a> {
     pub order: Option<CircuitOrder>,
     /// Whether that is a ban of an ingress that has ended, which nobody ordered.
     pub is_carried: bool,
+    /// Whether HAProxy banned it.
+    pub is_found_by_haproxy: bool,
     /// When the ban that is in force ends.
     pub banned_until: Option<Monotime>,
     /// What tor says.
@@ -62,7 +64,7 @@ pub fn explain(known: &Known<'_>) -> Option<CircuitExplanation> {
     }
     let ban = known.banned_until.map(|until| CircuitBan {
         seconds_left: until.since(known.now).as_nanos().div_ceil(1_000_000_000) as u64,
-        origin: if known.is_by_operator() { "operator" } else { "front" }.to_owned(),
+        origin: known.origin().to_owned(),
     });
     let last = known.row.and_then(|row| row.last_refusal.as_deref());
     let last = last.and_then(|word| Refusal::ALL.iter().find(|refusal| refusal.label() == word));
@@ -99,13 +101,27 @@ impl Known<'_> {
         }
     }
 
+    fn origin(&self) -> &'static str {
+        if self.is_by_operator() {
+            "operator"
+        } else if self.is_found_by_haproxy {
+            "haproxy"
+        } else {
+            "front"
+        }
+    }
+
     fn is_vip(&self) -> bool {
         self.order == Some(CircuitOrder::Vip) || self.row.is_some_and(|row| row.state == "vip")
     }
 
     fn summary(&self, ban: Option<&CircuitBan>) -> String {
         if let Some(ban) = ban {
-            let by = if self.is_by_operator() { "an operator" } else { "the ingress, for its violations" };
+            let by = match self.origin() {
+                "operator" => "an operator",
+                "haproxy" => "HAProxy, for its violations",
+                _ => "the ingress, for its violations",
+            };
             return format!("banned for {} s more, by {by}", ban.seconds_left);
         }
         let Some(row) = self.row else {
@@ -362,6 +378,7 @@ mod tests {
             has_front: true,
             order: None,
             is_carried: false,
+            is_found_by_haproxy: false,
             banned_until: None,
             registry: &nothing,
             has_control: false,
@@ -462,6 +479,7 @@ mod tests {
             has_front: true,
             order: None,
             is_carried: false,
+            is_found_by_haproxy: false,
             banned_until: None,
             registry: &registry,
             has_control: true,

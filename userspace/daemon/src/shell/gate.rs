@@ -177,6 +177,12 @@ impl Gate {
         Ok(Self { ebpf, tables, attachment, directory, _pins: Arc::clone(pins) })
     }
 
+    /// Whether an earlier daemon left a gate, of whichever layout.
+    pub fn was_left(pins: &Pins) -> bool {
+        // No directory has this path, so all are others.
+        !others(pins.root(), Path::new("")).is_empty()
+    }
+
     /// Exchanges the ports that are watched.
     ///
     /// # Errors

@@ -105,6 +105,8 @@ pub struct TableView {
     pub open: u64,
     /// New connections in the last 10 s, of the circuits that have open ones.
     pub connections: u64,
+    /// The tor process whose circuits these are, see [`Wish::mark`].
+    pub mark: Option<u32>,
     /// Bans that HAProxy found itself, and when they end.
     pub found: BTreeMap<NonZeroU32, Monotime>,
     /// The busiest circuits and those that are not normal, at most 1 000.
@@ -367,7 +369,7 @@ impl Haproxy {
         (view.banned, view.vips) = (count(Standing::Banned), count(Standing::Vip));
         self.table.observe(Seen { process: self.process.number, mark, standings }, now());
         self.read_at = Some(Instant::now());
-        view.found = self.table.found_bans().collect();
+        (view.mark, view.found) = (self.table.mark(), self.table.found_bans().collect());
         view.open = rows.values().map(|row| row.open).sum();
         view.connections = rows.values().map(|row| row.connections).sum();
         view.rows = rows.into_values().collect();
