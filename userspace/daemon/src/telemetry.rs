@@ -173,6 +173,7 @@ messages! {
     "control_failed", "warn", "A connection to the control socket could not be taken; the daemon goes on.";
     "metrics_failed", "error", "The metrics could not be written as text; please report this.";
     "gate_attached", "info", "The circuit gate is attached to `lo`: banned circuits are refused before the ingress wakes up for them.";
+    "gate_detached", "info", "The circuit gate is detached from `lo`, because there is no ingress any more, or `ingress.gate` is `off`.";
     "gate_failed", "warn", "The circuit gate is not attached or could not be changed; the ingress refuses banned circuits itself, at more cost. It is tried again every 30 s.";
     "front_adopted", "info", "The ingress that an earlier daemon started serves on, and this daemon looks after it.";
     "front_ended", "error", "The ingress that this daemon started has ended; the message says how, and whether it is started again.";
