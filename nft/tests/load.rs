@@ -29,6 +29,7 @@ use tunica_core::{
         Transport,
     },
     load_level::LoadSettings,
+    newcomers::NewcomerSettings,
     time::Monotime,
 };
 use tunica_nft::{Difference, Elements, Listing, Plan, SOCKS_PACE, edit, elements, removal};
@@ -67,6 +68,7 @@ fn settings(mode: Mode) -> Settings {
         tor_keep: Duration::from_secs(86_400),
         log_lines_per_minute: Some(5),
         load: LoadSettings::default(),
+        newcomers: NewcomerSettings::default(),
     }
 }
 

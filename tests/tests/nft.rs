@@ -35,6 +35,7 @@ use tunica_core::{
         CookieSettings, IcmpLimits, NoSocketLimits, Port, PortSettings, SECOND_NS, Settings, Transport,
     },
     load_level::LoadSettings,
+    newcomers::NewcomerSettings,
     time::Monotime,
 };
 use tunica_nft::{Listing, Plan, elements};
@@ -309,6 +310,7 @@ fn settings(world: &World) -> Settings {
         tor_keep: Duration::from_secs(86_400),
         log_lines_per_minute: None,
         load: LoadSettings::default(),
+        newcomers: NewcomerSettings::default(),
     }
 }
 

@@ -9,7 +9,12 @@ use std::{collections::BTreeMap, num::NonZeroU32};
 use serde::{Deserialize, Serialize};
 #[cfg(doc)]
 use tunica_core::load_level::LEASE;
-use tunica_core::{circuit_policy::Ratio, load_level::FrontLoad, puzzle_level};
+use tunica_core::{
+    circuit_features::{Features, PathClass},
+    circuit_policy::Ratio,
+    load_level::FrontLoad,
+    puzzle_level,
+};
 
 /// A digest line, its newline included, may not be longer: 1 MiB.
 pub const MAX_DIGEST_BYTES: usize = 1024 * 1024;
@@ -17,6 +22,8 @@ pub const MAX_DIGEST_BYTES: usize = 1024 * 1024;
 pub const MAX_ORDER_BYTES: usize = 16 * 1024 * 1024;
 /// Most rows of [`Digest::circuits`].
 pub const MOST_ROWS: usize = 1_000;
+/// Most rows of [`Digest::newcomers`].
+pub const MOST_NEWCOMERS: usize = 256;
 /// Most bans of [`Digest::bans`].
 pub const MOST_BANS: usize = 16_384;
 
@@ -92,7 +99,17 @@ pub struct Digest {
     /// Circuits that are banned, at most [`MOST_BANS`], those whose bans end last.
     #[serde(default)]
     pub bans: Vec<Ban>,
+    /// New circuits whose first seconds are over, at most [`MOST_NEWCOMERS`]; each is told of once.
+    #[serde(default)]
+    pub newcomers: Vec<Newcomer>,
+    /// New circuits that were not watched, for want of room.
+    #[serde(default)]
+    pub unwatched: u64,
 }
+
+/// What a new circuit did in its first seconds: its number in its tor process, what its first request was for, and the numbers
+/// of [`tunica_core::circuit_features`]. Short, because there may be hundreds each second.
+pub type Newcomer = (NonZeroU32, PathClass, Features);
 
 /// A circuit's number in its tor process, and when its ban ends, nanoseconds of `CLOCK_MONOTONIC`: short, because there may be
 /// thousands each second.
@@ -174,6 +191,9 @@ pub struct CircuitRow {
     /// The word of its last stream or request that was refused for another reason than a ban; absent: none is remembered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<String>,
+    /// How unusual its first seconds were, in hundredths, as `tunicad` finds it; absent: that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<u16>,
 }
 
 /// What operators said that is in force. A circuit that is not named stays what it is: the front knows circuits, and a daemon

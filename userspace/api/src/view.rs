@@ -112,6 +112,9 @@ pub struct Status {
     /// How loaded the service is; `threat` tells more.
     #[serde(default)]
     pub load: Option<LoadLine>,
+    /// How new circuits compare with those of calm times; absent: no ingress of ours reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_circuits: Option<NewCircuits>,
     /// One row for each configured interface.
     pub interfaces: Vec<Interface>,
     /// The program's identity.
@@ -131,6 +134,39 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
+/// How new circuits compare with those of calm times. Nobody is refused for any of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewCircuits {
+    /// How many circuits what is usual rests on.
+    pub known: u64,
+    /// How many it takes to say anything.
+    pub needed: u64,
+    /// How many were new in the last minute and are compared; 0 while nothing can be said.
+    pub compared: u32,
+    /// The share of them that is alike, in ten-thousandths; absent while nothing can be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alike: Option<u16>,
+    /// The share of their like in calm times, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usual: Option<u16>,
+    /// Whether those that are alike meet the service at one relay.
+    pub at_one_relay: bool,
+    /// Whether more are alike than `sybil.alike_percent` allows, or were within the last minute.
+    pub too_many: bool,
+}
+
+/// How unusual a circuit's first seconds were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnusualCircuit {
+    /// In hundredths: 100 is as far from what is usual as half of all circuits are.
+    pub score: u16,
+    /// In what most, by the words of the reference of `circuits.jsonl`; what is as usual is left out.
+    pub furthest: Vec<String>,
+    /// Its word in `circuits.jsonl`; absent: no samples are written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub word: Option<String>,
+}
+
 /// How the ingress does, and its busiest circuits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Circuits {
@@ -146,6 +182,9 @@ pub struct Circuits {
     /// list: no stream has come through them, or none is open. Absent: tor's control port is not connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tor: Option<Vec<TorCircuit>>,
+    /// How those that are new compare with those of calm times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_circuits: Option<NewCircuits>,
 }
 
 /// What tor says of a circuit.
@@ -203,6 +242,9 @@ pub struct CircuitExplanation {
     /// The word of its last stream or request that was refused for another reason than a ban, and the sentence for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<LastRefusal>,
+    /// How unusual its first seconds were; absent: that is not known, or not any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusual: Option<UnusualCircuit>,
     /// What would change it: one command with its effect each.
     pub undo: Vec<String>,
 }

@@ -17,6 +17,7 @@ use crate::{
     circuits::Circuits,
     ingress::{Haproxy, Ingress, Place},
     load::Load,
+    sybil::Sybil,
 };
 use thiserror::Error;
 use tunica_common::{
@@ -50,6 +51,8 @@ pub struct Config {
     pub circuits: Circuits,
     /// `[load]`: what makes a load level.
     pub load: Load,
+    /// `[sybil]`: how new circuits are compared, and what follows from it.
+    pub sybil: Sybil,
     /// `[haproxy]`: HAProxy in the place of `tunica-front`.
     pub haproxy: Haproxy,
     /// `[http]`: metrics and health.
@@ -495,6 +498,7 @@ impl Config {
             tor_keep: self.tor.keep,
             log_lines_per_minute: shield.log.enable_logging.then_some(shield.log.lines_per_minute.get()),
             load: self.load_settings(),
+            newcomers: self.newcomer_settings(),
         })
     }
 
@@ -687,6 +691,15 @@ choices! {
         Normal = "normal",
         /// One that goes past the queue.
         Vip = "vip",
+    }
+    /// `sybil.raises_level`: up to where new circuits that are alike raise the load level.
+    Raise {
+        /// They do not.
+        Off = "off",
+        /// Where puzzles are asked, they cost nobody anything.
+        Light = "light",
+        /// Where puzzles are asked, a person does not notice them.
+        Moderate = "moderate",
     }
     /// `log.level`: the least important lines that are written.
     LogLevel {

@@ -5,7 +5,9 @@ use std::{marker::PhantomData, sync::LazyLock};
 use tunica_common::{gcra, verdict::Class};
 
 use crate::{
-    config::{Attach, Fallback, GateMode, Grant, LogFormat, LogLevel, Mode, OnStale, Profile, Protocol},
+    config::{
+        Attach, Fallback, GateMode, Grant, LogFormat, LogLevel, Mode, OnStale, Profile, Protocol, Raise,
+    },
     rule::{
         AbsolutePath, Account, AccountRate, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf,
         PortName, PortRate, Rule, Switch, VerdictOf,
@@ -96,6 +98,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("ingress", "What stands on the port that tor connects to; it needs `tunica-front`."),
     ("circuits", "What one circuit may do, and all together."),
     ("load", "What makes a load level; `tunica threat` shows it."),
+    (
+        "sybil",
+        "How new circuits are compared with those of calm times, which needs `tunica-front`. Nothing here bans or refuses anybody.",
+    ),
     (
         "haproxy",
         "HAProxy in the place of `tunica-front`; `tunica render haproxy` writes its configuration from `[ingress]` and `[circuits]`.",
@@ -889,6 +895,31 @@ keys! {
             above: "tor's queue holds fewer, so this would never tell",
         },
         "How many introductions in the queue of Tor's own proof of work are full load.";
+
+    SYBIL_ALIKE: Number = "sybil.alike_percent",
+        Absent::Default("50"),
+        Number {
+            least: 30, most: 90, unit: "percent",
+            below: "chance alone would make a few dozen visitors look alike now and then",
+            above: "a crowd would go unseen beside a handful of visitors",
+        },
+        "By how much the share of new circuits that are alike (in their pace, in the path that they ask for first, and in the relay where they meet the service) must exceed the share of their like in calm times, so that it is told.";
+    SYBIL_LEARN: Number = "sybil.learn_seconds",
+        Absent::Default("10"),
+        Number {
+            least: 1, most: 3_600, unit: "seconds",
+            below: "whoever comes in numbers would make his own ways the usual ones",
+            above: "it would take weeks to know what is usual",
+        },
+        "The least time between two circuits from which it is learned what is usual; 32 must be known before anything is said, and 1 024 are kept. Nothing is learned while anything speaks of an attack.";
+    SYBIL_RAISES: OneOf<Raise> = "sybil.raises_level",
+        Absent::Default(r#""off""#),
+        OneOf(PhantomData),
+        "Up to which load level new circuits that are alike raise the measured one, by one. Visitors who follow a link from one page are alike, too.";
+    SYBIL_SAMPLES: Switch = "sybil.samples",
+        Absent::Default("false"),
+        Switch,
+        "Whether each new circuit has a line in `circuits.jsonl` beside the ledger: eleven numbers about its first seconds, how unusual they were, and no path, address or circuit number. The file and the one before it have at most 8 MiB each.";
 
     HAPROXY_SOCKET: AbsolutePath = "haproxy.socket",
         Absent::Unset { example: r#""/run/haproxy/tunica.sock""# },

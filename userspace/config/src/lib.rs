@@ -19,12 +19,14 @@ mod problem;
 mod read;
 mod reference;
 mod rule;
+mod sybil;
 
 pub use changes::{Change, Written, changes, front_mark};
 pub use circuits::Circuits;
 pub use config::{
     Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Grant, Http, Ledger, Log, LogFormat,
-    LogLevel, Mode, OnStale, Profile, Protocol, Sanity, Shield, Syn, Tables, Tor, Uninspected, UnknownWord,
+    LogLevel, Mode, OnStale, Profile, Protocol, Raise, Sanity, Shield, Syn, Tables, Tor, Uninspected,
+    UnknownWord,
 };
 pub use ingress::{Haproxy, Ingress, Place};
 pub use keys::{KeyDoc, REFERENCE};
@@ -32,6 +34,7 @@ pub use load::Load;
 pub use problem::{Problem, Problems};
 pub use read::{ReadFileError, read, read_file, read_file_and_text};
 pub use reference::{example, reference_markdown};
+pub use sybil::Sybil;
 
 /// Where the file is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/tunica/tunica.toml";

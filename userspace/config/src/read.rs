@@ -3,6 +3,7 @@
 mod circuits;
 mod ingress;
 mod load;
+mod sybil;
 
 use std::{
     fs, io,
@@ -408,6 +409,7 @@ impl<'t> Reader<'t> {
         let ingress = self.ingress(root);
         let circuits = self.circuits(root);
         let load = self.load(root);
+        let sybil = self.sybil(root);
         let haproxy = self.haproxy(root);
         let http_enabled = self.value(root, &keys::HTTP_ENABLED);
         let listen = self.value(root, &keys::HTTP_LISTEN);
@@ -450,6 +452,7 @@ impl<'t> Reader<'t> {
             ingress: ingress?,
             circuits: circuits?,
             load: load?,
+            sybil: sybil?,
             haproxy: haproxy?,
             http: Http { enabled: http_enabled?.value, listen: listen?.value },
             control: Control { socket: socket?.value, group: group?.value },

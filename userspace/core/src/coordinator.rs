@@ -36,6 +36,7 @@ use crate::{
     limits::{CookieState, HostFacts, Mode, Settings},
     load_level::{self, Level, LoadLevel, Word},
     never_ban::{self, NeverBan, Protection},
+    newcomers::{Newcomer, Newcomers},
     notice::{DropLog, Notice},
     puzzle_level::Pages,
     reports::{Report, Reports},
@@ -68,6 +69,9 @@ pub struct Coordinator {
     drop_log: DropLog,
     refused_bans: u64,
     load: LoadLevel,
+    newcomers: Newcomers,
+    /// Whether it was told that too many new circuits are alike.
+    told_crowd: bool,
     /// The level in force that was last told, and who had the word.
     told_level: (Level, Word),
     /// Whether stricter settings than the configured ones are in force.
@@ -136,6 +140,13 @@ pub enum Event {
     Pages(Pages),
     /// How long somebody waited for a CPU since the host's start.
     CpuStalled(Duration),
+    /// New circuits whose first seconds are over.
+    Newcomers {
+        /// Which process of the front tells of them.
+        process: u64,
+        /// What each did.
+        circuits: Vec<Newcomer>,
+    },
     /// Sampled packets arrived.
     Samples(Vec<Forgeable>),
     /// A source completed a handshake too many.
@@ -337,6 +348,8 @@ impl Coordinator {
             drop_log: DropLog::default(),
             refused_bans: 0,
             load,
+            newcomers: Newcomers::new(settings.newcomers),
+            told_crowd: false,
             told_level: (Level::Calm, Word::Measured),
             is_tightened: false,
             configured: settings.clone(),
@@ -384,6 +397,12 @@ impl Coordinator {
             Event::FrontLoad(reading) => self.measure(load_level::Event::Front(reading), now),
             Event::Pages(pages) => self.measure(load_level::Event::Pages(pages), now),
             Event::CpuStalled(stalled) => self.measure(load_level::Event::CpuStalled(stalled), now),
+            Event::Newcomers { process, circuits } => {
+                let desired = self.load.desired();
+                let is_calm = desired.measured == Level::Calm && desired.level == Level::Calm;
+                self.newcomers.tell(process, &circuits, is_calm, now.mono);
+                Outcome { notices: self.follow_crowd(now), ..Outcome::default() }
+            }
             Event::Samples(samples) => {
                 let notices = samples.iter().filter_map(|sample| self.sampled(sample, now)).collect();
                 Outcome { notices, ..Outcome::default() }
@@ -501,6 +520,7 @@ impl Coordinator {
             self.refresh(now);
         }
         self.load.advance(now.mono);
+        self.newcomers.advance(now.mono);
         let is_pin_over = self.in_force.level_pin_ends.is_some_and(|at| at <= now.mono);
         let ended = self.in_force.ban_ends.due(now.mono).map(BanTarget::Source);
         let mut bans: Vec<BanTarget> =
@@ -512,6 +532,7 @@ impl Coordinator {
         commands.extend(is_attack_over.then_some(Command::ClearAttackMode));
         commands.extend(is_pin_over.then_some(Command::ClearLevelPin));
         let mut notices = self.defences.advance(now.mono);
+        notices.extend(self.follow_crowd(now));
         notices.extend(self.follow_level(now));
         notices.extend(self.incidents.advance(now.mono));
         commands.extend(self.incidents.commands());
@@ -551,6 +572,7 @@ impl Coordinator {
             self.in_force.attack_mode_ends,
             self.in_force.level_pin_ends,
             self.load.next_deadline(),
+            self.newcomers.next_deadline(),
             self.in_force.trial_ends,
             self.never_ban.next_deadline(),
             self.defences.next_deadline(),
@@ -583,6 +605,11 @@ impl Coordinator {
     /// How loaded the service is, and what follows from it.
     pub fn load_level(&self) -> load_level::Desired {
         self.load.desired()
+    }
+
+    /// New circuits beside those of calm times.
+    pub const fn newcomers(&self) -> &Newcomers {
+        &self.newcomers
     }
 
     /// Whether stricter settings than the configured ones are in force, by attack mode or by the load.
@@ -845,6 +872,8 @@ impl Coordinator {
         }
         self.configured = settings;
         self.load.set_settings(self.configured.load, now.mono);
+        self.newcomers.set_settings(self.configured.newcomers);
+        self.load.handle(load_level::Event::Crowd(self.newcomers.raises_to()), now.mono);
         // Whoever mended what the tests found need not wait.
         self.self_tests.forget();
         self.settle(now);
@@ -869,6 +898,16 @@ impl Coordinator {
     fn measure(&mut self, event: load_level::Event, now: Now) -> Outcome {
         self.load.handle(event, now.mono);
         Outcome { notices: self.follow_level(now).into_iter().collect(), ..Outcome::default() }
+    }
+
+    /// Has the load level follow what new circuits say, and tells when they begin or end to be alike.
+    fn follow_crowd(&mut self, now: Now) -> Vec<Notice> {
+        self.load.handle(load_level::Event::Crowd(self.newcomers.raises_to()), now.mono);
+        let is_raised = self.newcomers.is_raised();
+        let was_told = std::mem::replace(&mut self.told_crowd, is_raised);
+        let alike = self.newcomers.alike().copied().filter(|_| is_raised);
+        let crowd = (is_raised != was_told).then_some(Notice::Crowd { alike });
+        crowd.into_iter().chain(self.follow_level(now)).collect()
     }
 
     /// Has the port rules follow the load level, and tells of a level that is new.

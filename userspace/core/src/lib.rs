@@ -7,12 +7,14 @@
 //! [`coordinator::Coordinator`] is the only door; the other modules are what it decides with.
 #![forbid(unsafe_code)]
 
+pub mod anomaly;
 pub mod armed;
 pub mod attack_mode;
 pub mod attempts;
 pub mod ban_ladder;
 pub mod candidate;
 pub mod circuit_closing;
+pub mod circuit_features;
 pub mod circuit_orders;
 pub mod circuit_policy;
 pub mod circuit_registry;
@@ -27,6 +29,7 @@ pub mod ledger;
 pub mod limits;
 pub mod load_level;
 pub mod never_ban;
+pub mod newcomers;
 pub mod notice;
 pub mod puzzle_level;
 pub mod reconcile;
@@ -36,6 +39,7 @@ pub mod restarts;
 pub mod self_test;
 pub mod shadow;
 pub mod sources;
+pub mod sybil;
 pub mod syncookies;
 pub mod time;
 mod timetable;

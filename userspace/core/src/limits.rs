@@ -10,7 +10,7 @@ use tunica_common::{
     },
 };
 
-use crate::{ban_ladder::Ladder, id::Prefix, load_level::LoadSettings};
+use crate::{ban_ladder::Ladder, id::Prefix, load_level::LoadSettings, newcomers::NewcomerSettings};
 
 /// Everything of the configuration that decisions depend on. The configuration crate has checked every range.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub struct Settings {
     pub log_lines_per_minute: Option<u32>,
     /// From which load on which level, and how fast.
     pub load: LoadSettings,
+    /// What new circuits are compared by, and what follows from it.
+    pub newcomers: NewcomerSettings,
 }
 
 /// How ports over their budget answer.
@@ -578,6 +580,7 @@ impl Settings {
                 format!("the drop log has at most {} lines a minute", self.log_lines_per_minute.unwrap_or(0)),
             ),
             (self.load != before.load, "what makes a load level changed".into()),
+            (self.newcomers != before.newcomers, "how new circuits are compared changed".into()),
         ];
         rows.into_iter().filter(|(differs, _)| *differs).map(|(_, sentence)| sentence).collect()
     }
@@ -639,6 +642,7 @@ pub(crate) mod tests {
             tor_keep: Duration::from_secs(86_400),
             log_lines_per_minute: Some(5),
             load: LoadSettings::default(),
+            newcomers: NewcomerSettings::default(),
         }
     }
 

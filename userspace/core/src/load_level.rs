@@ -25,6 +25,9 @@
 //! ([`Event::Pin`]). With attack mode the level is heavy at least: then a pin to a lower level rests, because whoever asks for
 //! attack mode asks for more defence than before. Both end as they came, at once: underneath, the measuring goes on.
 //!
+//! New circuits that are alike ([`crate::newcomers`]) raise the measured level by one, where the configuration says so, and no
+//! further than it says ([`Event::Crowd`]): underneath, the measuring goes on without them.
+//!
 //! Memory is bounded by the number of inputs: five samples and one counter each.
 
 use std::time::Duration;
@@ -125,6 +128,8 @@ pub enum Event {
     Unpin,
     /// Attack mode began (`true`) or ended.
     AttackMode(bool),
+    /// More new circuits are alike than usually (`Some`), or no longer: the measured level counts as one more, up to this one.
+    Crowd(Option<Level>),
 }
 
 /// A tor process at one moment, its counters as they stand. What could not be read is `None`.
@@ -203,6 +208,8 @@ pub enum Word {
     Measured,
     /// Attack mode.
     AttackMode,
+    /// The inputs, and new circuits that are alike.
+    Crowd,
     /// The operator.
     Operator {
         /// Until then; `None`: until he lets go of it.
@@ -238,6 +245,8 @@ pub struct LoadLevel {
     below_since: Option<Monotime>,
     pin: Option<(Level, Option<Monotime>)>,
     is_attack_mode: bool,
+    /// Up to where new circuits that are alike raise the measured level.
+    crowd: Option<Level>,
     puzzles: PuzzleLevel,
     /// The latest time that was told.
     now: Monotime,
@@ -377,6 +386,7 @@ impl LoadLevel {
             below_since: None,
             pin: None,
             is_attack_mode: false,
+            crowd: None,
             puzzles: PuzzleLevel::new(settings.puzzles),
             now: Monotime::default(),
         }
@@ -407,6 +417,7 @@ impl LoadLevel {
             Event::Pin { level, until } => self.pin = Some((level, until)),
             Event::Unpin => self.pin = None,
             Event::AttackMode(is_on) => self.is_attack_mode = is_on,
+            Event::Crowd(most) => self.crowd = most,
         }
         self.step();
     }
@@ -558,15 +569,23 @@ impl LoadLevel {
     }
 
     fn in_force(&self) -> (Level, Word) {
+        let raised = self.raised();
         match self.pin {
             Some((level, until)) if level >= Level::Heavy || !self.is_attack_mode => {
                 (level, Word::Operator { until })
             }
-            Some(_) | None if self.is_attack_mode && self.level < Level::Heavy => {
+            Some(_) | None if self.is_attack_mode && raised < Level::Heavy => {
                 (Level::Heavy, Word::AttackMode)
             }
+            Some(_) | None if raised > self.level => (raised, Word::Crowd),
             Some(_) | None => (self.level, Word::Measured),
         }
+    }
+
+    /// The measured level, or the one above it where a crowd raises it so far.
+    fn raised(&self) -> Level {
+        let higher = self.level.higher().filter(|higher| self.crowd.is_some_and(|most| *higher <= most));
+        higher.unwrap_or(self.level)
     }
 
     /// The load, brought into the level's own range.

@@ -9,12 +9,14 @@ use std::{collections::VecDeque, fmt, time::Duration};
 use tunica_common::verdict::Verdict;
 
 use crate::{
+    circuit_policy::Ratio,
     defence::Defence,
     id::{BanTarget, PacketSource, Prefix},
     limits::CookieState,
     load_level::{self, Word},
     never_ban::Protection,
     self_test,
+    sybil::Alike,
     time::Monotime,
 };
 
@@ -119,6 +121,11 @@ pub enum Notice {
         level: load_level::Level,
         /// Who says so.
         word: Word,
+    },
+    /// New circuits are alike, more of them than usually.
+    Crowd {
+        /// How many; `None`: no longer.
+        alike: Option<Alike>,
     },
     /// A configuration is on trial.
     TrialBegun {
@@ -251,6 +258,8 @@ kinds! {
     AttackModeOff, "attack_mode_off", Warn, "Attack mode ended; the configured settings are in force again.";
     LoadLevel, "load_level", Warn,
         "The load level changed, by what was measured or by `tunica threat set` or `tunica panic`; `tunica threat` shows what it rests on.";
+    Crowd, "circuits_alike", Warn,
+        "More of the new circuits behave alike than in calm times, or no longer; nobody is refused for it, and `sybil.raises_level` says what follows.";
     TrialBegun, "trial_begun", Warn,
         "A reload with `--confirm` put the configuration file on trial: unless `tunica confirm` comes in time, the configuration before is in force again.";
     TrialEnded, "trial_ended", Info,
@@ -306,6 +315,7 @@ impl Notice {
             | Self::ReporterOverBudget { .. }
             | Self::AttackModeOn { .. }
             | Self::LoadLevel { .. }
+            | Self::Crowd { .. }
             | Self::TrialBegun { .. }
             | Self::TrialEnded { .. }
             | Self::TrialUndone
@@ -358,10 +368,23 @@ impl fmt::Display for Notice {
                 let by = match word {
                     Word::Measured => "as measured",
                     Word::AttackMode => "by attack mode",
+                    Word::Crowd => "because new circuits are alike",
                     Word::Operator { .. } => "by an operator's word",
                 };
                 write!(out, "the load level is {} now, {by}; it was {}", level.name(), before.name())
             }
+            Self::Crowd { alike: Some(alike) } => {
+                let percent = |ratio: Ratio| ratio.ten_thousandths() / 100;
+                write!(
+                    out,
+                    "{} % of {} new circuits are alike{}, {} % usually",
+                    percent(alike.share),
+                    alike.circuits,
+                    if alike.is_one_relay { " and meet the service at one relay" } else { "" },
+                    percent(alike.usual),
+                )
+            }
+            Self::Crowd { alike: None } => out.write_str("new circuits are not more alike than usually any more"),
             Self::AttackModeOn { length } => write!(out, "attack mode is in force {}", span(Some(*length))),
             Self::AttackModeOff { is_over: true } => out.write_str("attack mode ended by itself"),
             Self::AttackModeOff { is_over: false } => out.write_str("an operator ended attack mode"),
@@ -463,6 +486,14 @@ mod tests {
                 before: load_level::Level::Calm,
                 level: load_level::Level::Heavy,
                 word: Word::AttackMode,
+            },
+            Notice::Crowd {
+                alike: Some(Alike {
+                    circuits: 40,
+                    share: Ratio::THREE_QUARTERS,
+                    usual: Ratio::TENTH,
+                    is_one_relay: true,
+                }),
             },
             Notice::TrialBegun { length: Duration::from_secs(120) },
             Notice::TrialEnded { is_confirmed: true },

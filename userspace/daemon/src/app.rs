@@ -59,6 +59,7 @@ mod front;
 mod gate;
 mod haproxy;
 mod load;
+mod newcomers;
 mod tor;
 
 /// Everything the event loop owns.
@@ -84,6 +85,8 @@ pub struct App {
     /// The ingress.
     front: front::Front,
     tor: tor::Tor,
+    /// What is kept of new circuits.
+    judged: newcomers::Judged,
     gate: gate::AtGate,
     haproxy: haproxy::AtHaproxy,
     /// Ports that went over their budget.
@@ -129,6 +132,7 @@ impl Reach {
             Event::PinLevel { .. } | Event::UnpinLevel { .. } => Self::Nothing,
             // Those that change what is in force are seen by [`App::measured`].
             Event::TorLoad(_) | Event::FrontLoad(_) | Event::Pages(_) | Event::CpuStalled(_) => Self::Nothing,
+            Event::Newcomers { .. } => Self::Nothing,
             Event::Confirmed => Self::Nothing,
             Event::TorPeers(_) | Event::OwnAddresses(_) => Self::Everything,
             Event::Reloaded(_) | Event::Tried(_) | Event::Undone(_) => Self::Everything,
@@ -176,6 +180,7 @@ struct Troubles {
     front_process: Option<String>,
     front_configuration: Option<String>,
     haproxy: Option<String>,
+    samples: Option<String>,
     heartbeat: Option<String>,
     counters: Option<String>,
     verified: Option<String>,
@@ -198,6 +203,7 @@ impl Troubles {
             &self.front_process,
             &self.front_configuration,
             &self.haproxy,
+            &self.samples,
             &self.heartbeat,
             &self.counters,
             &self.verified,
@@ -291,6 +297,7 @@ impl App {
             candidate: None,
             front: front::Front::default(),
             tor: tor::Tor::default(),
+            judged: newcomers::Judged::default(),
             gate: gate::AtGate::default(),
             haproxy: haproxy::AtHaproxy::default(),
             armed: Armed::default(),
@@ -923,6 +930,7 @@ impl App {
         };
         let mut status = views::status(&self.coordinator, &self.shield, &around, self.now());
         status.load = Some(load::line(&self.coordinator.load_level()));
+        status.new_circuits = self.new_circuits();
         status.candidate = self.candidate.as_ref().map(|tried| tried.line(&self.shield));
         Answer::Status(Box::new(status))
     }
@@ -1212,6 +1220,7 @@ impl App {
         let attack_mode = self.coordinator.ledger().attack_mode;
         metrics.set_attack_mode(attack_mode.map(|fact| fact.expires.since(now.wall)));
         metrics.set_load(&self.coordinator.load_level(), self.coordinator.ledger().level_pin.is_some());
+        metrics.set_newcomers(self.coordinator.newcomers());
         metrics
             .set_candidate(self.candidate.is_some(), &self.shield.tables().differences().unwrap_or_default());
         for table in views::tables(&self.coordinator, self.verified) {

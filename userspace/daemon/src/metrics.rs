@@ -5,6 +5,7 @@
 
 mod front;
 mod load;
+mod newcomers;
 
 use std::{
     fmt::Write as _,
@@ -13,8 +14,8 @@ use std::{
 };
 
 use prometheus::{
-    Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::Collector,
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Collector,
 };
 use tunica_api::view::{Answer, RefusedCode as Refusal};
 use tunica_common::{
@@ -60,7 +61,7 @@ const BAN_REFUSALS: [&str; 3] = ["protected", "full", "invalid"];
 pub struct MetricDoc {
     /// Its name.
     pub name: &'static str,
-    /// `counter` or `gauge`.
+    /// `counter`, `gauge` or `histogram`.
     pub kind: &'static str,
     /// Names of its labels.
     pub labels: &'static [&'static str],
@@ -94,6 +95,9 @@ kinds! {
     IntGaugeVec, "gauge", |options, labels| Self::new(options, labels);
     Gauge, "gauge", |options, _labels| Self::with_opts(options);
     GaugeVec, "gauge", |options, labels| Self::new(options, labels);
+    Histogram, "histogram", |options, _labels| {
+        Self::with_opts(HistogramOpts::from(options).buckets(newcomers::SCORES.to_vec()))
+    };
 }
 
 macro_rules! metrics {
@@ -261,6 +265,20 @@ metrics! {
         "HTTP requests that came over them.";
     circuits_new: IntCounter, "tunica_circuits_new_total", [],
         "Circuits that were seen for the first time.";
+    circuits_unwatched: IntCounter, "tunica_circuits_unwatched_total", [],
+        "New circuits that were compared with nothing, because too many came at once.";
+    circuits_known: IntGauge, "tunica_circuits_known", [],
+        "Circuits of calm times with which new ones are compared; below 32 nothing is said of them.";
+    circuits_alike: IntGauge, "tunica_circuits_alike", [],
+        "1 while more new circuits are alike than `sybil.alike_percent` allows, else 0.";
+    circuits_alike_ratio: Gauge, "tunica_circuits_alike_ratio", [],
+        "The share of the last minute's new circuits in the crowd that exceeds its usual share by most, from 0 to 1; 0 where nothing can be said.";
+    circuits_alike_usual: Gauge, "tunica_circuits_alike_usual_ratio", [],
+        "The share of the like of that crowd in calm times, from 0 to 1.";
+    circuits_score: Histogram, "tunica_circuits_anomaly_score", [],
+        "How unusual the first seconds of new circuits were: 1 is as far from what is usual as half of all circuits are.";
+    circuits_samples: IntCounterVec, "tunica_circuits_samples_total", ["outcome"],
+        "Lines about new circuits for the file that `sybil.samples` asks for: written, or failed.";
     front_bytes: IntCounterVec, "tunica_front_bytes_total", ["direction"],
         "Bytes from clients (`in`) and to them (`out`).";
     front_refused: IntCounterVec, "tunica_front_refused_total", ["refusal"],
@@ -441,6 +459,7 @@ impl Metrics {
             families.incidents.with_label_values(&[kind.name()]);
         }
         load::prepare(&families);
+        newcomers::prepare(&families);
         families.never_ban_age.set(-1.0);
         families.build.with_label_values(&[env!("CARGO_PKG_VERSION"), object_sha256]).set(1);
         let events_lost = Follower::new(families.events_lost.clone());

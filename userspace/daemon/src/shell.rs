@@ -10,6 +10,7 @@ pub mod http;
 pub mod listeners;
 pub mod load;
 pub mod nft;
+pub mod samples;
 pub mod systemd;
 pub mod tor_control;
 pub mod tor_peers;

@@ -384,6 +384,7 @@ pub fn status(coordinator: &Coordinator, shield: &Shield, around: &Surroundings<
             }),
         candidate: None,
         load: None,
+        new_circuits: None,
         incident: coordinator.open_incident().map(|(id, known)| OpenIncident {
             id,
             since: known.start,

@@ -2,7 +2,7 @@
 //!
 //! The decisions are [`tunica_core::circuit_policy`]'s. Here are its locks, the connections that wait for their turn, and
 //! the words that end others. Locks are taken in one order, shard before admission before connections, and never held over
-//! an `await`.
+//! an `await`. What new circuits do is counted behind locks of its own, which are held with no other.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,10 +23,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tunica_api::front::{
-    CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_ROWS, Orders,
+    CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_NEWCOMERS, MOST_ROWS,
+    Newcomer, Orders,
 };
 use tunica_config::Grant;
 use tunica_core::{
+    circuit_features::{MOST_WATCHED, PathClass, Watch},
     circuit_policy::{
         Action, Admission, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Place, Ruling,
         Serial, Statistics, Usage,
@@ -52,6 +54,8 @@ pub struct Circuits {
     settings: CircuitSettings,
     challenges: Challenges,
     shards: Vec<Mutex<CircuitShard>>,
+    /// What those that are new do, in the same parts.
+    watches: Vec<Mutex<Watch>>,
     admission: Mutex<Admission>,
     visits: Mutex<HashMap<Serial, Arc<Visit>>>,
     /// Makes words and numbers of circuits that say nothing of them outside this process.
@@ -275,6 +279,20 @@ impl Stay {
         self.circuits.refused(&self.visit, refusal);
     }
 
+    /// A request for `path` has come, one that changes something (`is_write`) or one that only asks. Of the path one of
+    /// [`PathClass::BUCKETS`] classes is kept, and nothing where the circuit is not new.
+    pub fn asks_for(&self, path: &str, is_write: bool) {
+        let class = PathClass::of_hash(self.circuits.hasher.hash_one(path));
+        self.circuits.watch(self.visit.hold.circuit(), |watch, circuit, now| {
+            watch.request(circuit, class, is_write, now);
+        });
+    }
+
+    /// The backend answered with an error.
+    pub fn failed(&self) {
+        self.circuits.watch(self.visit.hold.circuit(), Watch::fault);
+    }
+
     /// Returns once the front ends.
     pub async fn drained(&self) {
         self.circuits.drained().await;
@@ -304,8 +322,10 @@ impl Circuits {
         let generation = TorGeneration(0);
         let shard = |_| Mutex::new(CircuitShard::new(settings.clone(), shards, generation, now()));
         let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let most = MOST_WATCHED / shards;
         Arc::new(Self {
             shards: (0..shards.get()).map(shard).collect(),
+            watches: (0..shards.get()).map(|_| Mutex::new(Watch::new(most, generation))).collect(),
             admission: Mutex::new(Admission::new(FrontLoad::of_admission(
                 FrontLoad::of_shard(None, &settings).0,
                 &settings,
@@ -339,6 +359,15 @@ impl Circuits {
         Some(lock(self.shards.get(circuit.shard(count) as usize)?))
     }
 
+    /// Has what a circuit does counted, where it is new.
+    fn watch(&self, circuit: CircuitId, count: impl FnOnce(&mut Watch, CircuitId, Monotime)) {
+        let shards = u32::try_from(self.watches.len()).ok().and_then(NonZeroU32::new);
+        let place = shards.and_then(|shards| self.watches.get(circuit.shard(shards) as usize));
+        if let Some(watch) = place {
+            count(&mut lock(watch), circuit, now());
+        }
+    }
+
     /// A new connection.
     pub fn connect(self: &Arc<Self>, circuit: CircuitId, pulse: Arc<Pulse>) -> Welcome {
         let now = now();
@@ -362,6 +391,13 @@ impl Circuits {
         if is_new {
             self.totals.new_circuits.fetch_add(1, Relaxed);
         }
+        let is_held = arrival.hold.is_some();
+        self.watch(circuit, |watch, circuit, now| {
+            watch.stream(circuit, is_new, is_held, now);
+            if !is_held {
+                watch.fault(circuit, now);
+            }
+        });
         if let Some((serial, refusal)) = arrival.ends
             && let Some(visit) = lock(&self.visits).get(&serial)
         {
@@ -514,6 +550,9 @@ impl Circuits {
             shard.take_commands()
         });
         self.obey(commands.unwrap_or_default());
+        self.watch(visit.hold.circuit(), |watch, circuit, _| {
+            watch.used(circuit, usage.bytes_in, usage.bytes_out);
+        });
     }
 
     /// The connection has ended; whoever waited longest takes its place.
@@ -525,6 +564,7 @@ impl Circuits {
         if let Some(mut shard) = self.shard(visit.hold.circuit()) {
             shard.close(&visit.hold, now());
         }
+        self.watch(visit.hold.circuit(), Watch::closed);
         let mut admission = lock(&self.admission);
         admission.close(visit.hold.serial());
         self.start_those_whose_turn_it_is(&mut admission);
@@ -541,6 +581,7 @@ impl Circuits {
     fn refused(&self, visit: &Visit, refusal: Refusal) {
         self.count(refusal);
         let circuit = visit.hold.circuit();
+        self.watch(circuit, Watch::fault);
         let commands = self.shard(circuit).map(|mut shard| {
             // What the policy itself refused it has counted already.
             if !is_of_policy(refusal) {
@@ -646,6 +687,9 @@ impl Circuits {
             for shard in &self.shards {
                 lock(shard).begin(TorGeneration(generation));
             }
+            for watch in &self.watches {
+                lock(watch).begin(TorGeneration(generation));
+            }
             lock(&self.admission).begin(TorGeneration(generation));
         }
         let heard: HashMap<_, _> = before.circuits.iter().map(|order| (order.circuit, order.said)).collect();
@@ -702,6 +746,7 @@ impl Circuits {
             .collect();
         rows.sort_by_key(|row| std::cmp::Reverse((row.open, row.requests)));
         rows.truncate(MOST_ROWS);
+        let (newcomers, unwatched) = self.newcomers(generation, now);
         let totals = &self.totals;
         // Never under the lock of the places, which a change of the load takes second.
         let load = lock(&self.load).known.map(LoadOrder::from);
@@ -745,8 +790,27 @@ impl Circuits {
                 .into_iter()
                 .map(|(circuit, until)| (circuit.number_for_this_node(), until.0))
                 .collect(),
+            newcomers,
+            unwatched,
             ..Digest::default()
         }
+    }
+
+    /// Circuits of this tor process whose first seconds are over and that were not told of before; and how many never are.
+    fn newcomers(&self, generation: u64, now: Monotime) -> (Vec<Newcomer>, u64) {
+        let (mut newcomers, mut unwatched) = (Vec::new(), 0);
+        for watch in &self.watches {
+            let mut watch = lock(watch);
+            let room = MOST_NEWCOMERS.saturating_sub(newcomers.len());
+            let over = watch.take(room, now).into_iter();
+            let present = over.filter(|glimpse| glimpse.circuit.generation().0 == generation);
+            newcomers.extend(
+                present
+                    .map(|glimpse| (glimpse.circuit.number_for_this_node(), glimpse.path, glimpse.features)),
+            );
+            unwatched += watch.unwatched();
+        }
+        (newcomers, unwatched)
     }
 
     fn row(&self, circuit: CircuitId, now: Monotime) -> Option<CircuitRow> {
@@ -775,6 +839,7 @@ impl Circuits {
             connections_per_10_seconds: facts.connections_per_10_seconds.into(),
             requests_per_10_seconds: facts.requests_per_10_seconds.into(),
             last_refusal: facts.last_refusal.map(|refusal| refusal.label().to_owned()),
+            score: None,
         })
     }
 

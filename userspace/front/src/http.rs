@@ -210,6 +210,8 @@ impl Http {
             visit.pulse().enter(Phase::Idle);
             return Ok(said);
         }
+        let is_write = !matches!(*request.method(), Method::GET | Method::HEAD);
+        visit.asks_for(request.uri().path(), is_write);
         let ruling = visit.request().await;
         match ruling.action {
             Action::Serve | Action::Queue | Action::SlowLane => {}
@@ -249,6 +251,9 @@ impl Http {
             None => return Err(because(Refusal::BackendTimeout)),
         };
         visit.answered(asked.elapsed());
+        if answer.status().is_client_error() || answer.status().is_server_error() {
+            visit.failed();
+        }
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return switch(answer, from_client, visit, self.settings.client).map_err(because);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{
-    Event, FrontReading, Level, LoadLevel, TorReading,
+    Event, FrontReading, Level, LoadLevel, TorReading, Word,
     meter::{KEPT, LIFE},
     rows::{at, connections, puzzle_queue, settings, silent_tor},
 };
@@ -62,6 +62,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (level(), prop::option::of(0u64..400)).prop_map(|(level, until)| Event::Pin { level, until: until.map(at) }),
         1 => Just(Event::Unpin),
         1 => any::<bool>().prop_map(Event::AttackMode),
+        1 => prop::option::of(level()).prop_map(Event::Crowd),
     ]
 }
 
@@ -249,6 +250,27 @@ proptest! {
                 free.level
             };
             prop_assert_eq!(desired.level, expected);
+        }
+    }
+
+    /// For all events, a crowd raises the level by one at most, never past what it may raise to, and changes nothing of what is
+    /// measured.
+    #[test]
+    fn a_crowd_is_one_level_more(turns in turns(reading()), most in level()) {
+        let mut crowded = LoadLevel::new(settings());
+        let mut plain = crowded.clone();
+        crowded.handle(Event::Crowd(Some(most)), Monotime::default());
+        let mut now = Monotime::default();
+        for (milliseconds, event) in turns {
+            now = after(now, milliseconds);
+            crowded.handle(event, now);
+            plain.handle(event, now);
+            let [desired, free] = [crowded.desired(), plain.desired()];
+            prop_assert_eq!(desired.measured, free.level);
+            let higher = free.level.higher().filter(|higher| *higher <= most);
+            prop_assert_eq!(desired.level, higher.unwrap_or(free.level));
+            prop_assert_eq!(desired.word == Word::Crowd, higher.is_some());
+            prop_assert_eq!(crowded.next_deadline(), plain.next_deadline());
         }
     }
 

@@ -453,6 +453,30 @@ fn the_operators_word_is_above_what_is_measured_and_attack_mode_is_heavy_at_leas
 }
 
 #[test]
+fn a_crowd_raises_what_is_measured_by_one_and_no_other_word() {
+    let word = |desired: Desired| (desired.level, desired.word, desired.measured);
+    // Measured, raised up to, in force.
+    for (measured, most, expected) in [
+        (Calm, Light, (Light, Word::Crowd, Calm)),
+        (Calm, Moderate, (Light, Word::Crowd, Calm)),
+        (Light, Light, (Light, Word::Measured, Light)),
+        (Light, Moderate, (Moderate, Word::Crowd, Light)),
+        (Heavy, Moderate, (Heavy, Word::Measured, Heavy)),
+        (UnderAttack, UnderAttack, (UnderAttack, Word::Measured, UnderAttack)),
+    ] {
+        let mut bench = Bench::at_level(measured);
+        assert_eq!(word(bench.handle(Event::Crowd(Some(most)))), expected);
+        assert_eq!(word(bench.handle(Event::Crowd(None))), (measured, Word::Measured, measured));
+    }
+    let mut bench = Bench::at_level(Calm);
+    bench.handle(Event::Crowd(Some(Light)));
+    assert_eq!(word(bench.handle(Event::AttackMode(true))), (Heavy, Word::AttackMode, Calm));
+    bench.handle(Event::AttackMode(false));
+    let pinned = bench.handle(Event::Pin { level: Calm, until: None });
+    assert_eq!(word(pinned), (Calm, Word::Operator { until: None }, Calm));
+}
+
+#[test]
 fn pages_ask_less_at_the_level_in_force() {
     let mut bench = Bench::at_level(Calm);
     bench.handle(Event::Pin { level: Moderate, until: None });

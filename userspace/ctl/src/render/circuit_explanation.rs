@@ -1,6 +1,6 @@
 //! `explain circuit`.
 
-use tunica_api::view::{CircuitExplanation, CircuitLimit};
+use tunica_api::view::{CircuitExplanation, CircuitLimit, UnusualCircuit};
 
 use super::text::{count, duration, wrap};
 
@@ -31,6 +31,9 @@ pub(super) fn circuit_explanation(view: &CircuitExplanation) -> String {
         let text = format!("{}: {}", last.refusal, last.sentence);
         out.push_str(&wrap("refused    ", "           ", &text));
     }
+    if let Some(unusual) = &view.unusual {
+        out.push_str(&wrap("unusual    ", "           ", &unusual_in(unusual)));
+    }
     for (name, text) in [("gate", &view.gate), ("ingress", &view.ingress), ("tor", &view.tor)] {
         out.push_str(&wrap(&format!("{name:<11}"), "           ", text));
     }
@@ -45,6 +48,22 @@ pub(super) fn circuit_explanation(view: &CircuitExplanation) -> String {
         }
     }
     out
+}
+
+fn unusual_in(unusual: &UnusualCircuit) -> String {
+    let far = match unusual.furthest.as_slice() {
+        [] => "as most are".to_owned(),
+        far => format!("most in {}", far.join(", ")),
+    };
+    let word = unusual
+        .word
+        .as_ref()
+        .map_or_else(String::new, |word| format!("; its word in circuits.jsonl is {word}"));
+    format!(
+        "{}.{} in its first 10 s, {far}; nothing follows from it{word}",
+        unusual.score / 100,
+        unusual.score % 100 / 10
+    )
 }
 
 fn counted(limit: &CircuitLimit) -> String {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU32};
 
 use tunica_api::{
     front::{CircuitRow, Digest},
-    view::{Circuits, TorCircuit},
+    view::{Circuits, NewCircuits, TorCircuit},
 };
 
 use super::text::{Align, clean, count, duration, table, wrap};
@@ -23,6 +23,7 @@ pub(super) fn circuits(view: &Circuits) -> String {
         ("puzzles", puzzles(digest)),
         ("backends", backends(digest)),
         ("shadow", shadow(digest)),
+        ("new", view.new_circuits.as_ref().map_or_else(String::new, new_circuits)),
     ] {
         if text.is_empty() {
             continue;
@@ -120,6 +121,27 @@ fn without_tor(rows: &[CircuitRow]) -> String {
         ("BYTES", Align::Right),
     ];
     format!("\n{}", table(columns, &rows.iter().map(row).collect::<Vec<_>>()))
+}
+
+/// How those that are new compare with those of calm times.
+pub(super) fn new_circuits(view: &NewCircuits) -> String {
+    let percent = |part: u16| format!("{} %", part / 100);
+    let many = if view.too_many { "TOO MANY ALIKE: " } else { "" };
+    let relay = if view.at_one_relay { " and meet the service at one relay" } else { "" };
+    match (view.alike, view.usual) {
+        (Some(alike), Some(usual)) => format!(
+            "{many}{} of {} new circuits are alike{relay}, {} usually",
+            percent(alike),
+            count(view.compared.into()),
+            percent(usual)
+        ),
+        _ if view.known < view.needed => format!(
+            "{} of the {} circuits are known without which new ones are compared with nothing",
+            count(view.known),
+            count(view.needed)
+        ),
+        (Some(_) | None, Some(_) | None) => format!("{many}too few new circuits now to compare"),
+    }
 }
 
 fn at_tor(tor: &TorCircuit) -> String {

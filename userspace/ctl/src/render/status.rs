@@ -5,6 +5,7 @@ use tunica_api::view::{
 };
 
 use super::{
+    circuits::new_circuits,
     text::{Align, count, duration, table, wrap},
     threat::in_short,
 };
@@ -70,6 +71,9 @@ pub(crate) fn status(view: &Status) -> String {
     }
     if let Some(load) = &view.load {
         out.push_str(&field("load", &in_short(load)));
+    }
+    if let Some(view) = &view.new_circuits {
+        out.push_str(&field("circuits", &new_circuits(view)));
     }
     out.push_str(&field("never ban", &never_ban(view)));
     for warning in &view.warnings {

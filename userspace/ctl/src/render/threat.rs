@@ -70,6 +70,7 @@ pub(super) fn in_short(line: &LoadLine) -> String {
     let measured = measured.name();
     let by = match word.as_str() {
         "measured" => "as measured".to_owned(),
+        "new_circuits" => format!("because new circuits are alike; measured is {measured}"),
         "attack_mode" => format!("by attack mode; measured is {measured}"),
         "operator" => format!("set by hand; measured is {measured}"),
         other => format!("by {}; measured is {measured}", clean(other)),

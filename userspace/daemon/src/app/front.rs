@@ -74,6 +74,11 @@ impl Front {
         generation.is_none() || digest.generation == generation
     }
 
+    /// Whether it reports.
+    const fn is_here(&self) -> bool {
+        self.last.is_some()
+    }
+
     /// What it was told of the load.
     pub(super) fn told(&self) -> Option<LoadOrder> {
         self.sender.borrow().load
@@ -94,6 +99,11 @@ impl App {
     /// Where the front's process is started.
     pub fn set_front(&mut self, acts: mpsc::Sender<FrontAct>) {
         self.front.acts = Some(acts);
+    }
+
+    /// Whether the front reports.
+    pub(super) const fn has_front(&self) -> bool {
+        self.front.is_here()
     }
 
     /// Takes in how the front's process is.
@@ -161,6 +171,7 @@ impl App {
                 self.metrics.set_front(Some(&digest));
                 self.read_front_load(&digest);
                 let is_present = self.front.is_present(&digest);
+                self.read_newcomers(&digest, is_present);
                 let bans = digest.bans.iter().filter(|_| is_present);
                 let bans = bans.map(|(circuit, until)| (*circuit, Monotime(*until))).collect();
                 let (before, lost) = std::mem::replace(&mut self.front.bans, (digest.process, bans));
@@ -195,6 +206,7 @@ impl App {
         // Whoever stands behind a number now has done nothing yet.
         if self.front.orders.generation().is_some_and(|before| before != generation) {
             self.front.bans.1.clear();
+            self.forget_judged();
             self.forget_haproxy_finds();
         }
         self.change_orders(|orders| orders.begin(generation));
@@ -283,7 +295,7 @@ impl App {
         };
         let now = self.now().mono;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(MOST_ROWS);
-        let mut rows = self.front.rows().to_vec();
+        let mut rows: Vec<_> = self.front.rows().iter().map(|row| self.scored(row)).collect();
         order_rows(&mut rows, sort);
         let registry = self.registry();
         let tor = registry.is_connected().then(|| {
@@ -305,7 +317,13 @@ impl App {
         digest.bans =
             self.front.bans.1.iter().map(|(circuit, until)| (*circuit, until.0)).take(limit).collect();
         let age_seconds = now.since(*since).as_secs();
-        Answer::Circuits(Box::new(view::Circuits { digest, age_seconds, haproxy: None, tor }))
+        Answer::Circuits(Box::new(view::Circuits {
+            digest,
+            age_seconds,
+            haproxy: None,
+            tor,
+            new_circuits: self.new_circuits(),
+        }))
     }
 
     /// Why a circuit is what it is. Nothing is changed by asking.
@@ -329,7 +347,10 @@ impl App {
             now: self.now().mono,
         };
         match explain::circuit::explain(&known) {
-            Some(explanation) => Answer::CircuitExplanation(Box::new(explanation)),
+            Some(mut explanation) => {
+                explanation.unusual = self.unusual(circuit);
+                Answer::CircuitExplanation(Box::new(explanation))
+            }
             None => {
                 let message = format!(
                     "nothing is known of circuit {circuit}: it has no open connection and no ban at the ingress{}; \
@@ -458,6 +479,7 @@ mod tests {
                     connections_per_10_seconds: 0,
                     requests_per_10_seconds: 0,
                     last_refusal: None,
+                    score: None,
                 }
             });
         for (sort, expected) in [

@@ -151,6 +151,7 @@ impl App {
             connections_per_minute: 0,
             rung: 0,
             last_refusal: None,
+            score: None,
             age_seconds: 0,
             bytes_in: 0,
             bytes_out: 0,
@@ -182,6 +183,7 @@ impl App {
             age_seconds,
             haproxy: Some(table.version.clone()),
             tor: None,
+            new_circuits: None,
         })))
     }
 

@@ -51,7 +51,7 @@ impl App {
     }
 
     /// Puts a reading through the coordinator. Most change nothing that the kernel knows.
-    fn measured(&mut self, event: Event) {
+    pub(super) fn measured(&mut self, event: Event) {
         let now = self.now();
         let was_tightened = self.coordinator.is_tightened();
         let outcome = self.coordinator.handle(event, now);
@@ -138,6 +138,7 @@ pub(super) fn line(desired: &Desired) -> LoadLine {
     let word = match desired.word {
         Word::Measured => "measured",
         Word::AttackMode => "attack_mode",
+        Word::Crowd => "new_circuits",
         Word::Operator { .. } => "operator",
     };
     LoadLine { level: desired.level, word: word.to_owned(), measured: desired.measured }

@@ -64,6 +64,9 @@ impl App {
             }
             TorHeard::Circuit(circuit) => {
                 let now = self.now().mono;
+                if matches!(circuit.change, CircuitChange::Ended { .. }) {
+                    self.remember_relay(circuit.id.number_for_this_node());
+                }
                 self.tor.registry.heard(circuit.word(), now);
                 // A circuit that has ended gets no stream any more.
                 if matches!(circuit.change, CircuitChange::Ended { .. }) {

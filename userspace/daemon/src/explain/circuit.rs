@@ -82,6 +82,7 @@ pub fn explain(known: &Known<'_>) -> Option<CircuitExplanation> {
             refusal: refusal.label().to_owned(),
             sentence: refusal.sentence().to_owned(),
         }),
+        unusual: None,
         undo: known.undo(facts),
         ban,
     })
@@ -348,6 +349,7 @@ mod tests {
             connections_per_10_seconds: 3,
             requests_per_10_seconds: 5,
             last_refusal: None,
+            score: None,
         }
     }
 

@@ -11,6 +11,7 @@ pub(super) struct FrontFollowers {
     connections: Follower,
     requests: Follower,
     new_circuits: Follower,
+    unwatched: Follower,
     bytes_in: Follower,
     bytes_out: Follower,
     panics: Follower,
@@ -35,6 +36,7 @@ impl FrontFollowers {
             connections: Follower::new(families.front_connections.clone()),
             requests: Follower::new(families.front_requests.clone()),
             new_circuits: Follower::new(families.circuits_new.clone()),
+            unwatched: Follower::new(families.circuits_unwatched.clone()),
             bytes_in: labelled(&families.front_bytes, "in"),
             bytes_out: labelled(&families.front_bytes, "out"),
             panics: Follower::new(families.front_panics.clone()),
@@ -65,6 +67,7 @@ impl FrontFollowers {
             &self.connections,
             &self.requests,
             &self.new_circuits,
+            &self.unwatched,
             &self.bytes_in,
             &self.bytes_out,
             &self.panics,
@@ -108,6 +111,7 @@ impl Metrics {
         front.connections.follow(digest.connections);
         front.requests.follow(digest.requests);
         front.new_circuits.follow(digest.new_circuits);
+        front.unwatched.follow(digest.unwatched);
         front.bytes_in.follow(digest.bytes_in);
         front.bytes_out.follow(digest.bytes_out);
         front.panics.follow(digest.panics);
@@ -158,6 +162,7 @@ pub(super) mod tests {
             connections: 9,
             requests: 10,
             new_circuits: 11,
+            unwatched: 24,
             bytes_in: 12,
             bytes_out: 13,
             panics: 14,
@@ -195,6 +200,7 @@ pub(super) mod tests {
             ("tunica_front_connections_total", 9),
             ("tunica_front_requests_total", 10),
             ("tunica_circuits_new_total", 11),
+            ("tunica_circuits_unwatched_total", 24),
             ("tunica_front_bytes_total{direction=\"in\"}", 12),
             ("tunica_front_bytes_total{direction=\"out\"}", 13),
             ("tunica_front_panics_total", 14),
