@@ -23,7 +23,10 @@ use std::{
 };
 
 use serde_json::Value;
-use tunica_core::{circuit_features::Feature, newcomers::FEWEST_KNOWN};
+use tunica_core::{
+    circuit_features::{Feature, MOST_WATCHED},
+    newcomers::FEWEST_KNOWN,
+};
 use tunica_tests::{
     beside::Beside,
     ingress::{Backend, get, header, open, read_answer},
@@ -68,7 +71,9 @@ impl Stage {
         let visitors = thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 let circuit = ours.fetch_add(1, Ordering::Relaxed);
-                thread::spawn(move || visit(listen, circuit));
+                // Some come for what the crowd will come for, too.
+                let of = if circuit % 7 == 0 { ask } else { visit };
+                thread::spawn(move || of(listen, circuit));
                 thread::sleep(Duration::from_millis(500));
             }
         });
@@ -87,7 +92,7 @@ impl Stage {
     }
 
     fn metric(&self, series: &str) -> f64 {
-        self.lab.metric(series).unwrap().unwrap_or_else(|| panic!("no {series}"))
+        metric_of(&self.lab, series)
     }
 
     /// So many new circuits at once; waits until all of them were told of.
@@ -140,6 +145,10 @@ impl Drop for Stage {
     }
 }
 
+fn metric_of(lab: &Lab, series: &str) -> f64 {
+    lab.metric(series).unwrap().unwrap_or_else(|| panic!("no {series}"))
+}
+
 /// Only these keys, each with a value that can name nobody.
 fn check_sample(row: &Value) {
     let keys: BTreeSet<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
@@ -190,6 +199,7 @@ fn a_crowd_that_is_alike_is_told_of_raises_the_level_by_one_and_refuses_nobody()
     assert_eq!(stage.metric("tunica_circuits_alike"), 0.0);
     stage.crowd(ask);
     stage.wait_for("the crowd", "tunica_circuits_alike", 1.0);
+    assert!(stage.metric("tunica_circuits_alike_usual_ratio") > 0.0);
     assert!(
         stage.metric("tunica_circuits_alike_ratio") > 0.5 + stage.metric("tunica_circuits_alike_usual_ratio")
     );
@@ -232,6 +242,53 @@ fn a_crowd_of_the_same_size_that_is_mixed_changes_nothing() {
     assert!(!stage.lab.log().contains("circuits_alike"));
     stage.nobody_was_refused();
     assert!(stage.samples().len() >= CROWD as usize);
+
+    // A file that cannot be written is said, and is no longer once it can.
+    let (file, path) = (stage.lab.path("circuits.jsonl"), stage.lab.path("tunica.toml"));
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    stage.wait_for("the failure", "tunica_circuits_samples_total{outcome=\"failed\"}", 1.0);
+    let warnings = stage.lab.json(&["status"]).unwrap()["warnings"].to_string();
+    assert!(warnings.contains("samples of new circuits cannot be written"), "{warnings}");
+    fs::remove_dir(&file).unwrap();
+    stage.wait_for("a line", "tunica_circuits_samples_total{outcome=\"written\"}", f64::from(CROWD) + 1.0);
+    stage.lab.wait_for("the file", |_| Ok(file.is_file())).unwrap();
+    let warnings = stage.lab.json(&["status"]).unwrap()["warnings"].to_string();
+    assert!(!warnings.contains("samples of new circuits"), "{warnings}");
+    // Switched off, it is written no more, and what was written stays.
+    let text = fs::read_to_string(&path).unwrap().replace("samples = true", "samples = false");
+    fs::write(&path, text).unwrap();
+    stage.lab.must(&["reload"]).unwrap();
+    let lines = fs::read_to_string(&file).unwrap().lines().count();
+    let scored = stage.metric("tunica_circuits_anomaly_score_count");
+    stage.wait_for("more circuits", "tunica_circuits_anomaly_score_count", scored + 4.0);
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), lines);
+}
+
+#[test]
+fn more_circuits_than_can_be_watched_are_counted() {
+    let mut lab = Lab::new("unwatched").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!("[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]", backend.address()),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start(&lab).unwrap();
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    let mut circuits = FIRST_CIRCUIT..;
+    // Most of them are refused, and each is new.
+    lab.wait_for("circuits that are not watched", |lab| {
+        for circuit in circuits.by_ref().take(1_000) {
+            let _ = TcpStream::connect(listen)?.write_all(header(circuit).as_bytes());
+        }
+        Ok(lab.metric("tunica_circuits_unwatched_total")?.is_some_and(|unwatched| unwatched >= 1.0))
+    })
+    .unwrap();
+    assert!(metric_of(&lab, "tunica_circuits_new_total") > f64::from(MOST_WATCHED));
+    assert!(!lab.path("circuits.jsonl").exists(), "nobody asked for samples");
 }
 
 #[test]

@@ -16,8 +16,8 @@ use tunica_core::{
     puzzle_level,
 };
 
-/// A digest line, its newline included, may not be longer: 1 MiB.
-pub const MAX_DIGEST_BYTES: usize = 1024 * 1024;
+/// A digest line, its newline included, may not be longer: 2 MiB, and all its rows together need less.
+pub const MAX_DIGEST_BYTES: usize = 2 * 1024 * 1024;
 /// An order line may not be longer: 16 MiB, some hundred bytes for each of 100 000 circuits and room to grow.
 pub const MAX_ORDER_BYTES: usize = 16 * 1024 * 1024;
 /// Most rows of [`Digest::circuits`].
@@ -100,7 +100,7 @@ pub struct Digest {
     #[serde(default)]
     pub bans: Vec<Ban>,
     /// New circuits whose first seconds are over, at most [`MOST_NEWCOMERS`]; each is told of once.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub newcomers: Vec<Newcomer>,
     /// New circuits that were not watched, for want of room.
     #[serde(default)]
@@ -285,4 +285,48 @@ pub enum CircuitState {
     Vip,
     /// As any other: what it was before is forgotten.
     Normal,
+}
+
+#[cfg(test)]
+mod tests {
+    use tunica_core::{circuit_features::COUNT, refusal::Refusal};
+
+    use super::*;
+    use crate::wire;
+
+    #[test]
+    fn the_largest_digest_fits_into_its_line() {
+        let circuit = NonZeroU32::MAX;
+        let longest = Refusal::ALL.iter().map(|word| word.label()).max_by_key(|label| label.len()).unwrap();
+        let row = CircuitRow {
+            circuit,
+            state: "suspect".to_owned(),
+            age_seconds: u64::MAX,
+            open: u64::MAX,
+            connections_per_minute: u64::MAX,
+            requests: u64::MAX,
+            bytes_in: u64::MAX,
+            bytes_out: u64::MAX,
+            cpu_microseconds: u64::MAX,
+            violations: u32::MAX,
+            banned_seconds: Some(u64::MAX),
+            banned_by_operator: false,
+            paid: false,
+            rung: u32::MAX,
+            connections_per_10_seconds: u64::MAX,
+            requests_per_10_seconds: u64::MAX,
+            last_refusal: Some(longest.to_owned()),
+            score: Some(u16::MAX),
+        };
+        let digest = Digest {
+            circuits: vec![row; MOST_ROWS],
+            bans: vec![(circuit, u64::MAX); MOST_BANS],
+            newcomers: vec![(circuit, PathClass::NONE, Features([u16::MAX; COUNT])); MOST_NEWCOMERS],
+            refused: Refusal::ALL.iter().map(|word| (word.label().to_owned(), u64::MAX)).collect(),
+            ..Digest::default()
+        };
+        let line = wire::write_message(&digest).unwrap();
+        // What is not of a bounded number here has a quarter of the line.
+        assert!(line.len() < MAX_DIGEST_BYTES / 4 * 3, "{}", line.len());
+    }
 }

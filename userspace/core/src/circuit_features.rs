@@ -40,7 +40,7 @@ pub enum Feature {
     Streams,
     /// Most streams at once.
     AtOnce,
-    /// The mean of the times between two arrivals, streams and requests alike, in milliseconds; 0: there was one arrival.
+    /// The mean of the times between two requests, or between two streams where no request came, in milliseconds; 0: there was one.
     Gap,
     /// The standard deviation of these times on the scale of sixteenths of an octave: 0 is a metronome.
     GapSpread,
@@ -163,11 +163,12 @@ struct Row {
     classes: u64,
     bytes_in: u64,
     bytes_out: u64,
-    /// Of the times between arrivals, in [`sixteenths`] of milliseconds.
+    /// Of the times between requests, in [`sixteenths`] of milliseconds; until the first of them, between streams.
     gap_sum: u32,
     gap_squares: u32,
-    /// Milliseconds after `began`.
-    last_arrival: u16,
+    gaps: u16,
+    /// Milliseconds after `began`; `None`: neither a request nor a stream came.
+    last_arrival: Option<u16>,
     first_request: Option<u16>,
     streams: u16,
     requests: u16,
@@ -187,7 +188,8 @@ impl Row {
             bytes_out: 0,
             gap_sum: 0,
             gap_squares: 0,
-            last_arrival: 0,
+            gaps: 0,
+            last_arrival: None,
             first_request: None,
             streams: 0,
             requests: 0,
@@ -208,15 +210,15 @@ impl Row {
         u16::try_from(now.since(self.began).as_millis()).unwrap_or(u16::MAX)
     }
 
-    /// A stream or a request; to be called before it is counted.
-    fn arrive(&mut self, now: Monotime) {
-        let at = self.at(now);
-        if self.arrivals() > 0 {
-            let gap = u32::from(sixteenths(at.saturating_sub(self.last_arrival).into()));
+    /// Another of those whose pace counts.
+    fn arrive(&mut self, at: u16) {
+        if let Some(last) = self.last_arrival {
+            let gap = u32::from(sixteenths(at.saturating_sub(last).into()));
             self.gap_sum = self.gap_sum.saturating_add(gap);
             self.gap_squares = self.gap_squares.saturating_add(gap * gap);
+            self.gaps = self.gaps.saturating_add(1);
         }
-        self.last_arrival = at;
+        self.last_arrival = Some(at);
     }
 
     fn features(&self) -> Features {
@@ -225,7 +227,7 @@ impl Row {
             // No more than 256, so the cast is exact.
             (u64::from(part) * 256).checked_div(whole.into()).unwrap_or(0).min(256) as u16
         };
-        let gaps = self.arrivals().saturating_sub(1);
+        let gaps = u32::from(self.gaps);
         let mean = self.gap_sum.checked_div(gaps).unwrap_or(0);
         let squares = self.gap_squares.checked_div(gaps).unwrap_or(0);
         let spread = squares.saturating_sub(mean * mean).isqrt();
@@ -286,7 +288,10 @@ impl Watch {
             self.watch(number, now);
         }
         self.change(circuit, now, |row| {
-            row.arrive(now);
+            // Once there are requests their pace says more: how long a request takes from its stream on is the network's doing.
+            if row.requests == 0 {
+                row.arrive(row.at(now));
+            }
             row.streams = row.streams.saturating_add(1);
             row.open = row.open.saturating_add(u16::from(is_held));
             row.at_once = row.at_once.max(row.open);
@@ -301,11 +306,13 @@ impl Watch {
     /// A request has come.
     pub fn request(&mut self, circuit: CircuitId, path: PathClass, is_write: bool, now: Monotime) {
         self.change(circuit, now, |row| {
-            row.arrive(now);
+            let at = row.at(now);
             if row.first_request.is_none() {
-                row.first_request = Some(row.at(now));
+                (row.gap_sum, row.gap_squares, row.gaps, row.last_arrival) = (0, 0, 0, None);
+                row.first_request = Some(at);
                 row.path = path;
             }
+            row.arrive(at);
             row.requests = row.requests.saturating_add(1);
             row.writes = row.writes.saturating_add(u16::from(is_write));
             row.classes |= path.bit();
@@ -443,7 +450,7 @@ mod tests {
             (Feature::Requests, sixteenths(2)),
             (Feature::Streams, sixteenths(3)),
             (Feature::AtOnce, sixteenths(2)),
-            (Feature::Gap, sixteenths(500)),
+            (Feature::Gap, sixteenths(1_000)),
             (Feature::GapSpread, 0),
             (Feature::FirstRequest, sixteenths(500)),
             (Feature::BytesIn, 160),
@@ -467,9 +474,17 @@ mod tests {
     fn a_circuit_without_a_request_has_no_class_and_no_gap() {
         let mut watch = watch(8);
         watch.stream(circuit(1), true, false, at(0));
-        let told = watch.take(1, at(10_000));
-        assert_eq!(told[0].path, PathClass::NONE);
-        assert_eq!((told[0].features.get(Feature::Gap), told[0].features.get(Feature::Streams)), (0, 16));
+        watch.stream(circuit(2), true, true, at(0));
+        // The pace of streams counts where there is no request: 1 023 and 3 ms.
+        watch.stream(circuit(2), false, true, at(1_023));
+        watch.stream(circuit(2), false, true, at(1_026));
+        let told = watch.take(2, at(10_000));
+        assert!(told.iter().all(|glimpse| glimpse.path == PathClass::NONE));
+        let numbers = |place: usize| {
+            [Feature::Streams, Feature::Gap, Feature::GapSpread]
+                .map(|feature| told[place].features.get(feature))
+        };
+        assert_eq!((numbers(0), numbers(1)), ([16, 0, 0], [32, (160 + 32) / 2, (160 - 32) / 2]));
     }
 
     #[test]

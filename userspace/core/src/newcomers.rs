@@ -191,7 +191,7 @@ impl Newcomers {
 impl Newcomer {
     /// What it is compared with others by.
     pub fn cell(&self) -> Cell {
-        // An octave each: tools keep their pace within one, people do not.
+        // An octave each: tools keep their pace within one, people do not. One request has no pace, and is of the first.
         let gap = self.features.get(Feature::Gap) / sixteenths(1);
         Cell { timing: u8::try_from(gap).unwrap_or(u8::MAX), path: self.path, relay: self.relay }
     }

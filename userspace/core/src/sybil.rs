@@ -1,6 +1,6 @@
 //! Circuits that behave alike: one hand behind many of them, or many hands with one tool.
 //!
-//! Each new circuit falls into a [`Cell`]: how fast its streams and requests follow each other, to an octave; which class of path it
+//! Each new circuit falls into a [`Cell`]: how fast its requests (or streams) follow each other, to an octave; which class of path it
 //! asked for first; and the relay where it meets the service. Of the last minute's circuits the share in one cell is compared with
 //! the same cell's share in calm times. A cell counts twice, once with and once without its relay: clients as they come choose
 //! relays of their own, and a tool that saves circuits uses one for many visitors' worth of them.
@@ -42,7 +42,8 @@ pub struct SybilSettings {
 /// What circuits are compared by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cell {
-    /// The mean time between its arrivals in octaves of milliseconds; 0: there was one.
+    /// The mean time between its requests, or streams without any, in octaves of milliseconds; 0: there was one, or they came at
+    /// once.
     pub timing: u8,
     /// What it asked for first.
     pub path: PathClass,

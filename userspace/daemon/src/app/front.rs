@@ -313,7 +313,7 @@ impl App {
                 .collect()
         });
         rows.truncate(limit);
-        let mut digest = Digest { circuits: rows, ..Digest::clone(digest) };
+        let mut digest = Digest { circuits: rows, newcomers: Vec::new(), ..Digest::clone(digest) };
         digest.bans =
             self.front.bans.1.iter().map(|(circuit, until)| (*circuit, until.0)).take(limit).collect();
         let age_seconds = now.since(*since).as_secs();

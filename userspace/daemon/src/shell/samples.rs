@@ -8,7 +8,7 @@ use std::{
     ffi::OsString,
     fs::{File, OpenOptions, Permissions, rename},
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -88,7 +88,8 @@ impl SampleFile {
     }
 
     fn append_within(&mut self, path: &Path, samples: &[Sample], most: u64) -> io::Result<()> {
-        let mut open = match self.open.take().filter(|open| open.path == path) {
+        // Whoever removed the file wants what comes now in another.
+        let mut open = match self.open.take().filter(|open| open.path == path && open.is_there()) {
             Some(open) => open,
             None => Open::at(path)?,
         };
@@ -118,6 +119,13 @@ impl Open {
         file.set_permissions(Permissions::from_mode(MODE))?;
         let bytes = file.metadata()?.len();
         Ok(Self { path: path.to_owned(), file, bytes })
+    }
+
+    /// Whether its path still leads to it.
+    fn is_there(&self) -> bool {
+        let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let (there, ours) = (std::fs::symlink_metadata(&self.path), self.file.metadata());
+        there.is_ok_and(|there| ours.is_ok_and(|ours| place(there) == place(ours)))
     }
 }
 
@@ -184,6 +192,9 @@ mod tests {
             assert!(fs::metadata(folder.path().join(name)).unwrap().len() <= 1_000);
         }
         assert!(fs::read_to_string(&path).unwrap().contains("\"99\""));
+        fs::remove_file(&path).unwrap();
+        file.append_within(&path, &[sample("after")], 1_000).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
         // Also where an earlier daemon wrote most of it.
         let mut file = SampleFile::default();
         (0..9).for_each(|_| file.append_within(&path, &[sample("x")], 1_000).unwrap());
