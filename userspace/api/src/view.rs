@@ -288,7 +288,7 @@ pub struct LastRefusal {
 pub struct LoadLine {
     /// The level in force.
     pub level: load_level::Level,
-    /// Who says so: `measured`, `attack_mode` or `operator`.
+    /// Who says so: `measured`, `new_circuits` (measured, and one more because they are alike), `attack_mode` or `operator`.
     pub word: String,
     /// What was measured.
     pub measured: load_level::Level,
@@ -299,7 +299,7 @@ pub struct LoadLine {
 pub struct Threat {
     /// The level in force.
     pub level: load_level::Level,
-    /// Who says so: `measured`, `attack_mode` or `operator`.
+    /// Who says so: `measured`, `new_circuits` (measured, and one more because they are alike), `attack_mode` or `operator`.
     pub word: String,
     /// What was measured, whoever has the word.
     pub measured: load_level::Level,

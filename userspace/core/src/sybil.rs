@@ -60,7 +60,7 @@ pub struct Alike {
     pub share: Ratio,
     /// The share of their like in calm times.
     pub usual: Ratio,
-    /// Whether they meet the service at one relay.
+    /// Whether at least three quarters of them meet the service at one relay.
     pub is_one_relay: bool,
 }
 
@@ -134,11 +134,12 @@ impl Sybil {
         self.is_raised
     }
 
-    /// When the next one is new no longer, or what raised it has been over for long enough.
+    /// When the last one is new no longer, or what raised it has been over for long enough. While circuits come they are judged
+    /// without being waited for.
     pub fn next_deadline(&self) -> Option<Monotime> {
-        let oldest = self.recent.front().map(|(at, _)| at.after(WINDOW));
+        let last = self.recent.back().map(|(at, _)| at.after(WINDOW));
         let quiet = self.quiet_since.filter(|_| self.is_raised).map(|since| since.after(QUIET));
-        oldest.into_iter().chain(quiet).min()
+        last.into_iter().chain(quiet).min()
     }
 
     fn crowd(&self, usual: impl Iterator<Item = Cell>) -> Option<Alike> {
@@ -149,14 +150,20 @@ impl Sybil {
         let mut known = 0;
         let before = count(usual.inspect(|_| known += 1));
         let share = |part: u32, whole: usize| Ratio::share(part.into(), whole as u128);
-        let crowds = now.iter().map(|(cell, circuits)| Alike {
+        let crowd = |(cell, circuits): (&Cell, &u32)| Alike {
             circuits: u32::try_from(self.recent.len()).unwrap_or(u32::MAX),
             share: share(*circuits, self.recent.len()),
             usual: share(before.get(cell).copied().unwrap_or(0), known),
-            is_one_relay: cell.relay.is_some(),
-        });
-        crowds.max_by_key(|crowd| (crowd.excess(), crowd.share, crowd.is_one_relay))
+            is_one_relay: cell.relay.is_some() || at_one_relay(&now, *cell) * 4 >= circuits * 3,
+        };
+        now.iter().map(crowd).max_by_key(|crowd| (crowd.excess(), crowd.share, crowd.is_one_relay))
     }
+}
+
+/// How many of a cell without its relay come by the same one: the most of any.
+fn at_one_relay(counts: &BTreeMap<Cell, u32>, cell: Cell) -> u32 {
+    let (first, last) = (Cell { relay: Some(0), ..cell }, Cell { relay: Some(u16::MAX), ..cell });
+    counts.range(first..=last).map(|(_, count)| *count).max().unwrap_or(0)
 }
 
 /// How many are in each cell, with and without its relay.
@@ -210,6 +217,7 @@ mod tests {
     fn who_is_alike() {
         let tool = vec![cell(4, 33, Some(5)); 60];
         let many_relays: Vec<_> = (0..60).map(|turn| cell(4, 33, Some(turn * 7))).collect();
+        let one_relay_and_some: Vec<_> = (0..60).map(|turn| cell(4, 33, Some(turn % 5 / 4))).collect();
         let unknown_relays = vec![cell(4, 33, None); 60];
         let same_as_visitors = vec![cell(9, 1, Some(5)); 60];
         let half: Vec<_> = tool[..29].iter().chain(&mixed(31)).copied().collect();
@@ -219,6 +227,7 @@ mod tests {
             ("visitors", mixed(60), mixed(200), false, false),
             ("visitors of a front page", front_page(60), front_page(200), false, false),
             ("one tool, one relay", tool.clone(), mixed(200), true, true),
+            ("one tool, for the most part one relay", one_relay_and_some, mixed(200), true, true),
             ("one tool, its own relays", many_relays, mixed(200), true, false),
             ("no control port", unknown_relays, mixed(200), true, false),
             (

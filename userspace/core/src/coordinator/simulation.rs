@@ -8,8 +8,10 @@ use tunica_common::verdict::Verdict;
 
 use super::*;
 use crate::{
+    circuit_features::{COUNT, Features, PathClass},
     desired::{AllowKey, Tables},
     limits::{self, tests::settings},
+    newcomers::NewcomerSettings,
     reconcile::diff,
     time::WallTime,
 };
@@ -670,6 +672,48 @@ fn load_up(world: &mut World) {
             wait: Duration::ZERO,
             most_wait: Duration::from_secs(5),
         }));
+    }
+}
+
+#[test]
+fn circuits_that_are_alike_are_told_once_and_ban_nobody() {
+    let newcomer = |number: u16| Newcomer {
+        path: PathClass::of_hash(number.into()),
+        relay: Some(number),
+        features: Features([number; COUNT]),
+    };
+    let told = |circuits: Vec<Newcomer>| Event::Newcomers { process: 1, circuits };
+    for (raises_to, level) in [(Level::Calm, Level::Calm), (Level::Moderate, Level::Light)] {
+        let configured = Settings {
+            newcomers: NewcomerSettings { raises_to, ..NewcomerSettings::default() },
+            ..settings()
+        };
+        let mut world = World::new(configured.clone());
+        for turn in 0..40 {
+            world.event(told(vec![newcomer(turn)]));
+            world.pass(10);
+        }
+        assert_eq!(world.names(), [""; 0]);
+        let before = world.kernel.clone();
+        for _ in 0..3 {
+            assert_eq!(world.event(told(vec![newcomer(500); 60])), None);
+            world.pass(5);
+        }
+        let raised = level > Level::Calm;
+        let names = if raised { vec!["circuits_alike", "load_level"] } else { vec!["circuits_alike"] };
+        assert_eq!(world.names(), names);
+        let desired = world.coordinator.load_level();
+        assert_eq!((desired.level, desired.measured), (level, Level::Calm));
+        assert_eq!(world.coordinator.newcomers().known(), 40, "none of them is learned");
+        // Nothing else comes of it: no ban, no memory, no rule.
+        assert_eq!((&world.file, world.kernel == before), (&Ledger::default(), true));
+        assert_eq!(world.coordinator.settings(), &configured);
+        world.pass(600);
+        assert_eq!(
+            world.names(),
+            if raised { vec!["circuits_alike", "load_level"] } else { vec!["circuits_alike"] }
+        );
+        assert_eq!(world.coordinator.load_level().level, Level::Calm);
     }
 }
 

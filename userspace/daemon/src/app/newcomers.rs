@@ -8,7 +8,7 @@ use std::{
 };
 
 use tunica_api::{
-    front::{CircuitRow, Digest},
+    front::{CircuitRow, Digest, MOST_NEWCOMERS},
     view::{NewCircuits, UnusualCircuit},
 };
 use tunica_core::{
@@ -77,7 +77,8 @@ impl App {
 
     /// Takes in what the front says of new circuits; `is_present`: they are of the tor process that is meant.
     pub(super) fn read_newcomers(&mut self, digest: &Digest, is_present: bool) {
-        let told = digest.newcomers.iter().filter(|_| is_present);
+        // A front that tells of more is not ours to believe.
+        let told = digest.newcomers.iter().take(MOST_NEWCOMERS).filter(|_| is_present);
         let circuits: Vec<(NonZeroU32, Newcomer)> = told
             .map(|(circuit, path, features)| {
                 let facts = self.registry().get(*circuit);
