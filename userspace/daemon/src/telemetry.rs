@@ -147,6 +147,7 @@ messages! {
     "own_addresses_changed", "info", "The host's own addresses changed and are guarded as they are now.";
     "interfaces_changed", "info",
         "An interface of the configuration came, went, was set up or down, or changed in another way; the shield follows.";
+    "samples_lost", "warn", "Lines about new circuits, which `sybil.samples` asks for, could not be written; the message names the system's reason. Those of that time are lost, nothing else is.";
     "load_unread", "warn",
         "Something that tells of load cannot be read, so the load level does without it; `tunica doctor` says what to do. It is said again when the reason changes.";
     "host_concern", "warn",
