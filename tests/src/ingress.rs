@@ -19,9 +19,10 @@ use nix::{
     unistd::Pid,
 };
 use tunica_api::{
-    front::{Digest, Orders},
+    front::{Digest, Orders, TokenOrder},
     wire,
 };
+use tunica_core::token_keys::TokenKey;
 
 use crate::{
     armed::program,
@@ -31,6 +32,9 @@ use crate::{
 
 /// How long anything may take that should happen within seconds.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The key of tokens that each front is told of as soon as it speaks.
+pub const TOKEN_KEY: TokenKey = TokenKey(*b"a key that no one but tests uses");
 
 /// A running `tunica-front`.
 pub struct Front {
@@ -267,7 +271,9 @@ fn listen_as_daemon(
     line: &Mutex<Option<UnixStream>>,
 ) -> Option<()> {
     loop {
-        let (stream, _) = daemon.accept().ok()?;
+        let (mut stream, _) = daemon.accept().ok()?;
+        let tokens = Some(TokenOrder { key: TOKEN_KEY, previous: None, revoked: Vec::new() });
+        stream.write_all(&wire::write_message(&Orders { tokens, ..Orders::default() }).ok()?).ok()?;
         *line.lock().ok()? = stream.try_clone().ok();
         let mut read = BufReader::new(stream);
         let mut text = Vec::new();
@@ -334,6 +340,7 @@ pub struct Backend {
 struct State {
     requests: Vec<String>,
     is_ill: bool,
+    says: String,
     connections: u64,
     checks: u64,
 }
@@ -383,6 +390,11 @@ impl Backend {
     /// What its health check says.
     pub fn set_well(&self, is_well: bool) {
         self.lock().is_ill = !is_well;
+    }
+
+    /// Header lines of each of its answers from now on, without the end of the last.
+    pub fn say(&self, lines: &str) {
+        self.lock().says = format!("{lines}\r\n");
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -436,11 +448,11 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
             io::copy(&mut read, &mut write).ok()?;
             return None;
         }
-        let status = {
+        let (status, says) = {
             let mut state = state.lock().ok()?;
             let is_check = path == "/health";
             state.checks += u64::from(is_check);
-            if is_check && state.is_ill { "500 Ill" } else { "200 OK" }
+            (if is_check && state.is_ill { "500 Ill" } else { "200 OK" }, state.says.clone())
         };
         if path == "/silent" {
             write.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").ok()?;
@@ -451,7 +463,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
             Some(bytes) => "x".repeat(bytes),
             None => asked,
         };
-        let text = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+        let text = format!("HTTP/1.1 {status}\r\n{says}Content-Length: {}\r\n\r\n{answer}", answer.len());
         write.write_all(text.as_bytes()).ok()?;
     }
 }

@@ -177,6 +177,7 @@ fn wrong_answers_are_not_taken() {
 #[test]
 fn a_solution_is_good_once_and_may_make_a_vip() {
     let mut front = asked("pow_difficulty = 8\npow_grants = \"vip\"");
+    front.wait_for("the keys of tokens", |front| Ok(front.digest().tokens.has_key)).unwrap();
     let text = challenge(&front.ask(1, &get("/")).unwrap());
     let nonce = solve(&text);
     let mut stream = front.stream(1).unwrap();
@@ -188,7 +189,9 @@ fn a_solution_is_good_once_and_may_make_a_vip() {
     assert_eq!(state(&mut front), Some(("vip".to_owned(), true)));
     // Demoted, the circuit has paid no more, and cannot pay with the same coin.
     let circuit = CircuitOrder { circuit: NonZeroU32::MIN, said: 1, state: CircuitState::Normal };
-    front.order(&Orders { revision: 1, generation: None, circuits: vec![circuit], load: None }).unwrap();
+    front
+        .order(&Orders { revision: 1, generation: None, circuits: vec![circuit], ..Orders::default() })
+        .unwrap();
     assert_eq!(status(&front.ask(1, &get("/")).unwrap()), 503);
     let answer = front.ask(1, &solving("/", &text, &nonce)).unwrap();
     assert_eq!(status(&answer), 503, "{answer}");
@@ -197,7 +200,9 @@ fn a_solution_is_good_once_and_may_make_a_vip() {
     assert!(status(&answer) == 503 && answer.contains("This answer was used already."), "{answer}");
     assert_eq!(front.next_digest().unwrap().puzzles.failed["replayed"], 2);
     // Another tor process numbers its circuits anew, and nothing is known of them.
-    front.order(&Orders { revision: 2, generation: Some(5), circuits: Vec::new(), load: None }).unwrap();
+    front
+        .order(&Orders { revision: 2, generation: Some(5), circuits: Vec::new(), ..Orders::default() })
+        .unwrap();
     let answer = front.ask(1, &solving("/", &text, &nonce)).unwrap();
     assert_eq!(status(&answer), 503, "{answer}");
     assert_eq!(front.next_digest().unwrap().puzzles.failed["foreign"], 1);

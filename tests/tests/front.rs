@@ -334,7 +334,9 @@ fn orders_act_on_open_streams_and_end_with_the_tor_process() {
     };
     let (mut banned, mut other) = (hold(&front, 41), hold(&front, 42));
     let ban = circuit(41, 1, BANNED);
-    front.order(&Orders { revision: 1, generation: None, circuits: vec![ban.clone()], load: None }).unwrap();
+    front
+        .order(&Orders { revision: 1, generation: None, circuits: vec![ban.clone()], ..Orders::default() })
+        .unwrap();
     assert!(is_reset(&end(&mut banned)), "the open stream");
     assert!(is_reset(&end(&mut front.stream(41).unwrap())), "a new stream");
     other.write_all(get("/still").as_bytes()).unwrap();
@@ -342,7 +344,7 @@ fn orders_act_on_open_streams_and_end_with_the_tor_process() {
     // The same orders once more change nothing; the word that lifts it does.
     let promoted = circuit(42, 2, CircuitState::Vip);
     front
-        .order(&Orders { revision: 2, generation: None, circuits: vec![ban, promoted], load: None })
+        .order(&Orders { revision: 2, generation: None, circuits: vec![ban, promoted], ..Orders::default() })
         .unwrap();
     let rows = front.next_digest().unwrap().circuits;
     let state = |number: u32| {
@@ -350,13 +352,15 @@ fn orders_act_on_open_streams_and_end_with_the_tor_process() {
     };
     assert_eq!((state(41), state(42)), ("banned".to_owned(), "vip".to_owned()));
     let normal = circuit(41, 3, CircuitState::Normal);
-    front.order(&Orders { revision: 3, generation: None, circuits: vec![normal], load: None }).unwrap();
+    front
+        .order(&Orders { revision: 3, generation: None, circuits: vec![normal], ..Orders::default() })
+        .unwrap();
     assert_eq!(status(&front.ask(41, &get("/")).unwrap()), 200);
     let ban = circuit(43, 4, BANNED);
-    front.order(&Orders { revision: 4, generation: None, circuits: vec![ban], load: None }).unwrap();
+    front.order(&Orders { revision: 4, generation: None, circuits: vec![ban], ..Orders::default() }).unwrap();
     assert!(is_reset(&end(&mut front.stream(43).unwrap())));
     // Another tor process gives the same number to somebody else.
-    front.order(&Orders { revision: 5, generation: Some(1), circuits: vec![], load: None }).unwrap();
+    front.order(&Orders { revision: 5, generation: Some(1), circuits: vec![], ..Orders::default() }).unwrap();
     assert_eq!(status(&front.ask(43, &get("/")).unwrap()), 200);
 }
 
@@ -575,7 +579,7 @@ fn bytes_go_both_ways_over_tcp_and_over_a_socket_file() {
 fn it_serves_on_without_the_daemon_and_ends_what_it_began() {
     let mut front = Front::start("", OPEN).unwrap();
     let ban = circuit(70, 5, BANNED);
-    front.order(&Orders { revision: 1, generation: None, circuits: vec![ban], load: None }).unwrap();
+    front.order(&Orders { revision: 1, generation: None, circuits: vec![ban], ..Orders::default() }).unwrap();
     front.leave_alone();
     for number in 71..75 {
         assert_eq!(status(&front.ask(number, &get("/")).unwrap()), 200);
@@ -684,23 +688,37 @@ fn what_is_said_again_counts_again_and_a_ban_that_is_sent_again_is_the_same_ban(
     let is_served = |front: &Front| front.ask(41, &get("/")).is_ok_and(|answer| status(&answer) == 200);
     for revision in 1..=2 {
         front
-            .order(&Orders { revision, generation: None, circuits: vec![normal(revision)], load: None })
+            .order(&Orders {
+                revision,
+                generation: None,
+                circuits: vec![normal(revision)],
+                ..Orders::default()
+            })
             .unwrap();
         assert!(is_served(&front));
         // The second request within 10 s is one too many, and one violation bans.
         front.wait_for("its ban", |front| Ok(!is_served(front) && front.next_digest()?.banned == 1)).unwrap();
         thread::sleep(Duration::from_secs(10));
     }
-    front.order(&Orders { revision: 3, generation: None, circuits: vec![normal(2)], load: None }).unwrap();
+    front
+        .order(&Orders { revision: 3, generation: None, circuits: vec![normal(2)], ..Orders::default() })
+        .unwrap();
     assert!(!is_served(&front), "said before");
-    front.order(&Orders { revision: 4, generation: None, circuits: vec![normal(4)], load: None }).unwrap();
+    front
+        .order(&Orders { revision: 4, generation: None, circuits: vec![normal(4)], ..Orders::default() })
+        .unwrap();
     assert!(is_served(&front));
     // Sent three times beside others, an operator's ban is one ban.
     let ban = circuit(42, 5, BANNED);
     for revision in 5..=7 {
         let other = circuit(50 + u32::try_from(revision).unwrap(), revision, CircuitState::Vip);
         front
-            .order(&Orders { revision, generation: None, circuits: vec![ban.clone(), other], load: None })
+            .order(&Orders {
+                revision,
+                generation: None,
+                circuits: vec![ban.clone(), other],
+                ..Orders::default()
+            })
             .unwrap();
     }
     let rows = front.next_digest().unwrap().circuits;

@@ -166,6 +166,7 @@ fn requests() -> Vec<Request> {
         Request::Threat {},
         Request::ThreatSet { level: Level::UnderAttack, seconds: Some(300), dry_run: true },
         Request::ThreatClear { dry_run: true },
+        Request::TokenRevokeAll { dry_run: true },
         Request::Doctor {},
     ]
 }
@@ -245,6 +246,7 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
             dry_run: drawn.arbitrary()?,
         },
         Request::ThreatClear { .. } => Request::ThreatClear { dry_run: drawn.arbitrary()? },
+        Request::TokenRevokeAll { .. } => Request::TokenRevokeAll { dry_run: drawn.arbitrary()? },
         plain @ (Request::Status {}
         | Request::Counters {}
         | Request::Diff {}

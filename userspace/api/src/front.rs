@@ -4,16 +4,17 @@
 //! should be in force, never a step, so that nothing is lost when one of the two starts again. Each message is one line.
 //! Numbers of circuits mean nothing outside this machine, and leave it nowhere.
 
-use std::{collections::BTreeMap, num::NonZeroU32};
+use std::{collections::BTreeMap, fmt, num::NonZeroU32};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[cfg(doc)]
 use tunica_core::load_level::LEASE;
 use tunica_core::{
     circuit_features::{Features, PathClass},
-    circuit_policy::Ratio,
+    circuit_policy::{Ratio, TokenId},
     load_level::FrontLoad,
     puzzle_level,
+    token_keys::TokenKey,
 };
 
 /// A digest line, its newline included, may not be longer: 2 MiB, and all its rows together need less.
@@ -26,6 +27,8 @@ pub const MOST_ROWS: usize = 1_000;
 pub const MOST_NEWCOMERS: usize = 256;
 /// Most bans of [`Digest::bans`].
 pub const MOST_BANS: usize = 16_384;
+/// Most tokens of [`Digest::revoked`]; the others are told in the next seconds.
+pub const MOST_NEWLY_REVOKED: usize = 256;
 
 /// How the ingress does. Counters count since [`Digest::process`] began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +68,7 @@ pub struct Digest {
     pub most_tracked: u64,
     /// Circuits that are banned.
     pub banned: u64,
-    /// Circuits with a token.
+    /// Circuits that go past the queue, by token or by an operator's word.
     pub vips: u64,
     /// `Active: 42/200 | Rate: 12/50/s | Circuits: 156 tracked, 3 banned`.
     pub statistics: String,
@@ -92,6 +95,13 @@ pub struct Digest {
     /// What circuits were asked for before they were served.
     #[serde(default)]
     pub puzzles: Puzzles,
+    /// What was handed out and shown so that circuits go past the queue.
+    #[serde(default)]
+    pub tokens: Tokens,
+    /// Tokens that it revoked and that stand not in [`TokenOrder::revoked`] yet, at most [`MOST_NEWLY_REVOKED`]. For the daemon
+    /// alone, which shows them to nobody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<RevokedToken>,
     /// The backends, in the order of the configuration.
     pub backends: Vec<BackendHealth>,
     /// The busiest circuits, at most [`MOST_ROWS`].
@@ -128,6 +138,107 @@ pub struct Puzzles {
     pub waiting_room: u64,
     /// Circuits that it let in.
     pub let_in: u64,
+}
+
+/// Tokens. Counters count since [`Digest::process`] began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// How many were handed out, by whose word: see [`TOKEN_GRANTS`].
+    pub issued: BTreeMap<String, u64>,
+    /// Connections on which one was shown and taken.
+    pub accepted: u64,
+    /// Connections on which one was shown and not taken, by reason: see
+    /// [`TokenRefused`](tunica_core::circuit_policy::TokenRefused).
+    pub refused: BTreeMap<String, u64>,
+    /// How many were revoked by bans and demotions.
+    pub revoked: u64,
+    /// How many are in use.
+    pub live: u64,
+    /// Whether it knows the key; without it none is handed out or taken.
+    pub has_key: bool,
+}
+
+/// The labels of [`Tokens::issued`].
+pub const TOKEN_GRANTS: [&str; 2] = ["puzzle", "backend"];
+
+/// A token that counts no longer although it has not expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedToken {
+    /// What tells it from others; nobody can make a token of it.
+    #[serde(serialize_with = "write_id", deserialize_with = "read_id")]
+    pub id: TokenId,
+    /// When it expires, nanoseconds of `CLOCK_MONOTONIC`.
+    pub until: u64,
+}
+
+/// By what the front makes and checks tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenOrder {
+    /// The key that they are made with.
+    #[serde(serialize_with = "write_key", deserialize_with = "read_key")]
+    pub key: TokenKey,
+    /// The one before, while its tokens are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<PreviousKey>,
+    /// Tokens that any front revoked, as far as they have not expired.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<RevokedToken>,
+}
+
+/// A key whose tokens are taken for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviousKey {
+    /// Which.
+    #[serde(serialize_with = "write_key", deserialize_with = "read_key")]
+    pub key: TokenKey,
+    /// The first second in which they are not, since 1970.
+    pub until: u64,
+}
+
+fn write_hex<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+fn read_hex<'de, const LENGTH: usize, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<[u8; LENGTH], D::Error> {
+    /// Says nothing of the text: it may be a key.
+    struct Hex<const LENGTH: usize>;
+    impl<const LENGTH: usize> serde::de::Visitor<'_> for Hex<LENGTH> {
+        type Value = [u8; LENGTH];
+
+        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(out, "{LENGTH} bytes in hexadecimal digits")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            let wrong = || E::custom(format_args!("not {LENGTH} bytes in hexadecimal digits"));
+            let is_hex = text.len() == 2 * LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let mut bytes = [0; LENGTH];
+            for (place, byte) in bytes.iter_mut().enumerate().filter(|_| is_hex) {
+                let digits = text.get(2 * place..2 * place + 2).ok_or_else(wrong)?;
+                *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+            }
+            if is_hex { Ok(bytes) } else { Err(wrong()) }
+        }
+    }
+    deserializer.deserialize_str(Hex::<LENGTH>)
+}
+
+fn write_key<S: Serializer>(key: &TokenKey, serializer: S) -> Result<S::Ok, S::Error> {
+    write_hex(&key.0, serializer)
+}
+
+fn read_key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TokenKey, D::Error> {
+    read_hex(deserializer).map(TokenKey)
+}
+
+fn write_id<S: Serializer>(id: &TokenId, serializer: S) -> Result<S::Ok, S::Error> {
+    write_hex(&id.0.to_be_bytes(), serializer)
+}
+
+fn read_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TokenId, D::Error> {
+    read_hex(deserializer).map(|bytes| TokenId(u128::from_be_bytes(bytes)))
 }
 
 /// The labels of [`Puzzles::issued`] and [`Puzzles::solved`].
@@ -179,6 +290,10 @@ pub struct CircuitRow {
     /// Whether it solved a puzzle, has a token in force or was promoted.
     #[serde(default)]
     pub paid: bool,
+    /// `in_force`: it has a token in force. Else why the one that it shows on a connection is not taken, as
+    /// [`TokenRefused`](tunica_core::circuit_policy::TokenRefused) has it; absent: it shows none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
     /// Its bans so far, fewer by those that were forgiven: the rung of the ladder that the last one was on.
     #[serde(default)]
     pub rung: u32,
@@ -211,7 +326,13 @@ pub struct Orders {
     /// and again; absent: the limits as they are configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<LoadOrder>,
+    /// By what it makes and checks tokens; goes into no revision either. Absent: as it heard last, and nothing without that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenOrder>,
 }
+
+/// [`CircuitRow::token`] of a circuit with a token in force.
+pub const TOKEN_IN_FORCE: &str = "in_force";
 
 /// What of the load level the front holds to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -316,9 +437,12 @@ mod tests {
             connections_per_10_seconds: u64::MAX,
             requests_per_10_seconds: u64::MAX,
             last_refusal: Some(longest.to_owned()),
+            token: Some("malformed".to_owned()),
             score: Some(u16::MAX),
         };
+        let revoked = RevokedToken { id: TokenId(u128::MAX), until: u64::MAX };
         let digest = Digest {
+            revoked: vec![revoked; MOST_NEWLY_REVOKED],
             circuits: vec![row; MOST_ROWS],
             bans: vec![(circuit, u64::MAX); MOST_BANS],
             newcomers: vec![(circuit, PathClass::NONE, Features([u16::MAX; COUNT])); MOST_NEWCOMERS],
@@ -328,5 +452,38 @@ mod tests {
         let line = wire::write_message(&digest).unwrap();
         // What is not of a bounded number here has a quarter of the line.
         assert!(line.len() < MAX_DIGEST_BYTES / 4 * 3, "{}", line.len());
+    }
+
+    fn order() -> TokenOrder {
+        TokenOrder {
+            key: TokenKey([0xab; 32]),
+            previous: Some(PreviousKey { key: TokenKey([0x0c; 32]), until: 7 }),
+            revoked: vec![RevokedToken { id: TokenId(1), until: 9 }],
+        }
+    }
+
+    #[test]
+    fn keys_of_tokens_pass_the_line_and_print_nowhere() {
+        let orders = Orders { tokens: Some(order()), ..Orders::default() };
+        let line = wire::write_message(&orders).unwrap();
+        assert!(String::from_utf8_lossy(&line).contains(&"ab".repeat(32)));
+        assert_eq!(wire::read_message::<Orders>(&line).unwrap(), orders);
+        let printed = format!("{orders:?}");
+        assert!(
+            !printed.contains("ab, ") && !printed.contains("171") && printed.contains("TokenKey(..)"),
+            "{printed}"
+        );
+        assert!(printed.contains("TokenId(scrubbed)"), "{printed}");
+    }
+
+    #[test]
+    fn a_damaged_key_is_refused_and_not_repeated() {
+        let line = wire::write_message(&Orders { tokens: Some(order()), ..Orders::default() }).unwrap();
+        let text = String::from_utf8(line).unwrap();
+        for key in ["ab".repeat(31), "ab".repeat(33), format!("{}zz", "ab".repeat(31)), "\u{e9}".repeat(32)] {
+            let damaged = text.replace(&"ab".repeat(32), &key);
+            let error = wire::read_message::<Orders>(damaged.as_bytes()).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("abab"), "{error:?}");
+        }
     }
 }

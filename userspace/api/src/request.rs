@@ -139,6 +139,12 @@ pub enum Request {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Make every VIP token worthless that was handed out.
+    TokenRevokeAll {
+        /// Say what would happen and change nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
     /// What this host can do for the shield.
     Doctor {},
 }
@@ -216,6 +222,7 @@ impl Request {
             | Self::CircuitClose { .. }
             | Self::ThreatSet { .. }
             | Self::ThreatClear { .. }
+            | Self::TokenRevokeAll { .. }
             | Self::CandidateLoad(_)
             | Self::CandidatePromote {}
             | Self::CandidateDrop {}
@@ -263,6 +270,7 @@ impl Request {
             Self::Threat {} => "threat",
             Self::ThreatSet { .. } => "threat_set",
             Self::ThreatClear { .. } => "threat_clear",
+            Self::TokenRevokeAll { .. } => "token_revoke_all",
             Self::CandidateLoad(_) => "candidate_load",
             Self::CandidateStatus {} => "candidate_status",
             Self::CandidatePromote {} => "candidate_promote",

@@ -78,6 +78,12 @@ pub struct Circuits {
     pub pow_tcp: bool,
     /// `pow_grants`: what a circuit is once it has solved one; `normal` by default.
     pub pow_grants: Grant,
+    /// `token_life_seconds`; 1 800 s by default.
+    pub token_life: Duration,
+    /// `token_circuits`: how many may use one at once; 3 by default.
+    pub token_circuits: NonZeroU32,
+    /// `backend_grants`: whether backends may have tokens handed out; `false` by default.
+    pub backend_grants: bool,
     /// `paid_share`; 0.5 by default.
     pub paid_share: Ratio,
 }
@@ -122,6 +128,8 @@ impl Config {
             bytes: circuits.mebibytes_per_minute.map(|limit| budget(limit, MEBIBYTE)),
             cpu: circuits.cpu_per_minute.map(|limit| budget(limit, MILLISECOND)),
             vip_per_10_seconds: word(circuits.vip_requests_per_10_seconds),
+            circuits_per_token: byte(circuits.token_circuits),
+            token_life: circuits.token_life,
             ban_threshold: byte(circuits.ban_threshold),
             ban_duration: circuits.ban_duration,
             shadow: circuits.shadow.iter().copied().collect(),

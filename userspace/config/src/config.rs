@@ -440,6 +440,11 @@ impl Config {
         self.control.socket.with_file_name("front.sock")
     }
 
+    /// The file of the keys of tokens: `token.keys` beside [`Ledger::path`].
+    pub fn token_keys(&self) -> PathBuf {
+        self.ledger.path.with_file_name("token.keys")
+    }
+
     /// What the coordinator decides by. Names of accounts are for the daemon to look up, so nobody may report yet.
     ///
     /// # Errors

@@ -849,7 +849,27 @@ keys! {
     POW_GRANTS: OneOf<Grant> = "circuits.pow_grants",
         Absent::Default(r#""normal""#),
         OneOf(PhantomData),
-        "What a circuit is once it has solved a puzzle: `normal` has the part of `paid_share`, `vip` goes past the queue and the limits of normal circuits as well.";
+        "What a circuit is once it has solved a puzzle: `normal` has the part of `paid_share`; `vip` gets a token, which makes the circuits that show it go past the queue and the limits of normal circuits as well.";
+    TOKEN_LIFE: Number = "circuits.token_life_seconds",
+        Absent::Default("1800"),
+        Number {
+            least: 5, most: 86400, unit: "seconds",
+            below: "it would be over before the next page is there",
+            above: "keys turn daily, so no token could be checked so long",
+        },
+        "How long a VIP token is good. When it is over its circuits are as any other.";
+    TOKEN_CIRCUITS: Number = "circuits.token_circuits",
+        Absent::Default("3"),
+        Number {
+            least: 1, most: 8, unit: "circuits",
+            below: "nobody could use a token",
+            above: "a token is for one visitor, and this would be a crowd",
+        },
+        "How many circuits with open connections may use a VIP token at once. One more is served as if it showed none.";
+    BACKEND_GRANTS: Switch = "circuits.backend_grants",
+        Absent::Default("false"),
+        Switch,
+        "Whether an answer of a backend with the header `X-Tunica-Grant: vip`, as after a login, hands its client a VIP token. The client never sees the header.";
     PAID_SHARE: Part = "circuits.paid_share",
         Absent::Default("0.5"),
         Part { unit: "of `max_connections_per_second` and `max_concurrent_connections`" },

@@ -37,6 +37,7 @@ use crate::{
 mod admission;
 mod budget;
 mod record;
+mod revoked;
 mod settings;
 mod shard;
 mod statistics;
@@ -53,6 +54,7 @@ mod rows;
 
 pub use admission::{Admission, Admitted, Ask, Denied, Place, Serial, Ticket, Want};
 pub use budget::Budget;
+pub use revoked::{MOST_REVOKED, Revoked};
 pub use settings::{CircuitSettings, Ratio, RequestRates};
 pub use shard::{CircuitFacts, CircuitShard, Command, Load, Usage};
 pub use statistics::{ShardCounts, Statistics};

@@ -43,6 +43,7 @@ pub mod sybil;
 pub mod syncookies;
 pub mod time;
 mod timetable;
+pub mod token_keys;
 pub mod tune;
 mod violations;
 pub mod waiting_room;

@@ -22,6 +22,7 @@ mod report;
 mod sources;
 pub(crate) mod status;
 mod threat;
+mod token;
 mod top;
 mod tune;
 
@@ -87,6 +88,9 @@ pub(crate) enum Verb {
     /// Ban, promote, demote or close a circuit
     #[command(subcommand)]
     Circuit(circuit::Circuit),
+    /// Issue a VIP token, or revoke all of them
+    #[command(subcommand)]
+    Token(token::Token),
     /// Solve, check and time puzzles; needs no daemon
     #[command(subcommand)]
     Pow(pow::Pow),
@@ -122,6 +126,7 @@ impl Verb {
             Self::Incident(verb) => ask(global, &verb.request()),
             Self::Circuits(verb) => ask(global, &verb.request()),
             Self::Circuit(verb) => ask(global, &verb.request()),
+            Self::Token(verb) => verb.run(global),
             Self::Pow(verb) => verb.run(global),
             Self::Doctor => doctor::run(global),
         }

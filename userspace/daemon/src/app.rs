@@ -59,7 +59,11 @@ mod front;
 mod gate;
 mod haproxy;
 mod load;
+<<<<<<< HEAD
 mod newcomers;
+=======
+mod tokens;
+>>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
 mod tor;
 
 /// Everything the event loop owns.
@@ -85,8 +89,12 @@ pub struct App {
     /// The ingress.
     front: front::Front,
     tor: tor::Tor,
+<<<<<<< HEAD
     /// What is kept of new circuits.
     judged: newcomers::Judged,
+=======
+    tokens: tokens::AtTokens,
+>>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
     gate: gate::AtGate,
     haproxy: haproxy::AtHaproxy,
     /// Ports that went over their budget.
@@ -179,6 +187,7 @@ struct Troubles {
     gate: Option<String>,
     front_process: Option<String>,
     front_configuration: Option<String>,
+    token_keys: Option<String>,
     haproxy: Option<String>,
     samples: Option<String>,
     heartbeat: Option<String>,
@@ -202,6 +211,7 @@ impl Troubles {
             &self.gate,
             &self.front_process,
             &self.front_configuration,
+            &self.token_keys,
             &self.haproxy,
             &self.samples,
             &self.heartbeat,
@@ -297,7 +307,11 @@ impl App {
             candidate: None,
             front: front::Front::default(),
             tor: tor::Tor::default(),
+<<<<<<< HEAD
             judged: newcomers::Judged::default(),
+=======
+            tokens: tokens::AtTokens::default(),
+>>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
             gate: gate::AtGate::default(),
             haproxy: haproxy::AtHaproxy::default(),
             armed: Armed::default(),
@@ -308,6 +322,7 @@ impl App {
             concerns: Vec::new(),
             verified: 0,
         };
+        app.open_tokens();
         app.open_gate();
         app.follow_gate();
         app.read_totals();
@@ -541,6 +556,7 @@ impl App {
     /// A sign of life for the kernel, and what time alone makes due. Called every second.
     pub fn tick(&mut self) {
         self.advance_orders();
+        self.advance_tokens();
         self.count_gate();
         let now = self.now();
         self.troubles.heartbeat =
@@ -801,6 +817,7 @@ impl App {
             Request::CircuitOrder(request) => self.order_circuit(request),
             Request::CircuitClose { circuit, dry_run } => self.close_circuit(circuit, dry_run),
             Request::CircuitExplain { circuit } => self.explain_circuit(circuit),
+            Request::TokenRevokeAll { dry_run } => self.revoke_all_tokens(dry_run),
             Request::Threat {} => self.threat(),
             Request::ThreatSet { level, seconds, dry_run } => {
                 let length = seconds.map(Duration::from_secs);

@@ -295,6 +295,16 @@ metrics! {
         "Circuits in the waiting room, which did a part of the work that the load asks for.";
     front_let_in: IntCounter, "tunica_front_waiting_room_let_in_total", [],
         "Circuits that the waiting room let in.";
+    front_tokens_issued: IntCounterVec, "tunica_front_tokens_issued_total", ["by"],
+        "VIP tokens that were handed out: to circuits that solved a puzzle, or because a backend vouched for its client.";
+    front_tokens_accepted: IntCounter, "tunica_front_tokens_accepted_total", [],
+        "Connections on which a VIP token was shown and taken.";
+    front_tokens_refused: IntCounterVec, "tunica_front_tokens_refused_total", ["reason"],
+        "Connections on which a VIP token was shown and not taken; they were treated as any other.";
+    front_tokens_revoked: IntCounter, "tunica_front_tokens_revoked_total", [],
+        "VIP tokens that were revoked because one of their circuits was banned or demoted.";
+    front_tokens: IntGauge, "tunica_front_tokens", [],
+        "VIP tokens in use.";
     front_panics: IntCounter, "tunica_front_panics_total", [],
         "Connections that ended in a fault of the ingress itself; the log has what went wrong.";
     load_level: IntGaugeVec, "tunica_load_level", ["level"],

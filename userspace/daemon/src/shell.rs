@@ -12,6 +12,7 @@ pub mod load;
 pub mod nft;
 pub mod samples;
 pub mod systemd;
+pub mod token_file;
 pub mod tor_control;
 pub mod tor_peers;
 pub mod xdp;

@@ -179,6 +179,8 @@ messages! {
     "front_adopted", "info", "The ingress that an earlier daemon started serves on, and this daemon looks after it.";
     "front_ended", "error", "The ingress that this daemon started has ended; the message says how, and whether it is started again.";
     "front_socket_busy", "debug", "The ingress' sockets are taken, most likely by an ingress that an earlier daemon started.";
+    "token_keys_amiss", "warn", "The keys of VIP tokens could not be read or kept, or others could read them; the message says what follows. `tunica status` shows it.";
+    "tokens_revoked", "warn", "An operator made every VIP token worthless by `tunica token revoke --all`.";
     "front_trouble", "warn", "The ingress could not be started or told something; the message says why. `tunica status` shows it until it runs.";
     "haproxy_connected", "info", "HAProxy answers on its socket; its table of circuits follows what operators and the daemon say.";
     "haproxy_lost", "warn", "HAProxy does not answer on its socket, or refuses; the message names the reason. Its own rules go on, bans of operators do not reach it. It is tried again every 2 s, and said again only for another reason.";

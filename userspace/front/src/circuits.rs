@@ -31,7 +31,7 @@ use tunica_core::{
     circuit_features::{MOST_WATCHED, PathClass, Watch},
     circuit_policy::{
         Action, Admission, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Place, Ruling,
-        Serial, Statistics, Usage,
+        Serial, Statistics, TokenRefused, Usage,
     },
     id::{CircuitId, TorGeneration},
     load_level::{FrontLoad, LEASE, LoadLease},
@@ -46,6 +46,10 @@ use crate::{
     pulse::Pulse,
 };
 
+pub mod tokens;
+
+use tokens::{GrantedBy, Shown, Tokens};
+
 /// How long a request in the slow lane lets others go before, and looks again.
 const STEP_ASIDE: Duration = Duration::from_millis(50);
 
@@ -53,6 +57,7 @@ const STEP_ASIDE: Duration = Duration::from_millis(50);
 pub struct Circuits {
     settings: CircuitSettings,
     challenges: Challenges,
+    tokens: Tokens,
     shards: Vec<Mutex<CircuitShard>>,
     /// What those that are new do, in the same parts.
     watches: Vec<Mutex<Watch>>,
@@ -96,6 +101,7 @@ pub struct Visit {
     pulse: Arc<Pulse>,
     fate: watch::Sender<Fate>,
     reported: Mutex<(u64, u64, u64)>,
+    shown: Mutex<Shown>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,6 +338,7 @@ impl Circuits {
             ))),
             settings,
             challenges,
+            tokens: Tokens::default(),
             visits: Mutex::default(),
             hasher: RandomState::new(),
             generation: AtomicU64::new(generation.0),
@@ -419,6 +426,7 @@ impl Circuits {
             pulse,
             fate: watch::Sender::new(fate),
             reported: Mutex::default(),
+            shown: Mutex::default(),
         });
         lock(&self.visits).insert(serial, Arc::clone(&visit));
         self.catch_up(&visit, now);
@@ -468,24 +476,22 @@ impl Circuits {
             if shard.look(circuit, now).is_some_and(|facts| facts.banned_for.is_some()) {
                 return;
             }
+            let is_granted = || self.grant(visit, GrantedBy::Puzzle, Clock::now());
             match self.challenges.grants() {
                 Grant::Normal => shard.pay(circuit, now),
-                Grant::Vip => shard.promote(circuit, now),
+                // Its token is what it has paid: it can be revoked, and expires.
+                Grant::Vip => {
+                    drop(shard);
+                    if is_granted() {
+                        return;
+                    }
+                    if let Some(mut shard) = self.shard(circuit) {
+                        shard.pay(circuit, now);
+                    }
+                }
             }
         }
-        // Those that look at a puzzle are moved when they are to be served: until then they need no place.
-        let mut admission = lock(&self.admission);
-        if admission.place(visit.hold.serial()) == Some(Place::Served) {
-            let lane = self.lane_of_paid();
-            admission.paid(visit.hold.serial(), lane);
-        }
-    }
-
-    const fn lane_of_paid(&self) -> Lane {
-        match self.challenges.grants() {
-            Grant::Normal => Lane::Normal,
-            Grant::Vip => Lane::Vip,
-        }
+        self.has_paid(visit, Lane::Normal);
     }
 
     async fn settle(&self, visit: &Visit) -> Result<(), Refusal> {
@@ -660,14 +666,7 @@ impl Circuits {
                 // Only tor can close a circuit; this one carries no connection, so it costs nothing here.
                 Command::Close { .. } => {}
                 Command::ReleaseToken { ticket, circuit } => lock(&self.admission).release(ticket, circuit),
-                Command::RevokeToken { ticket } => {
-                    let circuits = lock(&self.admission).revoke(ticket);
-                    for circuit in circuits {
-                        if let Some(mut shard) = self.shard(circuit) {
-                            shard.demote(circuit, now());
-                        }
-                    }
-                }
+                Command::RevokeToken { ticket } => self.revoke(ticket),
             }
         }
     }
@@ -738,11 +737,13 @@ impl Circuits {
         bans.sort_unstable_by_key(|(_, until)| std::cmp::Reverse(*until));
         bans.truncate(MOST_BANS);
         let banned = bans.iter().map(|(circuit, _)| circuit).take(MOST_ROWS);
+        let (tokens, revoked) = self.tokens_counted();
+        let not_taken = self.tokens_not_taken();
         let mut rows: Vec<CircuitRow> = open
             .keys()
             .chain(banned.filter(|circuit| !open.contains_key(circuit)))
             .filter(|circuit| circuit.generation().0 == generation)
-            .filter_map(|circuit| self.row(*circuit, now))
+            .filter_map(|circuit| self.row(*circuit, not_taken.get(circuit).copied(), now))
             .collect();
         rows.sort_by_key(|row| std::cmp::Reverse((row.open, row.requests)));
         rows.truncate(MOST_ROWS);
@@ -785,6 +786,8 @@ impl Circuits {
                 .collect(),
             would_refuse,
             puzzles: self.challenges.counted(),
+            tokens,
+            revoked,
             circuits: rows,
             bans: bans
                 .into_iter()
@@ -796,6 +799,7 @@ impl Circuits {
         }
     }
 
+<<<<<<< HEAD
     /// Circuits of this tor process whose first seconds are over and that were not told of before; and how many never are.
     fn newcomers(&self, generation: u64, now: Monotime) -> (Vec<Newcomer>, u64) {
         let (mut newcomers, mut unwatched) = (Vec::new(), 0);
@@ -814,6 +818,9 @@ impl Circuits {
     }
 
     fn row(&self, circuit: CircuitId, now: Monotime) -> Option<CircuitRow> {
+=======
+    fn row(&self, circuit: CircuitId, not_taken: Option<TokenRefused>, now: Monotime) -> Option<CircuitRow> {
+>>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
         let facts = self.shard(circuit)?.look(circuit, now)?;
         let state = match (facts.banned_for, facts.lane) {
             (Some(_), _) => "banned",
@@ -835,6 +842,7 @@ impl Circuits {
             banned_seconds: facts.banned_for.map(|left| left.as_secs() + 1),
             banned_by_operator: facts.is_banned_by_operator,
             paid: facts.has_paid,
+            token: tokens::word(facts.has_token, not_taken),
             rung: facts.rung.into(),
             connections_per_10_seconds: facts.connections_per_10_seconds.into(),
             requests_per_10_seconds: facts.requests_per_10_seconds.into(),

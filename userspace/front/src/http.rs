@@ -5,6 +5,7 @@
 
 mod body;
 pub mod puzzle;
+pub mod token;
 
 use std::{
     sync::Arc,
@@ -84,6 +85,8 @@ pub struct HttpSettings {
     pub post_path: Option<String>,
     /// Whether circuits may be asked for a puzzle, so that [`crate::challenge::PATH`] is the front's own.
     pub asks_puzzles: bool,
+    /// Whether backends may vouch for their clients by [`token::GRANT_HEADER`].
+    pub backend_grants: bool,
 }
 
 /// Most that is held of an answer, bytes.
@@ -189,18 +192,26 @@ impl Http {
     }
 
     /// The answer to one request: the backend's, or why there is none.
-    async fn answer(&self, request: Request<Incoming>, visit: &Arc<Stay>) -> Result<Said, Unanswered> {
+    async fn answer(&self, mut request: Request<Incoming>, visit: &Arc<Stay>) -> Result<Said, Unanswered> {
         let pulse = visit.pulse();
         pulse.enter(Phase::Exchange);
-        match self.try_answer(request, visit).await {
-            Ok(said) => Ok(said),
-            Err(None) => Err(Unanswered),
+        // Before anything is asked about the request, and before anybody else reads it.
+        let not_taken = token::take(request.headers_mut()).and_then(|shown| visit.present(&shown));
+        let accepts_pages = puzzle::accepts_pages(request.headers());
+        let mut said = match self.try_answer(request, visit).await {
+            Ok(said) => said,
+            Err(None) => return Err(Unanswered),
             Err(Some((refusal, retry))) => {
                 visit.refused(refusal);
                 pulse.enter(Phase::Idle);
-                self.refused(refusal, retry, pulse)
+                self.refused(refusal, retry, pulse)?
             }
+        };
+        token::hand_out(said.headers_mut(), visit, accepts_pages);
+        if let Some(not_taken) = not_taken {
+            said.headers_mut().insert(token::REFUSED_HEADER, HeaderValue::from_static(not_taken.label()));
         }
+        Ok(said)
     }
 
     async fn try_answer(&self, request: Request<Incoming>, visit: &Arc<Stay>) -> Result<Said, Refused> {
@@ -237,7 +248,6 @@ impl Http {
         *forward.headers_mut() = head.headers;
         let headers = forward.headers_mut();
         remove_hop_by_hop(headers);
-        headers.remove(puzzle::SOLUTION_HEADER);
         headers.insert(CIRCUIT_HEADER, visit.word().clone());
         if let Some(protocol) = &upgrade {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -245,14 +255,19 @@ impl Http {
         }
         let from_client = upgrade.map(|_| head.extensions);
         let asked = Instant::now();
-        let answer = match self.first_word(self.client.request(forward), &progress).await {
+        let mut answer = match self.first_word(self.client.request(forward), &progress).await {
             Some(Ok(answer)) => answer,
             Some(Err(error)) => return Err(body::why(&error).map(|refusal| (refusal, None))),
             None => return Err(because(Refusal::BackendTimeout)),
         };
         visit.answered(asked.elapsed());
+<<<<<<< HEAD
         if answer.status().is_client_error() || answer.status().is_server_error() {
             visit.failed();
+=======
+        if token::cleanse(answer.headers_mut(), self.settings.backend_grants) {
+            visit.vouch();
+>>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
         }
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return switch(answer, from_client, visit, self.settings.client).map_err(because);
@@ -402,8 +417,10 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Headers by which clients could pose as a proxy, or as us, in whatever spelling.
-const CLAIMED: [&str; 9] = [
+const CLAIMED: [&str; 11] = [
     "x-onion-circuit",
+    "tunica-solution",
+    "tunica-token",
     "forwarded",
     "x-forwarded-for",
     "x-forwarded-host",
@@ -484,6 +501,8 @@ mod tests {
             ("proxy-authorization", "1"),
             ("x-onion-circuit", "forged"),
             ("x_onion_circuit", "forged"),
+            ("tunica_token", "for another front"),
+            ("tunica-solution", "1"),
             ("x-forwarded-for", "192.0.2.1"),
             ("proxy", "evil"),
             ("http2-settings", "AAMAAABk"),

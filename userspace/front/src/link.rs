@@ -79,6 +79,7 @@ async fn converse(
                 line.clear();
                 circuits.follow(orders, &new);
                 circuits.hear_load(new.load);
+                circuits.hear_tokens(new.tokens.as_ref());
                 *orders = new;
             }
         }

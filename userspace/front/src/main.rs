@@ -114,6 +114,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
         maintenance: maintenance_page(ingress)?,
         post_path: restricts_methods.then(|| ingress.post_path.clone()),
         asks_puzzles,
+        backend_grants: config.circuits.backend_grants,
     });
     let mut threads = Vec::new();
     let (ended, ends) = tokio::sync::mpsc::channel(workers);

@@ -134,10 +134,10 @@ impl Host {
             Carrier::Tcp { idle, .. } => *idle,
         };
         let solved = async {
-            let rest = tcp::handshake::ask(&mut stream, first, &stay, idle).await?;
+            let (said, rest) = tcp::handshake::ask(&mut stream, first, &stay, idle).await?;
             stay.settle().await?;
             // Who has gone is found out as soon as something is sent.
-            let _ = stream.write_all(tcp::handshake::ACCEPTED.as_bytes()).await;
+            let _ = stream.write_all(said.as_bytes()).await;
             Ok(rest)
         };
         let outcome = tokio::select! {

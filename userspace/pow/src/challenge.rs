@@ -4,7 +4,10 @@ use std::{array, fmt, str::FromStr};
 
 use thiserror::Error;
 
-use crate::{Difficulty, Nonce};
+use crate::{
+    Difficulty, Nonce,
+    text::{self, Fault},
+};
 
 /// The only version of challenges.
 const VERSION: u8 = 1;
@@ -19,9 +22,6 @@ pub(crate) const COVERED_BYTES: usize = 24;
 pub const TOKEN_BYTES: usize = COVERED_BYTES + MAC_BYTES;
 /// How long a challenge is as text.
 pub const TEXT_CHARACTERS: usize = TOKEN_BYTES / 3 * 4;
-
-/// The alphabet of RFC 4648, section 5, which URLs, headers and pages take as it is.
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 /// Random bytes that tell a challenge from all others, and say nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,13 +136,7 @@ impl fmt::Debug for Challenge {
 impl fmt::Display for Challenge {
     /// Its text: base64 of RFC 4648, section 5, always [`TEXT_CHARACTERS`] long.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.to_bytes();
-        let mut text = String::with_capacity(TEXT_CHARACTERS);
-        for [a, b, c] in bytes.as_chunks().0 {
-            let bits = u32::from_be_bytes([0, *a, *b, *c]);
-            text.extend([18, 12, 6, 0].map(|shift| character(bits >> shift & 63)));
-        }
-        out.pad(&text)
+        out.pad(&text::written(&self.to_bytes()))
     }
 }
 
@@ -193,41 +187,12 @@ impl FromStr for Challenge {
     type Err = DecodeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = text.chars().count();
-        if found != TEXT_CHARACTERS {
-            return Err(DecodeError::Length { found });
-        }
-        let mut bytes = [0; TOKEN_BYTES];
-        let mut characters = (1..).zip(text.chars());
-        for group in bytes.as_chunks_mut::<3>().0 {
-            let mut bits = 0;
-            for (position, found) in characters.by_ref().take(4) {
-                bits = bits << 6 | value(found).ok_or(DecodeError::Character { position, found })?;
-            }
-            let [_, a, b, c] = bits.to_be_bytes();
-            *group = [a, b, c];
-        }
+        let bytes = text::read(text).map_err(|fault| match fault {
+            Fault::Length(found) => DecodeError::Length { found },
+            Fault::Character(position, found) => DecodeError::Character { position, found },
+        })?;
         Self::from_bytes(&bytes)
     }
-}
-
-/// The character that stands for six bits.
-fn character(bits: u32) -> char {
-    // Six bits always have one.
-    usize::try_from(bits).ok().and_then(|index| ALPHABET.get(index)).map_or('A', |byte| char::from(*byte))
-}
-
-/// The six bits that a character stands for, if it does.
-fn value(character: char) -> Option<u32> {
-    let byte = u8::try_from(character).ok()?;
-    Some(match byte {
-        b'A'..=b'Z' => u32::from(byte - b'A'),
-        b'a'..=b'z' => u32::from(byte - b'a') + 26,
-        b'0'..=b'9' => u32::from(byte - b'0') + 52,
-        b'-' => 62,
-        b'_' => 63,
-        _ => return None,
-    })
 }
 
 #[cfg(test)]
@@ -250,14 +215,6 @@ mod tests {
         assert_eq!(bytes[..8], [1, 16, 1, 2, 3, 4, 5, 6]);
         assert_eq!(bytes[8..24], array::from_fn::<u8, 16, _>(|at| 0x10 + at as u8));
         assert_eq!(bytes[24..], array::from_fn::<u8, 24, _>(|at| 0xe0 + at as u8));
-    }
-
-    #[test]
-    fn every_character_stands_for_its_six_bits() {
-        for bits in 0..64 {
-            assert_eq!(value(character(bits)), Some(bits));
-        }
-        assert_eq!((0..=u8::MAX).filter(|byte| value(char::from(*byte)).is_some()).count(), 64);
     }
 
     #[test]

@@ -38,6 +38,8 @@ mod nonce;
 mod redeemed;
 mod secrets;
 mod solver;
+mod text;
+mod token;
 
 pub use captcha::{CHARACTERS, Captcha, CaptchaError, LETTERS};
 pub use challenge::{Challenge, DecodeError, ID_BYTES, Id, TEXT_CHARACTERS, TOKEN_BYTES, UnixSeconds};
@@ -46,3 +48,4 @@ pub use nonce::{Nonce, NonceError};
 pub use redeemed::{RedeemError, Redeemed};
 pub use secrets::{Answer, Purpose, SECRET_BYTES, Secrets, Solved, Terms, VerifyError};
 pub use solver::{Search, solve};
+pub use token::{Genuine, Token, TokenDecodeError, TokenKeys, TokenVerifyError};

@@ -16,7 +16,7 @@ pub const SECRET_BYTES: usize = 32;
 
 /// HMAC (FIPS 198-1) with SHA3-256: a standard construction with a proof, from a crate that also compares in constant
 /// time. KMAC would save one permutation of four, but the crate of SHA3 has none, and no short code of our own is worth it.
-type Hmac = SimpleHmac<Sha3_256>;
+pub(crate) type Hmac = SimpleHmac<Sha3_256>;
 
 /// Keeps these MACs apart from any other use that a caller might make of the same secret.
 const PURPOSE: &[u8; 16] = b"tunica challenge";
@@ -206,7 +206,7 @@ impl fmt::Debug for Secrets {
     }
 }
 
-fn keyed(secret: &[u8; SECRET_BYTES]) -> Hmac {
+pub(crate) fn keyed(secret: &[u8; SECRET_BYTES]) -> Hmac {
     // HMAC fills a short key with zeros up to a block (FIPS 198-1, section 4).
     let mut key = hmac::digest::Key::<Hmac>::default();
     for (to, from) in key.iter_mut().zip(secret) {

@@ -35,6 +35,9 @@ impl Reader<'_> {
         let pow_expires = self.value(root, &keys::POW_EXPIRES);
         let pow_tcp = self.value(root, &keys::POW_TCP);
         let pow_grants = self.value(root, &keys::POW_GRANTS);
+        let token_life = self.value(root, &keys::TOKEN_LIFE);
+        let token_circuits = self.value(root, &keys::TOKEN_CIRCUITS);
+        let backend_grants = self.value(root, &keys::BACKEND_GRANTS);
         let paid_share = self.value(root, &keys::PAID_SHARE);
         if let (Some(least), Some(most)) = (&pow_difficulty_min, &pow_difficulty_max)
             && least.value > most.value
@@ -78,6 +81,9 @@ impl Reader<'_> {
             pow_expires: seconds(pow_expires?.value),
             pow_tcp: pow_tcp?.value,
             pow_grants: pow_grants?.value,
+            token_life: seconds(token_life?.value),
+            token_circuits: token_circuits?.value,
+            backend_grants: backend_grants?.value,
             paid_share: paid_share?.value,
         })
     }

@@ -290,10 +290,34 @@ impl Admission {
         self.tokens.release(ticket, circuit);
     }
 
-    /// A token counts no longer. Returns its circuits, which the caller demotes. The caller also keeps the token from
-    /// being shown again.
-    pub fn revoke(&mut self, ticket: Ticket) -> Vec<CircuitId> {
-        self.tokens.revoke(ticket)
+    /// The circuits that use a token. Whoever finds one among them that carries no connection may [`Self::release`] it.
+    pub fn token_users(&self, token: TokenId) -> Option<(Ticket, &[CircuitId])> {
+        self.tokens.users(token)
+    }
+
+    /// A token counts no longer, and never again. Returns its circuits, for [`super::CircuitShard::unbind`].
+    pub fn revoke(&mut self, ticket: Ticket, now: Monotime) -> Vec<CircuitId> {
+        self.tokens.revoke(ticket, now)
+    }
+
+    /// A token was revoked elsewhere: by the front before this one. Returns whether that is news, and its circuits likewise.
+    pub fn learn_revoked(
+        &mut self,
+        token: TokenId,
+        until: Monotime,
+        now: Monotime,
+    ) -> (bool, Vec<CircuitId>) {
+        self.tokens.learn_revoked(token, until, now)
+    }
+
+    /// Every token that was revoked and has not expired.
+    pub fn revoked(&self) -> impl Iterator<Item = (TokenId, Monotime)> {
+        self.tokens.revoked()
+    }
+
+    /// No token counts any more, because the keys are others. Returns all their circuits likewise.
+    pub fn forget_tokens(&mut self) -> Vec<CircuitId> {
+        self.tokens.forget_all()
     }
 
     /// Another tor process has begun: the circuits of earlier ones use no token any more.

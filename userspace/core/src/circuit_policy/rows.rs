@@ -739,11 +739,54 @@ fn a_ban_revokes_its_token() {
         Command::RevokeToken { ticket } => Some(ticket),
         Command::Ban { .. } | Command::Close { .. } | Command::ReleaseToken { .. } => None,
     });
-    // Until its circuits are demoted they are refused, not served as VIPs.
-    assert_eq!(front.admission.revoke(ticket.unwrap()), [circuit(1), circuit(2)]);
+    // Until its circuits are told they are refused, not served as VIPs.
+    assert_eq!(front.admission.revoke(ticket.unwrap(), front.now), [circuit(1), circuit(2)]);
     assert_eq!((front.request(2).word, front.visit(2)), (Refusal::TokenGone, Refusal::TokenGone));
-    front.shard.demote(circuit(2), front.now);
+    front.shard.promote(circuit(2), front.now);
+    front.shard.unbind(circuit(2), front.now);
     assert_eq!((front.request(2).word, front.visit(2)), (Refusal::Served, Refusal::Served));
+    assert_eq!(front.connect(2).lane, Lane::Vip, "the operator's word is another's");
+    // It is good nowhere any more, until it would have expired.
+    let mut show = |number| front.admission.present(TokenId(7), circuit(number), until, front.now).map(drop);
+    assert_eq!([show(2), show(3)], [Err(TokenRefused::Revoked); 2]);
+    assert_eq!(front.admission.revoked().collect::<Vec<_>>(), [(TokenId(7), until)]);
+    front.admission.advance(until);
+    assert_eq!(front.admission.revoked().count(), 0);
+}
+
+#[test]
+fn an_operator_who_demotes_a_circuit_revokes_its_token() {
+    let mut front = Front::new(&open());
+    let until = front.now.after(Duration::from_secs(1_800));
+    let ticket = front.admission.present(TokenId(7), circuit(1), until, front.now).unwrap();
+    front.shard.bind(circuit(1), ticket, until, front.now);
+    assert!(front.shard.look(circuit(1), front.now).unwrap().has_token);
+    front.shard.demote(circuit(1), front.now);
+    assert_eq!(front.shard.take_commands(), [Command::RevokeToken { ticket }]);
+    assert_eq!(front.connect(1).lane, Lane::Normal);
+    assert!(!front.shard.look(circuit(1), front.now).unwrap().has_token);
+    front.shard.demote(circuit(1), front.now);
+    assert_eq!(front.shard.take_commands(), []);
+}
+
+#[test]
+fn a_token_is_revoked_by_whoever_knows_its_id_and_all_by_other_keys() {
+    let mut front = Front::new(&open());
+    let until = front.now.after(Duration::from_secs(1_800));
+    for (token, number) in [(7, 1), (7, 2), (8, 3), (9, 3)] {
+        front.admission.present(TokenId(token), circuit(number), until, front.now).unwrap();
+    }
+    let (ticket, users) = front.admission.token_users(TokenId(7)).unwrap();
+    assert_eq!(users, [circuit(1), circuit(2)]);
+    front.admission.release(ticket, circuit(1));
+    assert_eq!(front.admission.learn_revoked(TokenId(7), until, front.now), (true, vec![circuit(2)]));
+    assert_eq!(front.admission.learn_revoked(TokenId(7), until, front.now), (false, Vec::new()));
+    assert_eq!(front.admission.token_users(TokenId(7)), None);
+    assert_eq!(front.admission.tokens(), 2);
+    assert_eq!(front.admission.forget_tokens(), [circuit(3), circuit(3)]);
+    assert_eq!((front.admission.tokens(), front.admission.next_deadline()), (0, None));
+    // Other keys make other tokens, so nothing need be remembered of those before.
+    assert!(front.admission.present(TokenId(8), circuit(3), until, front.now).is_ok());
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub struct CircuitSettings {
     pub vip_per_10_seconds: NonZeroU16,
     /// How many circuits may use one token at once.
     pub circuits_per_token: NonZeroU8,
+    /// How long a token is good after it was handed out.
+    pub token_life: Duration,
     /// Violations of a circuit before it is banned.
     pub ban_threshold: NonZeroU8,
     /// Length of the first ban, and the least of a later one.
@@ -162,6 +164,7 @@ impl CircuitSettings {
             cpu: budget(12_000_000_000),
             vip_per_10_seconds: number16(200),
             circuits_per_token: number8(3),
+            token_life: Duration::from_secs(30 * 60),
             ban_threshold: number8(5),
             ban_duration: Duration::from_secs(300),
             ladder,

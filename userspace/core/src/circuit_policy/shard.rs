@@ -73,7 +73,8 @@ pub enum Command {
         /// Whose.
         circuit: CircuitId,
     },
-    /// Its circuit was banned: call [`super::Admission::revoke`], and demote the circuits that it returns.
+    /// Its circuit was banned or demoted: call [`super::Admission::revoke`], and [`CircuitShard::unbind`] for the circuits that
+    /// it returns.
     RevokeToken {
         /// Which token.
         ticket: Ticket,
@@ -297,7 +298,7 @@ impl CircuitShard {
 
     /// It showed a token, good until `until`, for which [`super::Admission::present`] gave the ticket.
     pub fn bind(&mut self, circuit: CircuitId, ticket: Ticket, until: Monotime, now: Monotime) {
-        self.release_token(circuit, Some(ticket));
+        self.release_token(circuit, ticket);
         self.change(circuit, now, |record| {
             record.ticket = ticket.number();
             record.ticket_until = tick_from(until);
@@ -312,11 +313,22 @@ impl CircuitShard {
         });
     }
 
-    /// Operator: a VIP no longer, with or without a token. A ban stays.
+    /// Operator: a VIP no longer, with or without a token. A ban stays. A token is revoked: otherwise the next request that shows
+    /// it would make the circuit a VIP again.
     pub fn demote(&mut self, circuit: CircuitId, now: Monotime) {
-        self.release_token(circuit, None);
         if let Some(mut record) = self.known(circuit, now) {
+            if let Some(ticket) = Ticket::new(record.ticket) {
+                self.commands.push(Command::RevokeToken { ticket });
+            }
             (record.is_promoted, record.ticket, record.ticket_until) = (false, 0, 0);
+            self.store(record);
+        }
+    }
+
+    /// Its token counts no longer, or is needed elsewhere. What else it is stays.
+    pub fn unbind(&mut self, circuit: CircuitId, now: Monotime) {
+        if let Some(mut record) = self.known(circuit, now) {
+            (record.ticket, record.ticket_until) = (0, 0);
             self.store(record);
         }
     }
@@ -376,9 +388,10 @@ impl CircuitShard {
         }
     }
 
-    fn release_token(&mut self, circuit: CircuitId, but: Option<Ticket>) {
+    /// Gives back another token than this.
+    fn release_token(&mut self, circuit: CircuitId, but: Ticket) {
         let record = self.table.get(number(circuit)).filter(|_| circuit.generation() == self.generation);
-        if let Some(record) = record.copied().filter(|record| Ticket::new(record.ticket) != but) {
+        if let Some(record) = record.copied().filter(|record| Ticket::new(record.ticket) != Some(but)) {
             self.released(&record);
         }
     }

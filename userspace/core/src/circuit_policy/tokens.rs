@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::{
     admission::{Denied, Ticket},
+    revoked::Revoked,
     window::{Ring, begin, span, tick},
 };
 use crate::{
@@ -30,12 +31,25 @@ type TokenRing = Ring<u32, 6, 20>;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenId(pub u128);
 
-/// Why a token that verified does not make its circuit a VIP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+/// Why a token that somebody showed does not make its circuit a VIP. Nothing is refused for it: the circuit stays what it was.
+/// In the order in which it is looked at; those before [`Self::Expired`] whoever read the token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
 pub enum TokenRefused {
+    /// It is no token.
+    #[error("what was shown is no token")]
+    Malformed,
+    /// The key is not known yet.
+    #[error("the front has no key yet to check tokens by: it is told by tunicad, which does not answer")]
+    Unchecked,
+    /// Another key made it.
+    #[error("the token was made with another key than this node's, or all tokens were revoked since")]
+    Forged,
     /// Its time is over.
     #[error("the token has expired")]
     Expired,
+    /// It was revoked, because one of its circuits was banned or demoted.
+    #[error("the token was revoked, because one of its circuits was banned or demoted")]
+    Revoked,
     /// As many circuits use it as may.
     #[error("the token is in use by as many circuits as may use it at once")]
     InUse,
@@ -44,12 +58,44 @@ pub enum TokenRefused {
     TooMany,
 }
 
+impl TokenRefused {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Malformed,
+        Self::Unchecked,
+        Self::Forged,
+        Self::Expired,
+        Self::Revoked,
+        Self::InUse,
+        Self::TooMany,
+    ];
+
+    /// The word: in labels, rows and the header by which a client is told.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Unchecked => "unchecked",
+            Self::Forged => "forged",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::InUse => "in_use",
+            Self::TooMany => "too_many",
+        }
+    }
+
+    /// The one of this word.
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|refused| refused.label() == word)
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tokens {
     by_ticket: BTreeMap<Ticket, Token>,
     tickets: BTreeMap<TokenId, Ticket>,
     by_expiry: BTreeSet<(Monotime, Ticket)>,
     last: u32,
+    revoked: Revoked,
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +124,9 @@ impl Tokens {
         self.forget_expired(now);
         if until <= now {
             return Err(TokenRefused::Expired);
+        }
+        if self.revoked.contains(id, until) {
+            return Err(TokenRefused::Revoked);
         }
         if let Some(ticket) = self.tickets.get(&id).copied()
             && let Some(token) = self.by_ticket.get_mut(&ticket)
@@ -119,11 +168,49 @@ impl Tokens {
         }
     }
 
-    pub(super) fn revoke(&mut self, ticket: Ticket) -> Vec<CircuitId> {
-        let Some(token) = self.by_ticket.remove(&ticket) else { return Vec::new() };
+    /// The circuits that use a token; none where nobody does.
+    pub(super) fn users(&self, id: TokenId) -> Option<(Ticket, &[CircuitId])> {
+        let ticket = *self.tickets.get(&id)?;
+        Some((ticket, &self.by_ticket.get(&ticket)?.circuits))
+    }
+
+    pub(super) fn revoke(&mut self, ticket: Ticket, now: Monotime) -> Vec<CircuitId> {
+        let Some(token) = self.remove(ticket) else { return Vec::new() };
+        self.revoked.add(token.id, token.until, now);
+        token.circuits
+    }
+
+    /// The same by the word of somebody who knows the id. Returns whether it is news, too.
+    pub(super) fn learn_revoked(
+        &mut self,
+        id: TokenId,
+        until: Monotime,
+        now: Monotime,
+    ) -> (bool, Vec<CircuitId>) {
+        let is_news = self.revoked.add(id, until, now);
+        let token = self.tickets.get(&id).copied().and_then(|ticket| self.remove(ticket));
+        (is_news, token.map_or_else(Vec::new, |token| token.circuits))
+    }
+
+    pub(super) fn revoked(&self) -> impl Iterator<Item = (TokenId, Monotime)> {
+        self.revoked.iter()
+    }
+
+    /// Forgets every token in use, because no key makes them good any more.
+    pub(super) fn forget_all(&mut self) -> Vec<CircuitId> {
+        let tickets: Vec<_> = self.by_ticket.keys().copied().collect();
+        tickets
+            .into_iter()
+            .filter_map(|ticket| self.remove(ticket))
+            .flat_map(|token| token.circuits)
+            .collect()
+    }
+
+    fn remove(&mut self, ticket: Ticket) -> Option<Token> {
+        let token = self.by_ticket.remove(&ticket)?;
         self.tickets.remove(&token.id);
         self.by_expiry.remove(&(token.until, ticket));
-        token.circuits
+        Some(token)
     }
 
     pub(super) fn begin(&mut self, generation: TorGeneration) {
@@ -134,8 +221,9 @@ impl Tokens {
 
     pub(super) fn forget_expired(&mut self, now: Monotime) {
         while let Some((_, ticket)) = self.by_expiry.first().copied().filter(|(until, _)| *until <= now) {
-            self.revoke(ticket);
+            self.remove(ticket);
         }
+        self.revoked.forget_expired(now);
     }
 
     pub(super) fn next_expiry(&self) -> Option<Monotime> {

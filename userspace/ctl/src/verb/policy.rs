@@ -141,7 +141,11 @@ fn nft(global: &Global, ports: &Ports) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn read(global: &Global) -> Result<Config, Failure> {
+/// The configuration.
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn read(global: &Global) -> Result<Config, Failure> {
     match tunica_config::read_file(&global.config_or_default()) {
         Ok(config) => Ok(config),
         Err(ReadFileError::Problems(problems)) => Err(Failure::new(Exit::BadConfig, problems.to_string())),

@@ -159,7 +159,8 @@ impl App {
                     self.tell_process(FrontAct::Here { pid });
                 }
             }
-            Heard::Digest(digest) => {
+            Heard::Digest(mut digest) => {
+                self.revoked_by_front(std::mem::take(&mut digest.revoked));
                 if self.front.last.is_none() {
                     tracing::info!(
                         message_id = "front_here",
@@ -285,6 +286,7 @@ impl App {
             generation: orders.generation().map(|generation| generation.0),
             circuits: circuits.collect(),
             load: Some(self.coordinator.load_level().front().into()),
+            tokens: self.tokens.order(),
         });
     }
 
@@ -474,6 +476,7 @@ mod tests {
                     banned_seconds: banned,
                     banned_by_operator: false,
                     paid: false,
+                    token: None,
                     cpu_microseconds: 0,
                     rung: 0,
                     connections_per_10_seconds: 0,

@@ -145,6 +145,7 @@ impl App {
             banned_seconds: self.ban_of(row.circuit).map(|until| until.since(now).as_secs()),
             banned_by_operator: row.standing == Standing::Banned
                 && self.circuit_orders().get(row.circuit).is_some(),
+            token: None,
             paid: row.standing == Standing::Vip,
             // Its table does not tell.
             requests: 0,

@@ -3,12 +3,12 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use tunica_api::{
-    front::CircuitRow,
+    front::{CircuitRow, TOKEN_IN_FORCE},
     view::{CircuitBan, CircuitExplanation, CircuitLimit, LastRefusal, TorCircuit},
 };
 use tunica_core::{
     circuit_orders::CircuitOrder,
-    circuit_policy::CircuitSettings,
+    circuit_policy::{CircuitSettings, TokenRefused},
     circuit_registry::{CircuitRegistry, TorFacts},
     limits::Mode,
     refusal::Refusal,
@@ -128,14 +128,21 @@ impl Known<'_> {
         let Some(row) = self.row else {
             return "not banned, and the ingress does not list it".to_owned();
         };
-        let paid = match (self.is_vip(), row.paid) {
-            (true, _) => "vip: it shows a token or an operator promoted it",
-            (false, true) => "it solved a puzzle",
-            (false, false) => "it has not paid: no puzzle solved, no token",
+        let has_token = row.token.as_deref() == Some(TOKEN_IN_FORCE);
+        let paid = match (self.is_vip(), has_token, row.paid) {
+            (true, true, _) => "vip: it shows a token that is in force",
+            (true, false, _) => "vip: an operator promoted it",
+            (false, _, true) => "it solved a puzzle",
+            (false, _, false) => "it has not paid: no puzzle solved, no token",
+        };
+        let refused = row.token.as_deref().and_then(TokenRefused::named);
+        let paid = match refused {
+            Some(refused) => format!("{paid}; what it shows makes it no vip: {refused}"),
+            None => paid.to_owned(),
         };
         match row.state.as_str() {
             "suspect" => format!("suspect, because it has {} violations; {paid}", row.violations),
-            "vip" => paid.to_owned(),
+            "vip" => paid,
             state => format!("{state}; {paid}"),
         }
     }
@@ -345,6 +352,7 @@ mod tests {
             banned_by_operator: false,
             cpu_microseconds: 0,
             paid: false,
+            token: None,
             rung: 0,
             connections_per_10_seconds: 3,
             requests_per_10_seconds: 5,
@@ -374,6 +382,8 @@ mod tests {
         let nothing = CircuitRegistry::default();
         let (normal, suspect, vip) = (row("normal"), row("suspect"), row("vip"));
         let suspect = CircuitRow { violations: 4, rung: 1, ..suspect };
+        let with_token = CircuitRow { token: Some("in_force".to_owned()), ..row("vip") };
+        let fourth = CircuitRow { token: Some("in_use".to_owned()), ..row("normal") };
         let blank = Known {
             circuit: circuit(),
             row: None,
@@ -414,7 +424,33 @@ mod tests {
             ),
             (
                 Known { row: Some(&vip), registry: &joined, has_control: true, ..blank },
-                ["vip", "0 of 5", "not attached", "past the queue", "came 30 s ago, at relay ABABAB"],
+                [
+                    "vip: an operator promoted it",
+                    "0 of 5",
+                    "not attached",
+                    "past the queue",
+                    "came 30 s ago, at relay ABABAB",
+                ],
+            ),
+            (
+                Known { row: Some(&with_token), ..blank },
+                [
+                    "vip: it shows a token that is in force",
+                    "0 of 5",
+                    "not attached",
+                    "past the queue",
+                    "not asked",
+                ],
+            ),
+            (
+                Known { row: Some(&fourth), ..blank },
+                [
+                    "normal; it has not paid: no puzzle solved, no token; what it shows makes it no vip: the token is in use by",
+                    "0 of 5",
+                    "not attached",
+                    "nothing in the policy",
+                    "not asked",
+                ],
             ),
             (
                 Known { registry: &joined, has_control: true, ..blank },

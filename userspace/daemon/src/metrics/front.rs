@@ -1,8 +1,8 @@
 //! What of the ingress is shown.
 
 use prometheus::IntCounterVec;
-use tunica_api::front::{Digest, PUZZLE_FAILURES, PUZZLE_KINDS};
-use tunica_core::refusal::Refusal;
+use tunica_api::front::{Digest, PUZZLE_FAILURES, PUZZLE_KINDS, TOKEN_GRANTS};
+use tunica_core::{circuit_policy::TokenRefused, refusal::Refusal};
 
 use super::{Families, Follower, Metrics};
 
@@ -20,6 +20,10 @@ pub(super) struct FrontFollowers {
     solved: Vec<(&'static str, Follower)>,
     failed: Vec<(&'static str, Follower)>,
     refused: Vec<(&'static str, Follower)>,
+    tokens_issued: Vec<(&'static str, Follower)>,
+    tokens_refused: Vec<(&'static str, Follower)>,
+    tokens_accepted: Follower,
+    tokens_revoked: Follower,
     /// All, and those of VIPs.
     would_refuse: Vec<(&'static str, [Follower; 2])>,
     process: std::sync::atomic::AtomicU64,
@@ -44,6 +48,10 @@ impl FrontFollowers {
             issued: of(&families.front_issued, &PUZZLE_KINDS),
             solved: of(&families.front_solved, &PUZZLE_KINDS),
             failed: of(&families.front_failed, &PUZZLE_FAILURES),
+            tokens_issued: of(&families.front_tokens_issued, &TOKEN_GRANTS),
+            tokens_refused: of(&families.front_tokens_refused, &TokenRefused::ALL.map(TokenRefused::label)),
+            tokens_accepted: Follower::new(families.front_tokens_accepted.clone()),
+            tokens_revoked: Follower::new(families.front_tokens_revoked.clone()),
             refused: Refusal::ALL
                 .iter()
                 .map(|refusal| (refusal.label(), labelled(&families.front_refused, refusal.label())))
@@ -72,10 +80,13 @@ impl FrontFollowers {
             &self.bytes_out,
             &self.panics,
             &self.let_in,
+            &self.tokens_accepted,
+            &self.tokens_revoked,
         ];
-        let labelled = [&self.refused, &self.issued, &self.solved, &self.failed];
+        let tokens = [&self.tokens_issued, &self.tokens_refused];
+        let labelled = [&self.refused, &self.issued, &self.solved, &self.failed].into_iter().chain(tokens);
         each.into_iter()
-            .chain(labelled.into_iter().flatten().map(|(_, follower)| follower))
+            .chain(labelled.flatten().map(|(_, follower)| follower))
             .chain(self.would_refuse.iter().flat_map(|(_, followers)| followers))
     }
 }
@@ -98,6 +109,7 @@ impl Metrics {
         families.circuits_capacity.set(gauge(of.most_tracked));
         families.circuits_banned.set(gauge(of.banned));
         families.circuits_vip.set(gauge(of.vips));
+        families.front_tokens.set(gauge(of.tokens.live));
         families.front_room.set(gauge(of.puzzles.waiting_room));
         families.front_backend.reset();
         for backend in &of.backends {
@@ -117,11 +129,15 @@ impl Metrics {
         front.panics.follow(digest.panics);
         let puzzles = &digest.puzzles;
         front.let_in.follow(puzzles.let_in);
+        front.tokens_accepted.follow(digest.tokens.accepted);
+        front.tokens_revoked.follow(digest.tokens.revoked);
         for (followers, totals) in [
             (&front.refused, &digest.refused),
             (&front.issued, &puzzles.issued),
             (&front.solved, &puzzles.solved),
             (&front.failed, &puzzles.failed),
+            (&front.tokens_issued, &digest.tokens.issued),
+            (&front.tokens_refused, &digest.tokens.refused),
         ] {
             for (label, follower) in followers {
                 if let Some(total) = totals.get(*label) {
@@ -140,7 +156,7 @@ impl Metrics {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use tunica_api::front::{BackendHealth, Puzzles};
+    use tunica_api::front::{BackendHealth, Puzzles, Tokens};
 
     use super::*;
     use crate::metrics::tests::metrics;
@@ -174,6 +190,14 @@ pub(super) mod tests {
                 failed: [("too_easy".to_owned(), 21)].into(),
                 waiting_room: 22,
                 let_in: 23,
+            },
+            tokens: Tokens {
+                issued: [("puzzle".to_owned(), 41), ("nobody".to_owned(), 42)].into(),
+                accepted: 43,
+                refused: [("in_use".to_owned(), 44)].into(),
+                revoked: 45,
+                live: 46,
+                has_key: true,
             },
             backends: vec![BackendHealth { place: "127.0.0.1:1".to_owned(), is_well: true }],
             ..Digest::default()
@@ -212,6 +236,13 @@ pub(super) mod tests {
             ("tunica_front_puzzles_failed_total{reason=\"too_easy\"}", 21),
             ("tunica_front_puzzles_failed_total{reason=\"misread\"}", 0),
             ("tunica_front_waiting_room", 22),
+            ("tunica_front_tokens_issued_total{by=\"puzzle\"}", 41),
+            ("tunica_front_tokens_issued_total{by=\"backend\"}", 0),
+            ("tunica_front_tokens_accepted_total", 43),
+            ("tunica_front_tokens_refused_total{reason=\"in_use\"}", 44),
+            ("tunica_front_tokens_refused_total{reason=\"forged\"}", 0),
+            ("tunica_front_tokens_revoked_total", 45),
+            ("tunica_front_tokens", 46),
             ("tunica_front_waiting_room_let_in_total", 23),
             ("tunica_front_refused_total{refusal=\"capacity\"}", 0),
             ("tunica_front_would_refuse_total{refusal=\"request_rate\",whose=\"anybody\"}", 20),

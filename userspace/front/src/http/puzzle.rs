@@ -165,7 +165,7 @@ fn see_other(to: &str) -> Said {
     said
 }
 
-fn accepts_pages(headers: &HeaderMap) -> bool {
+pub(super) fn accepts_pages(headers: &HeaderMap) -> bool {
     let mut accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepts.any(|value| value.to_ascii_lowercase().contains("text/html"))
 }

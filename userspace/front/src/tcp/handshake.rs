@@ -1,4 +1,5 @@
 //! The puzzle over TCP: a line with a challenge, a line with its solution, a line that says so, and then the stream.
+//! In place of a solution the client may show a token, and with a solution it may ask for one.
 //!
 //! `docs/reference/pow.md` has it for those who write clients.
 
@@ -19,12 +20,19 @@ use crate::{
 
 /// What a line of the front begins with; the number is the version.
 pub const GREETING: &str = "TUNICA 1 ";
-/// What says that the stream begins behind it.
-pub const ACCEPTED: &str = "OK\n";
-/// Longest answer: challenge, space, nonce, and an end of line that may be two bytes.
-const LONGEST: usize = 64 + 1 + 16 + 2;
+/// What says that the stream begins behind its line. A token follows where one was asked for and is given.
+pub const ACCEPTED: &str = "OK";
+/// What a client's line begins with that shows a token.
+pub const TOKEN: &str = "TOKEN ";
+/// What says that a token was not taken, and why; the client may still solve the puzzle.
+pub const REFUSED: &str = "REFUSED ";
+/// The third word of a solution by which a client asks for a token.
+const WANTED: &str = "token";
+/// Longest answer: challenge, nonce and the wish for a token, spaces between, and an end of line that may be two bytes.
+const LONGEST: usize = 64 + 1 + 16 + 1 + WANTED.len() + 2;
 
-/// Asks a client and waits for its answer; returns what it sent beyond it. Its connection is then to be settled.
+/// Asks a client and waits for its answer; returns the line to send once its connection is settled, and what it sent beyond its
+/// answer.
 ///
 /// # Errors
 /// The word for why nothing came of it.
@@ -33,17 +41,28 @@ pub async fn ask(
     first: Bytes,
     stay: &Arc<Stay>,
     patience: Duration,
-) -> Result<Bytes, Refusal> {
+) -> Result<(String, Bytes), Refusal> {
     stay.refused(Refusal::PuzzleRequired);
     let line = format!("{GREETING}{}\n", stay.puzzle(Kind::Tcp));
     let exchange = async {
         stream.write_all(line.as_bytes()).await.map_err(|_| Refusal::PuzzleSlow)?;
-        read_line(stream, first).await
+        let (answer, rest) = read_line(stream, first).await?;
+        let Some(token) = answer.strip_prefix(TOKEN) else { return Ok((Some(answer), rest)) };
+        let Some(not_taken) = stay.present(token.as_bytes()) else { return Ok((None, rest)) };
+        let line = format!("{REFUSED}{}\n", not_taken.label());
+        stream.write_all(line.as_bytes()).await.map_err(|_| Refusal::PuzzleSlow)?;
+        read_line(stream, rest).await.map(|(answer, rest)| (Some(answer), rest))
     };
     let (answer, rest) = timeout(patience, exchange).await.map_err(|_| Refusal::PuzzleSlow)??;
+    let Some(answer) = answer else { return Ok((format!("{ACCEPTED}\n"), rest)) };
     let (challenge, nonce) = answer.split_once(' ').unwrap_or_default();
+    let (nonce, wish) = nonce.split_once(' ').unwrap_or((nonce, ""));
     match stay.redeem(challenge, nonce, Kind::Tcp) {
-        Outcome::Paid => Ok(rest),
+        Outcome::Paid => {
+            let token = stay.take_token().filter(|_| wish == WANTED);
+            let token = token.map_or_else(String::new, |(token, _)| format!(" {token}"));
+            Ok((format!("{ACCEPTED}{token}\n"), rest))
+        }
         // There is no waiting room over TCP, so this does not come about.
         Outcome::Waits { .. } | Outcome::RoomFull => Err(Refusal::PuzzleWrong),
         Outcome::Wrong(Wrong::Unsolved) => Err(Refusal::PuzzleUnsolved),

@@ -30,6 +30,8 @@ pub struct CircuitFacts {
     pub violations: u8,
     /// Whether it solved a puzzle, has a token in force or was promoted.
     pub has_paid: bool,
+    /// Whether it has a token in force.
+    pub has_token: bool,
     /// Open connections, without those in the tarpit.
     pub open: u16,
     /// Connections admitted in the last 60 s.
@@ -62,6 +64,7 @@ impl CircuitShard {
             rung: record.rung,
             violations: record.violations,
             has_paid: record.has_paid(record.touched),
+            has_token: record.ticket(record.touched).is_some(),
             open: record.open,
             connections_per_minute: record.minute.sum(),
             connections_per_10_seconds: record.recent_connections.sum(),
