@@ -12,6 +12,7 @@ pub mod haproxy_api;
 pub mod host_parser;
 pub mod ledger;
 pub mod pow_challenge;
+pub mod pow_token;
 pub mod proxy_header;
 
 /// Something that reads bytes from outside.
@@ -26,7 +27,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "host-parser", check: host_parser::check, seeds: host_parser::seeds },
     Target { name: "config", check: config::check, seeds: config::seeds },
     Target { name: "control-socket", check: control_socket::check, seeds: control_socket::seeds },
@@ -35,6 +36,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "control-port", check: control_port::check, seeds: control_port::seeds },
     Target { name: "haproxy-api", check: haproxy_api::check, seeds: haproxy_api::seeds },
     Target { name: "pow-challenge", check: pow_challenge::check, seeds: pow_challenge::seeds },
+    Target { name: "pow-token", check: pow_token::check, seeds: pow_token::seeds },
 ];
 
 impl Target {

@@ -598,6 +598,118 @@ fn every_metric_of_puzzles_moves_by_its_cause() {
 }
 
 #[test]
+fn tokens_outlive_front_and_daemon_and_each_of_their_metrics_moves_by_its_cause() {
+    let mut lab = Lab::new("tokens").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nkeep_alive_seconds = 60\n\
+             [circuits]\nprofile = \"web\"\npow_activation_threshold = 0.0\npow_difficulty_min = 8\npow_difficulty_max = 8\n\
+             pow_grants = \"vip\"\ntoken_circuits = 1",
+            backend.address()
+        ),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let front = Beside::start(&lab).unwrap();
+    let becomes = |lab: &mut Lab, series: &str, wanted: f64| {
+        let what = format!("{series} {wanted}");
+        lab.wait_for(&what, |lab| Ok(lab.metric(series)? == Some(wanted)))
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", lab.must(&["circuits"]).unwrap()));
+    };
+    let is_ready = |lab: &mut Lab| {
+        lab.wait_for("the keys", |lab| {
+            let answer = lab.tunica(&["circuits", "--json"])?.out;
+            Ok(answer.contains("\"has_key\":true"))
+        })
+        .unwrap();
+    };
+    is_ready(&mut lab);
+    let ask = |circuit: u32, lines: &str| {
+        let mut stream = TcpStream::connect(listen).unwrap();
+        stream.write_all(header(circuit).as_bytes()).unwrap();
+        stream.write_all(format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n").as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        read_answer(&mut stream, &mut answer).unwrap();
+        (stream, String::from_utf8(answer).unwrap())
+    };
+    let value = |answer: &str, name: &str| {
+        let after = answer.split(&format!("{name}: ")).nth(1);
+        after.and_then(|after| after.split('\r').next()).unwrap_or_else(|| panic!("{answer}")).to_owned()
+    };
+    let (_, answer) = ask(1, "");
+    let challenge: Challenge = value(&answer, "tunica-challenge").parse().unwrap();
+    let nonce = solve(&challenge, Nonce(0), NonZeroUsize::MIN, &|_| false).nonce.unwrap();
+    let (held, answer) = ask(1, &format!("Tunica-Solution: {challenge} {nonce}\r\n"));
+    let token = value(&answer, "tunica-token");
+    let show = |circuit: u32, token: &str| ask(circuit, &format!("Tunica-Token: {token}\r\n"));
+    becomes(&mut lab, "tunica_front_tokens_issued_total{by=\"puzzle\"}", 1.0);
+    becomes(&mut lab, "tunica_front_tokens", 1.0);
+    let explained = lab.must(&["explain", "circuit", "1"]).unwrap();
+    assert!(explained.contains("vip: it shows a token"), "{explained}");
+    // One circuit at once here.
+    let (fourth, answer) = show(2, &token);
+    assert_eq!(value(&answer, "tunica-token-refused"), "in_use");
+    becomes(&mut lab, "tunica_front_tokens_refused_total{reason=\"in_use\"}", 1.0);
+    let explained = lab.must(&["explain", "circuit", "2"]).unwrap();
+    assert!(explained.contains("the token is in use by as many"), "{explained}");
+    drop((held, fourth));
+
+    // Another front, and then another daemon as well.
+    drop(front);
+    let front = Beside::start(&lab).unwrap();
+    lab.wait_for("the ingress", |_| Ok(TcpStream::connect(listen).is_ok())).unwrap();
+    is_ready(&mut lab);
+    assert!(show(3, &token).1.starts_with("HTTP/1.1 200"));
+    becomes(&mut lab, "tunica_front_tokens_accepted_total", 1.0);
+    drop(front);
+    lab.end(Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start(&lab).unwrap();
+    lab.wait_for("the ingress", |_| Ok(TcpStream::connect(listen).is_ok())).unwrap();
+    is_ready(&mut lab);
+    assert!(show(4, &token).1.starts_with("HTTP/1.1 200"));
+
+    // One for somebody who is known, by the daemon's keys.
+    let config = lab.path("tunica.toml").display().to_string();
+    let issued = lab.json(&["--config", &config, "token", "issue", "--for", "1h"]).unwrap();
+    let issued = issued["token"].as_str().unwrap().to_owned();
+    let (known, answer) = show(5, &issued);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    becomes(&mut lab, "tunica_front_tokens", 2.0);
+    lab.must(&["circuit", "ban", "5"]).unwrap();
+    becomes(&mut lab, "tunica_front_tokens_revoked_total", 1.0);
+    drop(known);
+    // What was revoked stays so for the front after this one, of which no circuit is banned for that.
+    lab.must(&["circuit", "unban", "5"]).unwrap();
+    drop(_front);
+    let _front = Beside::start(&lab).unwrap();
+    lab.wait_for("the ingress", |_| Ok(TcpStream::connect(listen).is_ok())).unwrap();
+    is_ready(&mut lab);
+    assert_eq!(value(&show(6, &issued).1, "tunica-token-refused"), "revoked");
+    becomes(&mut lab, "tunica_front_tokens_refused_total{reason=\"revoked\"}", 1.0);
+
+    let (_held, answer) = show(7, &token);
+    assert!(answer.starts_with("HTTP/1.1 200"));
+    let said = lab.must(&["token", "revoke", "--all", "--dry-run"]).unwrap();
+    assert!(said.contains("every VIP token") && show(7, &token).1.starts_with("HTTP/1.1 200"), "{said}");
+    lab.must(&["token", "revoke", "--all"]).unwrap();
+    becomes(&mut lab, "tunica_front_tokens", 0.0);
+    assert_eq!(value(&show(7, &token).1, "tunica-token-refused"), "forged");
+    // Nothing of tokens is told to anybody who may ask, or written down.
+    for text in [
+        lab.tunica(&["circuits", "--json"]).unwrap().out,
+        fs::read_to_string(lab.path("front.log")).unwrap(),
+        lab.log(),
+    ] {
+        assert!(![&token, &issued].into_iter().any(|token| text.contains(token.as_str())), "{text}");
+        assert!(!text.contains("\"revoked\":["), "{text}");
+    }
+}
+
+#[test]
 fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
     let mut lab = Lab::new("gated").unwrap();
     lab.host.ip(&["link", "set", "lo", "up"]).unwrap();

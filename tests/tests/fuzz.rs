@@ -73,6 +73,11 @@ fn pow_challenge() {
 }
 
 #[test]
+fn pow_token() {
+    replay("pow-token");
+}
+
+#[test]
 fn every_target_has_a_program_and_a_test() {
     let mut programs: Vec<String> = fs::read_dir(folder("fuzz/src/bin"))
         .unwrap()
@@ -90,6 +95,7 @@ fn every_target_has_a_program_and_a_test() {
         "host-parser",
         "ledger",
         "pow-challenge",
+        "pow-token",
         "proxy-header",
     ];
     assert_eq!(names, tested, "a target without a test");

@@ -41,7 +41,7 @@ struct Target {
     seeds: &'static [&'static str],
 }
 
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     Target { name: "host-parser", about: "frames, as the tests' reference judges them", seeds: &[] },
     Target {
         name: "config",
@@ -54,6 +54,7 @@ const TARGETS: [Target; 8] = [
     Target { name: "control-port", about: "what tor says, and commands to it", seeds: &[] },
     Target { name: "haproxy-api", about: "what HAProxy answers, and commands to it", seeds: &[] },
     Target { name: "pow-challenge", about: "challenges and nonces that clients bring", seeds: &[] },
+    Target { name: "pow-token", about: "tokens that clients show, and the file of their keys", seeds: &[] },
 ];
 
 /// The programs' package.

@@ -10,9 +10,12 @@ use std::{num::NonZeroUsize, str::FromStr};
 
 use hmac::{KeyInit as _, Mac as _, SimpleHmac};
 use sha3::{Digest as _, Sha3_256};
-use tunica_pow::{Answer, Challenge, Difficulty, Id, Nonce, Secrets, Terms, UnixSeconds, solve};
+use tunica_pow::{
+    Answer, Challenge, Difficulty, Id, Nonce, Secrets, Terms, Token, TokenKeys, UnixSeconds, solve,
+};
 
 const PAGE: &str = include_str!("../../../docs/reference/pow.md");
+const TOKENS: &str = include_str!("../../../docs/reference/tokens.md");
 
 fn bytes(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.chars().map(|digit| digit.to_digit(16).unwrap() as u8).collect();
@@ -20,13 +23,13 @@ fn bytes(hex: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
-/// The rows of the table whose headings are these: what stands in their cells, without the marks around code.
-fn rows<const N: usize>(headings: [&str; N]) -> Vec<[&'static str; N]> {
+/// The rows of the table of a page whose headings are these: what stands in their cells, without the marks around code.
+fn rows<const N: usize>(page: &'static str, headings: [&str; N]) -> Vec<[&'static str; N]> {
     let cells = |line: &'static str| -> Vec<&'static str> {
         let inner = line.strip_prefix("| ").and_then(|line| line.strip_suffix(" |"));
         inner.unwrap_or_default().split(" | ").map(|cell| cell.trim_matches('`')).collect()
     };
-    let mut lines = PAGE.lines().skip_while(|line| cells(line) != headings);
+    let mut lines = page.lines().skip_while(|line| cells(line) != headings);
     assert!(lines.next().is_some() && lines.next().is_some(), "no table of {headings:?}");
     let table = lines.take_while(|line| line.starts_with('|'));
     table.map(|line| cells(line).try_into().unwrap_or_else(|_| panic!("{line}"))).collect()
@@ -59,8 +62,8 @@ fn the_mac_is_that_of_fips_198() {
 
 #[test]
 fn the_page_says_what_the_code_does() {
-    let given = rows(["vector", "secret", "circuit", "difficulty", "expiry", "id"]);
-    let made = rows(["vector", "challenge", "nonce", "hash"]);
+    let given = rows(PAGE, ["vector", "secret", "circuit", "difficulty", "expiry", "id"]);
+    let made = rows(PAGE, ["vector", "challenge", "nonce", "hash"]);
     assert_eq!((given.len(), made.len()), (5, 5));
     for ([vector, secret, circuit, difficulty, expiry, id], [same, text, nonce, hash]) in
         given.into_iter().zip(made)
@@ -90,7 +93,7 @@ fn the_page_says_what_the_code_does() {
 
 #[test]
 fn the_page_names_every_level() {
-    let levels = rows(["difficulty", "hashes in the mean", "for"]);
+    let levels = rows(PAGE, ["difficulty", "hashes in the mean", "for"]);
     let named: Vec<(Difficulty, u64)> =
         levels.iter().map(|[bits, hashes, _]| (number(bits), number(&hashes.replace(' ', "")))).collect();
     let all = [
@@ -106,12 +109,26 @@ fn the_page_names_every_level() {
 
 #[test]
 fn the_page_names_every_field() {
-    let fields = rows(["bytes", "what", "how"]);
+    let fields = rows(PAGE, ["bytes", "what", "how"]);
     let lengths = fields.iter().map(|[range, ..]| {
         let (first, last) = range.split_once('–').unwrap_or((range, range));
         number::<usize>(last) - number::<usize>(first) + 1
     });
     assert_eq!(lengths.collect::<Vec<_>>(), [1, 1, 6, 16, 24]);
-    let challenge: Challenge = rows(["vector", "challenge", "nonce", "hash"])[1][1].parse().unwrap();
+    let challenge: Challenge = rows(PAGE, ["vector", "challenge", "nonce", "hash"])[1][1].parse().unwrap();
     assert_eq!(challenge.to_bytes().len(), 48);
+}
+
+#[test]
+fn the_page_of_tokens_says_what_the_code_does() {
+    let rows = rows(TOKENS, ["key", "expiry", "id", "token"]);
+    assert_eq!(rows.len(), 3);
+    for [key, expiry, id, text] in rows {
+        let keys = TokenKeys::new(&bytes(key).try_into().unwrap(), None);
+        let token = keys.issue(UnixSeconds(number(expiry)), Id(bytes(id).try_into().unwrap()));
+        assert_eq!(token.to_string(), text);
+        assert_eq!(text.parse(), Ok(token));
+        let genuine = keys.verify(&text.parse::<Token>().unwrap(), UnixSeconds(0)).unwrap();
+        assert_eq!(genuine.id.0.as_slice(), bytes(id));
+    }
 }

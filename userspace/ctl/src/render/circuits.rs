@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, num::NonZeroU32};
 
 use tunica_api::{
-    front::{CircuitRow, Digest},
+    front::{CircuitRow, Digest, TOKEN_IN_FORCE},
     view::{Circuits, NewCircuits, TorCircuit},
 };
 
@@ -21,6 +21,7 @@ pub(super) fn circuits(view: &Circuits) -> String {
         ("carried", carried(digest)),
         ("refused", refused(digest)),
         ("puzzles", puzzles(digest)),
+        ("tokens", tokens(digest)),
         ("backends", backends(digest)),
         ("shadow", shadow(digest)),
         ("new", view.new_circuits.as_ref().map_or_else(String::new, new_circuits)),
@@ -199,6 +200,7 @@ fn state(row: &CircuitRow) -> String {
     match (row.banned_seconds, row.paid) {
         (Some(seconds), _) => format!("ban {}", duration(seconds)),
         // Whoever goes past the queue has paid.
+        (None, true) if row.token.as_deref() == Some(TOKEN_IN_FORCE) => format!("{}, token", row.state),
         (None, true) if row.state != "vip" => format!("{}, paid", row.state),
         (None, _) => row.state.clone(),
     }
@@ -257,6 +259,29 @@ fn puzzles(digest: &Digest) -> String {
         picture(&puzzles.solved),
         sum(&puzzles.failed),
         count(puzzles.waiting_room)
+    )
+}
+
+/// Empty where there never was any.
+fn tokens(digest: &Digest) -> String {
+    let tokens = &digest.tokens;
+    let sum = |counts: &BTreeMap<String, u64>| counts.values().sum::<u64>();
+    let (issued, refused) = (sum(&tokens.issued), sum(&tokens.refused));
+    if issued + tokens.accepted + refused == 0 {
+        return String::new();
+    }
+    let mut reasons: Vec<_> = tokens.refused.iter().filter(|(_, total)| **total > 0).collect();
+    reasons.sort_by_key(|(_, total)| std::cmp::Reverse(**total));
+    let reasons = reasons.iter().map(|(word, total)| format!("{word} {}", count(**total)));
+    let reasons = reasons.collect::<Vec<_>>().join(", ");
+    let reasons = if reasons.is_empty() { reasons } else { format!(" ({reasons})") };
+    format!(
+        "{} in use, {} issued, {} shown and taken, {} not taken{reasons}, {} revoked",
+        count(tokens.live),
+        count(issued),
+        count(tokens.accepted),
+        count(refused),
+        count(tokens.revoked)
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{self, Read as _},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -30,7 +30,7 @@ pub(crate) enum Token {
 /// See [`Token::Issue`].
 #[derive(Debug, Args)]
 pub(crate) struct Issue {
-    /// How long it is good: 30m, 2h, at most 1d [default: circuits.token_life_seconds]
+    /// How long: 30m, 2h, at most 1d [default: as the front's own]
     #[arg(long = "for", value_name = "SPAN")]
     span: Option<Span>,
 }
@@ -38,7 +38,7 @@ pub(crate) struct Issue {
 /// See [`Token::Revoke`].
 #[derive(Debug, Args)]
 pub(crate) struct Revoke {
-    /// Every token; single ones are revoked by banning or demoting a circuit that uses them
+    /// Every token; a single one ends with a ban of its circuit
     #[arg(long, required = true)]
     all: bool,
     /// Say what would happen and change nothing
@@ -89,10 +89,13 @@ impl Issue {
             Failure::new(exit, why)
         };
         let text = fs::read_to_string(&path).map_err(|error| {
-            let exit = match error.kind() {
-                std::io::ErrorKind::PermissionDenied => Exit::Forbidden,
-                std::io::ErrorKind::NotFound => Exit::NotFound,
-                _ => Exit::Failed,
+            let kind = error.kind();
+            let exit = if kind == io::ErrorKind::PermissionDenied {
+                Exit::Forbidden
+            } else if kind == io::ErrorKind::NotFound {
+                Exit::NotFound
+            } else {
+                Exit::Failed
             };
             unreadable(error.to_string(), exit)
         })?;
