@@ -710,6 +710,68 @@ fn tokens_outlive_front_and_daemon_and_each_of_their_metrics_moves_by_its_cause(
 }
 
 #[test]
+fn limits_of_token_holders_relax_once_too_many_of_them_were_refused() {
+    let mut lab = Lab::new("falsepositives").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\n[circuits]\nprofile = \"web\"\n\
+             vip_requests_per_10_seconds = 5\nban_threshold = 255\nfalse_positive_budget = 0.4\n\
+             false_positive_least_holders = 2",
+            backend.address()
+        ),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start(&lab).unwrap();
+    lab.wait_for("the keys", |lab| Ok(lab.tunica(&["circuits", "--json"])?.out.contains("\"has_key\":true")))
+        .unwrap();
+    let config = lab.path("tunica.toml").display().to_string();
+    let issue = || {
+        let issued = lab.json(&["--config", &config, "token", "issue"]).unwrap();
+        issued["token"].as_str().unwrap().to_owned()
+    };
+    let (greedy, modest) = (issue(), issue());
+    let ask = |circuit: u32, token: &str| {
+        let mut stream = TcpStream::connect(listen).unwrap();
+        stream.write_all(header(circuit).as_bytes()).unwrap();
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\nTunica-Token: {token}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        read_answer(&mut stream, &mut answer).unwrap();
+        String::from_utf8(answer).unwrap().starts_with("HTTP/1.1 200")
+    };
+    assert_eq!(metric(&lab, "tunica_front_tokens_relaxed"), 0.0);
+    // One of two, each minute, until a whole window was counted. Two minutes are sure to hold one.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(150);
+    while metric(&lab, "tunica_front_tokens_relaxed") < 1.0 {
+        assert!(std::time::Instant::now() < deadline, "{}", lab.must(&["circuits"]).unwrap());
+        let served = (0..6).filter(|_| ask(1, &greedy)).count();
+        assert!(served < 6 && ask(2, &modest));
+        std::thread::sleep(std::time::Duration::from_secs(5));
+    }
+    assert!(metric(&lab, "tunica_front_token_holders_total{outcome=\"seen\"}") >= 2.0);
+    assert!(metric(&lab, "tunica_front_token_holders_total{outcome=\"refused\"}") >= 1.0);
+    // As it is wrapped at its columns.
+    let says = |lab: &Lab, verb: &str, text: &str| {
+        let said = lab.must(&[verb]).unwrap();
+        said.split_whitespace().collect::<Vec<_>>().join(" ").contains(text)
+    };
+    assert!(says(&lab, "status", "limits of token holders relaxed by one step"));
+    lab.wait_for("the front", |lab| {
+        Ok(says(lab, "threat", "half as much again for token holders, no puzzles"))
+    })
+    .unwrap();
+    assert!(lab.log().contains("message_id=\"token_limits\""), "{}", lab.log());
+    // Above moderate load at once not.
+    lab.must(&["threat", "set", "heavy"]).unwrap();
+    lab.wait_for("strict limits", |lab| Ok(lab.metric("tunica_front_tokens_relaxed")? == Some(0.0))).unwrap();
+    assert!(!says(&lab, "threat", "half as much again"));
+}
+
+#[test]
 fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
     let mut lab = Lab::new("gated").unwrap();
     lab.host.ip(&["link", "set", "lo", "up"]).unwrap();

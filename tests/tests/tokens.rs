@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use tunica_api::front::{CircuitOrder, CircuitState, Orders, PreviousKey, TokenOrder};
+use tunica_api::front::{CircuitOrder, CircuitState, LoadOrder, Orders, PreviousKey, TokenOrder};
 use tunica_core::token_keys::TokenKey;
 use tunica_pow::{Challenge, Id, Nonce, Token, TokenKeys, UnixSeconds, solve};
 use tunica_tests::ingress::{Front, TOKEN_KEY, get, read_answer};
@@ -198,6 +198,60 @@ fn limits_count_for_a_token_over_all_its_circuits() {
     }
     assert!(refused >= 1, "twelve requests and more are over nine, by whatever circuit");
     assert!(front.refused("vip_rate").unwrap() >= 1);
+}
+
+#[test]
+fn limits_of_holders_relax_by_one_step_and_no_others() {
+    let circuits = "vip_requests_per_10_seconds = 10\nban_threshold = 255\nmax_concurrent_per_circuit = 4";
+    let mut front = ready(Front::start("", &format!("profile = \"web\"\n{circuits}")).unwrap());
+    let load = |relaxes_tokens| LoadOrder {
+        ratio: 0,
+        asks_puzzles: false,
+        puzzle_difficulty: 8,
+        page_difficulty: 8,
+        page_waits: false,
+        share: 10_000,
+        relaxes_tokens,
+    };
+    // How many requests and connections of a circuit that shows this, or an operator promoted, are served.
+    let served = |front: &mut Front, circuit: u32, lines: &str| {
+        let mut stream = front.stream(circuit).unwrap();
+        let mut served = 0;
+        loop {
+            stream.write_all(with("/", lines).as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            read_answer(&mut stream, &mut answer).unwrap();
+            match status(&String::from_utf8(answer).unwrap()) {
+                200 => served += 1,
+                429 => break,
+                other => panic!("{other}"),
+            }
+        }
+        drop(stream);
+        served
+    };
+    let mut revision = 1;
+    for (is_relaxed, token_requests) in [(false, 9), (true, 14), (false, 9)] {
+        let circuit = 10 * revision as u32;
+        let promoted = CircuitOrder {
+            circuit: NonZeroU32::new(circuit).unwrap(),
+            said: revision,
+            state: CircuitState::Vip,
+        };
+        let orders =
+            Orders { revision, circuits: vec![promoted], load: Some(load(is_relaxed)), ..Orders::default() };
+        front.order(&orders).unwrap();
+        front.wait_for("the load", |front| Ok(front.digest().load == Some(load(is_relaxed)))).unwrap();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let keys = TokenKeys::new(&TOKEN_KEY.0, None);
+        let token = keys.issue(UnixSeconds(now + 600), Id([revision as u8; 16]));
+        let lines = format!("Tunica-Token: {token}\r\n");
+        assert_eq!(served(&mut front, circuit + 1, &lines), token_requests, "relaxed: {is_relaxed}");
+        assert_eq!(served(&mut front, circuit, ""), 9, "no token");
+        let tokens = front.next_digest().unwrap().tokens;
+        assert!(tokens.holders >= revision && tokens.holders_refused >= revision, "{tokens:?}");
+        revision += 1;
+    }
 }
 
 #[test]

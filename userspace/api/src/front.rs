@@ -154,6 +154,12 @@ pub struct Tokens {
     pub revoked: u64,
     /// How many are in use.
     pub live: u64,
+    /// Their holders, each counted once in each minute in which it was seen.
+    #[serde(default)]
+    pub holders: u64,
+    /// Those of them that a limit of token holders refused, likewise.
+    #[serde(default)]
+    pub holders_refused: u64,
     /// Whether it knows the key; without it none is handed out or taken.
     pub has_key: bool,
 }
@@ -349,11 +355,14 @@ pub struct LoadOrder {
     pub page_waits: bool,
     /// The part of its limits that a circuit which has not paid may use, in ten-thousandths.
     pub share: u16,
+    /// Whether limits of token holders are relaxed by one step.
+    #[serde(default)]
+    pub relaxes_tokens: bool,
 }
 
 impl From<FrontLoad> for LoadOrder {
     fn from(load: FrontLoad) -> Self {
-        let FrontLoad { ratio, asks_puzzles, puzzles, share } = load;
+        let FrontLoad { ratio, asks_puzzles, puzzles, share, relaxes_tokens } = load;
         Self {
             ratio: ratio.ten_thousandths(),
             asks_puzzles,
@@ -361,6 +370,7 @@ impl From<FrontLoad> for LoadOrder {
             page_difficulty: puzzles.page_difficulty,
             page_waits: puzzles.page_waits,
             share: share.ten_thousandths(),
+            relaxes_tokens,
         }
     }
 }
@@ -378,6 +388,7 @@ impl From<LoadOrder> for FrontLoad {
                 page_waits: order.page_waits,
             },
             share: ratio(order.share),
+            relaxes_tokens: order.relaxes_tokens,
         }
     }
 }

@@ -292,6 +292,9 @@ pub struct LoadLine {
     pub word: String,
     /// What was measured.
     pub measured: load_level::Level,
+    /// Whether limits of token holders are relaxed by one step, because too many of them were refused.
+    #[serde(default)]
+    pub relaxes_tokens: bool,
 }
 
 /// How loaded the service is, and what follows from it.

@@ -84,6 +84,10 @@ pub struct Circuits {
     pub token_circuits: NonZeroU32,
     /// `backend_grants`: whether backends may have tokens handed out; `false` by default.
     pub backend_grants: bool,
+    /// `false_positive_budget`: token holders that may be refused in a minute; 0.05 by default.
+    pub false_positive_budget: Ratio,
+    /// `false_positive_least_holders`: without so many a minute says nothing; 20 by default.
+    pub false_positive_least_holders: NonZeroU32,
     /// `paid_share`; 0.5 by default.
     pub paid_share: Ratio,
 }

@@ -870,6 +870,18 @@ keys! {
         Absent::Default("false"),
         Switch,
         "Whether an answer of a backend with the header `X-Tunica-Grant: vip`, as after a login, hands its client a VIP token. The client never sees the header.";
+    FALSE_POSITIVES: Part = "circuits.false_positive_budget",
+        Absent::Default("0.05"),
+        Part { unit: "of the token holders that are seen in a minute" },
+        "The part of token holders that limits of theirs may refuse. Beyond it these limits relax by half, once, up to moderate load; at 1.0 they never do.";
+    LEAST_HOLDERS: Number = "circuits.false_positive_least_holders",
+        Absent::Default("20"),
+        Number {
+            least: 2, most: 10000, unit: "token holders",
+            below: "one who asks for too much would relax the limits of all",
+            above: "a limit that is wrong would not be noticed",
+        },
+        "Token holders in a minute without which it says nothing about limits.";
     PAID_SHARE: Part = "circuits.paid_share",
         Absent::Default("0.5"),
         Part { unit: "of `max_connections_per_second` and `max_concurrent_connections`" },

@@ -2,7 +2,9 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use tunica_core::{load_level::LoadSettings, puzzle_level::PuzzleSettings};
+use tunica_core::{
+    false_positives::FalsePositiveSettings, load_level::LoadSettings, puzzle_level::PuzzleSettings,
+};
 
 use crate::config::Config;
 
@@ -38,6 +40,10 @@ impl Config {
                 min: bits(self.circuits.pow_difficulty_min),
                 max: bits(self.circuits.pow_difficulty_max),
                 page_max: bits(self.circuits.pow_page_max),
+            },
+            false_positives: FalsePositiveSettings {
+                budget: self.circuits.false_positive_budget,
+                fewest: self.circuits.false_positive_least_holders,
             },
             ..LoadSettings::default()
         }

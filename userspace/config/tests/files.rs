@@ -176,6 +176,8 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("circuits.token_life_seconds", plain(circuits.token_life.as_secs())),
         ("circuits.token_circuits", plain(circuits.token_circuits)),
         ("circuits.backend_grants", plain(circuits.backend_grants)),
+        ("circuits.false_positive_budget", part(circuits.false_positive_budget)),
+        ("circuits.false_positive_least_holders", plain(circuits.false_positive_least_holders)),
         ("circuits.paid_share", part(circuits.paid_share)),
         ("load.rise_seconds", plain(load.rise.as_secs())),
         ("load.fall_seconds", plain(load.fall.as_secs())),

@@ -27,6 +27,7 @@ use crate::{
     defence::{Defence, DefenceState, Defences, Totals},
     desired::{self, Desired},
     evidence::{Forgeable, Handshake, Offence},
+    false_positives::Holders,
     id::{BanTarget, PacketSource, Prefix},
     incident::{CpuTimes, Incident, Incidents, Spoken},
     ledger::{
@@ -74,6 +75,7 @@ pub struct Coordinator {
     told_crowd: bool,
     /// The level in force that was last told, and who had the word.
     told_level: (Level, Word),
+    told_relief: bool,
     /// Whether stricter settings than the configured ones are in force.
     is_tightened: bool,
 }
@@ -138,6 +140,8 @@ pub enum Event {
     FrontLoad(load_level::FrontReading),
     /// What became of the pages' puzzles.
     Pages(Pages),
+    /// The front's token holders.
+    Holders(Holders),
     /// How long somebody waited for a CPU since the host's start.
     CpuStalled(Duration),
     /// New circuits whose first seconds are over.
@@ -351,6 +355,7 @@ impl Coordinator {
             newcomers: Newcomers::new(settings.newcomers),
             told_crowd: false,
             told_level: (Level::Calm, Word::Measured),
+            told_relief: false,
             is_tightened: false,
             configured: settings.clone(),
             settings,
@@ -396,6 +401,7 @@ impl Coordinator {
             Event::TorLoad(reading) => self.measure(load_level::Event::Tor(reading), now),
             Event::FrontLoad(reading) => self.measure(load_level::Event::Front(reading), now),
             Event::Pages(pages) => self.measure(load_level::Event::Pages(pages), now),
+            Event::Holders(holders) => self.measure(load_level::Event::Holders(holders), now),
             Event::CpuStalled(stalled) => self.measure(load_level::Event::CpuStalled(stalled), now),
             Event::Newcomers { process, circuits } => {
                 let desired = self.load.desired();
@@ -897,7 +903,7 @@ impl Coordinator {
 
     fn measure(&mut self, event: load_level::Event, now: Now) -> Outcome {
         self.load.handle(event, now.mono);
-        Outcome { notices: self.follow_level(now).into_iter().collect(), ..Outcome::default() }
+        Outcome { notices: self.follow_level(now).collect(), ..Outcome::default() }
     }
 
     /// Has the load level follow what new circuits say, and tells when they begin or end to be alike.
@@ -910,8 +916,8 @@ impl Coordinator {
         crowd.into_iter().chain(self.follow_level(now)).collect()
     }
 
-    /// Has the port rules follow the load level, and tells of a level that is new.
-    fn follow_level(&mut self, now: Now) -> Option<Notice> {
+    /// Has the port rules follow the load level, and tells of a level that is new, and of limits that relaxed or are strict again.
+    fn follow_level(&mut self, now: Now) -> impl Iterator<Item = Notice> + use<> {
         let desired = self.load.desired();
         if desired.tightens_ports != self.is_tightened {
             self.settle(now);
@@ -919,7 +925,10 @@ impl Coordinator {
         }
         let (level, word) = (desired.level, desired.word);
         let before = std::mem::replace(&mut self.told_level, (level, word));
-        (before != (level, word)).then_some(Notice::LoadLevel { before: before.0, level, word })
+        let is_relaxed = desired.relaxes_tokens;
+        let was_relaxed = std::mem::replace(&mut self.told_relief, is_relaxed);
+        let level = (before != (level, word)).then_some(Notice::LoadLevel { before: before.0, level, word });
+        level.into_iter().chain((is_relaxed != was_relaxed).then_some(Notice::TokenLimits { is_relaxed }))
     }
 
     /// Recomputes everything in force but the bans of sources, which are too many.

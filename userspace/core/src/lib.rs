@@ -22,6 +22,7 @@ pub mod coordinator;
 pub mod defence;
 pub mod desired;
 pub mod evidence;
+pub mod false_positives;
 pub mod haproxy_table;
 pub mod id;
 pub mod incident;

@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     circuit_policy::{Load, Ratio},
+    false_positives::{FalsePositives, Holders},
     id::TorGeneration,
     puzzle_level::{Pages, PuzzleLevel, Puzzles},
     time::Monotime,
@@ -117,6 +118,8 @@ pub enum Event {
     CpuStalled(Duration),
     /// What became of the pages' puzzles.
     Pages(Pages),
+    /// How many token holders were there, and refused.
+    Holders(Holders),
     /// The operator sets the level; takes the place of an earlier pin.
     Pin {
         /// To this one.
@@ -185,6 +188,8 @@ pub struct Desired {
     pub front_share: Ratio,
     /// Whether the kernel's port rules tighten, as [`crate::attack_mode`] does it.
     pub tightens_ports: bool,
+    /// Whether limits of token holders are relaxed by one step, see [`crate::false_positives`].
+    pub relaxes_tokens: bool,
     /// Every input that is known.
     pub grounds: Vec<Ground>,
 }
@@ -197,6 +202,7 @@ impl Desired {
             asks_puzzles: self.asks_puzzles,
             puzzles: self.puzzles,
             share: self.front_share,
+            relaxes_tokens: self.relaxes_tokens,
         }
     }
 }
@@ -248,6 +254,7 @@ pub struct LoadLevel {
     /// Up to where new circuits that are alike raise the measured level.
     crowd: Option<Level>,
     puzzles: PuzzleLevel,
+    false_positives: FalsePositives,
     /// The latest time that was told.
     now: Monotime,
 }
@@ -388,6 +395,7 @@ impl LoadLevel {
             is_attack_mode: false,
             crowd: None,
             puzzles: PuzzleLevel::new(settings.puzzles),
+            false_positives: FalsePositives::new(settings.false_positives),
             now: Monotime::default(),
         }
     }
@@ -396,6 +404,7 @@ impl LoadLevel {
     pub fn set_settings(&mut self, settings: LoadSettings, now: Monotime) {
         self.advance(now);
         self.puzzles.set_settings(settings.puzzles);
+        self.false_positives.set_settings(settings.false_positives);
         self.settings = settings;
         self.step();
     }
@@ -413,6 +422,10 @@ impl LoadLevel {
             Event::Pages(pages) => {
                 let (level, _) = self.in_force();
                 self.puzzles.count(pages, level, self.now);
+            }
+            Event::Holders(holders) => {
+                let (level, _) = self.in_force();
+                self.false_positives.count(holders, level, self.now);
             }
             Event::Pin { level, until } => self.pin = Some((level, until)),
             Event::Unpin => self.pin = None,
@@ -458,6 +471,7 @@ impl LoadLevel {
             puzzles,
             front_share: level.front_share(),
             tightens_ports: level.tightens_ports(),
+            relaxes_tokens: self.false_positives.desired(level),
             grounds: self.grounds(),
         }
     }
@@ -532,6 +546,7 @@ impl LoadLevel {
             }
             Wish::Stay => self.below_since = None,
         }
+        self.false_positives.follow(self.in_force().0);
     }
 
     /// What the load asks of the measured level, whatever the time.

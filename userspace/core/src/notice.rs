@@ -127,6 +127,11 @@ pub enum Notice {
         /// How many; `None`: no longer.
         alike: Option<Alike>,
     },
+    /// Limits of token holders relaxed by one step, or are as configured again.
+    TokenLimits {
+        /// Whether they relaxed.
+        is_relaxed: bool,
+    },
     /// A configuration is on trial.
     TrialBegun {
         /// How long.
@@ -260,6 +265,8 @@ kinds! {
         "The load level changed, by what was measured or by `tunica threat set` or `tunica panic`; `tunica threat` shows what it rests on.";
     Crowd, "circuits_alike", Warn,
         "More of the new circuits behave alike than in calm times, or no longer; nobody is refused for it, and `sybil.raises_level` says what follows.";
+    TokenLimits, "token_limits", Warn,
+        "Limits of token holders relaxed by one step, because more of them were refused than `circuits.false_positive_budget` allows, or they are as configured again.";
     TrialBegun, "trial_begun", Warn,
         "A reload with `--confirm` put the configuration file on trial: unless `tunica confirm` comes in time, the configuration before is in force again.";
     TrialEnded, "trial_ended", Info,
@@ -316,6 +323,7 @@ impl Notice {
             | Self::AttackModeOn { .. }
             | Self::LoadLevel { .. }
             | Self::Crowd { .. }
+            | Self::TokenLimits { .. }
             | Self::TrialBegun { .. }
             | Self::TrialEnded { .. }
             | Self::TrialUndone
@@ -385,6 +393,12 @@ impl fmt::Display for Notice {
                 )
             }
             Self::Crowd { alike: None } => out.write_str("new circuits are not more alike than usually any more"),
+            Self::TokenLimits { is_relaxed: true } => out.write_str(
+                "more token holders were refused than the budget allows; their limits are half as high again",
+            ),
+            Self::TokenLimits { is_relaxed: false } => {
+                out.write_str("the limits of token holders are as configured again")
+            }
             Self::AttackModeOn { length } => write!(out, "attack mode is in force {}", span(Some(*length))),
             Self::AttackModeOff { is_over: true } => out.write_str("attack mode ended by itself"),
             Self::AttackModeOff { is_over: false } => out.write_str("an operator ended attack mode"),
@@ -495,6 +509,7 @@ mod tests {
                     is_one_relay: true,
                 }),
             },
+            Notice::TokenLimits { is_relaxed: true },
             Notice::TrialBegun { length: Duration::from_secs(120) },
             Notice::TrialEnded { is_confirmed: true },
             Notice::TrialUndone,

@@ -59,11 +59,8 @@ mod front;
 mod gate;
 mod haproxy;
 mod load;
-<<<<<<< HEAD
 mod newcomers;
-=======
 mod tokens;
->>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
 mod tor;
 
 /// Everything the event loop owns.
@@ -89,12 +86,9 @@ pub struct App {
     /// The ingress.
     front: front::Front,
     tor: tor::Tor,
-<<<<<<< HEAD
     /// What is kept of new circuits.
     judged: newcomers::Judged,
-=======
     tokens: tokens::AtTokens,
->>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
     gate: gate::AtGate,
     haproxy: haproxy::AtHaproxy,
     /// Ports that went over their budget.
@@ -141,6 +135,7 @@ impl Reach {
             // Those that change what is in force are seen by [`App::measured`].
             Event::TorLoad(_) | Event::FrontLoad(_) | Event::Pages(_) | Event::CpuStalled(_) => Self::Nothing,
             Event::Newcomers { .. } => Self::Nothing,
+            Event::Holders(_) => Self::Nothing,
             Event::Confirmed => Self::Nothing,
             Event::TorPeers(_) | Event::OwnAddresses(_) => Self::Everything,
             Event::Reloaded(_) | Event::Tried(_) | Event::Undone(_) => Self::Everything,
@@ -307,11 +302,8 @@ impl App {
             candidate: None,
             front: front::Front::default(),
             tor: tor::Tor::default(),
-<<<<<<< HEAD
             judged: newcomers::Judged::default(),
-=======
             tokens: tokens::AtTokens::default(),
->>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
             gate: gate::AtGate::default(),
             haproxy: haproxy::AtHaproxy::default(),
             armed: Armed::default(),

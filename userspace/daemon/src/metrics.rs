@@ -305,6 +305,10 @@ metrics! {
         "VIP tokens that were revoked because one of their circuits was banned or demoted.";
     front_tokens: IntGauge, "tunica_front_tokens", [],
         "VIP tokens in use.";
+    front_holders: IntCounterVec, "tunica_front_token_holders_total", ["outcome"],
+        "Holders of VIP tokens, each once in each minute in which it was `seen`, and in which a limit of token holders `refused` it.";
+    front_tokens_relaxed: IntGauge, "tunica_front_tokens_relaxed", [],
+        "1 while limits of token holders are relaxed by one step, because more of them were refused than `circuits.false_positive_budget` allows.";
     front_panics: IntCounter, "tunica_front_panics_total", [],
         "Connections that ended in a fault of the ingress itself; the log has what went wrong.";
     load_level: IntGaugeVec, "tunica_load_level", ["level"],

@@ -646,14 +646,20 @@ impl Circuits {
             );
         }
         let (load, share) = FrontLoad::of_shard(desired, &self.settings);
+        let relaxes_tokens = desired.is_some_and(|held| held.relaxes_tokens);
+        let settings = CircuitSettings { relaxes_tokens, ..self.settings.clone() };
+        let has_changed = held.known.is_some_and(|known| known.relaxes_tokens) != relaxes_tokens;
         for shard in &self.shards {
             let mut shard = lock(shard);
+            if has_changed {
+                shard.set_settings(settings.clone());
+            }
             shard.set_load(load);
             shard.set_share(share);
         }
         self.challenges.set_terms(desired.map(|held| held.puzzles.into()));
         let mut admission = lock(&self.admission);
-        admission.set_settings(FrontLoad::of_admission(load, &self.settings));
+        admission.set_settings(FrontLoad::of_admission(load, &settings));
         self.start_those_whose_turn_it_is(&mut admission);
         held.known = desired;
     }
@@ -667,6 +673,7 @@ impl Circuits {
                 Command::Close { .. } => {}
                 Command::ReleaseToken { ticket, circuit } => lock(&self.admission).release(ticket, circuit),
                 Command::RevokeToken { ticket } => self.revoke(ticket),
+                Command::HolderRefused { ticket } => lock(&self.admission).note_refused(ticket, now()),
             }
         }
     }
@@ -966,6 +973,7 @@ mod tests {
             page_difficulty: 17,
             page_waits: true,
             share: 5_000,
+            relaxes_tokens: false,
         };
         // Of the 32 that may be open half are left, and nobody is asked for a puzzle that he cannot be given.
         circuits.hear_load(Some(heavy));

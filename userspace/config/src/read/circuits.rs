@@ -38,6 +38,8 @@ impl Reader<'_> {
         let token_life = self.value(root, &keys::TOKEN_LIFE);
         let token_circuits = self.value(root, &keys::TOKEN_CIRCUITS);
         let backend_grants = self.value(root, &keys::BACKEND_GRANTS);
+        let false_positive_budget = self.value(root, &keys::FALSE_POSITIVES);
+        let false_positive_least_holders = self.value(root, &keys::LEAST_HOLDERS);
         let paid_share = self.value(root, &keys::PAID_SHARE);
         if let (Some(least), Some(most)) = (&pow_difficulty_min, &pow_difficulty_max)
             && least.value > most.value
@@ -84,6 +86,8 @@ impl Reader<'_> {
             token_life: seconds(token_life?.value),
             token_circuits: token_circuits?.value,
             backend_grants: backend_grants?.value,
+            false_positive_budget: false_positive_budget?.value,
+            false_positive_least_holders: false_positive_least_holders?.value,
             paid_share: paid_share?.value,
         })
     }

@@ -16,6 +16,7 @@ use super::{
     window::{Ring, begin, tick},
 };
 use crate::{
+    false_positives::Holders,
     id::{CircuitId, TorGeneration},
     refusal::Refusal,
     shadow::{Shadows, WouldRefuse},
@@ -165,7 +166,8 @@ impl Admission {
                 self.check_rate(ask.is_paid, now).or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 self.check_room(&ask)?;
                 if let Some(ticket) = ask.ticket {
-                    let counted = self.tokens.connect(ticket, self.settings.vip_per_10_seconds, now);
+                    let counted = self.tokens.connect(ticket, self.settings.token_per_10_seconds(), now);
+                    self.note_holder(ticket, counted, now);
                     counted.or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 }
                 let ends = self.make_room(&ask)?;
@@ -282,7 +284,28 @@ impl Admission {
     /// # Errors
     /// When the token is over its rate, or counts no longer.
     pub fn request(&mut self, ticket: Ticket, now: Monotime) -> Result<(), Denied> {
-        self.tokens.request(ticket, self.settings.vip_per_10_seconds, tick(now))
+        let now = tick(now);
+        let counted = self.tokens.request(ticket, self.settings.token_per_10_seconds(), now);
+        self.note_holder(ticket, counted, now);
+        counted
+    }
+
+    /// Counts the holder of a token as seen, and as refused where a limit that acts speaks against it.
+    fn note_holder(&mut self, ticket: Ticket, counted: Result<(), Denied>, now: u32) {
+        let acts =
+            |denied: Denied| denied.why == Refusal::VipRate && !self.settings.shadow.contains(denied.why);
+        let is_refused = counted.is_err_and(acts);
+        self.tokens.note(ticket, is_refused, now);
+    }
+
+    /// The holder of a token was refused by a limit of its circuit: see [`super::Command::HolderRefused`].
+    pub fn note_refused(&mut self, ticket: Ticket, now: Monotime) {
+        self.tokens.note(ticket, true, tick(now));
+    }
+
+    /// Holders of tokens, for [`crate::false_positives`].
+    pub const fn holders(&self) -> Holders {
+        self.tokens.holders()
     }
 
     /// A circuit uses its token no longer; see [`super::Command::ReleaseToken`].

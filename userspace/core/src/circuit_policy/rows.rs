@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     ban_ladder::Ladder,
+    false_positives::Holders,
     id::{CircuitId, TorGeneration},
     refusal::Refusal,
     time::Monotime,
@@ -84,6 +85,7 @@ impl Front {
             .filter_map(|command| match command {
                 Command::Ban { length, why, .. } => Some((length.as_secs(), why)),
                 Command::Close { .. } | Command::ReleaseToken { .. } | Command::RevokeToken { .. } => None,
+                Command::HolderRefused { .. } => None,
             })
             .collect()
     }
@@ -727,6 +729,52 @@ fn tokens_are_limited_over_all_their_circuits() {
 }
 
 #[test]
+fn a_holder_counts_once_a_minute_and_meets_relaxed_limits_alone() {
+    let settings = CircuitSettings {
+        max_concurrent_per_circuit: 4.try_into().unwrap(),
+        vip_per_10_seconds: 10.try_into().unwrap(),
+        ..open()
+    };
+    let holders = |front: &Front| {
+        let Holders { seen, refused } = front.admission.holders();
+        (seen, refused)
+    };
+    for (is_relaxed, rate, most) in [(false, 9, 4), (true, 14, 6)] {
+        let mut front = Front::new(&CircuitSettings { relaxes_tokens: is_relaxed, ..settings.clone() });
+        let until = front.now.after(Duration::from_secs(1_800));
+        let ticket = front.admission.present(TokenId(7), circuit(1), until, front.now).unwrap();
+        front.shard.bind(circuit(1), ticket, until, front.now);
+        assert_eq!(until_refused(|| front.request(1).word, 50), (rate, Refusal::VipRate));
+        assert_eq!((front.request(1).word, holders(&front)), (Refusal::VipRate, (1, 1)));
+        // In the next minute it is another one.
+        front.wait(60_000);
+        assert_eq!((front.request(1).word, holders(&front)), (Refusal::Served, (2, 1)));
+        assert_eq!(until_refused(|| front.connect(1).word, 50), (most, Refusal::TooManyOpen));
+        for command in front.shard.take_commands() {
+            if command == (Command::HolderRefused { ticket }) {
+                front.admission.note_refused(ticket, front.now);
+            }
+        }
+        assert_eq!(holders(&front), (2, 2));
+        // Circuits without one have their limits, those that an operator promoted as well.
+        front.shard.promote(circuit(2), front.now);
+        assert_eq!(until_refused(|| front.request(2).word, 50), (9, Refusal::VipRate));
+        for number in [2, 3] {
+            assert_eq!(until_refused(|| front.connect(number).word, 50), (4, Refusal::TooManyOpen));
+        }
+        assert_eq!(holders(&front), (2, 2));
+        // A limit that is a shadow refuses nobody.
+        let shadow = [Refusal::VipRate].into_iter().collect();
+        let mut front =
+            Front::new(&CircuitSettings { relaxes_tokens: is_relaxed, shadow, ..settings.clone() });
+        let ticket = front.admission.present(TokenId(7), circuit(1), until, front.now).unwrap();
+        front.shard.bind(circuit(1), ticket, until, front.now);
+        assert_eq!(until_refused(|| front.request(1).word, 50), (50, Refusal::Served));
+        assert_eq!(holders(&front), (1, 0));
+    }
+}
+
+#[test]
 fn a_ban_revokes_its_token() {
     let mut front = Front::new(&open());
     let until = front.now.after(Duration::from_secs(1_800));
@@ -738,6 +786,7 @@ fn a_ban_revokes_its_token() {
     let ticket = front.shard.take_commands().into_iter().find_map(|command| match command {
         Command::RevokeToken { ticket } => Some(ticket),
         Command::Ban { .. } | Command::Close { .. } | Command::ReleaseToken { .. } => None,
+        Command::HolderRefused { .. } => None,
     });
     // Until its circuits are told they are refused, not served as VIPs.
     assert_eq!(front.admission.revoke(ticket.unwrap(), front.now), [circuit(1), circuit(2)]);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::Budget;
-use crate::{ban_ladder::Ladder, shadow::Words};
+use crate::{ban_ladder::Ladder, false_positives::relaxed, shadow::Words};
 
 /// Everything of the configuration that decisions about circuits depend on. The configuration crate checks the ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct CircuitSettings {
     pub circuits_per_token: NonZeroU8,
     /// How long a token is good after it was handed out.
     pub token_life: Duration,
+    /// Whether limits of token holders are relaxed by one step, see [`crate::false_positives`].
+    pub relaxes_tokens: bool,
     /// Violations of a circuit before it is banned.
     pub ban_threshold: NonZeroU8,
     /// Length of the first ban, and the least of a later one.
@@ -94,6 +96,8 @@ impl Ratio {
     pub const THREE_QUARTERS: Self = Self(Self::WHOLE / 4 * 3);
     /// A tenth.
     pub const TENTH: Self = Self(Self::WHOLE / 10);
+    /// A twentieth.
+    pub const TWENTIETH: Self = Self(Self::WHOLE / 20);
     /// The least part that is something.
     pub const LEAST: Self = Self(1);
     /// Nothing.
@@ -148,6 +152,18 @@ impl CircuitSettings {
     /// Allowed `pow_difficulty`, leading zero bits.
     pub const POW_DIFFICULTY: RangeInclusive<u8> = 8..=24;
 
+    /// The request of a token within 10 s, or its connection, that is denied.
+    pub fn token_per_10_seconds(&self) -> NonZeroU16 {
+        let limit = self.vip_per_10_seconds;
+        if self.relaxes_tokens { relaxed(limit) } else { limit }
+    }
+
+    /// Open connections of a circuit, if it has a token.
+    pub fn max_concurrent_with_token(&self) -> NonZeroU16 {
+        let limit = self.max_concurrent_per_circuit;
+        if self.relaxes_tokens { relaxed(limit) } else { limit }
+    }
+
     /// TCP: the circuit table. Plain clients cannot answer a puzzle.
     pub fn messenger(ladder: Ladder) -> Self {
         Self {
@@ -165,6 +181,7 @@ impl CircuitSettings {
             vip_per_10_seconds: number16(200),
             circuits_per_token: number8(3),
             token_life: Duration::from_secs(30 * 60),
+            relaxes_tokens: false,
             ban_threshold: number8(5),
             ban_duration: Duration::from_secs(300),
             ladder,

@@ -73,6 +73,11 @@ pub enum Command {
         /// Whose.
         circuit: CircuitId,
     },
+    /// Its circuit holds as many open connections as it may: call [`super::Admission::note_refused`].
+    HolderRefused {
+        /// Which token.
+        ticket: Ticket,
+    },
     /// Its circuit was banned or demoted: call [`super::Admission::revoke`], and [`CircuitShard::unbind`] for the circuits that
     /// it returns.
     RevokeToken {
@@ -181,6 +186,11 @@ impl CircuitShard {
         let acts = |word| self.shadows.acts(word, is_vip);
         let Finding { word, retry_after } =
             judge::connection(&record, &self.settings, self.load, self.share, acts);
+        if word == Refusal::TooManyOpen
+            && let Some(ticket) = record.ticket(record.touched)
+        {
+            self.commands.push(Command::HolderRefused { ticket });
+        }
         let want = match word.tcp() {
             TcpAnswer::Served => Some(Want::Serve),
             TcpAnswer::Challenge => Some(Want::Challenge),

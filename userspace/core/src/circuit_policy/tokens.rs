@@ -11,9 +11,10 @@ use thiserror::Error;
 use super::{
     admission::{Denied, Ticket},
     revoked::Revoked,
-    window::{Ring, begin, span, tick},
+    window::{Ring, begin, span, tick, ticks},
 };
 use crate::{
+    false_positives::{self, Holders},
     id::{CircuitId, TorGeneration},
     refusal::Refusal,
     time::Monotime,
@@ -96,6 +97,7 @@ pub(super) struct Tokens {
     by_expiry: BTreeSet<(Monotime, Ticket)>,
     last: u32,
     revoked: Revoked,
+    holders: Holders,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +106,9 @@ struct Token {
     until: Monotime,
     circuits: Vec<CircuitId>,
     turned: u32,
+    /// The minutes in which its holder was last seen and refused, counted from 1.
+    seen_in: u32,
+    refused_in: u32,
     connections: TokenRing,
     requests: TokenRing,
 }
@@ -147,7 +152,10 @@ impl Tokens {
         let ticket = Ticket::new(number).ok_or(TokenRefused::TooMany)?;
         self.last = number;
         let (connections, requests) = (TokenRing::new(), TokenRing::new());
-        let token = Token { id, until, circuits: vec![circuit], turned: tick(now), connections, requests };
+        let turned = tick(now);
+        let (seen_in, refused_in) = (0, 0);
+        let token =
+            Token { id, until, circuits: vec![circuit], turned, seen_in, refused_in, connections, requests };
         self.by_ticket.insert(ticket, token);
         self.tickets.insert(id, ticket);
         self.by_expiry.insert((until, ticket));
@@ -160,6 +168,24 @@ impl Tokens {
 
     pub(super) fn request(&mut self, ticket: Ticket, limit: NonZeroU16, now: u32) -> Result<(), Denied> {
         count(self.turned(ticket, now)?, |token| &mut token.requests, limit)
+    }
+
+    /// Its holder is there, once in each minute, and was refused, likewise.
+    pub(super) fn note(&mut self, ticket: Ticket, is_refused: bool, now: u32) {
+        let Some(token) = self.by_ticket.get_mut(&ticket) else { return };
+        let minute = now / ticks(false_positives::WINDOW) + 1;
+        if token.seen_in < minute {
+            token.seen_in = minute;
+            self.holders.seen = self.holders.seen.saturating_add(1);
+        }
+        if is_refused && token.refused_in < minute {
+            token.refused_in = minute;
+            self.holders.refused = self.holders.refused.saturating_add(1);
+        }
+    }
+
+    pub(super) const fn holders(&self) -> Holders {
+        self.holders
     }
 
     pub(super) fn release(&mut self, ticket: Ticket, circuit: CircuitId) {

@@ -31,6 +31,8 @@ pub struct FrontLoad {
     pub puzzles: Puzzles,
     /// The part of its limits that a circuit which has not paid may still use.
     pub share: Ratio,
+    /// Whether limits of token holders are relaxed by one step.
+    pub relaxes_tokens: bool,
 }
 
 /// The machine; the front keeps one.

@@ -9,7 +9,7 @@ use super::{
     meter::{KEPT, LIFE},
     rows::{at, connections, puzzle_queue, settings, silent_tor},
 };
-use crate::{id::TorGeneration, puzzle_level::Pages, time::Monotime};
+use crate::{false_positives::Holders, id::TorGeneration, puzzle_level::Pages, time::Monotime};
 
 /// An event, and the milliseconds that pass before it.
 type Turn = (u64, Event);
@@ -48,6 +48,7 @@ fn reading() -> impl Strategy<Value = Event> {
         4 => (0u32..=10_000).prop_map(connections),
         4 => (0i64..=10_000).prop_map(puzzle_queue),
         1 => (0u64..1_000).prop_map(|seconds| Event::CpuStalled(Duration::from_secs(seconds))),
+        1 => (0u64..500, 0u64..500).prop_map(|(seen, refused)| Event::Holders(Holders { seen, refused })),
         1 => (0u64..500, 0u64..500).prop_map(|(issued, redeemed)| Event::Pages(Pages { issued, redeemed })),
     ]
 }

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, ops::RangeInclusive, time::Duration};
 
 use super::Level;
-use crate::{circuit_policy::Ratio, puzzle_level::PuzzleSettings};
+use crate::{circuit_policy::Ratio, false_positives::FalsePositiveSettings, puzzle_level::PuzzleSettings};
 
 /// Everything of the configuration that the load level depends on. The configuration crate checks the ranges.
 ///
@@ -27,6 +27,8 @@ pub struct LoadSettings {
     pub most_puzzle_queue: NonZeroU32,
     /// How hard puzzles may be.
     pub puzzles: PuzzleSettings,
+    /// How many token holders may be refused.
+    pub false_positives: FalsePositiveSettings,
 }
 
 impl LoadSettings {
@@ -86,6 +88,7 @@ impl Default for LoadSettings {
             most_rejections_per_second: rate,
             most_puzzle_queue: NonZeroU32::MIN.saturating_add(124),
             puzzles: PuzzleSettings::default(),
+            false_positives: FalsePositiveSettings::default(),
         }
     }
 }

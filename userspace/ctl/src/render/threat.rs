@@ -11,7 +11,8 @@ use super::text::{Align, clean, table, wrap};
 /// How loaded the service is, what that rests on and what follows from it.
 pub(super) fn threat(view: &Threat) -> String {
     let Threat { level, word, measured, .. } = view;
-    let line = LoadLine { level: *level, word: word.clone(), measured: *measured };
+    // What the ingress does is said below.
+    let line = LoadLine { level: *level, word: word.clone(), measured: *measured, relaxes_tokens: false };
     let mut out = wrap("", "  ", &format!("The load level is {}.", in_short(&line)));
     let rows: [(&str, Option<String>); 5] = [
         ("demands", Some(clean(&view.demands))),
@@ -66,7 +67,7 @@ pub(super) fn threat(view: &Threat) -> String {
 
 /// The level in force, and who says so.
 pub(super) fn in_short(line: &LoadLine) -> String {
-    let LoadLine { level, word, measured } = line;
+    let LoadLine { level, word, measured, relaxes_tokens } = line;
     let measured = measured.name();
     let by = match word.as_str() {
         "measured" => "as measured".to_owned(),
@@ -75,13 +76,21 @@ pub(super) fn in_short(line: &LoadLine) -> String {
         "operator" => format!("set by hand; measured is {measured}"),
         other => format!("by {}; measured is {measured}", clean(other)),
     };
-    format!("{} ({by})", level.name())
+    let tokens = if *relaxes_tokens { "; limits of token holders relaxed by one step" } else { "" };
+    format!("{} ({by}){tokens}", level.name())
 }
 
 fn ingress(view: &Threat) -> String {
     let text = |order: &LoadOrder| {
-        let LoadOrder { ratio: _, asks_puzzles, puzzle_difficulty, page_difficulty, page_waits, share } =
-            *order;
+        let LoadOrder {
+            ratio: _,
+            asks_puzzles,
+            puzzle_difficulty,
+            page_difficulty,
+            page_waits,
+            share,
+            relaxes_tokens,
+        } = *order;
         let puzzles = match (asks_puzzles, page_waits) {
             (false, _) => "no puzzles".to_owned(),
             (true, false) => {
@@ -93,7 +102,8 @@ fn ingress(view: &Threat) -> String {
                 "puzzles of {puzzle_difficulty} bits ({page_difficulty} and a wait on pages) where they are asked"
             ),
         };
-        format!("{} of its limits for a circuit that has not paid, {puzzles}", percent(share))
+        let tokens = if relaxes_tokens { ", half as much again for token holders" } else { "" };
+        format!("{} of its limits for a circuit that has not paid{tokens}, {puzzles}", percent(share))
     };
     match &view.held {
         Some(held) if *held == view.told => text(held),

@@ -18,6 +18,7 @@ use tunica_api::{
 use tunica_config::front_mark;
 use tunica_core::{
     circuit_orders::{CircuitOrder, CircuitOrders},
+    circuit_policy::CircuitSettings,
     id::{CircuitId, TorGeneration},
     time::Monotime,
 };
@@ -330,8 +331,9 @@ impl App {
 
     /// Why a circuit is what it is. Nothing is changed by asking.
     pub(super) fn explain_circuit(&self, circuit: NonZeroU32) -> Answer {
+        let relaxes_tokens = self.front.held().is_some_and(|held| held.relaxes_tokens);
         let settings = match self.config.circuit_settings() {
-            Ok(settings) => settings,
+            Ok(settings) => CircuitSettings { relaxes_tokens, ..settings },
             Err(error) => return views::refused(RefusedCode::Failed, error.to_string()),
         };
         let known = Known {

@@ -6,6 +6,7 @@ use tunica_api::{
 };
 use tunica_core::{
     coordinator::Event,
+    false_positives::Holders,
     load_level::{Desired, FrontReading, Input, TorReading, Word},
     puzzle_level::Pages,
 };
@@ -34,6 +35,8 @@ impl App {
             |counts: &std::collections::BTreeMap<String, u64>| counts.get("page").copied().unwrap_or(0);
         let (issued, redeemed) = (of_pages(&digest.puzzles.issued), of_pages(&digest.puzzles.solved));
         self.measured(Event::Pages(Pages { issued, redeemed }));
+        let (seen, refused) = (digest.tokens.holders, digest.tokens.holders_refused);
+        self.measured(Event::Holders(Holders { seen, refused }));
         // A front of an older version does not tell.
         if digest.most_wait_milliseconds == 0 {
             return;
@@ -102,7 +105,7 @@ impl App {
         let ledger = self.coordinator.ledger();
         let is_known = |input: &Input| desired.grounds.iter().any(|ground| ground.input == *input);
         let unknown = Input::ALL.into_iter().filter(|input| !is_known(input));
-        let LoadLine { level, word, measured } = line(&desired);
+        let LoadLine { level, word, measured, relaxes_tokens: _ } = line(&desired);
         Answer::Threat(Box::new(Threat {
             level,
             word,
@@ -141,5 +144,6 @@ pub(super) fn line(desired: &Desired) -> LoadLine {
         Word::Crowd => "new_circuits",
         Word::Operator { .. } => "operator",
     };
-    LoadLine { level: desired.level, word: word.to_owned(), measured: desired.measured }
+    let relaxes_tokens = desired.relaxes_tokens;
+    LoadLine { level: desired.level, word: word.to_owned(), measured: desired.measured, relaxes_tokens }
 }

@@ -116,6 +116,10 @@ impl Known<'_> {
         self.order == Some(CircuitOrder::Vip) || self.row.is_some_and(|row| row.state == "vip")
     }
 
+    fn has_token(&self) -> bool {
+        self.row.is_some_and(|row| row.token.as_deref() == Some(TOKEN_IN_FORCE))
+    }
+
     fn summary(&self, ban: Option<&CircuitBan>) -> String {
         if let Some(ban) = ban {
             let by = match self.origin() {
@@ -128,8 +132,7 @@ impl Known<'_> {
         let Some(row) = self.row else {
             return "not banned, and the ingress does not list it".to_owned();
         };
-        let has_token = row.token.as_deref() == Some(TOKEN_IN_FORCE);
-        let paid = match (self.is_vip(), has_token, row.paid) {
+        let paid = match (self.is_vip(), self.has_token(), row.paid) {
             (true, true, _) => "vip: it shows a token that is in force",
             (true, false, _) => "vip: an operator promoted it",
             (false, _, true) => "it solved a puzzle",
@@ -160,11 +163,21 @@ impl Known<'_> {
             "max_concurrent_per_circuit",
             "open connections",
             |row| row.open,
-            settings.max_concurrent_per_circuit.get().into(),
+            (if self.has_token() {
+                settings.max_concurrent_with_token()
+            } else {
+                settings.max_concurrent_per_circuit
+            })
+            .get()
+            .into(),
             refused("one more", Refusal::TooManyOpen),
         )];
         if self.is_vip() {
-            let most = settings.vip_per_10_seconds.get();
+            let most = if self.has_token() {
+                settings.token_per_10_seconds().get()
+            } else {
+                settings.vip_per_10_seconds.get()
+            };
             let what = "requests in 10 s, going past the queue";
             limits.push(limit(
                 "vip_requests_per_10_seconds",
@@ -548,6 +561,13 @@ mod tests {
         let view = explain(&vip).unwrap();
         let limits: Vec<_> = view.limits.iter().map(|limit| (limit.key.as_str(), limit.used)).collect();
         assert_eq!(limits, [("max_concurrent_per_circuit", None), ("vip_requests_per_10_seconds", None)]);
+        // A token has its own, which may be relaxed.
+        let holder = CircuitRow { token: Some("in_force".to_owned()), ..row.clone() };
+        let relaxed = CircuitSettings { relaxes_tokens: true, ..settings.clone() };
+        let holder = CircuitRow { state: "vip".to_owned(), ..holder };
+        let holder = Known { row: Some(&holder), settings: &relaxed, ..known };
+        let limits = explain(&holder).unwrap().limits;
+        assert_eq!(limits.iter().map(|limit| limit.limit).collect::<Vec<_>>(), [48, 300]);
         let messenger = CircuitSettings { requests: None, ..settings.clone() };
         assert_eq!(explain(&Known { settings: &messenger, ..known }).unwrap().limits.len(), 2);
     }

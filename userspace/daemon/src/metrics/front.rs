@@ -24,6 +24,8 @@ pub(super) struct FrontFollowers {
     tokens_refused: Vec<(&'static str, Follower)>,
     tokens_accepted: Follower,
     tokens_revoked: Follower,
+    holders: Follower,
+    holders_refused: Follower,
     /// All, and those of VIPs.
     would_refuse: Vec<(&'static str, [Follower; 2])>,
     process: std::sync::atomic::AtomicU64,
@@ -52,6 +54,8 @@ impl FrontFollowers {
             tokens_refused: of(&families.front_tokens_refused, &TokenRefused::ALL.map(TokenRefused::label)),
             tokens_accepted: Follower::new(families.front_tokens_accepted.clone()),
             tokens_revoked: Follower::new(families.front_tokens_revoked.clone()),
+            holders: labelled(&families.front_holders, "seen"),
+            holders_refused: labelled(&families.front_holders, "refused"),
             refused: Refusal::ALL
                 .iter()
                 .map(|refusal| (refusal.label(), labelled(&families.front_refused, refusal.label())))
@@ -82,6 +86,8 @@ impl FrontFollowers {
             &self.let_in,
             &self.tokens_accepted,
             &self.tokens_revoked,
+            &self.holders,
+            &self.holders_refused,
         ];
         let tokens = [&self.tokens_issued, &self.tokens_refused];
         let labelled = [&self.refused, &self.issued, &self.solved, &self.failed].into_iter().chain(tokens);
@@ -131,6 +137,8 @@ impl Metrics {
         front.let_in.follow(puzzles.let_in);
         front.tokens_accepted.follow(digest.tokens.accepted);
         front.tokens_revoked.follow(digest.tokens.revoked);
+        front.holders.follow(digest.tokens.holders);
+        front.holders_refused.follow(digest.tokens.holders_refused);
         for (followers, totals) in [
             (&front.refused, &digest.refused),
             (&front.issued, &puzzles.issued),
@@ -197,6 +205,8 @@ pub(super) mod tests {
                 refused: [("in_use".to_owned(), 44)].into(),
                 revoked: 45,
                 live: 46,
+                holders: 47,
+                holders_refused: 48,
                 has_key: true,
             },
             backends: vec![BackendHealth { place: "127.0.0.1:1".to_owned(), is_well: true }],
@@ -243,6 +253,8 @@ pub(super) mod tests {
             ("tunica_front_tokens_refused_total{reason=\"forged\"}", 0),
             ("tunica_front_tokens_revoked_total", 45),
             ("tunica_front_tokens", 46),
+            ("tunica_front_token_holders_total{outcome=\"seen\"}", 47),
+            ("tunica_front_token_holders_total{outcome=\"refused\"}", 48),
             ("tunica_front_waiting_room_let_in_total", 23),
             ("tunica_front_refused_total{refusal=\"capacity\"}", 0),
             ("tunica_front_would_refuse_total{refusal=\"request_rate\",whose=\"anybody\"}", 20),

@@ -29,6 +29,7 @@ impl Metrics {
         let families = &self.families;
         set_level(&families.load_level, desired.level);
         set_level(&families.load_measured, desired.measured);
+        families.front_tokens_relaxed.set(i64::from(desired.relaxes_tokens));
         families.load_pinned.set(i64::from(is_pinned));
         families.load_ratio.reset();
         for ground in &desired.grounds {

@@ -302,6 +302,8 @@ impl Circuits {
                 .collect(),
             revoked: tokens.revoked.load(Relaxed),
             live: admission.tokens().into(),
+            holders: admission.holders().seen,
+            holders_refused: admission.holders().refused,
             has_key: lock(&tokens.keys).is_some(),
         };
         (counted, revoked.collect())

@@ -37,7 +37,10 @@ pub(super) fn connection(
     mut acts: impl FnMut(Refusal) -> bool,
 ) -> Finding {
     let now = record.touched;
-    if record.open >= settings.max_concurrent_per_circuit.get() && acts(Refusal::TooManyOpen) {
+    if record.open >= settings.max_concurrent_per_circuit.get()
+        && (record.ticket(now).is_none() || record.open >= settings.max_concurrent_with_token().get())
+        && acts(Refusal::TooManyOpen)
+    {
         return Finding { word: Refusal::TooManyOpen, retry_after: SOON };
     }
     // A VIP is judged by its open connections and its token's rate alone.
