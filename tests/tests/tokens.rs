@@ -230,8 +230,7 @@ fn limits_of_holders_relax_by_one_step_and_no_others() {
         drop(stream);
         served
     };
-    let mut revision = 1;
-    for (is_relaxed, token_requests) in [(false, 9), (true, 14), (false, 9)] {
+    for (revision, (is_relaxed, token_requests)) in (1..).zip([(false, 9), (true, 14), (false, 9)]) {
         let circuit = 10 * revision as u32;
         let promoted = CircuitOrder {
             circuit: NonZeroU32::new(circuit).unwrap(),
@@ -250,7 +249,6 @@ fn limits_of_holders_relax_by_one_step_and_no_others() {
         assert_eq!(served(&mut front, circuit, ""), 9, "no token");
         let tokens = front.next_digest().unwrap().tokens;
         assert!(tokens.holders >= revision && tokens.holders_refused >= revision, "{tokens:?}");
-        revision += 1;
     }
 }
 

@@ -806,7 +806,6 @@ impl Circuits {
         }
     }
 
-<<<<<<< HEAD
     /// Circuits of this tor process whose first seconds are over and that were not told of before; and how many never are.
     fn newcomers(&self, generation: u64, now: Monotime) -> (Vec<Newcomer>, u64) {
         let (mut newcomers, mut unwatched) = (Vec::new(), 0);
@@ -824,10 +823,7 @@ impl Circuits {
         (newcomers, unwatched)
     }
 
-    fn row(&self, circuit: CircuitId, now: Monotime) -> Option<CircuitRow> {
-=======
     fn row(&self, circuit: CircuitId, not_taken: Option<TokenRefused>, now: Monotime) -> Option<CircuitRow> {
->>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
         let facts = self.shard(circuit)?.look(circuit, now)?;
         let state = match (facts.banned_for, facts.lane) {
             (Some(_), _) => "banned",

@@ -261,13 +261,11 @@ impl Http {
             None => return Err(because(Refusal::BackendTimeout)),
         };
         visit.answered(asked.elapsed());
-<<<<<<< HEAD
         if answer.status().is_client_error() || answer.status().is_server_error() {
             visit.failed();
-=======
+        }
         if token::cleanse(answer.headers_mut(), self.settings.backend_grants) {
             visit.vouch();
->>>>>>> 10abc0d (Who paid gets a token: signed, for thirty minutes, for three circuits at once, revoked with a ban)
         }
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return switch(answer, from_client, visit, self.settings.client).map_err(because);
