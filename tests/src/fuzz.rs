@@ -14,6 +14,8 @@ pub mod ledger;
 pub mod pow_challenge;
 pub mod pow_token;
 pub mod proxy_header;
+pub mod tor_metrics;
+pub mod torrc;
 
 /// Something that reads bytes from outside.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +29,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "host-parser", check: host_parser::check, seeds: host_parser::seeds },
     Target { name: "config", check: config::check, seeds: config::seeds },
     Target { name: "control-socket", check: control_socket::check, seeds: control_socket::seeds },
@@ -37,6 +39,8 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "haproxy-api", check: haproxy_api::check, seeds: haproxy_api::seeds },
     Target { name: "pow-challenge", check: pow_challenge::check, seeds: pow_challenge::seeds },
     Target { name: "pow-token", check: pow_token::check, seeds: pow_token::seeds },
+    Target { name: "tor-metrics", check: tor_metrics::check, seeds: tor_metrics::seeds },
+    Target { name: "torrc", check: torrc::check, seeds: torrc::seeds },
 ];
 
 impl Target {

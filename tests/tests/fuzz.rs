@@ -78,6 +78,16 @@ fn pow_token() {
 }
 
 #[test]
+fn tor_metrics() {
+    replay("tor-metrics");
+}
+
+#[test]
+fn torrc() {
+    replay("torrc");
+}
+
+#[test]
 fn every_target_has_a_program_and_a_test() {
     let mut programs: Vec<String> = fs::read_dir(folder("fuzz/src/bin"))
         .unwrap()
@@ -97,6 +107,8 @@ fn every_target_has_a_program_and_a_test() {
         "pow-challenge",
         "pow-token",
         "proxy-header",
+        "tor-metrics",
+        "torrc",
     ];
     assert_eq!(names, tested, "a target without a test");
 }

@@ -41,7 +41,7 @@ struct Target {
     seeds: &'static [&'static str],
 }
 
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 11] = [
     Target { name: "host-parser", about: "frames, as the tests' reference judges them", seeds: &[] },
     Target {
         name: "config",
@@ -55,6 +55,8 @@ const TARGETS: [Target; 9] = [
     Target { name: "haproxy-api", about: "what HAProxy answers, and commands to it", seeds: &[] },
     Target { name: "pow-challenge", about: "challenges and nonces that clients bring", seeds: &[] },
     Target { name: "pow-token", about: "tokens that clients show, and the file of their keys", seeds: &[] },
+    Target { name: "tor-metrics", about: "tor's metrics", seeds: &[] },
+    Target { name: "torrc", about: "what a torrc publishes, and tor's answer of the same", seeds: &[] },
 ];
 
 /// The programs' package.
