@@ -32,6 +32,11 @@ impl Beside {
         Self::run(lab, lab.host.command(Path::new(&program)))
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     fn run(lab: &Lab, mut command: Command) -> Result<Self> {
         let log = fs::File::create(lab.path("front.log"))?;
         command.arg("--config").arg(lab.path("tunica.toml")).stdin(Stdio::null());

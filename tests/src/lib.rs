@@ -5,6 +5,7 @@
 
 pub mod armed;
 pub mod beside;
+pub mod browser;
 pub mod circuit_act;
 pub mod client;
 pub mod connections;
@@ -22,6 +23,7 @@ pub mod reference;
 pub mod report;
 pub mod rows;
 pub mod shield;
+pub mod site;
 pub mod stage;
 pub mod sys;
 pub mod testnet;

@@ -2,7 +2,7 @@
 //!
 //! Every sentence is computed from the numbers; none is written beforehand.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, fs, thread, time::Duration};
 
 use clap::ValueEnum;
 use tunica_common::verdict::{Action, Verdict};
@@ -560,6 +560,20 @@ fn on_cost(debian: Cost, enforce: Cost) -> String {
             "The softirq time of this attack cannot be separated from noise on this machine.".to_owned()
         }
     }
+}
+
+/// The machine's kind, without its name.
+pub fn machine() -> String {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let information = read("/proc/cpuinfo");
+    let model = information
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unnamed", |(_, model)| model);
+    let build = if cfg!(debug_assertions) { ", programs not optimised" } else { "" };
+    format!("{cores} cores ({model}), Linux {}{build}", kernel.trim())
 }
 
 pub(crate) fn percent(part: Option<f64>) -> String {

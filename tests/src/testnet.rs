@@ -28,7 +28,8 @@ pub use client::Client;
 pub use control::{Authentication, Control, ControlAddress};
 pub use page::Page;
 pub use register::{Entry, end, entries};
-pub use service::{Backend, ProofOfWork, Service, ServiceOptions, Upload};
+pub use ring::{Place, SharedRandom, SharedRandoms};
+pub use service::{Backend, ProofOfWork, Service, ServiceOptions, Upload, Uploads};
 pub use socks::connect;
 
 use ground::Ground;
@@ -42,6 +43,7 @@ mod page;
 mod ports;
 mod register;
 mod relay;
+mod ring;
 mod service;
 mod socks;
 

@@ -13,22 +13,17 @@ use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     num::NonZeroU32,
-    os::unix::process::CommandExt as _,
-    process::{Child, Command, Stdio},
+    process::Command,
     thread,
     time::Duration,
 };
 
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
 use tunica_api::front::{CircuitOrder, CircuitState, Orders};
 use tunica_pow::{Challenge, Nonce};
 use tunica_tests::{
     armed::program,
+    browser::Browser,
     ingress::{self, Front, get, read_answer},
-    sys::end_with_parent,
 };
 
 const PATH: &str = "/.well-known/tunica/challenge";
@@ -383,44 +378,6 @@ fn bridge(front: &Front, circuit: u32) -> SocketAddr {
     place
 }
 
-/// Debian's Chromium without a window, with a profile of its own.
-struct Browser {
-    child: Child,
-    _folder: tempfile::TempDir,
-}
-
-impl Browser {
-    fn open(url: &str, has_scripts: bool) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new("chromium");
-        command
-            // Without a port it would end as soon as the first page is there. The sandbox does not work for root.
-            .args(["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"])
-            .args(["--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"])
-            .arg(format!("--user-data-dir={}", folder.path().display()))
-            .arg(format!("--blink-settings=scriptEnabled={has_scripts}"))
-            .arg(url)
-            .env("HOME", folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0);
-        let child =
-            end_with_parent(&mut command).spawn().expect("chromium of Debian's package chromium runs");
-        Self { child, _folder: folder }
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        // It has many processes, which are one group.
-        if let Ok(group) = i32::try_from(self.child.id()) {
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn a_browser_solves_the_page_by_itself_and_without_scripts_it_stands_in_line() {
     let mut front = asked("pow_difficulty = 12\npow_page_max = 12");
@@ -428,7 +385,7 @@ fn a_browser_solves_the_page_by_itself_and_without_scripts_it_stands_in_line() {
         front.backend.requests().iter().any(|request| request.starts_with(&format!("GET {path} ")))
     };
     let place = bridge(&front, 1);
-    let browser = Browser::open(&format!("http://{place}/shop?item=1&a=b"), true);
+    let browser = Browser::open(&format!("http://{place}/shop?item=1&a=b"), true).unwrap();
     front.wait_for("the browser", |front| Ok(asked_for(front, "/shop?item=1&a=b"))).unwrap();
     drop(browser);
     let puzzles = front.next_digest().unwrap().puzzles;
@@ -442,8 +399,8 @@ fn a_browser_solves_the_page_by_itself_and_without_scripts_it_stands_in_line() {
     let form = post(&format!("challenge={text}&nonce={}&to=%2Fshop", solve(&text)));
     assert_eq!(status(&front.ask(2, &form).unwrap()), 303);
     let (asking, waiting) = (bridge(&front, 3), bridge(&front, 2));
-    let _asks = Browser::open(&format!("http://{asking}/other"), false);
-    let _waits = Browser::open(&format!("http://{waiting}{PATH}?see=wait&to=%2Fshop"), false);
+    let _asks = Browser::open(&format!("http://{asking}/other"), false).unwrap();
+    let _waits = Browser::open(&format!("http://{waiting}{PATH}?see=wait&to=%2Fshop"), false).unwrap();
     front.wait_for("its turn", |front| Ok(asked_for(front, "/shop"))).unwrap();
     let puzzles = front.next_digest().unwrap().puzzles;
     assert!(puzzles.issued["page"] >= 2 && puzzles.solved["page"] == 1, "{puzzles:?}");

@@ -11,7 +11,7 @@ use std::{
     path::Path,
     process::{Child, Command, Output, Stdio},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -19,9 +19,8 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use sha3::{Digest as _, Sha3_256};
 use tunica_tests::testnet::{
-    self, Authentication, Backend, Client, Control, Entry, Network, Page, Profile, ProofOfWork, Service,
+    self, Authentication, Backend, Client, Entry, Network, Page, Profile, ProofOfWork, Service,
     ServiceOptions,
 };
 
@@ -195,38 +194,15 @@ fn a_descriptor_is_with_two_of_eight_directories() {
 
     // Whom a client asks: two have it, and they are two that took it.
     let client = network.client().unwrap();
-    let onion = service.onion().strip_suffix(".onion").unwrap();
     let mut holders = BTreeSet::new();
     for (_, fingerprint) in network.fingerprints().unwrap() {
-        let mut control = client.control_address().connect().unwrap();
-        if holds(&mut control, onion, &fingerprint) {
+        if client.finds_at(service.onion(), &fingerprint).unwrap() {
             holders.insert(fingerprint);
         }
     }
     let took =
         |descriptor: &BTreeSet<&str>| descriptor.iter().copied().eq(holders.iter().map(String::as_str));
     assert!(directories.values().any(took), "{holders:?} hold it of {directories:?}");
-}
-
-/// Whether this directory gives out the service's present descriptor.
-fn holds(control: &mut Control, onion: &str, directory: &str) -> bool {
-    control.ask("SETEVENTS HS_DESC").unwrap();
-    control.ask(&format!("HSFETCH {onion} SERVER=${directory}")).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let event = control.event(deadline).unwrap().unwrap();
-        if !event.contains(directory) {
-            continue;
-        }
-        match event.split(' ').nth(1).unwrap() {
-            "RECEIVED" => return true,
-            "FAILED" => {
-                assert!(event.contains("REASON=NOT_FOUND"), "{event}");
-                return false;
-            }
-            _ => {}
-        }
-    }
 }
 
 #[test]
@@ -312,59 +288,15 @@ fn the_rotation_network_has_time_periods_of_eight_minutes() {
 
     let page = Page::start().unwrap();
     let service = network.service(&ServiceOptions::new(80, page.backend())).unwrap();
-    let names: BTreeMap<String, String> =
-        network.fingerprints().unwrap().into_iter().map(|(name, fingerprint)| (fingerprint, name)).collect();
     // At a boundary even a young network agrees on a shared random value.
-    let consensus = network.consensus().unwrap();
-    let lines = consensus.lines().filter(|line| line.starts_with("shared-rand-"));
-    let randoms: Vec<Vec<u8>> = lines.map(|line| from_base64(line.rsplit(' ').next().unwrap())).collect();
-    let mut periods = BTreeSet::new();
-    for upload in service.uploads() {
-        let keys = network.folder().join(&names[&upload.directory]).join("data/keys");
-        // A header of 32 bytes, then the key.
-        let key = fs::read(keys.join("ed25519_master_id_public_key")).unwrap();
-        let period = period_of(&upload.index, &key[32..], &randoms);
-        periods.insert(period.unwrap_or_else(|| panic!("{upload:?}, {randoms:?}")));
-    }
+    let randoms = network.shared_randoms().unwrap();
+    let randoms: Vec<Vec<u8>> =
+        [randoms.previous, randoms.current].into_iter().flatten().map(|random| random.value).collect();
+    let place = |upload| network.place_of(upload, Profile::Rotation, &randoms).unwrap();
+    let periods: BTreeSet<u64> = service.uploads().iter().map(|upload| place(upload).period).collect();
     // The descriptors are of neighbouring periods.
     let [one, other] = Vec::from_iter(periods).try_into().unwrap();
     assert_eq!(one + 1, other);
-}
-
-/// The number of the time period in which a directory has this place on the ring, if periods last 8 min
-/// (rend-spec-v3, sections 2.2.1 and 2.2.3), by one of these shared random values or without one.
-fn period_of(index: &str, directory: &[u8], randoms: &[Vec<u8>]) -> Option<u64> {
-    const MINUTES: u64 = 8;
-    // Twelve votes of 20 s.
-    const OFFSET_MINUTES: u64 = 4;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() / 60;
-    let present = (now - OFFSET_MINUTES) / MINUTES;
-    (present - 2..=present + 2).find(|number| {
-        let disaster = Sha3_256::new()
-            .chain_update(b"shared-random-disaster")
-            .chain_update(MINUTES.to_be_bytes())
-            .chain_update(number.to_be_bytes())
-            .finalize()
-            .to_vec();
-        randoms.iter().chain([&disaster]).any(|random| {
-            let place = Sha3_256::new()
-                .chain_update(b"node-idx")
-                .chain_update(directory)
-                .chain_update(random)
-                .chain_update(number.to_be_bytes())
-                .chain_update(MINUTES.to_be_bytes())
-                .finalize();
-            place.iter().map(|byte| format!("{byte:02X}")).collect::<String>() == index
-        })
-    })
-}
-
-fn from_base64(text: &str) -> Vec<u8> {
-    const DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let text = text.trim_end_matches('=');
-    let bits: String = text.chars().map(|digit| format!("{:06b}", DIGITS.find(digit).unwrap())).collect();
-    let bytes = bits.as_bytes().chunks_exact(8).map(|byte| str::from_utf8(byte).unwrap());
-    bytes.map(|byte| u8::from_str_radix(byte, 2).unwrap()).collect()
 }
 
 /// The command that a developer gives, on a folder of the test's own.

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check and every test, the cheap ones first.
+//! `cargo xtask test`: every check and every test, the cheap ones first, beside those that mostly wait.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -17,11 +17,15 @@ use crate::{
     tidy, workspace,
 };
 
+mod long;
+
 /// The package of tests that need root, namespaces and the real kernel.
 const SYSTEM_TESTS: &str = "tunica-tests";
 
 /// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
 const SLOW: &[&str] = &[
+    "aged",
+    "browse",
     "circuits",
     "cookies",
     "demo",
@@ -97,6 +101,12 @@ fn step(name: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn full(root: &Path) -> Result<Vec<String>> {
+    programs(root)?;
+    let mut long = None;
+    step("tests that run beside everything else: start", || {
+        long = Some(long::Running::start(root)?);
+        Ok(())
+    })?;
     step("lock files", || locked(root))?;
     step("format", || process::run(cargo(root)?.args(["fmt", "--all", "--check"])))?;
     step("format of the kernel program", || {
@@ -123,8 +133,18 @@ fn full(root: &Path) -> Result<Vec<String>> {
     step("the kernel program with its debugging log", || {
         build_ebpf::run(&build_ebpf::Arguments { check: false, prove: false, log: true })
     })?;
-    programs(root)?;
-    step("tests", || run_tests(cargo(root)?.args(["test", "--workspace", "--no-fail-fast"])))?;
+    let others = step("tests", || {
+        let mut tests = cargo(root)?;
+        tests.args(["test", "--workspace", "--no-fail-fast", "--"]);
+        tests.args(long::TESTS.iter().flat_map(|test| ["--skip", test.name]));
+        run_tests(&mut tests)
+    });
+    // Also after a failure: they are nearly done, and all failures at once are worth more than one.
+    let beside = step("tests that run beside everything else: outcome", || match long {
+        Some(long) => long.finish().and_then(Sum::judge),
+        None => bail!("they were not started"),
+    });
+    others.and(beside)?;
     Ok(Vec::new())
 }
 
@@ -221,6 +241,27 @@ impl Sum {
             }
         }
     }
+
+    /// Shows the sum, and whether it is good.
+    ///
+    /// # Errors
+    /// When a test failed or was ignored, or none ran.
+    fn judge(self) -> Result<()> {
+        println!(
+            "{} passed, {} failed, {} ignored in {} test binaries",
+            self.passed, self.failed, self.ignored, self.binaries
+        );
+        if self.failed > 0 {
+            bail!("tests failed");
+        }
+        if self.ignored > 0 {
+            bail!("{} tests were ignored, and a test that is skipped proves nothing", self.ignored);
+        }
+        if self.passed == 0 {
+            bail!("no test ran");
+        }
+        Ok(())
+    }
 }
 
 /// Runs `cargo test`, shows its output, and at the end its closing lines once more, added up.
@@ -240,20 +281,10 @@ fn run_tests(command: &mut Command) -> Result<()> {
     }
     let status = child.wait().context("waiting for `cargo test`")?;
     println!("\nThe runner's closing lines:\n  {}", closing.join("\n  "));
-    println!(
-        "{} passed, {} failed, {} ignored in {} test binaries",
-        sum.passed, sum.failed, sum.ignored, sum.binaries
-    );
-    if !status.success() || sum.failed > 0 {
-        bail!("tests failed");
+    if !status.success() {
+        bail!("tests failed ({} passed, {} failed)", sum.passed, sum.failed);
     }
-    if sum.ignored > 0 {
-        bail!("{} tests were ignored, and a test that is skipped proves nothing", sum.ignored);
-    }
-    if sum.passed == 0 {
-        bail!("no test ran");
-    }
-    Ok(())
+    sum.judge()
 }
 
 #[cfg(test)]

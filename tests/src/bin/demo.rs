@@ -34,7 +34,7 @@ use tunica_tests::{
     client::{PATIENCE, Service},
     counters::{received, softirq_ticks, wait_until_drained},
     netns::{self, Namespace},
-    report::{Act, Baseline, Report, Row, svg},
+    report::{Act, Baseline, Report, Row, machine, svg},
     stage::{ATTACK_SIDE, Attack, CLIENT_SIDE, CONNECTIONS, Stage, VISITORS},
     sys::allow_files,
     traces::{Traces, remove_folder},
@@ -545,20 +545,6 @@ fn reading(seconds: u64) -> String {
         PATIENCE.as_millis(),
         tunica_tests::client::BACKLOG,
     )
-}
-
-/// The machine's kind, without its name.
-fn machine() -> String {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let information = read("/proc/cpuinfo");
-    let model = information
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("unnamed", |(_, model)| model);
-    let build = if cfg!(debug_assertions) { ", programs not optimised" } else { "" };
-    format!("{cores} cores ({model}), Linux {}{build}", kernel.trim())
 }
 
 /// The machine's own sysctls of the network.

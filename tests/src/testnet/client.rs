@@ -6,15 +6,15 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{
     control::{Authentication, ControlAddress},
     ground::Ground,
-    node::{self, Node},
+    node::{self, Node, PATIENCE},
     ports::Port,
     socks,
 };
@@ -65,6 +65,37 @@ impl Client {
     /// [`Client::connect_afresh`].
     pub fn connect(&self, onion: &str, port: u16, user: &str) -> Result<TcpStream> {
         socks::connect(self.socks.address, user, onion, port, CONNECT)
+    }
+
+    /// Forgets what this client knows of circuits and descriptors. tor does so at most once within 10 s, and later if asked again
+    /// before.
+    ///
+    /// # Errors
+    /// If tor refuses.
+    pub fn forget(&self) -> Result<()> {
+        self.control_address().connect()?.ask("SIGNAL NEWNYM").map(drop)
+    }
+
+    /// Whether this directory, by its fingerprint, gives out the present descriptor of a service.
+    ///
+    /// # Errors
+    /// If tor tells of neither, or of another reason than that the directory has none.
+    pub fn finds_at(&self, onion: &str, directory: &str) -> Result<bool> {
+        let name = onion.strip_suffix(".onion").unwrap_or(onion);
+        let mut control = self.control_address().connect()?;
+        control.ask("SETEVENTS HS_DESC")?;
+        control.ask(&format!("HSFETCH {name} SERVER=${directory}"))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let event = control.event(deadline)?.context("tor tells nothing of the descriptor")?;
+            match event.split(' ').nth(1) {
+                _ if !event.contains(directory) => {}
+                Some("RECEIVED") => return Ok(true),
+                Some("FAILED") if event.contains("REASON=NOT_FOUND") => return Ok(false),
+                Some("FAILED") => bail!("{event}"),
+                _ => {}
+            }
+        }
     }
 
     /// Opens a stream on a new circuit and returns it with the circuit's user; tries again, each time as another user, if tor

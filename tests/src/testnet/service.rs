@@ -111,6 +111,38 @@ pub struct Upload {
     pub index: String,
 }
 
+/// What a service's events `HS_DESC` tell of its uploads.
+#[derive(Clone, Debug, Default)]
+pub struct Uploads {
+    under_way: Vec<Upload>,
+    /// Those that a directory took, in the order in which that was told, each once.
+    pub done: Vec<Upload>,
+}
+
+impl Uploads {
+    /// Takes note of an event; any other is none.
+    pub fn note(&mut self, event: &str) {
+        // control-spec.txt, section 4.1.25:
+        // HS_DESC UPLOAD address auth $FINGERPRINT~name blinded-key HSDIR_INDEX=index
+        let words: Vec<&str> = event.split(' ').collect();
+        let ["HS_DESC", action, _, _, directory, rest @ ..] = words.as_slice() else { return };
+        let directory = directory.trim_start_matches('$').split(['~', '=']).next().unwrap_or_default();
+        if *action == "UPLOAD" {
+            let [descriptor, index] = rest else { return };
+            self.under_way.push(Upload {
+                descriptor: (*descriptor).to_owned(),
+                directory: directory.to_owned(),
+                index: index.trim_start_matches("HSDIR_INDEX=").to_owned(),
+            });
+        } else if let Some(at) = self.under_way.iter().position(|upload| upload.directory == directory) {
+            let upload = self.under_way.remove(at);
+            if *action == "UPLOADED" && !self.done.contains(&upload) {
+                self.done.push(upload);
+            }
+        }
+    }
+}
+
 /// An onion service. Dropping it ends its tor.
 #[derive(Debug)]
 pub struct Service {
@@ -186,31 +218,14 @@ impl Service {
     /// Follows tor's uploads until every descriptor is with every directory that a client may ask.
     fn wait_until_published(&mut self, events: &mut Control) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let mut under_way: Vec<Upload> = Vec::new();
-        self.uploads.clear();
-        while !is_published(&self.uploads) {
+        let mut uploads = Uploads::default();
+        while !is_published(&uploads.done) {
             let event = events
                 .event(deadline)?
-                .with_context(|| format!("it did not come; {} uploads succeeded", self.uploads.len()))?;
-            // control-spec.txt, section 4.1.25:
-            // HS_DESC UPLOAD address auth $FINGERPRINT~name blinded-key HSDIR_INDEX=index
-            let words: Vec<&str> = event.split(' ').collect();
-            let ["HS_DESC", action, _, _, directory, rest @ ..] = words.as_slice() else { continue };
-            let directory = directory.trim_start_matches('$').split(['~', '=']).next().unwrap_or_default();
-            if *action == "UPLOAD" {
-                let [descriptor, index] = rest else { continue };
-                under_way.push(Upload {
-                    descriptor: (*descriptor).to_owned(),
-                    directory: directory.to_owned(),
-                    index: index.trim_start_matches("HSDIR_INDEX=").to_owned(),
-                });
-            } else if let Some(at) = under_way.iter().position(|upload| upload.directory == directory) {
-                let upload = under_way.remove(at);
-                if *action == "UPLOADED" && !self.uploads.contains(&upload) {
-                    self.uploads.push(upload);
-                }
-            }
+                .with_context(|| format!("it did not come; {} uploads succeeded", uploads.done.len()))?;
+            uploads.note(&event);
         }
+        self.uploads = uploads.done;
         Ok(())
     }
 
