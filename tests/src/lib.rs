@@ -24,6 +24,7 @@ pub mod report;
 pub mod rows;
 pub mod shield;
 pub mod site;
+pub mod soak;
 pub mod stage;
 pub mod sys;
 pub mod testnet;

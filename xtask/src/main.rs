@@ -20,6 +20,7 @@ mod fuzz;
 mod generate;
 mod process;
 mod setup;
+mod soak;
 mod test;
 mod test_vm;
 mod testnet;
@@ -44,6 +45,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Writes the files that are generated from code.
     Generate(generate::Arguments),
+    /// Floods ingress and daemon with ten times what the limits allow, for long: whether their memory stays flat.
+    Soak(soak::Arguments),
     /// Cheap checks of the tree's structure, all problems at once.
     Tidy,
     /// Every check and every test; `--quick` for the fast ones.
@@ -74,6 +77,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Deny(arguments) => deny::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::TestVm(arguments) => test_vm::run(&arguments),

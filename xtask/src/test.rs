@@ -35,6 +35,7 @@ const SLOW: &[&str] = &[
     "metrics",
     "privacy",
     "self_test",
+    "soak",
     "testnet",
     "tor_control",
 ];
