@@ -44,6 +44,11 @@ pub(super) const PAYERS_PER_SECOND: u32 = 5;
 const RECURRING: u32 = 20;
 const TURN_SECONDS: u64 = 10;
 
+/// How long the service takes for its page, so that those who are served fill the places, others wait, and the rest must pay.
+pub(super) const SERVICE: Duration = Duration::from_secs(4);
+/// What it has at once: that is what many requests of one circuit ask for.
+const AT_ONCE: &str = "/at-once";
+
 /// From one handful of connections to the next.
 const TICK: Duration = Duration::from_millis(20);
 const TICKS_PER_SECOND: u32 = 50;
@@ -88,7 +93,7 @@ enum Stream {
     Payer,
 }
 
-/// Starts a service that says well to everything, on a thread of its own that ends with the process.
+/// Starts a slow service, on a thread of its own that ends with the process.
 pub(super) fn start_backend() -> Result<SocketAddr> {
     let listener =
         std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening for the service")?;
@@ -109,9 +114,13 @@ pub(super) fn start_backend() -> Result<SocketAddr> {
 
 async fn serve(stream: TcpStream) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
-    let mut line = String::new();
+    let (mut line, mut is_slow) = (String::new(), false);
     while stream.read_line(&mut line).await? > 0 {
+        is_slow |= line.starts_with("GET / ");
         if line == "\r\n" {
+            if std::mem::take(&mut is_slow) {
+                sleep(SERVICE).await;
+            }
             stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwell\n").await?;
         }
         line.clear();
@@ -292,7 +301,7 @@ async fn ask_many(circuit: u32, counts: &Counts) -> io::Result<()> {
     loop {
         ticks.tick().await;
         for _ in 0..REQUESTS_PER_SECOND / TICKS_PER_SECOND {
-            stream.get_mut().write_all(get("/").as_bytes()).await?;
+            stream.get_mut().write_all(get(AT_ONCE).as_bytes()).await?;
             counts.requests.fetch_add(1, Ordering::Relaxed);
             if read_head(&mut stream).await?.is_empty() {
                 return Ok(());

@@ -5,7 +5,8 @@ use std::{fmt::Write as _, time::Duration};
 use super::{
     Course, Held, Look, Plan,
     flood::{
-        FRESH_PER_SECOND, PAYERS_PER_SECOND, RECURRING_PER_SECOND, REQUESTS_PER_SECOND, SLOW_PER_SECOND,
+        FRESH_PER_SECOND, PAYERS_PER_SECOND, RECURRING_PER_SECOND, REQUESTS_PER_SECOND, SERVICE,
+        SLOW_PER_SECOND,
     },
 };
 use crate::report::{grouped, machine};
@@ -139,11 +140,13 @@ pub fn markdown(courses: &[Course], plan: &Plan, most: f64) -> String {
          - Each second {FRESH_PER_SECOND} connections come, each of a circuit that was never seen before, ten times the 50 that all circuits may \
          open; {RECURRING_PER_SECOND} come of one circuit, of twenty that take turns of 10 s and are banned most of the time; {SLOW_PER_SECOND} of \
          another such circuit never say all; {PAYERS_PER_SECOND} of fresh circuits solve the puzzle that they are asked. Over HTTP a third one sends \
-         {REQUESTS_PER_SECOND} requests a second over one connection, until it is refused.\n\
+         {REQUESTS_PER_SECOND} requests a second over one connection, until it is refused. The service takes {} s for a page, so that the places \
+         are full, others wait, and the rest must pay.\n\
          - The first {} min are not judged: the table of circuits fills, and so do pools and what the allocator keeps. The rest is cut \
          in two halves of the same length.\n\
          - Why {} %: some {} connections come between the middles of the two halves. A leak of 16 bytes of each would be {} KiB; {} % of \
          the smallest process here is {} KiB, which is more than an allocator's own ups and downs.\n\n",
+        SERVICE.as_secs(),
         plan.warm_up.as_secs() / 60,
         most * 100.0,
         grouped(between_the_middles(courses, plan)),
