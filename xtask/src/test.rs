@@ -24,6 +24,7 @@ const SYSTEM_TESTS: &str = "tunica-tests";
 
 /// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
 const SLOW: &[&str] = &[
+    "abuse",
     "aged",
     "browse",
     "circuits",
