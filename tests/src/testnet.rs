@@ -32,6 +32,8 @@ pub use ring::{Place, SharedRandom, SharedRandoms};
 pub use service::{Backend, ProofOfWork, Service, ServiceOptions, Upload, Uploads};
 pub use socks::connect;
 
+pub use ground::verify_torrc;
+
 use ground::Ground;
 use node::{Node, PATIENCE};
 

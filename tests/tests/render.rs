@@ -11,12 +11,14 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::DirBuilderExt as _,
     time::Duration,
 };
 
 use tunica_tests::{
     frame::{FIN, PSH, SYN, TCP, URG, tcp, v4},
     lab::{CLIENT, HOST, Lab},
+    testnet,
 };
 
 /// Rules as ufw and docker make them, which must stay.
@@ -193,6 +195,30 @@ fn sysctl_reads_the_file() {
         assert_eq!(text.lines().filter(|is| *is == line).count(), 1, "{line}");
     }
     assert!(fs::metadata("/proc/sys/net/core/netdev_max_backlog").is_ok());
+}
+
+#[test]
+fn tor_takes_the_lines_of_a_service() {
+    let lab = Lab::new("torrc").unwrap();
+    lab.configure("", "[ingress]\nenabled = true\nsocket = \"/run/a b/in\\\"gress.sock\"").unwrap();
+    let config = lab.path("tunica.toml");
+    let folder = lab.path("service");
+    fs::DirBuilder::new().mode(0o700).create(&folder).unwrap();
+    let base =
+        ["render", "torrc", "--config", config.to_str().unwrap(), "--service-dir", folder.to_str().unwrap()];
+    for more in [&[][..], &["--large"], &["--relay"], &["--large", "--relay", "--hs-port", "443"]] {
+        let text = lab.must(&[&base, more].concat()).unwrap();
+        let torrc = lab.path("torrc");
+        fs::write(&torrc, format!("DataDirectory {}\n{text}", lab.path("data").display())).unwrap();
+        testnet::verify_torrc(&torrc).unwrap_or_else(|error| panic!("{more:?}: {error:#}"));
+        // The same program finds nothing wrong with what tor would publish.
+        let checked =
+            lab.tunica(&["check", config.to_str().unwrap(), "--torrc", torrc.to_str().unwrap()]).unwrap();
+        assert!(checked.out.contains("1 port published"), "{checked:?}");
+    }
+    let wrong = lab.path("wrong");
+    fs::write(&wrong, "HiddenServicePoWQueueRate 25\n").unwrap();
+    assert!(testnet::verify_torrc(&wrong).is_err());
 }
 
 #[test]

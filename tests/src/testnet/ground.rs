@@ -167,6 +167,28 @@ fn tool(program: &str) -> Result<PathBuf> {
     })
 }
 
+/// Whether the real tor takes this file without a warning (`tor --verify-config`). Folders of services must be there.
+///
+/// # Errors
+/// With what tor says against it.
+pub fn verify_torrc(path: &Path) -> Result<()> {
+    let mut tor = Command::new(tool("tor")?);
+    tor.args(["--verify-config", "--hush", "--defaults-torrc", "/dev/null", "-f"]).arg(path);
+    let output = tor.output().context("starting tor")?;
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    // Who runs the tests is not the file's fault.
+    let against: Vec<_> =
+        said.lines().filter(|line| !line.is_empty() && !line.contains("running Tor as root")).collect();
+    ensure!(
+        output.status.success() && against.is_empty(),
+        "tor does not take it ({}): {}",
+        output.status,
+        against.join("; ")
+    );
+    Ok(())
+}
+
 /// Starts the program from a thread that lives as long as this process: the kernel ends a child together with the *thread*
 /// that started it, and a test's thread may end before the network does.
 fn spawn(command: Command) -> std::io::Result<Child> {

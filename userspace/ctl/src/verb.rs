@@ -24,6 +24,7 @@ pub(crate) mod status;
 mod threat;
 mod token;
 mod top;
+mod torrc;
 mod tune;
 
 use clap::Subcommand;

@@ -6,7 +6,7 @@
 //! - [`haproxy_codec`]: HAProxy's Runtime API, as far as its table of circuits needs it.
 //! - [`haproxy_config`]: the configuration that goes with it.
 //! - [`tor_metrics`]: the answer of Tor's MetricsPort, as far as it tells of load.
-//! - [`torrc`]: what Tor's configuration publishes.
+//! - [`torrc`]: what Tor's configuration publishes, and the lines of a service that leads to the ingress.
 //!
 //! Each reader holds three promises for all bytes: it never panics, it asks for no more than a stated number of bytes,
 //! and it comes to the same outcome whatever pieces the bytes arrive in.

@@ -1,4 +1,5 @@
-//! What tor's configuration publishes: the `HiddenServicePort` lines of a torrc, and whether one leads where it must not.
+//! What tor's configuration publishes: the `HiddenServicePort` lines of a torrc, and whether one leads where it must not; and the
+//! lines that make a service which leads to the ingress.
 //!
 //! Read as tor reads it (`parse_config_line_from_str_verbose` in confline.c, `hs_parse_port_config` in hs_common.c): comments, values
 //! in quotes, lines that go on behind a backslash, option names in any case. `%include` is not followed, but told. No name is
@@ -12,6 +13,10 @@ use std::{
 };
 
 use thiserror::Error;
+
+pub use service::{PathNotWritable, Service, Size};
+
+mod service;
 
 /// Where streams of a virtual port go.
 #[derive(Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use tunica_core::{
 };
 use tunica_nft::{DIFFERENCES, Plan, SOCKS_PACE, allowing, script};
 
-use super::haproxy::Haproxy;
+use super::{haproxy::Haproxy, torrc::Torrc};
 use crate::{Failure, Global, exit::Exit, note, say};
 
 /// The unit as it is shipped.
@@ -35,6 +35,8 @@ enum What {
     Systemd(Unit),
     /// HAProxy's configuration, from the keys of ingress and circuits
     Haproxy(Haproxy),
+    /// Lines for torrc: an onion service that leads to the ingress
+    Torrc(Torrc),
 }
 
 /// What of a policy can be said on the command line.
@@ -100,6 +102,7 @@ impl Render {
                 Ok(Exit::Done)
             }
             What::Haproxy(options) => options.run(&read(global)?),
+            What::Torrc(options) => options.run(&read(global)?),
             What::Sysctl => say(script::sysctl()).map(|()| Exit::Done),
             What::Systemd(paths) => {
                 let unit = UNIT

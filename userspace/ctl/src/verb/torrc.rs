@@ -1,0 +1,57 @@
+//! `render torrc`: the lines of tor's configuration that lead an onion service to the ingress; needs no daemon.
+
+use std::{num::NonZeroU16, path::PathBuf};
+
+use clap::Args;
+use tunica_config::Config;
+use tunica_onion::torrc::{Service, Size, Target};
+
+use crate::{Failure, exit::Exit, note, say};
+
+/// What the configuration of the daemon does not say.
+#[derive(Debug, Args)]
+pub(super) struct Torrc {
+    /// Where tor keeps the service's keys
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/tor/onion_service")]
+    service_dir: PathBuf,
+    /// The port that clients see
+    #[arg(long, value_name = "PORT", default_value = "80")]
+    hs_port: NonZeroU16,
+    /// Tor's puzzles for many clients
+    #[arg(long)]
+    large: bool,
+    /// This tor is a relay as well
+    #[arg(long)]
+    relay: bool,
+}
+
+impl Torrc {
+    /// Prints the lines on standard output and what has to be known of them on standard error.
+    pub(super) fn run(self, config: &Config) -> Result<Exit, Failure> {
+        let ingress = &config.ingress;
+        // HAProxy is told of by its own socket; it listens where tunica-front would.
+        let is_haproxy = config.haproxy.socket.is_some();
+        let service = Service {
+            folder: self.service_dir,
+            virtual_port: self.hs_port,
+            target: match (&ingress.socket, is_haproxy) {
+                (Some(socket), false) => Target::Unix(socket.clone()),
+                (Some(_), true) | (None, _) => Target::Tcp(ingress.listen),
+            },
+            size: if self.large { Size::Large } else { Size::Usual },
+            is_relay: self.relay,
+        };
+        say(&service.render().map_err(|error| Failure::new(Exit::BadConfig, error.to_string()))?)?;
+        if !ingress.enabled && !is_haproxy {
+            note(
+                "ingress.enabled is false, so nothing listens there yet; set it and restart tunicad before tor has these lines",
+            );
+        }
+        if !self.relay {
+            note(
+                "DoSCircuitCreation… and DoSConnection… act on relays alone and are left out; --relay adds them",
+            );
+        }
+        Ok(Exit::Done)
+    }
+}
