@@ -1,6 +1,11 @@
 //! What a torrc publishes: [`tunica_onion::torrc`], from a file and from tor's answer to `GETCONF HiddenServiceOptions`.
 
-use std::{fmt::Write as _, net::SocketAddr, num::NonZeroU16, path::Path};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+    path::Path,
+};
 
 use tunica_onion::torrc::{Exposure, Listener, Target, Torrc};
 
@@ -31,6 +36,13 @@ pub fn check(bytes: &[u8]) {
         let shown = problem.to_string();
         assert!(shown.starts_with(&format!("line {}: ", problem.line)), "{shown}");
         assert!(!shown.chars().any(char::is_control), "{shown:?}");
+    }
+
+    for port in &torrc.ports {
+        // An address that is taken for a name would reach no listener, whatever tor makes of it.
+        if let Target::Name(name, _) = &port.target {
+            assert!(name.parse::<IpAddr>().is_err() && !name.eq_ignore_ascii_case("localhost"));
+        }
     }
 
     let options = written(&torrc);

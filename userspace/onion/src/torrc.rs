@@ -303,9 +303,18 @@ fn port(value: &str) -> Result<(NonZeroU16, Target), TorrcFault> {
 }
 
 fn target(text: &str, virtual_port: u16) -> Option<Target> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+    // tor reads numbers by strtol(3), which takes a sign; so does Rust alone, but not behind an address.
+    if text.strip_prefix('+').unwrap_or(text).bytes().all(|byte| byte.is_ascii_digit()) {
         return Some(Target::Tcp((Ipv4Addr::LOCALHOST, text.parse::<NonZeroU16>().ok()?.get()).into()));
     }
+    let unsigned = text
+        .rsplit_once(":+")
+        .filter(|(host, port)| {
+            (host.ends_with(']') || !host.contains(':'))
+                && port.starts_with(|digit: char| digit.is_ascii_digit())
+        })
+        .map(|(host, port)| format!("{host}:{port}"));
+    let text = unsigned.as_deref().unwrap_or(text);
     if let Ok(address) = text.parse::<SocketAddr>() {
         return (address.port() > 0).then_some(Target::Tcp(address));
     }
@@ -395,6 +404,12 @@ mod tests {
             ("80 [::1]:8080", 80, "[::1]:8080"),
             ("80 [::1]", 80, "[::1]:80"),
             ("80 ::1", 80, "[::1]:80"),
+            // tor takes these.
+            ("+80 +8080", 80, "127.0.0.1:8080"),
+            ("80 127.0.0.1:+9187", 80, "127.0.0.1:9187"),
+            ("80 127.0.0.1:09187", 80, "127.0.0.1:9187"),
+            ("80 [::1]:+9187", 80, "[::1]:9187"),
+            ("80 localhost:+9187", 80, "localhost:9187"),
             ("80 localhost:8080", 80, "localhost:8080"),
             ("80 LOCALHOST:80", 80, "localhost:80"),
             ("80 web.internal", 80, "web.internal:80"),
@@ -424,6 +439,8 @@ mod tests {
             ("HiddenServicePort 80 127.0.0.1:", Target),
             ("HiddenServicePort 80 127.0.0.1:0", Target),
             ("HiddenServicePort 80 127.0.0.1:x", Target),
+            ("HiddenServicePort 80 127.0.0.1:++1", Target),
+            ("HiddenServicePort 80 +", Target),
             ("HiddenServicePort 80 a/b", Target),
             ("HiddenServicePort 80 :80", Target),
             ("HiddenServicePort 80 localhost", Target),
