@@ -2,17 +2,38 @@
 
 use std::{
     fs,
-    path::Path,
+    io::Write as _,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
 };
 
 use anyhow::{Context as _, Result};
 
 use crate::{armed::program, lab::Lab, sys::end_with_parent};
 
+/// The `tunica-front` that has Arti, which is built beside the others.
+///
+/// # Errors
+/// Says how to build it.
+pub fn arti_front() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding this executable")?;
+    let mut places = own.ancestors().skip(1).take(4).map(|folder| folder.join("arti/debug/tunica-front"));
+    places.find(|path| path.is_file()).with_context(|| {
+        format!(
+            "`tunica-front` with Arti is in no folder `arti/debug` above {}: build it with `cargo build --package tunica-front \
+             --features arti --target-dir target/arti`",
+            own.display()
+        )
+    })
+}
+
 /// A running `tunica-front`; it is killed when this is dropped.
 #[derive(Debug)]
-pub struct Beside(Child);
+pub struct Beside {
+    child: Child,
+    log: PathBuf,
+}
 
 impl Beside {
     /// Where the test itself is, as is the private Tor network.
@@ -37,17 +58,31 @@ impl Beside {
         self.0.id()
     }
 
+    /// Where the test itself is, with Arti: it hosts the onion service itself.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_with_arti(lab: &Lab) -> Result<Self> {
+        Self::run(lab, Command::new(arti_front()?))
+    }
+
     fn run(lab: &Lab, mut command: Command) -> Result<Self> {
         let log = fs::File::create(lab.path("front.log"))?;
         command.arg("--config").arg(lab.path("tunica.toml")).stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
-        Ok(Self(end_with_parent(&mut command).spawn().context("starting the ingress")?))
+        let child = end_with_parent(&mut command).spawn().context("starting the ingress")?;
+        Ok(Self { child, log: lab.path("front.log") })
     }
 }
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            // Standard error is where a failing test is looked at; if it is closed nothing is lost.
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let _ = writeln!(std::io::stderr(), "the ingress:\n{log}");
+        }
     }
 }

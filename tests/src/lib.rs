@@ -11,6 +11,7 @@ pub mod client;
 pub mod connections;
 pub mod counters;
 pub mod disk;
+pub mod fate;
 pub mod flood;
 pub mod frame;
 pub mod fuzz;

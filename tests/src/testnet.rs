@@ -37,6 +37,7 @@ pub use ground::verify_torrc;
 use ground::Ground;
 use node::{Node, PATIENCE};
 
+mod arti;
 mod client;
 mod control;
 mod ground;
@@ -185,6 +186,16 @@ impl Network {
     pub fn fingerprints(&self) -> Result<Vec<(String, String)>> {
         let fingerprint = |node: &Node| node.control_address().connect()?.information("fingerprint");
         self.nodes.iter().map(|node| Ok((node.name.clone(), fingerprint(node)?))).collect()
+    }
+
+    /// What Arti must be told to find this network, for `arti.network_file`.
+    ///
+    /// # Errors
+    /// If an authority does not answer.
+    pub fn arti_settings(&self) -> Result<String> {
+        let first = self.nodes.first().context("a network without nodes")?;
+        let descriptors = first.control_address().connect()?.information("desc/all-recent")?;
+        arti::settings(&self.authorities, &descriptors)
     }
 
     /// Control sockets of authorities and relays, by name. They ask for nothing.

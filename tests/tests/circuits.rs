@@ -22,6 +22,7 @@ use tunica_api::{front::Digest, wire};
 use tunica_pow::{Challenge, Nonce, solve};
 use tunica_tests::{
     beside::Beside,
+    fate::{self, Stage},
     ingress::{Backend, answers, get, header, open, read_answer},
     lab::{Lab, PAGES},
     testnet::{Backend as Behind, Profile, Service, ServiceOptions, shared},
@@ -189,6 +190,34 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     let status = lab.json(&["status"]).unwrap();
     let warnings = status["warnings"].to_string();
     assert!(warnings.contains("circuits are neither watched nor closed"), "{warnings}");
+}
+
+#[test]
+fn circuits_of_c_tor_share_the_fate_of_those_of_a_hosted_service() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("fate").unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start().unwrap();
+    let service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[tor]\ncontrol = \"unix:{}\"\n[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\n\
+             keep_alive_seconds = 120\n[circuits]\n{}",
+            service.control_address().socket.display(),
+            backend.address(),
+            fate::CIRCUITS,
+        ),
+    )
+    .unwrap();
+    lab.start().unwrap();
+    let _front = Beside::start(&lab).unwrap();
+    for series in ["tunica_front_up", "tunica_tor_control_up"] {
+        lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
+    }
+    let client = network.client().unwrap();
+    let mut stage = Stage { lab: &mut lab, client: &client, onion: service.onion(), backend: &backend };
+    fate::hold(&mut stage).unwrap();
 }
 
 /// What tor itself says of its circuits: a line each.

@@ -26,6 +26,7 @@ const SYSTEM_TESTS: &str = "tunica-tests";
 const SLOW: &[&str] = &[
     "abuse",
     "aged",
+    "arti",
     "browse",
     "circuits",
     "cookies",
@@ -135,6 +136,7 @@ fn full(root: &Path) -> Result<Vec<String>> {
     step("the kernel program with its debugging log", || {
         build_ebpf::run(&build_ebpf::Arguments { check: false, prove: false, log: true })
     })?;
+    step("the ingress with Arti", || with_arti(root))?;
     let others = step("tests", || {
         let mut tests = cargo(root)?;
         tests.args(["test", "--workspace", "--no-fail-fast", "--"]);
@@ -197,6 +199,16 @@ fn quick(root: &Path) -> Result<Vec<String>> {
 /// Builds the programs that the system tests start.
 fn programs(root: &Path) -> Result<()> {
     step("programs", || process::run(cargo(root)?.args(["build", "--workspace", "--bins"])))
+}
+
+/// The front's feature that hosts the onion service, in a folder of its own below the others, so that neither program takes the
+/// other's place: what clippy says of it, its unit tests, and the program that the system tests start.
+fn with_arti(root: &Path) -> Result<()> {
+    const ARTI: [&str; 6] =
+        ["--package", "tunica-front", "--features", "arti", "--target-dir", "target/arti"];
+    process::run(cargo(root)?.arg("clippy").args(ARTI).args(["--all-targets", "--", "-D", "warnings"]))?;
+    process::run(cargo(root)?.arg("build").args(ARTI))?;
+    run_tests(cargo(root)?.arg("test").args(ARTI).args(["--lib", "arti"]))
 }
 
 /// The test binaries of the system tests, or `None` where the workspace has no such package.

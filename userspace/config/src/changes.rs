@@ -59,7 +59,8 @@ const DAEMONS: [&str; 4] = ["ingress.enabled", "ingress.gate", "ingress.start_fr
 pub fn front_mark(config: &Config) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (key, value) in &config.values {
-        if (key.starts_with("ingress.") || key.starts_with("circuits.")) && !DAEMONS.contains(key) {
+        let is_fronts = ["ingress.", "circuits.", "arti."].iter().any(|section| key.starts_with(section));
+        if is_fronts && !DAEMONS.contains(key) {
             key.hash(&mut hasher);
             value.hash(&mut hasher);
         }
@@ -149,6 +150,7 @@ mod tests {
             ("[ingress]\nkeep_alive_seconds = 2", false),
             ("[ingress]\nkeep_alive_seconds = 3", true),
             ("[circuits]\nprofile = \"web\"", true),
+            ("[arti]\nports = [443]", true),
         ] {
             assert_eq!(mark(text) != plain, is_other, "{text}");
         }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use crate::{
+    arti::Arti,
     changes::Values,
     circuits::Circuits,
     ingress::{Haproxy, Ingress, Place},
@@ -47,6 +48,8 @@ pub struct Config {
     pub tor: Tor,
     /// `[ingress]`: what stands on the port that tor connects to.
     pub ingress: Ingress,
+    /// `[arti]`: an onion service that `tunica-front` hosts itself.
+    pub arti: Arti,
     /// `[circuits]`: what one circuit may do, and all together.
     pub circuits: Circuits,
     /// `[load]`: what makes a load level.
@@ -427,12 +430,18 @@ impl Config {
         places
     }
 
-    /// Where tor is meant to connect to; nowhere without an ingress.
+    /// Where tor is meant to connect to; nowhere without an ingress, or where Arti hosts the service.
     pub fn ingress_places(&self) -> Vec<Place> {
         let socket = self.ingress.socket.clone().map(Place::Unix);
         let shipped = Place::Unix(SHIPPED_INGRESS_SOCKET.into());
         let places = [Some(Place::Tcp(self.ingress.listen)), socket, Some(shipped)];
-        places.into_iter().flatten().filter(|_| self.ingress.enabled).collect()
+        places.into_iter().flatten().filter(|_| self.ingress.enabled && !self.arti.enabled).collect()
+    }
+
+    /// The accounts whose connections to the Tor network are this host's own: tor's, and the front's where it hosts the service.
+    pub fn tor_users(&self) -> Vec<&str> {
+        let front = self.arti.enabled.then_some(self.ingress.user.as_str());
+        self.tor.user.as_deref().into_iter().chain(front).collect()
     }
 
     /// The socket at which the daemon listens for `tunica-front`: `front.sock` beside [`Control::socket`].
@@ -510,7 +519,7 @@ impl Config {
     /// What is allowed but probably not meant: one sentence each, with its consequence and how to change it.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.tor.user.is_none() {
+        if self.tor.user.is_none() && !self.arti.enabled {
             warnings.push(
                 "tor.user is not set: the addresses that tor is connected to are not known, so a ban could cut off one \
                  of its guards; set user = \"debian-tor\" (or the account that your tor runs as) under [tor]"
@@ -538,6 +547,13 @@ impl Config {
             warnings.push(
                 "haproxy.socket is set and ingress.enabled is true: tunica-front and HAProxy cannot both listen where \
                  tor connects to; remove one of the two"
+                    .to_owned(),
+            );
+        }
+        if self.arti.enabled && !self.ingress.enabled {
+            warnings.push(
+                "arti.enabled is true and ingress.enabled is false: tunica-front does not serve, so nobody hosts the \
+                 onion service; set enabled = true under [ingress]"
                     .to_owned(),
             );
         }

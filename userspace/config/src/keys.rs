@@ -11,7 +11,7 @@ use crate::{
     rule::{
         AbsolutePath, Account, AccountRate, Cidr, InterfaceName, List, LoopbackAddress, Number, OneOf,
         PortName, PortRate, Rule, Switch, VerdictOf,
-        ingress::{BackendPlace, ControlPlace, OrOff, Part, ProxyName, ShadowLimit, UrlPath},
+        ingress::{BackendPlace, ControlPlace, OnionPort, OrOff, Part, ProxyName, ShadowLimit, UrlPath},
     },
 };
 
@@ -96,6 +96,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("evidence", "What proves that a source is to blame, so that it can be banned."),
     ("tor", "Whose connections may never be banned, and what tor tells of itself."),
     ("ingress", "What stands on the port that tor connects to; it needs `tunica-front`."),
+    (
+        "arti",
+        "An onion service that `tunica-front` hosts itself, so that no C tor is needed; it takes a `tunica-front` that was built with the feature `arti`.",
+    ),
     ("circuits", "What one circuit may do, and all together."),
     ("load", "What makes a load level; `tunica threat` shows it."),
     (
@@ -645,6 +649,67 @@ keys! {
         Absent::Default(r#""/verify-captcha""#),
         UrlPath { example: "/verify-captcha" },
         "Where `circuits.profile` lets only GET and HEAD through, POST passes to this path alone.";
+
+    ARTI_ENABLED: Switch = "arti.enabled",
+        Absent::Default("false"),
+        Switch,
+        "Whether `tunica-front` hosts the onion service. It then listens nowhere: `ingress.listen`, `ingress.socket` and `ingress.gate` mean nothing, and no local process can forge a circuit.";
+    ARTI_STATE: AbsolutePath = "arti.state_dir",
+        Absent::Default(r#""/var/lib/tunica-front/arti""#),
+        AbsolutePath { example: "/var/lib/tunica-front/arti", is_file: false, longest: None, dotless: None },
+        "Where Arti keeps the service's secret key, and what it knows of the Tor network. Only `ingress.user` may be able to write there or above, and to read there. One process at a time hosts what is in it.";
+    ARTI_KEY: AbsolutePath = "arti.key_file",
+        Absent::Unset { example: r#""/var/lib/tunica-front/hs_ed25519_secret_key""# },
+        AbsolutePath { example: "/var/lib/tunica-front/hs_ed25519_secret_key", is_file: true, longest: None, dotless: None },
+        "The secret key of a C tor service, `hs_ed25519_secret_key`, whose onion address is to stay. It is taken over into `state_dir` at the first start; later it must be the same, and may be removed together with this line. C tor must not serve it any more. Unset: Arti makes a key, and `tunica-front --onion-address` says its address.";
+    ARTI_PORTS: List<OnionPort> = "arti.ports",
+        Absent::Default("[80]"),
+        List { each: OnionPort, least: 1, most: Some(64), below: "nobody could reach the service" },
+        "The ports of the onion address that are served, all by the same ingress. Streams to others are refused.";
+    ARTI_INTRO_POINTS: Number = "arti.num_intro_points",
+        Absent::Default("3"),
+        Number {
+            least: 3, most: 20, unit: "introduction points",
+            below: "the service would be gone whenever a relay or two are",
+            above: "clients refuse a descriptor with more",
+        },
+        "How many relays introduce clients to the service.";
+    ARTI_INTRO_RATE: OrOff = "arti.intro_per_second",
+        Absent::Default("50"),
+        OrOff(Number {
+            least: 1, most: 2_147_483_647, unit: "introductions a second",
+            below: "nobody could be introduced",
+            above: "this is more than the message to an introduction point can hold",
+        }),
+        "How many introductions each introduction point passes on. It is the relay that refuses those beyond, so they cost this host nothing; whom it refuses it cannot choose.";
+    ARTI_INTRO_BURST: Number = "arti.intro_burst",
+        Absent::Default("100"),
+        Number {
+            least: 1, most: 2_147_483_647, unit: "introductions",
+            below: "nobody could be introduced",
+            above: "this is more than the message to an introduction point can hold",
+        },
+        "How many at once. At least `intro_per_second`.";
+    ARTI_STREAMS: Number = "arti.max_streams_per_circuit",
+        Absent::Default("100"),
+        Number {
+            least: 1, most: 65_535, unit: "streams",
+            below: "nobody could be served",
+            above: "a circuit has no more",
+        },
+        "How many streams one circuit may have open. Arti closes a circuit that opens another, with all that it has. `circuits.max_concurrent_per_circuit` is below it, and refuses only the one stream.";
+    ARTI_CLIENTS: AbsolutePath = "arti.clients_dir",
+        Absent::Unset { example: r#""/etc/tunica/authorized_clients""# },
+        AbsolutePath { example: "/etc/tunica/authorized_clients", is_file: false, longest: None, dotless: None },
+        "A directory with a file `NAME.auth` for each client that may find the service, as C tor's `authorized_clients`: `descriptor:x25519:KEY`. At most 160. It is read when the front starts. Unset: whoever knows the address.";
+    ARTI_POW: Switch = "arti.pow",
+        Absent::Default("false"),
+        Switch,
+        "Whether clients must solve Tor's own puzzles while more of them come than can be met. It takes a `tunica-front` that was built with the feature `arti-pow`, parts of which are under the LGPL.";
+    ARTI_NETWORK: AbsolutePath = "arti.network_file",
+        Absent::Unset { example: r#""/etc/tunica/arti-network.toml""# },
+        AbsolutePath { example: "/etc/tunica/arti-network.toml", is_file: true, longest: None, dotless: None },
+        "Settings of Arti in its own words, such as `[tor_network]`, for another Tor network than the public one. For tests: whoever names other authorities decides about everything that Arti believes.";
 
     PROFILE: OneOf<Profile> = "circuits.profile",
         Absent::Default(r#""gated""#),

@@ -8,6 +8,7 @@
 //! whether an interface or user exists is for the daemon to find out.
 #![forbid(unsafe_code)]
 
+mod arti;
 mod changes;
 mod circuits;
 mod config;
@@ -21,6 +22,7 @@ mod reference;
 mod rule;
 mod sybil;
 
+pub use arti::Arti;
 pub use changes::{Change, Written, changes, front_mark};
 pub use circuits::Circuits;
 pub use config::{

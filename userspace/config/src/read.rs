@@ -1,5 +1,6 @@
 //! From text to a [`Config`] or to all its problems.
 
+mod arti;
 mod circuits;
 mod ingress;
 mod load;
@@ -407,6 +408,7 @@ impl<'t> Reader<'t> {
         let report_window = self.value(root, &keys::REPORT_WINDOW);
         let tor = self.tor(root);
         let ingress = self.ingress(root);
+        let arti = self.arti(root);
         let circuits = self.circuits(root);
         let load = self.load(root);
         let sybil = self.sybil(root);
@@ -450,6 +452,7 @@ impl<'t> Reader<'t> {
             },
             tor: tor?,
             ingress: ingress?,
+            arti: arti?,
             circuits: circuits?,
             load: load?,
             sybil: sybil?,

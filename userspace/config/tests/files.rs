@@ -45,6 +45,7 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         evidence,
         tor,
         ingress,
+        arti,
         circuits,
         load,
         sybil,
@@ -142,6 +143,17 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("ingress.body_bytes", plain(ingress.body_bytes)),
         ("ingress.body_bytes_per_second", plain(ingress.body_bytes_per_second)),
         ("ingress.post_path", text(&ingress.post_path)),
+        ("arti.enabled", plain(arti.enabled)),
+        ("arti.state_dir", text(arti.state_dir.display())),
+        ("arti.key_file", arti.key_file.as_ref().and_then(|path| text(path.display()))),
+        ("arti.ports", list(arti.ports.iter().map(plain))),
+        ("arti.num_intro_points", plain(arti.num_intro_points)),
+        ("arti.intro_per_second", off(arti.intro_per_second)),
+        ("arti.intro_burst", plain(arti.intro_burst)),
+        ("arti.max_streams_per_circuit", plain(arti.max_streams_per_circuit)),
+        ("arti.clients_dir", arti.clients_dir.as_ref().and_then(|path| text(path.display()))),
+        ("arti.pow", plain(arti.pow)),
+        ("arti.network_file", arti.network_file.as_ref().and_then(|path| text(path.display()))),
         ("circuits.profile", text(circuits.profile)),
         ("circuits.max_connections_per_second", plain(circuits.max_connections_per_second)),
         ("circuits.max_concurrent_connections", plain(circuits.max_concurrent_connections)),
@@ -271,6 +283,8 @@ fn the_example_equals_the_defaults() {
         control_password_file = \"/etc/tunica/tor-control-password\"\nmetrics = \"127.0.0.1:9035\"\n\
         [ingress]\nsocket = \"/run/tunica-front/ingress.sock\"\n\
         maintenance_page = \"/etc/tunica/maintenance.html\"\n\
+        [arti]\nkey_file = \"/var/lib/tunica-front/hs_ed25519_secret_key\"\n\
+        clients_dir = \"/etc/tunica/authorized_clients\"\nnetwork_file = \"/etc/tunica/arti-network.toml\"\n\
         [circuits]\nmax_per_circuit_per_minute = 10\nmax_concurrent_per_circuit = 15\n\
         connections_per_10_seconds = 10\nslow_requests_per_10_seconds = 20\nrequests_per_10_seconds = 50\n\
         [haproxy]\nsocket = \"/run/haproxy/tunica.sock\"\n";

@@ -720,24 +720,26 @@ impl App {
 
     /// Reads tor's own connections into the never-ban set.
     pub fn read_tor_peers(&mut self) {
-        let Some(user) = &self.config.tor.user else {
+        let users = self.config.tor_users();
+        if users.is_empty() {
             return;
-        };
-        let peers = match host::uid(user) {
+        }
+        let peers = users.into_iter().map(|user| match host::uid(user) {
             Ok(Some(uid)) => {
                 tor_peers::read(uid).map_err(|error| format!("tor's connections cannot be read: {error}"))
             }
             Ok(None) => Err(format!(
-                "there is no account {user}, which tor.user names; tor's guards are not protected from bans"
+                "there is no account {user}, which tor.user or ingress.user names; tor's guards are not protected from bans"
             )),
             Err(error) => Err(format!(
                 "account {user} cannot be looked up: {error}; tor's guards are not protected from bans"
             )),
-        };
-        match peers {
+        });
+        match peers.collect::<Result<Vec<_>, _>>() {
             Ok(peers) => {
                 self.troubles.tor = None;
-                let _ = self.step(Event::TorPeers(peers.into_iter().collect::<Vec<IpAddr>>()));
+                let peers: BTreeSet<IpAddr> = peers.into_iter().flatten().collect();
+                let _ = self.step(Event::TorPeers(peers.into_iter().collect()));
             }
             Err(text) => {
                 if self.troubles.tor.as_ref() != Some(&text) {
@@ -1245,7 +1247,7 @@ impl App {
         metrics.set_proofs_lost(self.shield.tables().lost_proofs().unwrap_or(0));
         metrics.set_bans_active(self.coordinator.ledger().all_bans().map(|(_, ban)| ban.origin));
         let never_ban = self.coordinator.never_ban();
-        let age = self.config.tor.user.as_ref().map(|_| {
+        let age = self.config.tor_users().first().map(|_| {
             never_ban.tor_last_read().map_or(now.wall.since(self.started), |read| now.wall.since(read))
         });
         metrics.set_never_ban(never_ban.peer_count() as u64, age);

@@ -90,6 +90,7 @@ pub fn fixed_keys_changed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("ingress.socket", old.ingress.socket != new.ingress.socket),
         ("ingress.gate", old.ingress.gate != new.ingress.gate),
         ("ingress.user", old.ingress.user != new.ingress.user),
+        ("arti.enabled", old.arti.enabled != new.arti.enabled),
         ("haproxy.socket", old.haproxy.socket != new.haproxy.socket),
         ("haproxy.table", old.haproxy.table != new.haproxy.table),
         ("ledger.path", old.ledger.path != new.ledger.path),

@@ -10,7 +10,7 @@ use std::{
     num::NonZeroU32,
     ops::Deref,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,7 +19,7 @@ use std::{
 use hyper::header::HeaderValue;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use tunica_api::front::{
@@ -67,6 +67,8 @@ pub struct Circuits {
     hasher: RandomState,
     generation: AtomicU64,
     load: Mutex<HeldLoad>,
+    /// Who can close circuits in this process: where Arti hosts the service. Any other tor is told by the daemon.
+    closer: OnceLock<mpsc::UnboundedSender<CircuitId>>,
     totals: Totals,
     drain: watch::Sender<bool>,
 }
@@ -343,6 +345,7 @@ impl Circuits {
             hasher: RandomState::new(),
             generation: AtomicU64::new(generation.0),
             load: Mutex::default(),
+            closer: OnceLock::new(),
             drain: watch::Sender::new(false),
             totals: Totals {
                 connections: AtomicU64::new(0),
@@ -359,6 +362,31 @@ impl Circuits {
     /// The circuit of this number in the tor process that hands over the streams.
     pub fn circuit(&self, number: NonZeroU32) -> CircuitId {
         CircuitId::new(TorGeneration(self.generation.load(Relaxed)), number)
+    }
+
+    /// Streams come from the tor process of this generation from now on: what is known of circuits of an earlier one is
+    /// forgotten.
+    pub fn begin(&self, generation: TorGeneration) {
+        self.generation.store(generation.0, Relaxed);
+        for shard in &self.shards {
+            lock(shard).begin(generation);
+        }
+        for watch in &self.watches {
+            lock(watch).begin(generation);
+        }
+        lock(&self.admission).begin(generation);
+    }
+
+    /// Has whoever holds the other end told of circuits that are banned, or that are to be closed. Only the first counts.
+    pub fn set_closer(&self, closer: mpsc::UnboundedSender<CircuitId>) {
+        let _ = self.closer.set(closer);
+    }
+
+    fn close(&self, circuit: CircuitId) {
+        if let Some(closer) = self.closer.get() {
+            // Whoever has gone has closed them all.
+            let _ = closer.send(circuit);
+        }
     }
 
     fn shard(&self, circuit: CircuitId) -> Option<MutexGuard<'_, CircuitShard>> {
@@ -667,10 +695,16 @@ impl Circuits {
     fn obey(&self, commands: Vec<Command>) {
         for command in commands {
             match command {
-                Command::Ban { circuit, .. } => self.end_all(circuit, Refusal::Banned),
-                Command::Close { circuit, why: why @ Refusal::CircuitRotated } => self.end_all(circuit, why),
-                // Only tor can close a circuit; this one carries no connection, so it costs nothing here.
-                Command::Close { .. } => {}
+                Command::Ban { circuit, .. } => {
+                    self.end_all(circuit, Refusal::Banned);
+                    self.close(circuit);
+                }
+                Command::Close { circuit, why: why @ Refusal::CircuitRotated } => {
+                    self.end_all(circuit, why);
+                    self.close(circuit);
+                }
+                // It carries no connection, so where only another process can close it, it costs nothing here.
+                Command::Close { circuit, .. } => self.close(circuit),
                 Command::ReleaseToken { ticket, circuit } => lock(&self.admission).release(ticket, circuit),
                 Command::RevokeToken { ticket } => self.revoke(ticket),
                 Command::HolderRefused { ticket } => lock(&self.admission).note_refused(ticket, now()),
@@ -689,14 +723,7 @@ impl Circuits {
         // Never back: an earlier process has no streams any more.
         let generation = orders.generation.filter(|generation| *generation > self.generation.load(Relaxed));
         if let Some(generation) = generation {
-            self.generation.store(generation, Relaxed);
-            for shard in &self.shards {
-                lock(shard).begin(TorGeneration(generation));
-            }
-            for watch in &self.watches {
-                lock(watch).begin(TorGeneration(generation));
-            }
-            lock(&self.admission).begin(TorGeneration(generation));
+            self.begin(TorGeneration(generation));
         }
         let heard: HashMap<_, _> = before.circuits.iter().map(|order| (order.circuit, order.said)).collect();
         let is_new = |order: &&CircuitOrder| heard.get(&order.circuit) != Some(&order.said);

@@ -4,6 +4,8 @@
 //! [`tunica_core::circuit_policy`] does. While the daemon is away it goes on with the orders it had.
 #![deny(unsafe_code)]
 
+#[cfg(feature = "arti")]
+pub mod arti;
 pub mod backend;
 pub mod challenge;
 pub mod circuits;
@@ -15,6 +17,10 @@ pub mod stream;
 mod sys;
 pub mod tcp;
 pub mod welcome;
+#[cfg(not(feature = "arti"))]
+pub mod without_arti;
 pub mod worker;
 
 pub use sys::handed_over;
+#[cfg(not(feature = "arti"))]
+pub use without_arti as arti;

@@ -11,15 +11,17 @@ use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use tunica_config::{Config, LogFormat, Protocol};
+use tunica_config::{Config, LogFormat, LogLevel, Protocol};
+use tunica_core::id::TorGeneration;
 use tunica_front::{
+    arti::{self, Hosted, Plan},
     backend::Backends,
     challenge::{ChallengeSettings, Challenges},
     circuits::{self, Circuits},
     http::{Http, HttpSettings},
     link, listener,
     welcome::{Carrier, Host},
-    worker::{self, Room},
+    worker::{self, Room, Source},
 };
 
 /// `EX_CONFIG` of sysexits.h.
@@ -45,13 +47,16 @@ struct Arguments {
     /// So many sockets are handed over, from descriptor 3 on. For tunicad.
     #[arg(long, hide = true)]
     sockets: Option<i32>,
+    /// Print the address of the onion service that is hosted here (`arti.enabled`), and end.
+    #[arg(long)]
+    onion_address: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let handed_over = tunica_front::handed_over(arguments.sockets);
     let config = match tunica_config::read_file(&arguments.config) {
-        Ok(config) if config.ingress.enabled => config,
+        Ok(config) if config.ingress.enabled || arguments.onion_address => config,
         Ok(_) => {
             complain(&format!(
                 "{}: ingress.enabled = false: nothing would be served; set it to true, or stop tunica-front.service",
@@ -64,7 +69,15 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    match serve(&config, handed_over) {
+    let plan = match config.arti.enabled.then(|| Plan::new(&config)).transpose() {
+        Ok(plan) => plan,
+        Err(error) => {
+            complain(&format!("{}: {error}", arguments.config.display()));
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let outcome = if arguments.onion_address { say_address(plan) } else { serve(&config, handed_over, plan) };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("tunica-front: {error:#}"));
@@ -73,8 +86,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Result<()> {
-    let filter = EnvFilter::new(config.log.level.label());
+/// Prints the onion address. Nothing else ever does.
+fn say_address(plan: Option<Plan>) -> anyhow::Result<()> {
+    let plan = plan.context(
+        "arti.enabled is false, so the onion service is a tor process'; its address is in `hostname` in the HiddenServiceDir",
+    )?;
+    Ok(writeln!(std::io::stdout(), "{}", plan.onion_address()?)?)
+}
+
+/// What is logged. Arti tells much of its own steps, and of relays that a small network lacks.
+fn filter(level: LogLevel) -> EnvFilter {
+    match level {
+        LogLevel::Debug => EnvFilter::new("debug,arti_=info,tor_=info,tor_netdir=error"),
+        LogLevel::Info => EnvFilter::new("info,arti_=warn,tor_=warn,tor_netdir=error"),
+        LogLevel::Error | LogLevel::Warn | LogLevel::Trace => EnvFilter::new(level.label()),
+    }
+}
+
+fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<Plan>) -> anyhow::Result<()> {
+    let filter = filter(config.log.level);
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -91,7 +121,10 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
     // It has no use for what a program that it started could gain.
     nix::sys::prctl::set_no_new_privs().context("give up new privileges")?;
     let was_handed_over = !handed_over.is_empty();
-    let sockets = Arc::new(listener::sockets(ingress, handed_over)?);
+    // Where the service is hosted here nothing is listened on, and what was handed over is held for the next process alone: a
+    // stream that came by it could claim any circuit.
+    let sockets = if plan.is_some() { handed_over } else { listener::sockets(ingress, handed_over)? };
+    let sockets = Arc::new(sockets);
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let shards = u32::try_from(workers).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
     let settings = config.circuit_settings()?;
@@ -117,7 +150,10 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
         backend_grants: config.circuits.backend_grants,
     });
     let mut threads = Vec::new();
-    let (ended, ends) = tokio::sync::mpsc::channel(workers);
+    let (ended, ends) = tokio::sync::mpsc::channel(workers.saturating_add(1));
+    // Numbers of processes come again, in a container as a rule.
+    let process = circuits::now().0;
+    let mut within = Vec::new();
     for number in 0..workers {
         let carrier = match ingress.protocol {
             Protocol::Http => {
@@ -129,26 +165,45 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>) -> anyhow::Res
         let (circuits, room, sockets) = (Arc::clone(&circuits), Arc::clone(&room), Arc::clone(&sockets));
         let (intro, patience) = (ingress.request, ingress.server.min(MOST_DRAIN));
         let ended = Ended(ended.clone());
+        let streams = plan.is_some().then(|| {
+            let (sender, streams) = tokio::sync::mpsc::channel(arti::WAITING);
+            within.push(sender);
+            streams
+        });
         let body = move || {
             let carrier = match carrier {
                 Err((settings, backends)) => Carrier::Http(Box::new(Http::new(settings, backends))),
                 Ok((backends, connect, idle)) => Carrier::Tcp { backends, connect, idle },
             };
-            let outcome = worker::run(&sockets, Host { circuits, carrier, intro }, &room, patience);
+            let source = streams.map_or(Source::Sockets(&sockets), Source::Within);
+            let outcome = worker::run(source, Host { circuits, carrier, intro }, &room, patience);
             drop(ended);
             outcome
         };
         threads.push(thread::Builder::new().name(format!("worker{number}")).spawn(body)?);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    drop(ended);
-    runtime.block_on(watch_over(config, &circuits, &backends, ends))?;
+    let own = Ended(ended);
+    let hosted = match plan {
+        Some(plan) => {
+            let (circuits, generation) = (Arc::clone(&circuits), TorGeneration(process));
+            Some(Hosted::begin(plan, circuits, generation, within, own)?)
+        }
+        None => {
+            drop(within);
+            None
+        }
+    };
+    runtime.block_on(watch_over(config, &circuits, &backends, process, ends))?;
     circuits.drain();
     for thread in threads {
         match thread.join() {
             Ok(result) => result.context("serve")?,
             Err(_) => anyhow::bail!("a worker ended in a fault of its own"),
         }
+    }
+    if let Some(hosted) = hosted {
+        hosted.end();
     }
     if let Some(path) = listener::socket_files(ingress, was_handed_over) {
         // A file that stays is found to be stale by the next process.
@@ -162,6 +217,7 @@ async fn watch_over(
     config: &Config,
     circuits: &Arc<Circuits>,
     backends: &Arc<Backends>,
+    process: u64,
     mut ends: tokio::sync::mpsc::Receiver<()>,
 ) -> anyhow::Result<()> {
     let ingress = &config.ingress;
@@ -169,9 +225,7 @@ async fn watch_over(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let path = (ingress.protocol == Protocol::Http).then(|| ingress.health_path.clone());
     let socket = config.front_socket();
-    // Numbers of processes come again, in a container as a rule.
-    let speaker =
-        link::Speaker { process: circuits::now().0, configuration: tunica_config::front_mark(config) };
+    let speaker = link::Speaker { process, configuration: tunica_config::front_mark(config) };
     tracing::info!(message_id = "front_ready", "the ingress serves");
     tokio::select! {
         () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}

@@ -8,6 +8,7 @@ use tokio::{
     time::timeout,
 };
 use tunica_core::refusal::{HttpAnswer, Refusal, TcpAnswer};
+use tunica_onion::circuit::RawCircuit;
 
 use crate::{
     backend::Backends,
@@ -66,6 +67,15 @@ impl Host {
                 return;
             }
         };
+        self.admit(number, stream, first).await;
+    }
+
+    /// Serves or refuses one stream of a circuit that is known without a header.
+    pub async fn serve_circuit(self: Rc<Self>, circuit: RawCircuit, stream: Stream) {
+        self.admit(circuit, stream, Bytes::new()).await;
+    }
+
+    async fn admit(&self, number: RawCircuit, stream: Stream, first: Bytes) {
         let circuit = self.circuits.circuit(number.number());
         match self.circuits.connect(circuit, Pulse::begin()) {
             Welcome::Serve(stay) => self.meter(stream, first, stay).await,

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     rc::Rc,
     sync::{
         Arc,
@@ -12,12 +12,15 @@ use std::{
 };
 
 use tokio::{
+    net::UnixStream,
+    sync::mpsc,
     task::{LocalSet, spawn_local},
     time::sleep,
 };
 use tunica_core::refusal::Refusal;
+use tunica_onion::circuit::RawCircuit;
 
-use crate::{listener::Listener, welcome::Host};
+use crate::{listener::Listener, stream::Stream, welcome::Host};
 
 /// How long to wait after a connection could not be taken, most likely because no descriptor is free.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -41,6 +44,24 @@ impl Room {
     }
 }
 
+/// A stream of a service that this process hosts, with the circuit that it came by.
+#[derive(Debug)]
+pub struct Introduced {
+    /// Its circuit.
+    pub circuit: RawCircuit,
+    /// The end of it that is to be served.
+    pub stream: StdUnixStream,
+}
+
+/// Where streams come from.
+#[derive(Debug)]
+pub enum Source<'s> {
+    /// From another process over these sockets, each with a header that names its circuit.
+    Sockets(&'s [OwnedFd]),
+    /// From this process.
+    Within(mpsc::Receiver<Introduced>),
+}
+
 struct Guest(Arc<Room>);
 
 impl Drop for Guest {
@@ -54,14 +75,21 @@ impl Drop for Guest {
 ///
 /// # Errors
 /// If a socket cannot be listened on.
-pub fn run(sockets: &[OwnedFd], host: Host, room: &Arc<Room>, patience: Duration) -> io::Result<()> {
+pub fn run(source: Source<'_>, host: Host, room: &Arc<Room>, patience: Duration) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
         let host = Rc::new(host);
-        for socket in sockets {
-            let listener = Listener::new(socket)?;
-            spawn_local(take(listener, Rc::clone(&host), Arc::clone(room)));
+        match source {
+            Source::Sockets(sockets) => {
+                for socket in sockets {
+                    let listener = Listener::new(socket)?;
+                    spawn_local(take(listener, Rc::clone(&host), Arc::clone(room)));
+                }
+            }
+            Source::Within(streams) => {
+                spawn_local(take_within(streams, Rc::clone(&host), Arc::clone(room)));
+            }
         }
         host.circuits.drained().await;
         let ends = tokio::time::Instant::now() + patience;
@@ -101,6 +129,28 @@ async fn take(listener: Listener, host: Rc<Host>, room: Arc<Room>) {
                 tracing::warn!(message_id = "accept_failed", %error, "a connection could not be taken");
                 sleep(PAUSE).await;
             }
+        }
+    }
+}
+
+async fn take_within(mut streams: mpsc::Receiver<Introduced>, host: Rc<Host>, room: Arc<Room>) {
+    loop {
+        let introduced = tokio::select! {
+            biased;
+            () = host.circuits.drained() => return,
+            introduced = streams.recv() => introduced,
+        };
+        let Some(Introduced { circuit, stream }) = introduced else { return };
+        let taken = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+        match (taken, room.enter()) {
+            (Ok(stream), Some(guest)) => {
+                let host = Rc::clone(&host);
+                spawn_local(async move {
+                    host.serve_circuit(circuit, Stream::Unix(stream)).await;
+                    drop(guest);
+                });
+            }
+            (Ok(_) | Err(_), None) | (Err(_), Some(_)) => host.circuits.count(Refusal::OutOfResources),
         }
     }
 }

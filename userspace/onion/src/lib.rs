@@ -5,6 +5,7 @@
 //! - [`control_codec`]: Tor's control port, commands out, replies and events in.
 //! - [`haproxy_codec`]: HAProxy's Runtime API, as far as its table of circuits needs it.
 //! - [`haproxy_config`]: the configuration that goes with it.
+//! - [`key_file`]: the secret key of a service, as C tor keeps it.
 //! - [`tor_metrics`]: the answer of Tor's MetricsPort, as far as it tells of load.
 //! - [`torrc`]: what Tor's configuration publishes, and the lines of a service that leads to the ingress.
 //!
@@ -18,6 +19,7 @@ pub mod circuit;
 pub mod control_codec;
 pub mod haproxy_codec;
 pub mod haproxy_config;
+pub mod key_file;
 pub mod name;
 pub mod proxy_codec;
 pub mod tor_metrics;

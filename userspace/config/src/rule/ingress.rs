@@ -1,6 +1,10 @@
 //! Rules of `[ingress]`.
 
-use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroU32},
+    path::PathBuf,
+};
 
 use toml::{Spanned, de::DeValue};
 use tunica_core::circuit_policy::Ratio;
@@ -302,5 +306,41 @@ impl Rule for ControlPlace {
 
     fn write(&self, value: &Place) -> Written {
         Written::text(&value.to_string())
+    }
+}
+
+/// A port of an onion address.
+pub(crate) struct OnionPort;
+
+impl Rule for OnionPort {
+    type Value = NonZeroU16;
+
+    fn kind(&self) -> String {
+        "whole number".to_owned()
+    }
+
+    fn allowed(&self) -> String {
+        "a port from 1 to 65535".to_owned()
+    }
+
+    fn check(&self, value: &Spanned<DeValue<'_>>) -> Result<NonZeroU16, Vec<Fault>> {
+        let DeValue::Integer(integer) = value.get_ref() else {
+            return Err(Fault::wrong_type(value, &format!("{}, without quotes", self.allowed())));
+        };
+        u16::try_from(super::to_i128(integer)).ok().and_then(NonZeroU16::new).ok_or_else(|| {
+            Fault::at(value, "no client could ask for this port", format!("give {}", self.allowed()))
+        })
+    }
+
+    fn write(&self, value: &NonZeroU16) -> Written {
+        Written::One(value.to_string())
+    }
+}
+
+impl Element for OnionPort {
+    const RELATION: &'static str = "different";
+
+    fn unrelated(&self, entries: &[Entry<NonZeroU16>]) -> Vec<Unrelated> {
+        repeated(entries, "naming a port twice changes nothing")
     }
 }

@@ -172,6 +172,13 @@ impl App {
                 self.check_front(&digest);
                 self.metrics.set_front(Some(&digest));
                 self.read_front_load(&digest);
+                if let Some(generation) =
+                    digest.generation.map(TorGeneration).filter(|_| self.config.arti.enabled)
+                    && self.front.orders.generation().is_none_or(|before| before < generation)
+                {
+                    // The front is tor itself, and began anew.
+                    self.begin_generation(generation);
+                }
                 let is_present = self.front.is_present(&digest);
                 self.read_newcomers(&digest, is_present);
                 let bans = digest.bans.iter().filter(|_| is_present);
@@ -346,6 +353,7 @@ impl App {
             banned_until: self.banned_circuits().get(&circuit).copied(),
             registry: self.registry(),
             has_control: self.config.tor.control.is_some(),
+            is_hosted: self.config.arti.enabled,
             gate: self.gate_mode(),
             settings: &settings,
             now: self.now().mono,

@@ -20,7 +20,8 @@ impl App {
     pub(super) fn open_gate(&mut self) {
         let ingress = &self.config.ingress;
         let port = NonZeroU16::new(ingress.listen.port());
-        let has_ingress = ingress.enabled || self.is_haproxy_configured();
+        // Streams that Arti hands over within the front pass no interface.
+        let has_ingress = (ingress.enabled && !self.config.arti.enabled) || self.is_haproxy_configured();
         let (true, Some(port)) = (has_ingress && ingress.gate != GateMode::Off, port) else {
             self.remove_gate();
             return;

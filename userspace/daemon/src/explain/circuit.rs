@@ -36,6 +36,8 @@ pub struct Known<'a> {
     pub registry: &'a CircuitRegistry,
     /// Whether a control port is configured.
     pub has_control: bool,
+    /// Whether the front hosts the service itself.
+    pub is_hosted: bool,
     /// What the gate does with banned circuits; `None`: it is not attached.
     pub gate: Option<Mode>,
     /// The limits.
@@ -283,6 +285,9 @@ impl Known<'_> {
     }
 
     fn at_tor(&self, facts: Option<&TorFacts>) -> String {
+        if self.is_hosted {
+            return "is the ingress itself (Arti): whatever bans a circuit closes it as well".to_owned();
+        }
         if !self.has_control {
             return "is not asked: set control under [tor] for its view of circuits, and so that bans close them"
                 .to_owned();
@@ -407,6 +412,7 @@ mod tests {
             banned_until: None,
             registry: &nothing,
             has_control: false,
+            is_hosted: false,
             gate: None,
             settings: &settings,
             now: at(30),

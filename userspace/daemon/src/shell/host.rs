@@ -174,7 +174,7 @@ pub fn examine(
         capabilities(),
         bpffs(&shield.pin_path),
         pin_directory(&shield.pin_path),
-        tor(config.tor.user.as_deref()),
+        tor(&config.tor_users()),
         load(config, load_troubles),
         translation(translates()),
     ];
@@ -312,15 +312,14 @@ fn pin_directory(root: &Path) -> Finding {
     }
 }
 
-fn tor(user: Option<&str>) -> Finding {
-    let (level, found) = match user {
-        None => (Level::Warning, "tor.user is not configured".to_owned()),
-        Some(name) => match uid(name) {
-            Ok(Some(uid)) => (Level::Ok, format!("tor runs as {name} (uid {uid})")),
-            Ok(None) => (Level::Failure, format!("there is no account {name}")),
-            Err(error) => (Level::Failure, format!("account {name} cannot be looked up: {error}")),
-        },
+fn tor(users: &[&str]) -> Finding {
+    let of = |name: &&str| match uid(name) {
+        Ok(Some(uid)) => (Level::Ok, format!("tor runs as {name} (uid {uid})")),
+        Ok(None) => (Level::Failure, format!("there is no account {name}")),
+        Err(error) => (Level::Failure, format!("account {name} cannot be looked up: {error}")),
     };
+    let worst = users.iter().map(of).max_by_key(|(level, _)| *level);
+    let (level, found) = worst.unwrap_or((Level::Warning, "tor.user is not configured".to_owned()));
     finding(
         "tor",
         level,
@@ -334,7 +333,7 @@ fn load(config: &Config, mut troubles: Vec<String>) -> Finding {
     if troubles.is_empty() {
         troubles.extend(super::load::pressure().err().map(|error| error.to_string()));
     }
-    if config.ingress.enabled {
+    if config.ingress.enabled && !config.arti.enabled {
         let keys = [
             ("tor.control", config.tor.control.is_none(), "tor's CPU time"),
             ("tor.metrics", config.tor.metrics.is_none(), "tor's introductions and rendezvous"),

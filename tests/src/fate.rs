@@ -1,0 +1,209 @@
+//! What holds of circuits, whoever hosts the onion service: rows that are asserted on C tor before the ingress, and on the
+//! ingress that hosts the service with Arti.
+
+use std::net::TcpStream;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    ingress::{Backend, answers, get, read_answer},
+    lab::Lab,
+    testnet::Client,
+};
+
+/// Lines of `[circuits]` that the rows go by: at most four streams of a circuit at once, and the third violation bans.
+pub const CIRCUITS: &str = "profile = \"web\"\nmax_concurrent_per_circuit = 4\nban_threshold = 3";
+
+/// Where the rows are asserted.
+pub struct Stage<'a> {
+    /// The daemon.
+    pub lab: &'a mut Lab,
+    /// A client of the Tor network.
+    pub client: &'a Client,
+    /// The service's address.
+    pub onion: &'a str,
+    /// What stands behind the ingress.
+    pub backend: &'a Backend,
+}
+
+/// What holds of a stage.
+type Row = fn(&mut Stage<'_>) -> Result<()>;
+
+/// Each sentence, and what shows that it holds.
+const ROWS: [(&str, Row); 5] = [
+    ("streams of one circuit are one row, and those of another are another", one_row),
+    ("a backend knows circuits apart, and clients cannot say theirs", told_apart),
+    ("a circuit has its limit, and another does not feel it", limited),
+    ("a circuit that breaks its limits is banned and closed, and another does not feel it", banned_by_policy),
+    ("an operator's ban closes the circuit, and its visitor comes back by another", banned_by_operator),
+];
+
+/// Asserts every row.
+///
+/// # Errors
+/// Names the first that does not hold.
+pub fn hold(stage: &mut Stage<'_>) -> Result<()> {
+    for (sentence, row) in ROWS {
+        stage.lab.wait_for("the streams of the row before to end", |lab| Ok(open_rows(lab)?.is_empty()))?;
+        row(stage).with_context(|| format!("it does not hold that {sentence}"))?;
+    }
+    Ok(())
+}
+
+/// A stream of a fresh circuit that is served, and the SOCKS user whose circuit it is.
+///
+/// # Errors
+/// If none of four is: circuits of a small network fail now and then.
+pub fn open(client: &Client, onion: &str) -> Result<(TcpStream, String)> {
+    for _ in 0..4 {
+        let (mut stream, user) = client.connect_afresh(onion, 80)?;
+        if answers(&mut stream) {
+            return Ok((stream, user));
+        }
+    }
+    bail!("no circuit carries a request")
+}
+
+/// Circuits that have open streams.
+fn open_rows(lab: &Lab) -> Result<Vec<Value>> {
+    let answer = lab.json(&["circuits", "--limit", "100"])?;
+    let rows = answer["digest"]["circuits"].as_array().cloned().unwrap_or_default();
+    Ok(rows.into_iter().filter(|row| row["open"].as_u64().is_some_and(|open| open > 0)).collect())
+}
+
+impl Stage<'_> {
+    fn open(&self) -> Result<(TcpStream, String)> {
+        open(self.client, self.onion)
+    }
+
+    fn another(&self, user: &str) -> Result<TcpStream> {
+        self.client.connect(self.onion, 80, user)
+    }
+
+    /// The number of the one circuit with so many open streams.
+    fn number_of(&mut self, open: u64) -> Result<String> {
+        let is_it = |row: &Value| row["open"] == open;
+        self.lab.wait_for("the circuit's row", |lab| Ok(open_rows(lab)?.iter().any(is_it)))?;
+        let row = open_rows(self.lab)?.into_iter().find(is_it).context("the row has gone")?;
+        Ok(row["circuit"].as_u64().context("a row without a number")?.to_string())
+    }
+
+    fn is_banned(&mut self, circuit: &str) -> Result<()> {
+        self.lab.wait_for("the ban", |lab| {
+            let answer = lab.json(&["explain", "circuit", circuit])?;
+            Ok(!answer["ban"].is_null() || answer["row"]["state"] == "banned")
+        })
+    }
+
+    /// The visitor's next stream comes by another circuit, which is served.
+    fn comes_back(&mut self, user: &str, banned: &str) -> Result<TcpStream> {
+        let mut again = None;
+        for _ in 0..6 {
+            again = self
+                .another(user)
+                .ok()
+                .filter(|stream| stream.try_clone().is_ok_and(|mut stream| answers(&mut stream)));
+            if again.is_some() {
+                break;
+            }
+        }
+        let stream = again.context("the visitor is not served by another circuit")?;
+        // What the ingress says is up to a second old.
+        self.lab.wait_for("the end of the banned circuit's streams", |lab| {
+            let open = open_rows(lab)?;
+            Ok(!open.is_empty() && open.iter().all(|row| row["circuit"].to_string() != banned))
+        })?;
+        Ok(stream)
+    }
+}
+
+fn one_row(stage: &mut Stage<'_>) -> Result<()> {
+    let (mut first, user) = stage.open()?;
+    let (mut other, _) = stage.open()?;
+    let mut second = stage.another(&user)?;
+    ensure!(answers(&mut second) && answers(&mut first) && answers(&mut other), "all three are served");
+    let (two, one) = (stage.number_of(2)?, stage.number_of(1)?);
+    ensure!(two != one, "two circuits have one number");
+    let shown = stage.lab.must(&["circuits"])?;
+    ensure!(shown.contains(&two) && shown.contains(&one), "{shown}");
+    Ok(())
+}
+
+fn told_apart(stage: &mut Stage<'_>) -> Result<()> {
+    let word = |stream: &mut TcpStream| -> Result<String> {
+        use std::io::Write as _;
+        let forged = get("/").replacen("\r\n", "\r\nX-Onion-Circuit: forged\r\n", 1);
+        stream.write_all(forged.as_bytes())?;
+        let mut answer = Vec::new();
+        read_answer(stream, &mut answer)?;
+        let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+        let words: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("x-onion-circuit:")).collect();
+        let [word] = words[..] else { bail!("{text}") };
+        Ok(word.trim().to_owned())
+    };
+    let (mut first, user) = stage.open()?;
+    let mut second = stage.another(&user)?;
+    let (mut other, _) = stage.open()?;
+    let words = [word(&mut first)?, word(&mut second)?, word(&mut other)?];
+    ensure!(words[0] == words[1] && words[0] != words[2] && words[0] != "forged", "{words:?}");
+    ensure!(
+        stage.backend.requests().iter().all(|request| !request.contains("forged")),
+        "a client's word went on"
+    );
+    Ok(())
+}
+
+fn limited(stage: &mut Stage<'_>) -> Result<()> {
+    let (first, user) = stage.open()?;
+    let (mut other, _) = stage.open()?;
+    let mut streams = vec![first];
+    for _ in 1..4 {
+        streams.push(stage.another(&user)?);
+    }
+    ensure!(streams.iter_mut().all(answers), "four streams are within the limit");
+    // The ingress may close before tor has told the client that it was connected.
+    let is_refused = stage.another(&user).map_or(true, |mut stream| !answers(&mut stream));
+    ensure!(is_refused, "the fifth is beyond it");
+    ensure!(streams.iter_mut().all(answers), "the four go on");
+    ensure!(answers(&mut other), "another circuit must not feel it");
+    Ok(())
+}
+
+fn banned_by_policy(stage: &mut Stage<'_>) -> Result<()> {
+    let (first, user) = stage.open()?;
+    let (mut other, _) = stage.open()?;
+    let mut streams = vec![first];
+    for _ in 1..4 {
+        streams.push(stage.another(&user)?);
+    }
+    ensure!(streams.iter_mut().all(answers), "four streams are within the limit");
+    let circuit = stage.number_of(4)?;
+    for _ in 0..3 {
+        // Refused, or closed with the circuit.
+        let _ = stage.another(&user).map(|mut stream| answers(&mut stream));
+    }
+    stage.is_banned(&circuit)?;
+    ensure!(!streams.iter_mut().any(answers), "every stream of the banned circuit must end");
+    ensure!(answers(&mut other), "another circuit must not feel it");
+    stage.comes_back(&user, &circuit)?;
+    Ok(())
+}
+
+fn banned_by_operator(stage: &mut Stage<'_>) -> Result<()> {
+    let (mut first, user) = stage.open()?;
+    let (mut other, _) = stage.open()?;
+    let mut second = stage.another(&user)?;
+    ensure!(answers(&mut first) && answers(&mut second), "both are served");
+    let circuit = stage.number_of(2)?;
+    stage.lab.must(&["circuit", "ban", &circuit, "--for", "1h", "--dry-run"])?;
+    ensure!(answers(&mut first), "a dry run bans nobody");
+    stage.lab.must(&["circuit", "ban", &circuit, "--for", "1h"])?;
+    stage.is_banned(&circuit)?;
+    ensure!(!answers(&mut first) && !answers(&mut second), "both streams of the banned circuit must end");
+    ensure!(answers(&mut other), "another circuit must not feel it");
+    stage.comes_back(&user, &circuit)?;
+    let shown = stage.lab.must(&["circuits"])?;
+    ensure!(shown.contains("banned"), "{shown}");
+    Ok(())
+}
