@@ -9,6 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{armed::program, lab::Lab, sys::end_with_parent};
 
@@ -67,11 +71,22 @@ impl Beside {
     }
 
     fn run(lab: &Lab, mut command: Command) -> Result<Self> {
-        let log = fs::File::create(lab.path("front.log"))?;
+        // One may begin while another still writes.
+        let log = fs::OpenOptions::new().create(true).append(true).open(lab.path("front.log"))?;
         command.arg("--config").arg(lab.path("tunica.toml")).stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
         let child = end_with_parent(&mut command).spawn().context("starting the ingress")?;
         Ok(Self { child, log: lab.path("front.log") })
+    }
+}
+
+impl Beside {
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 }
 

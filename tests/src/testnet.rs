@@ -156,6 +156,28 @@ impl Network {
         Service::start(&self.ground, name, &self.authorities, options)
     }
 
+    /// The keys of an onion service as tor makes them: their folder, and the onion address that tor says. Nobody publishes it, so
+    /// that no directory of this network has seen it.
+    ///
+    /// # Errors
+    /// If they do not come; the end of tor's log is in the message.
+    pub fn unpublished_keys(&self) -> Result<(std::path::PathBuf, String)> {
+        let name = format!("keys{}", self.services.fetch_add(1, Ordering::Relaxed));
+        let mut node = Node::new(&self.ground, name, Authentication::None)?;
+        let folder = node.path("onion");
+        node.configure(&format!(
+            "{}SocksPort 0\nDisableNetwork 1\nHiddenServiceDir {}\nHiddenServicePort 80 127.0.0.1:9\n",
+            self.authorities,
+            folder.display()
+        ))?;
+        node.start([])?;
+        let address = node.wait("the keys of a service", |_| {
+            let name = std::fs::read_to_string(folder.join("hostname")).ok();
+            Ok(name.filter(|name| name.ends_with('\n')))
+        })?;
+        Ok((folder, address.trim().to_owned()))
+    }
+
     /// Starts a client with a tor of its own and waits until it is up.
     ///
     /// # Errors

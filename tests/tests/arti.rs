@@ -10,17 +10,29 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
     process::{Command, Output},
 };
 
+use nix::sys::signal::Signal;
+use tunica_api::front::ARTI_STATES;
 use tunica_tests::{
+    armed::program,
     beside::{Beside, arti_front},
     fate::{self, Stage},
-    ingress::Backend,
+    ingress::{Backend, answers, get, read_answer},
     lab::Lab,
-    testnet::{Network, Profile, shared},
+    testnet::{Client, Network, Profile, shared},
 };
+
+/// `EX_CONFIG` of sysexits.h.
+const BAD_CONFIGURATION: Option<i32> = Some(78);
+/// A client's secret key for restricted discovery (x25519, the bytes 1 to 32), as the control port takes it, and the public key
+/// that goes with it, as the service takes it.
+const CLIENT_KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
+const CLIENT_AUTH: &str = "descriptor:x25519:A6RXZPAUECJ4RN2V3QNRB2DMWQTDOSWRNKUFH3IL37ALFODNDR6A\n";
 
 /// A lab whose ingress hosts a service, with these lines of `[arti]` and `[circuits]`.
 fn configure(lab: &Lab, network: &Network, backend: &Backend, arti: &str, circuits: &str) {
@@ -51,6 +63,22 @@ fn address(lab: &Lab) -> String {
     String::from_utf8(said.stdout).unwrap().trim().to_owned()
 }
 
+/// Waits until a client is served.
+fn reached(lab: &mut Lab, client: &Client, onion: &str) {
+    lab.wait_for("the service", |_| Ok(fate::open(client, onion).is_ok())).unwrap();
+}
+
+/// That the front ends at once, and says this.
+fn refused(lab: &Lab, program: &Path, says: &[&str]) {
+    let mut command = Command::new(program);
+    let ran = command.arg("--config").arg(lab.path("tunica.toml")).output().unwrap();
+    let text = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), BAD_CONFIGURATION, "{text}");
+    for part in says {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
 #[test]
 fn circuits_of_a_hosted_service_share_the_fate_of_those_of_c_tor() {
     // The network comes up meanwhile.
@@ -64,9 +92,149 @@ fn circuits_of_a_hosted_service_share_the_fate_of_those_of_c_tor() {
     let _front = Beside::start_with_arti(&lab).unwrap();
     lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
     let client = network.client().unwrap();
-    lab.wait_for("the service", |_| Ok(fate::open(&client, &onion).is_ok())).unwrap();
+    reached(&mut lab, &client, &onion);
     fate::hold(&mut Stage { lab: &mut lab, client: &client, onion: &onion, backend: &backend }).unwrap();
+
+    let (mut stream, _) = fate::open(&client, &onion).unwrap();
+    let known = |lab: &Lab, series: &str| lab.metric(series).map(Option::unwrap_or_default);
+    lab.wait_for("the open circuit", |lab| Ok(known(lab, "tunica_front_arti_circuits")? >= 1.0)).unwrap();
+    assert!(known(&lab, "tunica_front_arti_rendezvous_total").unwrap() >= 5.0);
+    let states: Vec<_> = ARTI_STATES
+        .iter()
+        .filter(|state| known(&lab, &format!("tunica_front_arti_state{{state=\"{state}\"}}")).unwrap() == 1.0)
+        .collect();
+    assert!(states.len() == 1 && !["waiting", "failed", "shutdown"].contains(states[0]), "{states:?}");
+    let said = lab.tunica(&["circuit", "close", "1"]).unwrap();
+    assert!(said.code == Some(4) && said.err.contains("tunica circuit ban"), "{said:?}");
+    assert!(answers(&mut stream));
     let log = fs::read_to_string(lab.path("front.log")).unwrap();
     let name = onion.trim_end_matches(".onion");
     assert!(onion.len() == 62 && !log.contains(name) && !lab.log().contains(name), "{log}");
+}
+
+#[test]
+fn the_key_of_c_tor_keeps_its_address_and_one_process_at_a_time_hosts_it() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("artikey").unwrap();
+    let backend = Backend::start().unwrap();
+    let (keys, onion) = network.unpublished_keys().unwrap();
+    let key = lab.path("hs_ed25519_secret_key");
+    fs::copy(keys.join("hs_ed25519_secret_key"), &key).unwrap();
+    let line = format!("key_file = \"{}\"", key.display());
+    configure(&lab, &network, &backend, &line, "profile = \"web\"");
+    let with_arti = arti_front().unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    refused(&lab, &with_arti, &["mode 0644", "chmod 600"]);
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(address(&lab), onion);
+
+    lab.start().unwrap();
+    let first = Beside::start_with_arti(&lab).unwrap();
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    let client = network.client().unwrap();
+    reached(&mut lab, &client, &onion);
+    let (mut stream, _) = fate::open(&client, &onion).unwrap();
+
+    // A second process waits for the first to give the service up, and takes its place.
+    let second = Beside::start_with_arti(&lab).unwrap();
+    let says = |lab: &mut Lab, words: &str| {
+        lab.wait_for(words, |lab| Ok(fs::read_to_string(lab.path("front.log"))?.contains(words))).unwrap();
+    };
+    says(&mut lab, "another process hosts the onion service");
+    assert!(answers(&mut stream));
+    let begun = std::thread::spawn(move || {
+        let mut answer = Vec::new();
+        stream.write_all(get("/slow/3000").as_bytes()).unwrap();
+        read_answer(&mut stream, &mut answer).unwrap();
+        String::from_utf8(answer).unwrap()
+    });
+    lab.wait_for("the request", |_| Ok(backend.requests().iter().any(|asked| asked.contains("/slow"))))
+        .unwrap();
+    first.signal(Signal::SIGTERM).unwrap();
+    says(&mut lab, "the ingress takes no more streams");
+    assert!(begun.join().unwrap().starts_with("HTTP/1.1 200"), "what was begun must end");
+    let another = network.client().unwrap();
+    reached(&mut lab, &another, &onion);
+    drop((first, second));
+
+    // What it took over stays, and no other key takes its place.
+    assert_eq!(address(&lab), onion);
+    let (other, _) = network.unpublished_keys().unwrap();
+    fs::copy(other.join("hs_ed25519_secret_key"), &key).unwrap();
+    refused(&lab, &with_arti, &["another onion address", "remove arti.key_file"]);
+    fs::copy(other.join("hs_ed25519_public_key"), &key).unwrap();
+    refused(&lab, &with_arti, &["this is a public key", "hs_ed25519_secret_key"]);
+    configure(&lab, &network, &backend, "", "profile = \"web\"");
+    assert_eq!(address(&lab), onion);
+}
+
+#[test]
+fn only_clients_with_a_key_find_a_service_that_has_some_and_a_circuit_has_its_streams() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("artiauth").unwrap();
+    let backend = Backend::start().unwrap();
+    let clients = lab.path("clients");
+    let lines = format!("clients_dir = \"{}\"\nmax_streams_per_circuit = 3", clients.display());
+    configure(&lab, &network, &backend, &lines, "profile = \"web\"");
+    let with_arti = arti_front().unwrap();
+    refused(&lab, &with_arti, &["arti.clients_dir", "cannot be read"]);
+    fs::create_dir(&clients).unwrap();
+    refused(&lab, &with_arti, &["nobody could find the service"]);
+    fs::write(clients.join("An old friend.auth"), "descriptor:x25519:A6RXZPAU\n").unwrap();
+    refused(&lab, &with_arti, &["An old friend.auth is no key of a client"]);
+    fs::write(clients.join("An old friend.auth"), CLIENT_AUTH).unwrap();
+    let onion = address(&lab);
+    lab.start().unwrap();
+    let _front = Beside::start_with_arti(&lab).unwrap();
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+
+    let (friend, stranger) = (network.client().unwrap(), network.client().unwrap());
+    let name = onion.trim_end_matches(".onion");
+    let add = format!("ONION_CLIENT_AUTH_ADD {name} x25519:{CLIENT_KEY}");
+    friend.control_address().connect().unwrap().ask(&add).unwrap();
+    reached(&mut lab, &friend, &onion);
+    for attempt in 0..3 {
+        let reached = stranger.connect(&onion, 80, &format!("stranger{attempt}"));
+        assert!(reached.is_err(), "a client without a key reached the service");
+    }
+    // With the key the same client does: it is the key that it lacked.
+    // tor says so at once (control-spec, 252), for which this client has no word.
+    let said = stranger.control_address().connect().unwrap().ask(&add).unwrap_err().to_string();
+    assert!(said.contains("252 Registered client and decrypted desc"), "{said}");
+    reached(&mut lab, &stranger, &onion);
+
+    let (first, user) = fate::open(&friend, &onion).unwrap();
+    let (mut other, _) = fate::open(&friend, &onion).unwrap();
+    let again = || friend.connect(&onion, 80, &user);
+    let mut streams = vec![first, again().unwrap(), again().unwrap()];
+    assert!(streams.iter_mut().all(answers), "three streams are within the bound");
+    // It comes by the same circuit, which is closed for it, or by the next one.
+    let _ = again();
+    assert!(!streams.iter_mut().any(answers), "the circuit must be closed with all its streams");
+    assert!(answers(&mut other), "another circuit must not feel it");
+
+    // A port that the service does not have costs the circuit as well, as it does with C tor.
+    let (mut stream, user) = fate::open(&friend, &onion).unwrap();
+    assert!(friend.connect(&onion, 81, &user).is_err());
+    assert!(!answers(&mut stream));
+    assert!(answers(&mut other));
+}
+
+#[test]
+fn what_a_front_was_built_without_it_says() {
+    let lab = Lab::new("artinone").unwrap();
+    let lines = |arti: &str| {
+        format!(
+            "[ingress]\nenabled = true\n[arti]\nenabled = true\nstate_dir = \"{}\"\n{arti}",
+            lab.path("arti").display()
+        )
+    };
+    lab.configure("", &lines("")).unwrap();
+    refused(&lab, &program("tunica-front").unwrap(), &["built without the feature arti", "--features arti"]);
+    lab.configure("", &lines("pow = true")).unwrap();
+    refused(&lab, &arti_front().unwrap(), &["arti.pow is true", "arti-pow", "LGPL"]);
+    lab.configure("", &lines(&format!("network_file = \"{}\"", lab.path("none").display()))).unwrap();
+    refused(&lab, &arti_front().unwrap(), &["arti.network_file", "cannot be read"]);
+    fs::write(lab.path("none"), "tor_network = 7").unwrap();
+    refused(&lab, &arti_front().unwrap(), &["arti.network_file", "is not understood"]);
 }

@@ -98,6 +98,9 @@ fn systemd_reads_the_units_without_complaint() -> Result<()> {
         fs::write(&copy, text)?;
         copies.push(copy);
     }
+    let beside = folder.path().join("tunica-front.service.d");
+    fs::create_dir(&beside)?;
+    fs::copy(root()?.join("deploy/tunica-front-arti.conf"), beside.join("arti.conf"))?;
     let mut analyze = tool("systemd-analyze")?;
     let said = run(analyze.args(["verify", "--man=no", "--recursive-errors=no"]).args(&copies))?;
     let complaints: Vec<&str> = said.lines().filter(|line| line.contains("tunica")).collect();

@@ -102,6 +102,9 @@ pub struct Digest {
     /// alone, which shows them to nobody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked: Vec<RevokedToken>,
+    /// The onion service that the front hosts itself; absent: another process hosts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arti: Option<Arti>,
     /// The backends, in the order of the configuration.
     pub backends: Vec<BackendHealth>,
     /// The busiest circuits, at most [`MOST_ROWS`].
@@ -252,6 +255,38 @@ pub const PUZZLE_KINDS: [&str; 4] = ["page", "program", "tcp", "picture"];
 /// The labels of [`Puzzles::failed`].
 pub const PUZZLE_FAILURES: [&str; 8] =
     ["malformed", "expired", "foreign", "unsolved", "too_easy", "replayed", "crowded", "misread"];
+
+/// An onion service that the front hosts itself. Counters count since [`Digest::process`] began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arti {
+    /// One of [`ARTI_STATES`].
+    pub state: String,
+    /// Circuits of clients that are open.
+    pub circuits: u64,
+    /// Rendezvous that clients asked for.
+    pub rendezvous: u64,
+}
+
+/// The words of [`Arti::state`]: `waiting` until another process gives the service up, `failed` until the next attempt, and
+/// otherwise what Arti says of the service.
+pub const ARTI_STATES: [&str; 9] = [
+    "waiting",
+    "failed",
+    "shutdown",
+    "bootstrapping",
+    "degraded_reachable",
+    "degraded_unreachable",
+    "running",
+    "recovering",
+    "broken",
+];
+
+impl Arti {
+    /// Whether clients are believed to reach the service.
+    pub fn is_reachable(&self) -> bool {
+        matches!(self.state.as_str(), "running" | "degraded_reachable")
+    }
+}
 
 /// Whether a backend is well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -988,6 +988,7 @@ impl App {
         let mut warnings = self.config.warnings();
         warnings.extend(self.undone());
         warnings.extend(self.troubles.list());
+        warnings.extend(self.front.trouble_of_arti());
         warnings.extend(self.coordinator.cookies().advice());
         let now = self.now().mono;
         let refused = self.coordinator.without_cookies();

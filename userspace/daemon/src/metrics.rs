@@ -309,6 +309,12 @@ metrics! {
         "Holders of VIP tokens, each once in each minute in which it was `seen`, and in which a limit of token holders `refused` it.";
     front_tokens_relaxed: IntGauge, "tunica_front_tokens_relaxed", [],
         "1 while limits of token holders are relaxed by one step, because more of them were refused than `circuits.false_positive_budget` allows.";
+    front_arti: IntGaugeVec, "tunica_front_arti_state", ["state"],
+        "Where the ingress hosts the onion service itself: 1 for how the service is by Arti's word, 0 for the others; waiting for another process to give it up; failed, until the next attempt.";
+    front_arti_circuits: IntGauge, "tunica_front_arti_circuits", [],
+        "Circuits of clients that are open there.";
+    front_arti_rendezvous: IntCounter, "tunica_front_arti_rendezvous_total", [],
+        "Rendezvous that clients asked for there.";
     front_panics: IntCounter, "tunica_front_panics_total", [],
         "Connections that ended in a fault of the ingress itself; the log has what went wrong.";
     load_level: IntGaugeVec, "tunica_load_level", ["level"],

@@ -30,11 +30,11 @@ use tokio::{
     net::UnixStream,
     runtime::{Builder, Runtime},
     sync::{Notify, mpsc},
-    task::JoinSet,
-    time::sleep,
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
 };
 use tor_cell::relaycell::msg::Connected;
-use tor_hsservice::{RendRequest, RunningOnionService, StreamRequest};
+use tor_hsservice::{RendRequest, RunningOnionService, StreamRequest, status::State};
 use tor_proto::{client::stream::DataStream, stream::IncomingStreamRequest};
 use tor_rtcompat::tokio::TokioRustlsRuntime;
 use tunica_core::{
@@ -55,8 +55,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 pub const WAITING: usize = 128;
 /// Fewest circuits that are held, however few connections are; each may have any number of streams, or none.
 const FEWEST_CIRCUITS: usize = 1_024;
-/// How long Arti's threads have to end.
-const END: Duration = Duration::from_secs(1);
+/// How long what was handed on has to go out before its circuit is closed.
+const LINGER: Duration = Duration::from_millis(250);
+/// How long Arti has to end once no worker serves any more.
+const END: Duration = Duration::from_secs(2);
 
 /// Why the service cannot be hosted.
 #[derive(Debug, Error)]
@@ -86,6 +88,7 @@ pub enum HostError {
 #[derive(Debug)]
 pub struct Hosted {
     runtime: Runtime,
+    task: JoinHandle<()>,
 }
 
 impl Hosted {
@@ -106,6 +109,7 @@ impl Hosted {
         // Someone else in this process may have done so; then that one serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         circuits.begin(generation);
+        say(&circuits, "waiting");
         let (closer, closed) = mpsc::unbounded_channel();
         circuits.set_closer(closer);
         let runtime = Builder::new_multi_thread()
@@ -116,16 +120,19 @@ impl Hosted {
         let arti = TokioRustlsRuntime::from(runtime.handle().clone());
         let host =
             Host { plan, circuits, generation, workers, turn: 0, next: 0, open: HashMap::new(), closed };
-        runtime.spawn(async move {
+        let task = runtime.spawn(async move {
             let _held_until_the_end = ended;
             host.run(arti).await;
         });
-        Ok(Self { runtime })
+        Ok(Self { runtime, task })
     }
 
-    /// Ends it, with what is still open.
+    /// Ends it once [`Circuits::drain`] was said: what is on its way goes out first, but not for long.
     pub fn end(self) {
-        self.runtime.shutdown_timeout(END);
+        let Self { runtime, task } = self;
+        // What has not ended by then is cut.
+        let _ = runtime.block_on(async { timeout(END, task).await });
+        runtime.shutdown_timeout(END);
     }
 }
 
@@ -154,6 +161,7 @@ impl Host {
                 hosted = self.host(&runtime, &mut tasks) => hosted,
             };
             if let Err(error) = hosted {
+                say(&circuits, "failed");
                 let error = anyhow::Error::from(error);
                 tracing::error!(
                     message_id = "arti_failed",
@@ -200,7 +208,8 @@ impl Host {
         if let Some(address) = service.onion_address() {
             tracing::debug!(message_id = "arti_address", address = %address.display_unredacted(), "the service's address");
         }
-        let watch = watch(&service);
+        let circuits = Arc::clone(&self.circuits);
+        let watch = watch(&service, &circuits);
         let bootstrap = async {
             while let Err(error) = client.bootstrap().await {
                 let error = anyhow::Error::from(error);
@@ -237,14 +246,21 @@ impl Host {
                 // One whose task broke off is found when its number comes again.
                 if let Ok(number) = ended {
                     self.open.remove(&number);
+                    self.count_open();
                 }
             }
             else => std::future::pending().await,
         }
     }
 
+    fn count_open(&self) {
+        let open = u64::try_from(self.open.len()).unwrap_or(u64::MAX);
+        self.circuits.note_arti(|arti| arti.circuits = open);
+    }
+
     /// A client asks for a circuit.
     fn take(&mut self, request: RendRequest, tasks: &mut JoinSet<NonZeroU32>) {
+        self.circuits.note_arti(|arti| arti.rendezvous = arti.rendezvous.saturating_add(1));
         if tasks.len() >= self.plan.most_connections().saturating_mul(2).max(FEWEST_CIRCUITS) {
             self.circuits.count(Refusal::OutOfResources);
             return;
@@ -253,6 +269,7 @@ impl Host {
         let number = NonZeroU32::new(self.next).unwrap_or(NonZeroU32::MIN);
         let close = Arc::new(Notify::new());
         self.open.insert(number, Arc::clone(&close));
+        self.count_open();
         self.turn = self.turn.wrapping_add(1) % self.workers.len().max(1);
         let circuit = Circuit {
             number,
@@ -294,6 +311,7 @@ impl Circuit {
             }
         };
         let mut streams = JoinSet::new();
+        let mut is_draining = false;
         loop {
             tokio::select! {
                 request = requests.next() => match request {
@@ -301,7 +319,9 @@ impl Circuit {
                     None => break,
                 },
                 Some(_) = streams.join_next(), if !streams.is_empty() => {}
-                () = sleep(self.idle), if streams.is_empty() => return,
+                () = sleep(self.idle), if streams.is_empty() && !is_draining => return,
+                () = sleep(LINGER), if streams.is_empty() && is_draining => return,
+                () = self.circuits.drained(), if !is_draining => is_draining = true,
             }
         }
         // The circuit has gone: its streams end, each once what came of it was handed on.
@@ -387,14 +407,31 @@ async fn lock(path: &Path) -> Result<File, HostError> {
     }
 }
 
+/// Arti's words for how a service is, and ours.
+const STATES: [(State, &str); 7] = [
+    (State::Shutdown, "shutdown"),
+    (State::Bootstrapping, "bootstrapping"),
+    (State::DegradedReachable, "degraded_reachable"),
+    (State::DegradedUnreachable, "degraded_unreachable"),
+    (State::Running, "running"),
+    (State::Recovering, "recovering"),
+    (State::Broken, "broken"),
+];
+
+fn say(circuits: &Circuits, state: &str) {
+    circuits.note_arti(|arti| state.clone_into(&mut arti.state));
+}
+
 /// Says how the service is whenever that changes. Never returns.
-async fn watch(service: &RunningOnionService) {
+async fn watch(service: &RunningOnionService, circuits: &Circuits) {
     let mut events = service.status_events();
     let mut last = None;
     while let Some(status) = events.next().await {
         let state = status.state();
         if last.replace(state) != Some(state) {
-            tracing::info!(message_id = "arti_state", "the onion service: {state:?}");
+            let word = STATES.iter().find(|(known, _)| *known == state).map_or("broken", |(_, word)| *word);
+            say(circuits, word);
+            tracing::info!(message_id = "arti_state", "the onion service: {word}");
         }
     }
     std::future::pending::<()>().await;

@@ -23,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tunica_api::front::{
-    CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_NEWCOMERS, MOST_ROWS,
+    self, CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_NEWCOMERS, MOST_ROWS,
     Newcomer, Orders,
 };
 use tunica_config::Grant;
@@ -69,6 +69,8 @@ pub struct Circuits {
     load: Mutex<HeldLoad>,
     /// Who can close circuits in this process: where Arti hosts the service. Any other tor is told by the daemon.
     closer: OnceLock<mpsc::UnboundedSender<CircuitId>>,
+    /// The service that this process hosts.
+    arti: Mutex<Option<front::Arti>>,
     totals: Totals,
     drain: watch::Sender<bool>,
 }
@@ -346,6 +348,7 @@ impl Circuits {
             generation: AtomicU64::new(generation.0),
             load: Mutex::default(),
             closer: OnceLock::new(),
+            arti: Mutex::default(),
             drain: watch::Sender::new(false),
             totals: Totals {
                 connections: AtomicU64::new(0),
@@ -380,6 +383,11 @@ impl Circuits {
     /// Has whoever holds the other end told of circuits that are banned, or that are to be closed. Only the first counts.
     pub fn set_closer(&self, closer: mpsc::UnboundedSender<CircuitId>) {
         let _ = self.closer.set(closer);
+    }
+
+    /// Notes how the service is that this process hosts.
+    pub fn note_arti(&self, note: impl FnOnce(&mut front::Arti)) {
+        note(lock(&self.arti).get_or_insert_default());
     }
 
     fn close(&self, circuit: CircuitId) {
@@ -822,6 +830,7 @@ impl Circuits {
             puzzles: self.challenges.counted(),
             tokens,
             revoked,
+            arti: lock(&self.arti).clone(),
             circuits: rows,
             bans: bans
                 .into_iter()

@@ -80,6 +80,16 @@ impl Front {
         self.last.is_some()
     }
 
+    /// What is wrong with the onion service that it hosts itself.
+    pub(super) fn trouble_of_arti(&self) -> Option<String> {
+        let arti = self.last.as_ref()?.0.arti.as_ref().filter(|arti| !arti.is_reachable())?;
+        Some(format!(
+            "the onion service that the ingress hosts is `{}`, so new visitors may not reach it; a start takes some seconds, and \
+             tunica-front's log tells more",
+            arti.state
+        ))
+    }
+
     /// What it was told of the load.
     pub(super) fn told(&self) -> Option<LoadOrder> {
         self.sender.borrow().load

@@ -7,6 +7,7 @@ use tunica_api::{
 use tunica_core::{
     coordinator::Event,
     false_positives::Holders,
+    id::TorGeneration,
     load_level::{Desired, FrontReading, Input, TorReading, Word},
     puzzle_level::Pages,
 };
@@ -37,6 +38,16 @@ impl App {
         self.measured(Event::Pages(Pages { issued, redeemed }));
         let (seen, refused) = (digest.tokens.holders, digest.tokens.holders_refused);
         self.measured(Event::Holders(Holders { seen, refused }));
+        if let (Some(arti), Some(generation)) = (&digest.arti, digest.generation) {
+            // The front is tor itself.
+            self.measured(Event::TorLoad(TorReading {
+                generation: TorGeneration(generation),
+                cpu: None,
+                rendezvous: Some(arti.rendezvous),
+                rejections: None,
+                puzzle_queue: None,
+            }));
+        }
         // A front of an older version does not tell.
         if digest.most_wait_milliseconds == 0 {
             return;

@@ -1,7 +1,7 @@
 //! What of the ingress is shown.
 
 use prometheus::IntCounterVec;
-use tunica_api::front::{Digest, PUZZLE_FAILURES, PUZZLE_KINDS, TOKEN_GRANTS};
+use tunica_api::front::{ARTI_STATES, Digest, PUZZLE_FAILURES, PUZZLE_KINDS, TOKEN_GRANTS};
 use tunica_core::{circuit_policy::TokenRefused, refusal::Refusal};
 
 use super::{Families, Follower, Metrics};
@@ -16,6 +16,7 @@ pub(super) struct FrontFollowers {
     bytes_out: Follower,
     panics: Follower,
     let_in: Follower,
+    rendezvous: Follower,
     issued: Vec<(&'static str, Follower)>,
     solved: Vec<(&'static str, Follower)>,
     failed: Vec<(&'static str, Follower)>,
@@ -47,6 +48,7 @@ impl FrontFollowers {
             bytes_out: labelled(&families.front_bytes, "out"),
             panics: Follower::new(families.front_panics.clone()),
             let_in: Follower::new(families.front_let_in.clone()),
+            rendezvous: Follower::new(families.front_arti_rendezvous.clone()),
             issued: of(&families.front_issued, &PUZZLE_KINDS),
             solved: of(&families.front_solved, &PUZZLE_KINDS),
             failed: of(&families.front_failed, &PUZZLE_FAILURES),
@@ -88,6 +90,7 @@ impl FrontFollowers {
             &self.tokens_revoked,
             &self.holders,
             &self.holders_refused,
+            &self.rendezvous,
         ];
         let tokens = [&self.tokens_issued, &self.tokens_refused];
         let labelled = [&self.refused, &self.issued, &self.solved, &self.failed].into_iter().chain(tokens);
@@ -117,6 +120,12 @@ impl Metrics {
         families.circuits_vip.set(gauge(of.vips));
         families.front_tokens.set(gauge(of.tokens.live));
         families.front_room.set(gauge(of.puzzles.waiting_room));
+        families.front_arti.reset();
+        for state in of.arti.iter().flat_map(|_| ARTI_STATES) {
+            let is_it = of.arti.as_ref().is_some_and(|arti| arti.state == state);
+            families.front_arti.with_label_values(&[state]).set(i64::from(is_it));
+        }
+        families.front_arti_circuits.set(gauge(of.arti.as_ref().map_or(0, |arti| arti.circuits)));
         families.front_backend.reset();
         for backend in &of.backends {
             families.front_backend.with_label_values(&[&backend.place]).set(i64::from(backend.is_well));
@@ -139,6 +148,7 @@ impl Metrics {
         front.tokens_revoked.follow(digest.tokens.revoked);
         front.holders.follow(digest.tokens.holders);
         front.holders_refused.follow(digest.tokens.holders_refused);
+        front.rendezvous.follow(digest.arti.as_ref().map_or(0, |arti| arti.rendezvous));
         for (followers, totals) in [
             (&front.refused, &digest.refused),
             (&front.issued, &puzzles.issued),

@@ -33,6 +33,9 @@ use tunica_onion::key_file::{ExpandedKey, FILE_BYTES, KeyFileError};
 
 /// The service's name in the state directory. There is one, so nobody needs to choose.
 const NICKNAME: &str = "tunica";
+/// Most that Arti holds for circuits and streams that are slower than their senders, bytes: half of what the drop-in of the unit
+/// has beyond what the front has otherwise. Beyond it Arti ends those that hold most.
+const MOST_QUEUED: usize = 256 << 20;
 /// Longest file of a client's key that is read, bytes.
 const MOST_AUTH_BYTES: u64 = 4_096;
 
@@ -191,6 +194,7 @@ impl Plan {
         };
         client.storage().cache_dir(CfgPath::new_literal(arti.state_dir.join("cache")));
         client.storage().state_dir(CfgPath::new_literal(arti.state_dir.join("state")));
+        client.system().memory().max(MOST_QUEUED);
         // It is no client, so circuits to exits would be of no use.
         client.preemptive_circuits().set_initial_predicted_ports(Vec::new());
         let plan = Self {
