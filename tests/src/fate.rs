@@ -65,11 +65,22 @@ pub fn open(client: &Client, onion: &str) -> Result<(TcpStream, String)> {
     bail!("no circuit carries a request")
 }
 
+/// A circuit with open streams.
+#[derive(Debug)]
+struct Open {
+    circuit: String,
+    streams: u64,
+}
+
 /// Circuits that have open streams.
-fn open_rows(lab: &Lab) -> Result<Vec<Value>> {
+fn open_rows(lab: &Lab) -> Result<Vec<Open>> {
     let answer = lab.json(&["circuits", "--limit", "100"])?;
-    let rows = answer["digest"]["circuits"].as_array().cloned().unwrap_or_default();
-    Ok(rows.into_iter().filter(|row| row["open"].as_u64().is_some_and(|open| open > 0)).collect())
+    let rows = answer.pointer("/digest/circuits").and_then(Value::as_array).context("no rows")?;
+    let of = |row: &Value| {
+        let circuit = row.get("circuit")?.as_u64()?.to_string();
+        Some(Open { circuit, streams: row.get("open")?.as_u64()? })
+    };
+    Ok(rows.iter().filter_map(of).filter(|row| row.streams > 0).collect())
 }
 
 impl Stage<'_> {
@@ -82,17 +93,19 @@ impl Stage<'_> {
     }
 
     /// The number of the one circuit with so many open streams.
-    fn number_of(&mut self, open: u64) -> Result<String> {
-        let is_it = |row: &Value| row["open"] == open;
-        self.lab.wait_for("the circuit's row", |lab| Ok(open_rows(lab)?.iter().any(is_it)))?;
-        let row = open_rows(self.lab)?.into_iter().find(is_it).context("the row has gone")?;
-        Ok(row["circuit"].as_u64().context("a row without a number")?.to_string())
+    fn number_of(&mut self, streams: u64) -> Result<String> {
+        let find = |lab: &Lab| -> Result<Option<String>> {
+            Ok(open_rows(lab)?.into_iter().find(|row| row.streams == streams).map(|row| row.circuit))
+        };
+        self.lab.wait_for("the circuit's row", |lab| Ok(find(lab)?.is_some()))?;
+        find(self.lab)?.context("the row has gone")
     }
 
     fn is_banned(&mut self, circuit: &str) -> Result<()> {
         self.lab.wait_for("the ban", |lab| {
             let answer = lab.json(&["explain", "circuit", circuit])?;
-            Ok(!answer["ban"].is_null() || answer["row"]["state"] == "banned")
+            let by_operator = answer.get("ban").is_some_and(|ban| !ban.is_null());
+            Ok(by_operator || answer.pointer("/row/state").is_some_and(|state| state == "banned"))
         })
     }
 
@@ -112,7 +125,7 @@ impl Stage<'_> {
         // What the ingress says is up to a second old.
         self.lab.wait_for("the end of the banned circuit's streams", |lab| {
             let open = open_rows(lab)?;
-            Ok(!open.is_empty() && open.iter().all(|row| row["circuit"].to_string() != banned))
+            Ok(!open.is_empty() && open.iter().all(|row| row.circuit != banned))
         })?;
         Ok(stream)
     }
@@ -145,8 +158,8 @@ fn told_apart(stage: &mut Stage<'_>) -> Result<()> {
     let (mut first, user) = stage.open()?;
     let mut second = stage.another(&user)?;
     let (mut other, _) = stage.open()?;
-    let words = [word(&mut first)?, word(&mut second)?, word(&mut other)?];
-    ensure!(words[0] == words[1] && words[0] != words[2] && words[0] != "forged", "{words:?}");
+    let (one, same, another) = (word(&mut first)?, word(&mut second)?, word(&mut other)?);
+    ensure!(one == same && one != another && one != "forged", "{one}, {same}, {another}");
     ensure!(
         stage.backend.requests().iter().all(|request| !request.contains("forged")),
         "a client's word went on"

@@ -206,7 +206,7 @@ fn only_clients_with_a_key_find_a_service_that_has_some_and_a_circuit_has_its_st
     let (first, user) = fate::open(&friend, &onion).unwrap();
     let (mut other, _) = fate::open(&friend, &onion).unwrap();
     let again = || friend.connect(&onion, 80, &user);
-    let mut streams = vec![first, again().unwrap(), again().unwrap()];
+    let mut streams = [first, again().unwrap(), again().unwrap()];
     assert!(streams.iter_mut().all(answers), "three streams are within the bound");
     // It comes by the same circuit, which is closed for it, or by the next one.
     let _ = again();
