@@ -472,6 +472,10 @@ mod tests {
                 ],
             ),
             (
+                Known { row: Some(&normal), is_hosted: true, ..blank },
+                ["normal", "0 of 5", "not attached", "nothing in the policy", "closes it as well"],
+            ),
+            (
                 Known { registry: &joined, has_control: true, ..blank },
                 ["does not list it", "unknown; 5 ban", "not attached", "does not list it", "effort 9"],
             ),
@@ -540,6 +544,7 @@ mod tests {
             banned_until: None,
             registry: &registry,
             has_control: true,
+            is_hosted: false,
             gate: None,
             settings: &settings,
             now: at(1),

@@ -377,3 +377,94 @@ fn make_dir(path: &Path) -> Result<(), PlanError> {
     let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
     made.map_err(|source| PlanError::StateDir { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// A key that tor made for nobody, behind its tag, and what tor says is its address.
+    const KEY: &str = "e87e01b09e21a83a3ab343adec1e0ad9de90d7b07fac19c3ae6eef711950c97aba08f8ea42e54953b576a37ae3e0b52b634db538\
+                       8128178789ed4cb7f18f23fe";
+    const ADDRESS: &str = "vpu2exidwne6kuyabcr2gqbrd26emwurxou424554pzcjxm2qwbxohad.onion";
+    const TAG: &[u8; 32] = b"== ed25519v1-secret: type0 ==\0\0\0";
+
+    /// A plan with these lines of `[arti]`, in a folder whose owner alone is trusted, whatever is above it.
+    fn plan(folder: &Path, lines: &str) -> Result<Plan, PlanError> {
+        let network = folder.join("network.toml");
+        fs::write(&network, "[storage.permissions]\ndangerously_trust_everyone = true\n").unwrap();
+        let text = format!(
+            "[shield]\ninterfaces = [\"eth0\"]\n[arti]\nenabled = true\nstate_dir = \"{}\"\nnetwork_file = \"{}\"\n{lines}",
+            folder.join("arti").display(),
+            network.display(),
+        );
+        Plan::new(&tunica_config::read(&text, "a test").unwrap())
+    }
+
+    fn write_key(path: &Path, mode: u32) {
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+        let key: Vec<u8> = KEY.as_bytes().chunks(2).map(byte).collect();
+        fs::write(path, [&TAG[..], &key].concat()).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_key_of_c_tor_has_the_address_that_tor_says_and_one_of_our_own_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        write_key(&key, 0o600);
+        let lines = format!("key_file = \"{}\"", key.display());
+        assert_eq!(plan(folder.path(), &lines).unwrap().onion_address().unwrap(), ADDRESS);
+        // Nothing was taken over yet, so the service still gets a key of its own, which stays.
+        let own = plan(folder.path(), "").unwrap().onion_address().unwrap();
+        assert_ne!(own, ADDRESS);
+        assert_eq!(plan(folder.path(), "").unwrap().onion_address().unwrap(), own);
+        let Err(PlanError::OtherKey { path, .. }) = plan(folder.path(), &lines) else {
+            panic!("one of two addresses would be gone")
+        };
+        assert_eq!(path, key);
+    }
+
+    #[test]
+    fn files_that_are_of_no_use_are_named_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, clients) = (folder.path().join("key"), folder.path().join("clients"));
+        fs::create_dir(&clients).unwrap();
+        let line = |key: &str, path: &Path| format!("{key} = \"{}\"", path.display());
+        let refused = |lines: &str, says: &str| {
+            let text = plan(folder.path(), lines).unwrap_err().to_string();
+            assert!(text.contains(says), "{says} in {text}");
+        };
+        let key_file = line("key_file", &key);
+        refused(&key_file, "cannot be read");
+        write_key(&key, 0o640);
+        refused(&key_file, "mode 0640");
+        fs::write(&key, [0; 200]).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        refused(&key_file, "it has 200 bytes and must have 96");
+        fs::write(&key, [0; 96]).unwrap();
+        refused(&key_file, "no secret key that C tor wrote");
+
+        let clients_dir = line("clients_dir", &clients);
+        fs::write(clients.join("README"), "no key").unwrap();
+        refused(&clients_dir, "nobody could find the service");
+        let client = clients.join("a.auth");
+        for text in ["", "descriptor:x25519:short", "descriptor:ed25519:A6RX"] {
+            fs::write(&client, text).unwrap();
+            refused(&clients_dir, "a.auth is no key of a client");
+        }
+        fs::write(&client, "x".repeat(5_000)).unwrap();
+        refused(&clients_dir, "a.auth has 5000 bytes");
+        let auth = "descriptor:x25519:A6RXZPAUECJ4RN2V3QNRB2DMWQTDOSWRNKUFH3IL37ALFODNDR6A\n";
+        fs::write(&client, auth).unwrap();
+        plan(folder.path(), &clients_dir).unwrap();
+        for number in 0..MAX_RESTRICTED_DISCOVERY_CLIENTS {
+            fs::write(clients.join(format!("{number}.auth")), auth).unwrap();
+        }
+        refused(&clients_dir, "has 161 clients");
+        if !cfg!(feature = "arti-pow") {
+            refused("pow = true", "--features arti-pow");
+        }
+    }
+}
