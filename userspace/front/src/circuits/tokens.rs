@@ -1,7 +1,7 @@
 //! Tokens: what a circuit that paid, or that a backend vouches for, is handed to show on its next circuits.
 //!
 //! Keys come from the daemon, which keeps them over any restart ([`tunica_core::token_keys`]). Of a token nothing is kept
-//! until it is shown, and then for as long as it lives, by [`Admission`]: which circuits use it, and how much.
+//! until it is shown, and then for as long as it lives, by [`tunica_core::circuit_policy::Admission`]: which circuits use it, and how much.
 //!
 //! A circuit uses a token for as long as it has an open connection. One without makes room for another, for circuits end
 //! without a word, and a visitor must not be kept out by his own dead ones.
