@@ -59,7 +59,7 @@ impl Beside {
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 
     /// Where the test itself is, with Arti: it hosts the onion service itself.
