@@ -540,8 +540,8 @@ impl Circuits {
         let place = {
             let mut admission = lock(&self.admission);
             match admission.place(serial) {
-                Some(Place::Challenged) if has_paid => admission.paid(serial, lane),
-                Some(Place::Challenged) => admission.excused(serial, lane),
+                Some(Place::Challenged) if has_paid => admission.paid(serial, lane, now()),
+                Some(Place::Challenged) => admission.excused(serial, lane, now()),
                 place @ (Some(Place::Served | Place::Waiting | Place::Tarpit) | None) => place,
             }
         };

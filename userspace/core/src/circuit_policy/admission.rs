@@ -204,14 +204,14 @@ impl Admission {
 
     /// A connection with a puzzle has paid: it is served, or waits. Returns where it is; `None` where it had to make
     /// room already.
-    pub fn paid(&mut self, serial: Serial, lane: Lane) -> Option<Place> {
-        self.leave_puzzle(serial, lane, true)
+    pub fn paid(&mut self, serial: Serial, lane: Lane, now: Monotime) -> Option<Place> {
+        self.leave_puzzle(serial, lane, true, now)
     }
 
     /// A connection with a puzzle need not solve it any more, because the load fell: it is served, or waits, as one that did
     /// not pay. Returns where it is; `None` where it had to make room already.
-    pub fn excused(&mut self, serial: Serial, lane: Lane) -> Option<Place> {
-        self.leave_puzzle(serial, lane, false)
+    pub fn excused(&mut self, serial: Serial, lane: Lane, now: Monotime) -> Option<Place> {
+        self.leave_puzzle(serial, lane, false, now)
     }
 
     /// Where a connection is; `None` once it had to make room.
@@ -428,9 +428,17 @@ impl Admission {
         Admitted { serial, place, ends }
     }
 
-    fn leave_puzzle(&mut self, serial: Serial, lane: Lane, pays: bool) -> Option<Place> {
+    fn leave_puzzle(&mut self, serial: Serial, lane: Lane, pays: bool, now: Monotime) -> Option<Place> {
         let held = *self.held.get(&serial)?;
         let is_paid = pays || held.is_paid;
+        if held.place == Place::Challenged {
+            // It came to be given a puzzle, which counts towards no rate; now it is one that is served.
+            let now = self.turn(now);
+            self.rate.add(now);
+            if !is_paid {
+                self.rate_unpaid.add(now);
+            }
+        }
         self.forget(serial);
         // What is being served keeps its place; the tarpit keeps what it has.
         let place = match held.place {

@@ -316,21 +316,22 @@ fn who_need_not_solve_its_puzzle_any_more_is_served_as_one_that_did_not_pay() {
         assert_eq!(front.connect(number).word, Refusal::PuzzleRequired);
     }
     let serials: Vec<_> = front.holds.iter().map(|hold| hold.serial()).collect();
-    assert_eq!(front.admission.challenged(), 3);
-    assert_eq!(front.admission.excused(serials[0], Lane::Normal), Some(Place::Served));
-    assert_eq!(front.admission.excused(serials[1], Lane::Normal), Some(Place::Waiting));
-    assert_eq!(front.admission.paid(serials[2], Lane::Normal), Some(Place::Served));
+    assert_eq!((front.admission.challenged(), front.admission.rate(front.now)), (3, 0));
+    assert_eq!(front.admission.excused(serials[0], Lane::Normal, front.now), Some(Place::Served));
+    assert_eq!(front.admission.excused(serials[1], Lane::Normal, front.now), Some(Place::Waiting));
+    assert_eq!(front.admission.paid(serials[2], Lane::Normal, front.now), Some(Place::Served));
     // Said twice it changes nothing, and what was paid stays paid.
-    assert_eq!(front.admission.excused(serials[2], Lane::Normal), Some(Place::Served));
+    assert_eq!(front.admission.excused(serials[2], Lane::Normal, front.now), Some(Place::Served));
     assert_eq!(
         (front.admission.challenged(), front.admission.served(), front.admission.waiting()),
         (0, 2, 1)
     );
+    assert_eq!(front.admission.rate(front.now), 3, "each counts once, when it leaves its puzzle");
     front.admission.close(serials[2]);
     assert_eq!(front.admission.start_next(), None, "the place of one that paid is kept");
     front.admission.close(serials[0]);
     assert_eq!(front.admission.start_next(), Some(serials[1]));
-    assert_eq!(front.admission.excused(serials[0], Lane::Normal), None);
+    assert_eq!(front.admission.excused(serials[0], Lane::Normal, front.now), None);
 }
 
 #[test]
@@ -357,7 +358,7 @@ fn who_looks_at_a_puzzle_for_longest_gives_way_to_the_next_and_the_service_stays
     // Those who are served give way to nobody.
     let serials: Vec<_> = front.holds.iter().map(|hold| hold.serial()).collect();
     for serial in &serials[1..] {
-        assert_eq!(front.admission.paid(*serial, Lane::Normal), Some(Place::Served));
+        assert_eq!(front.admission.paid(*serial, Lane::Normal, front.now), Some(Place::Served));
     }
     assert_eq!(front.connect(4).word, Refusal::Capacity);
 }
@@ -683,8 +684,8 @@ fn a_solved_puzzle_gets_a_place() {
     assert_eq!([1, 2].map(|number| front.connect(number).action), [Action::Challenge; 2]);
     front.shard.pay(circuit(1), front.now);
     let serials: Vec<Serial> = front.holds.iter().map(Hold::serial).collect();
-    assert_eq!(front.admission.paid(serials[0], Lane::Normal), Some(Place::Served));
-    assert_eq!(front.admission.paid(serials[1], Lane::Normal), Some(Place::Waiting));
+    assert_eq!(front.admission.paid(serials[0], Lane::Normal, front.now), Some(Place::Served));
+    assert_eq!(front.admission.paid(serials[1], Lane::Normal, front.now), Some(Place::Waiting));
     assert_eq!((front.request(1).word, front.request(2).word), (Refusal::Served, Refusal::PuzzleRequired));
     assert_eq!(
         (front.admission.challenged(), front.admission.waiting(), front.admission.served()),

@@ -243,7 +243,7 @@ impl Circuits {
     pub(super) fn has_paid(&self, visit: &Visit, lane: Lane) {
         let mut admission = lock(&self.admission);
         if admission.place(visit.hold.serial()) == Some(Place::Served) {
-            admission.paid(visit.hold.serial(), lane);
+            admission.paid(visit.hold.serial(), lane, super::now());
         }
     }
 
