@@ -378,7 +378,7 @@ fn every_metric_moves_by_its_cause() {
     watch.lab.signal(Signal::SIGCONT).unwrap();
     watch.exceeds("tunica_proofs_lost_total", 0.0);
 
-    // Those of the ingress move in tests/circuits.rs, tests/sybil.rs and tests/haproxy.rs.
+    // Those of the ingress move in tests/circuits.rs, tests/arti.rs, tests/sybil.rs and tests/haproxy.rs.
     let is_of_ingress = |name: &&str| {
         ["tunica_front_", "tunica_circuits_", "tunica_gate_", "tunica_tor_", "tunica_haproxy_"]
             .iter()
