@@ -109,7 +109,7 @@ fn build(
         // The flag `-Z build-std` is the only one that stable cargo withholds.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags(root, cargo_home, &workspace::sysroot(root)?)?)
-        .env("RUSTC_WRAPPER", env::current_exe().context("finding this program")?)
+        .env("RUSTC_WRAPPER", process::own_program()?)
         .env(compiler::TREE, root)
         .env("CARGO_HOME", cargo_home)
         .current_dir(&folder);

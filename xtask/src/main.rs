@@ -58,6 +58,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // First of all: a build of the workspace puts another file in this one's place.
+    process::note_own_program();
     let done = match env::var_os(compiler::TREE) {
         Some(tree) => compiler::run(&tree),
         None => run(Command::parse()).map(|()| ExitCode::SUCCESS),

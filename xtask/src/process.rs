@@ -7,6 +7,7 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, bail};
@@ -121,6 +122,25 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("`{line}` printed no UTF-8"))
 }
 
+static OWN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Keeps in mind where this program stands. Later the kernel may only know that its file was deleted, since cargo puts a newly
+/// linked file in the place of the one that runs.
+pub(crate) fn note_own_program() {
+    if let Ok(own) = env::current_exe() {
+        // It is called once.
+        let _ = OWN.set(own);
+    }
+}
+
+/// Where this program stands, or one that was built in its place.
+///
+/// # Errors
+/// When the kernel did not say.
+pub(crate) fn own_program() -> Result<&'static Path> {
+    OWN.get().map(PathBuf::as_path).context("finding this executable")
+}
+
 /// Lets a program that cargo built into this folder of the target folder (`debug`, `release`) take this program's place, so
 /// that Ctrl-C ends one program and the terminal comes back when that has cleaned up. It starts in the tree's root and
 /// returns only if it fails.
@@ -129,7 +149,7 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
 /// When it cannot be started.
 pub(crate) fn hand_over(root: &Path, folder: &str, program: &str, arguments: &[String]) -> Result<()> {
     // This program is `xtask` in a profile's folder of the target folder, wherever the developer has put that.
-    let own = env::current_exe().context("finding this executable")?;
+    let own = own_program()?;
     let target = own.parent().and_then(Path::parent).context("this executable is in no target folder")?;
     let program = target.join(folder).join(program);
     let mut command = Command::new(&program);

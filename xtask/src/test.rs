@@ -148,7 +148,10 @@ fn full(root: &Path) -> Result<Vec<String>> {
         Some(long) => long.finish().and_then(Sum::judge),
         None => bail!("they were not started"),
     });
-    others.and(beside)?;
+    match (others, beside) {
+        (Err(one), Err(other)) => bail!("{one:#}; and {other:#}"),
+        (one, other) => one.and(other)?,
+    }
     Ok(Vec::new())
 }
 
@@ -204,11 +207,13 @@ fn programs(root: &Path) -> Result<()> {
 /// The front's feature that hosts the onion service, in a folder of its own below the others, so that neither program takes the
 /// other's place: what clippy says of it, its unit tests, and the program that the system tests start.
 fn with_arti(root: &Path) -> Result<()> {
-    const ARTI: [&str; 6] =
-        ["--package", "tunica-front", "--features", "arti", "--target-dir", "target/arti"];
-    process::run(cargo(root)?.arg("clippy").args(ARTI).args(["--all-targets", "--", "-D", "warnings"]))?;
-    process::run(cargo(root)?.arg("build").args(ARTI))?;
-    run_tests(cargo(root)?.arg("test").args(ARTI).args(["--lib", "arti"]))
+    const FRONT: [&str; 4] = ["--package", "tunica-front", "--target-dir", "target/arti"];
+    const ARTI: [&str; 2] = ["--features", "arti"];
+    // With Arti's proof of work as well, which is compiled and no more.
+    let lints = ["--features", "arti-pow", "--all-targets", "--", "-D", "warnings"];
+    process::run(cargo(root)?.arg("clippy").args(FRONT).args(lints))?;
+    process::run(cargo(root)?.arg("build").args(FRONT).args(ARTI))?;
+    run_tests(cargo(root)?.arg("test").args(FRONT).args(ARTI).args(["--lib", "arti"]))
 }
 
 /// The test binaries of the system tests, or `None` where the workspace has no such package.
