@@ -51,6 +51,8 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     .collect()
 }
 
+/// What the keys begin with that `tunica-front` goes by; `[bans]` has the ladder of its bans.
+const FRONTS: [&str; 5] = ["ingress.", "circuits.", "arti.", "bans.", "log."];
 /// Keys of `[ingress]` that only `tunicad` goes by.
 const DAEMONS: [&str; 4] = ["ingress.enabled", "ingress.gate", "ingress.start_front", "ingress.user"];
 
@@ -59,7 +61,7 @@ const DAEMONS: [&str; 4] = ["ingress.enabled", "ingress.gate", "ingress.start_fr
 pub fn front_mark(config: &Config) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (key, value) in &config.values {
-        let is_fronts = ["ingress.", "circuits.", "arti."].iter().any(|section| key.starts_with(section));
+        let is_fronts = FRONTS.iter().any(|section| key.starts_with(section));
         if is_fronts && !DAEMONS.contains(key) {
             key.hash(&mut hasher);
             value.hash(&mut hasher);
@@ -151,6 +153,9 @@ mod tests {
             ("[ingress]\nkeep_alive_seconds = 3", true),
             ("[circuits]\nprofile = \"web\"", true),
             ("[arti]\nports = [443]", true),
+            ("[bans]\nladder_seconds = [300, 301]", true),
+            ("[bans]\nforgive_after_seconds = 90000", true),
+            ("[log]\nlevel = \"debug\"", true),
         ] {
             assert_eq!(mark(text) != plain, is_other, "{text}");
         }

@@ -1091,7 +1091,7 @@ fn what_a_circuit_uses_is_bounded_and_comes_back() {
         // One burst of refusals is one violation.
         assert_eq!(front.shard.look(circuit(1), front.now).unwrap().violations, 1);
         // A VIP has no such limit.
-        uses(&mut front, 1, 100 * bytes, cpu * 100);
+        uses(&mut front, 1, bytes, cpu);
         assert_eq!(front.visit(1), word);
         front.shard.promote(circuit(1), front.now);
         assert_eq!((front.visit(1), front.request(1).word), (Refusal::Served, Refusal::Served));
@@ -1109,6 +1109,33 @@ fn what_a_circuit_uses_is_bounded_and_comes_back() {
     assert_eq!((front.visit(1), front.request(1).word), (Refusal::Served, Refusal::Served));
     assert_eq!(front.bans(), []);
     assert!(front.shard.would_refuse().all(|(_, count)| count.all > 0), "both were counted");
+}
+
+#[test]
+fn who_stops_in_time_and_what_a_vip_used_is_no_offence() {
+    let a_minute = Some(Budget::a_minute(6_000.try_into().unwrap()));
+    let settings = CircuitSettings { bytes: a_minute, ban_threshold: 2.try_into().unwrap(), ..open() };
+    // All at once, and then a connection that is open and still.
+    let mut front = Front::new(&settings);
+    front.connect(1);
+    uses(&mut front, 1, 15_000, Duration::ZERO);
+    for _ in 0..60 {
+        front.wait(1_000);
+        uses(&mut front, 1, 0, Duration::ZERO);
+    }
+    assert_eq!(front.bans(), []);
+    assert_eq!(front.shard.look(circuit(1), front.now).unwrap().violations, 1);
+    // A VIP, and what it is afterwards.
+    let mut front = Front::new(&settings);
+    front.connect(1);
+    front.shard.promote(circuit(1), front.now);
+    uses(&mut front, 1, 1_000_000, Duration::ZERO);
+    front.shard.demote(circuit(1), front.now);
+    for _ in 0..10 {
+        front.wait(1_000);
+        uses(&mut front, 1, 1, Duration::ZERO);
+    }
+    assert_eq!((front.bans(), front.visit(1)), (vec![], Refusal::Served));
 }
 
 #[test]

@@ -283,16 +283,17 @@ impl CircuitShard {
         record.bytes_in = record.bytes_in.saturating_add(usage.bytes_in);
         record.bytes_out = record.bytes_out.saturating_add(usage.bytes_out);
         record.cpu_nanoseconds = record.cpu_nanoseconds.saturating_add(usage.cpu_nanoseconds);
-        if let Some(budget) = self.settings.bytes {
-            let now = record.bytes();
-            record.bytes.add(budget, bytes, now);
+        // What a VIP uses is not held against it once it is none any more.
+        let (bytes_now, is_judged) = (record.bytes(), !record.is_vip(record.touched));
+        if let Some(budget) = self.settings.bytes.filter(|_| is_judged) {
+            record.bytes.add(budget, bytes, bytes_now);
         }
-        if let Some(budget) = self.settings.cpu {
+        if let Some(budget) = self.settings.cpu.filter(|_| is_judged) {
             record.cpu.add(budget, cpu, record.cpu_nanoseconds);
         }
         usage.latency.into_iter().for_each(|sample| record.note_latency(sample));
-        // What is refused to new connections does not end those that are open; a ban does.
-        let over = judge::usage(&record, &self.settings).filter(|_| !record.is_banned(record.touched));
+        // What is refused to new connections does not end those that are open; a ban does. Who has stopped offends no more.
+        let over = judge::usage(&record, usage, &self.settings).filter(|_| !record.is_banned(record.touched));
         if let Some(word) = over.filter(|word| self.shadows.acts(*word, false)) {
             self.offend(&mut record, word, now);
         }

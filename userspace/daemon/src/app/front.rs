@@ -33,6 +33,9 @@ use crate::{
     views,
 };
 
+/// How long another front may take to serve in the place of the one that runs.
+const RENEWAL: Duration = Duration::from_secs(60);
+
 /// What is known of the front.
 pub(super) struct Front {
     /// What it last said, and when.
@@ -43,8 +46,8 @@ pub(super) struct Front {
     sender: watch::Sender<Orders>,
     /// The shell that starts the front, where this daemon does.
     acts: Option<mpsc::Sender<FrontAct>>,
-    /// The [`front_mark()`] for which another front was asked for.
-    renewed_for: Option<u64>,
+    /// The [`front_mark()`] for which another front was asked for, and when.
+    renewed_for: Option<(u64, Monotime)>,
 }
 
 impl Default for Front {
@@ -135,7 +138,7 @@ impl App {
 
     /// Has a front with the present configuration take the place of the one that runs, where this daemon starts it.
     pub(super) fn renew_front(&mut self) {
-        self.front.renewed_for = Some(front_mark(&self.config));
+        self.front.renewed_for = Some((front_mark(&self.config), self.now().mono));
         self.tell_process(FrontAct::Renew);
     }
 
@@ -144,13 +147,27 @@ impl App {
     fn check_front(&mut self, digest: &Digest) {
         let mark = front_mark(&self.config);
         let is_ours = digest.version == env!("CARGO_PKG_VERSION") && digest.configuration == mark;
-        if !is_ours && self.front.acts.is_some() && self.front.renewed_for != Some(mark) {
-            self.renew_front();
-        }
-        self.troubles.front_configuration = (!is_ours && self.front.acts.is_none()).then(|| {
-            "the ingress runs with another configuration, or in another version, than this daemon: its limits are others than \
-             shown; `systemctl restart tunica-front` has it read the file again, and refuses nobody"
-                .to_owned()
+        let now = self.now().mono;
+        let asked = self.front.renewed_for.filter(|(of, _)| *of == mark).map(|(_, when)| when);
+        let advice = match (is_ours, &self.front.acts, asked) {
+            (true, _, _) => None,
+            (false, None, _) => {
+                Some("`systemctl restart tunica-front` has it read the file again, and refuses nobody")
+            }
+            (false, Some(_), None) => {
+                self.renew_front();
+                None
+            }
+            (false, Some(_), Some(when)) => (now.since(when) > RENEWAL).then_some(
+                "another one that was started is no other; `tunica reload` has this daemon read the file that the ingress reads, \
+                 and both programs must be of one version",
+            ),
+        };
+        self.troubles.front_configuration = advice.map(|advice| {
+            format!(
+                "the ingress runs with another configuration, or in another version, than this daemon: its limits are others \
+                 than shown; {advice}"
+            )
         });
     }
 

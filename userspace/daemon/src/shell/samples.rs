@@ -102,7 +102,11 @@ impl SampleFile {
                 rename(path, before(path))?;
                 open = Open::at(path)?;
             }
-            open.file.write_all(&line)?;
+            if let Err(error) = open.file.write_all(&line) {
+                // No half of a line stays for the next to go on with.
+                open.file.set_len(open.bytes)?;
+                return Err(error);
+            }
             open.bytes = open.bytes.saturating_add(bytes);
         }
         self.open = Some(open);

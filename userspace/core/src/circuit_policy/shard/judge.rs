@@ -13,7 +13,7 @@ use super::{
         settings::{CircuitSettings, Ratio},
         window::span,
     },
-    Load,
+    Load, Usage,
 };
 use crate::refusal::Refusal;
 
@@ -116,15 +116,16 @@ fn spent(record: &Record, settings: &CircuitSettings) -> Option<Finding> {
         .or_else(|| spent(record.cpu, settings.cpu, Refusal::CpuBudget))
 }
 
-/// What a circuit's open connections cost it beyond twice a budget. New ones were refused long before.
-pub(super) fn usage(record: &Record, settings: &CircuitSettings) -> Option<Refusal> {
+/// What a circuit's open connections go on using beyond twice a budget. New ones were refused long before.
+pub(super) fn usage(record: &Record, usage: Usage, settings: &CircuitSettings) -> Option<Refusal> {
     if record.is_vip(record.touched) {
         return None;
     }
     let over = |debt: Debt, budget: Option<Budget>| budget.is_some() && debt.is_spent_twice();
-    if over(record.bytes, settings.bytes) {
+    let moves = usage.bytes_in > 0 || usage.bytes_out > 0;
+    if moves && over(record.bytes, settings.bytes) {
         Some(Refusal::ByteBudget)
-    } else if over(record.cpu, settings.cpu) {
+    } else if usage.cpu_nanoseconds > 0 && over(record.cpu, settings.cpu) {
         Some(Refusal::CpuBudget)
     } else {
         None
