@@ -57,8 +57,14 @@ impl Running {
                 .with_context(|| format!("`{}` is no test binary of this workspace", test.binary))?;
             let path = folder.join(format!("{}.log", test.binary));
             let log = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
-            let mut command = process::command_at(&program)?;
-            command.arg("--exact").arg(test.name).current_dir(root.join("tests"));
+            // It ends with this process, also when that is killed; what it started ends with it.
+            let mut command = process::command("setpriv")?;
+            command
+                .args(["--pdeathsig", "KILL"])
+                .arg(&program)
+                .arg("--exact")
+                .arg(test.name)
+                .current_dir(root.join("tests"));
             command.stdin(Stdio::null()).stdout(log.try_clone().context("sharing a log")?).stderr(log);
             let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
             println!("{} runs beside everything else (pid {}, {})", test.binary, child.id(), path.display());
