@@ -185,6 +185,18 @@ impl Record {
         }
     }
 
+    /// Whether another state of the same circuit stands where this one does, among those of its home.
+    pub(super) fn has_place_of(&self, other: &Self) -> bool {
+        let home = self.home();
+        home == other.home()
+            && match home {
+                // The order is that of their last use, to the tick.
+                Home::Passing | Home::Known => self.touched == other.touched,
+                Home::Banned => self.banned_until == other.banned_until,
+                Home::Open => true,
+            }
+    }
+
     /// Takes a latency into the moving average, with weight 1/8.
     pub(super) fn note_latency(&mut self, sample: Duration) {
         let sample = u32::try_from(sample.as_micros()).unwrap_or(u32::MAX).max(1);

@@ -90,6 +90,10 @@ impl Table {
     /// which is returned.
     pub(super) fn put(&mut self, record: Record) -> Result<Option<Record>, Full> {
         if let Some(slot) = self.find(record.number) {
+            if self.record(slot).is_some_and(|before| before.has_place_of(&record)) {
+                self.write(slot, record);
+                return Ok(None);
+            }
             self.leave_home(slot);
             self.write(slot, record);
             self.enter_home(slot);
@@ -369,7 +373,9 @@ mod tests {
             capacity in 1u32..12,
         ) {
             let (mut table, mut model) = (Table::new(capacity), BTreeMap::new());
-            for (now, (number, open, banned_until, has_solved, kind)) in (1..).zip(steps) {
+            for (step, (number, open, banned_until, has_solved, kind)) in (3..).zip(steps) {
+                // Some in the same tick, as it is where a circuit sends many requests.
+                let now = step / 3;
                 if kind == 0 {
                     prop_assert_eq!(table.remove(number).map(|gone| gone.touched), model.remove(&number).map(|gone: Record| gone.touched));
                 } else {
