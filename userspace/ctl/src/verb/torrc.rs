@@ -11,7 +11,7 @@ use crate::{Failure, exit::Exit, note, say};
 /// What the configuration of the daemon does not say.
 #[derive(Debug, Args)]
 pub(super) struct Torrc {
-    /// Where tor keeps the service's keys
+    /// Tor's keys
     #[arg(long, value_name = "PATH", default_value = "/var/lib/tor/onion_service")]
     service_dir: PathBuf,
     /// The port that clients see
