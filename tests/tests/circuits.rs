@@ -475,7 +475,7 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
             "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nhealth_every_seconds = 1\n\
              queue_seconds = 30\n[circuits]\nprofile = \"gated\"\nmax_concurrent_connections = 2\n\
              table_size = 1024\npow_activation_threshold = 1.0\nshadow = [\"slow_lane\", \"vip_rate\"]\nvip_requests_per_10_seconds = 20\n\
-             paid_share = 0.0",
+             requests_per_10_seconds = 30\npaid_share = 0.0",
             backend.address()
         ),
     )
@@ -524,10 +524,10 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
     .unwrap();
     lab.must(&["circuit", "promote", "1"]).unwrap();
     let _vip = stream(1, "/slow/4000");
-    // Twenty requests within 10 s would go behind others', and would be too many even for a VIP.
-    for (circuit, whose) in [(11, "anybody"), (1, "vip")] {
+    // Twenty requests within 10 s would go behind others', and thirty would be too many even for a VIP.
+    for (circuit, whose, requests) in [(11, "anybody", 25), (1, "vip", 40)] {
         let mut stream = stream(circuit, "/");
-        for _ in 0..25 {
+        for _ in 0..requests {
             read_answer(&mut stream, &mut Vec::new()).unwrap();
             stream.write_all(get("/").as_bytes()).unwrap();
         }
@@ -747,7 +747,7 @@ fn limits_of_token_holders_relax_once_too_many_of_them_were_refused() {
         "mode = \"observe\"",
         &format!(
             "[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\n[circuits]\nprofile = \"web\"\n\
-             vip_requests_per_10_seconds = 5\nban_threshold = 255\nfalse_positive_budget = 0.4\n\
+             slow_requests_per_10_seconds = 5\nrequests_per_10_seconds = 5\nvip_requests_per_10_seconds = 5\nban_threshold = 255\nfalse_positive_budget = 0.4\n\
              false_positive_least_holders = 2",
             backend.address()
         ),

@@ -30,6 +30,13 @@ fn asked(more: &str) -> Front {
     ready(Front::start("", &format!("{ASKED}{more}")).unwrap())
 }
 
+/// Requests in 10 s, of anybody: nobody may ask for less for having paid.
+fn most_requests(most: u16) -> String {
+    ["slow_requests", "requests", "vip_requests"]
+        .map(|key| format!("{key}_per_10_seconds = {most}\n"))
+        .concat()
+}
+
 /// It knows its keys.
 fn ready(mut front: Front) -> Front {
     front.wait_for("the keys of tokens", |front| Ok(front.digest().tokens.has_key)).unwrap();
@@ -185,7 +192,7 @@ fn a_fourth_circuit_at_once_is_served_as_any_other() {
 
 #[test]
 fn limits_count_for_a_token_over_all_its_circuits() {
-    let mut front = asked("vip_requests_per_10_seconds = 9\nban_threshold = 255");
+    let mut front = asked(&format!("{}ban_threshold = 255", most_requests(9)));
     let token = earned(&front, 1);
     let mut streams: Vec<_> = (1..=3).map(|circuit| holding(&front, circuit, &token).0).collect();
     let mut refused = 0;
@@ -202,8 +209,9 @@ fn limits_count_for_a_token_over_all_its_circuits() {
 
 #[test]
 fn limits_of_holders_relax_by_one_step_and_no_others() {
-    let circuits = "vip_requests_per_10_seconds = 10\nban_threshold = 255\nmax_concurrent_per_circuit = 4";
-    let mut front = ready(Front::start("", &format!("profile = \"web\"\n{circuits}")).unwrap());
+    let circuits = "ban_threshold = 255\nmax_concurrent_per_circuit = 4";
+    let circuits = format!("profile = \"web\"\n{}{circuits}", most_requests(10));
+    let mut front = ready(Front::start("", &circuits).unwrap());
     let load = |relaxes_tokens| LoadOrder {
         ratio: 0,
         asks_puzzles: false,
@@ -341,7 +349,7 @@ fn a_ban_of_one_circuit_revokes_the_token_of_all() {
 /// What a circuit does by itself: more than even a VIP may.
 #[test]
 fn abuse_ends_in_a_ban_and_costs_the_token() {
-    let mut front = asked("vip_requests_per_10_seconds = 3\nban_threshold = 1");
+    let mut front = asked(&format!("{}ban_threshold = 1", most_requests(3)));
     let token = earned(&front, 1);
     for _ in 0..6 {
         // The last ones are reset.
@@ -429,7 +437,27 @@ fn a_backend_may_vouch_where_it_is_believed() {
     let (_held, _) = holding(&front, 2, token);
     assert_eq!(row(&mut front, 2).0, "vip");
     let digest = front.next_digest().unwrap();
-    assert_eq!((digest.tokens.issued["backend"], digest.tokens.issued["puzzle"]), (2, 0));
+    assert_eq!((digest.tokens.issued["backend"], digest.tokens.issued["puzzle"]), (1, 0));
+    // Whose circuit has a token gets no other, however often the backend vouches for it.
+    let again = front.ask(1, &get("/login")).unwrap();
+    assert_eq!(
+        (headers(&again, "set-cookie"), header(&again, "tunica-token")),
+        (vec!["s=1"], None),
+        "{again}"
+    );
+    // What a script of a page could have asked for says nothing that it could read; a program is told.
+    for (circuit, line, is_told) in [
+        (3, "Cookie: s=1\r\n", false),
+        (4, "Origin: http://example.onion\r\n", false),
+        (5, "Sec-Fetch-Mode: cors\r\n", false),
+        (6, "", true),
+    ] {
+        let answer = front.ask(circuit, &with("/login", line)).unwrap();
+        assert_eq!(headers(&answer, "set-cookie").len(), 2, "{answer}");
+        assert_eq!(header(&answer, "tunica-token").is_some(), is_told, "{line}: {answer}");
+    }
+    let tokens = front.next_digest().unwrap().tokens;
+    assert_eq!((tokens.issued["backend"], tokens.live), (5, 5));
     drop(front);
     let front = vouching("");
     let answer = front.ask(1, &get("/login")).unwrap();

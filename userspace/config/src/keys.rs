@@ -794,7 +794,7 @@ keys! {
             below: "the first request would be denied",
             above: "an attacker would not notice it",
         },
-        "The same for circuits that go past the queue.";
+        "The same for circuits that go past the queue, for a token over all its circuits; never less than `requests_per_10_seconds`, so that nobody is worse off for having paid.";
     CIRCUIT_BAN_THRESHOLD: Number = "circuits.ban_threshold",
         Absent::Default("5"),
         Number {

@@ -713,7 +713,7 @@ impl Circuits {
                 }
                 // It carries no connection, so where only another process can close it, it costs nothing here.
                 Command::Close { circuit, .. } => self.close(circuit),
-                Command::ReleaseToken { ticket, circuit } => lock(&self.admission).release(ticket, circuit),
+                Command::ReleaseToken { ticket, circuit } => self.release(ticket, circuit),
                 Command::RevokeToken { ticket } => self.revoke(ticket),
                 Command::HolderRefused { ticket } => lock(&self.admission).note_refused(ticket, now()),
             }

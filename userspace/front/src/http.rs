@@ -196,8 +196,8 @@ impl Http {
         let pulse = visit.pulse();
         pulse.enter(Phase::Exchange);
         // Before anything is asked about the request, and before anybody else reads it.
+        let reader = token::reader(request.headers());
         let not_taken = token::take(request.headers_mut()).and_then(|shown| visit.present(&shown));
-        let accepts_pages = puzzle::accepts_pages(request.headers());
         let mut said = match self.try_answer(request, visit).await {
             Ok(said) => said,
             Err(None) => return Err(Unanswered),
@@ -207,7 +207,7 @@ impl Http {
                 self.refused(refusal, retry, pulse)?
             }
         };
-        token::hand_out(said.headers_mut(), visit, accepts_pages);
+        token::hand_out(said.headers_mut(), visit, reader);
         if let Some(not_taken) = not_taken {
             said.headers_mut().insert(token::REFUSED_HEADER, HeaderValue::from_static(not_taken.label()));
         }

@@ -191,8 +191,10 @@ impl Model {
         }
         life.requests.push(now);
         let made = count(&life.requests, 20, 6, now);
+        let most_of_others = settings.requests.map_or(0, |rates| rates.deny.get());
+        let most_of_vips = u32::from(settings.vip_per_10_seconds.get().max(most_of_others));
         let word = match settings.requests {
-            _ if life.is_promoted && made >= u32::from(settings.vip_per_10_seconds.get()) => Refusal::VipRate,
+            _ if life.is_promoted && made >= most_of_vips => Refusal::VipRate,
             Some(rates) if !life.is_promoted && made >= u32::from(rates.deny.get()) => Refusal::RequestRate,
             Some(_) if !life.is_promoted && is_high && !life.has_solved && settings.asks_puzzles => {
                 Refusal::PuzzleRequired

@@ -163,6 +163,13 @@ impl Record {
         if now < self.ticket_until { Ticket::new(self.ticket) } else { None }
     }
 
+    /// Forgets the token, if a stream was refused (`why`) because it counts no longer: from now on the circuit is as any other.
+    pub(super) fn lose_token(&mut self, why: Refusal) {
+        if why == Refusal::TokenGone {
+            (self.ticket, self.ticket_until) = (0, 0);
+        }
+    }
+
     pub(super) fn is_vip(&self, now: u32) -> bool {
         self.is_promoted || self.ticket(now).is_some()
     }

@@ -696,7 +696,7 @@ fn a_solved_puzzle_gets_a_place() {
 #[test]
 fn tokens_are_limited_over_all_their_circuits() {
     let mut front =
-        Front::new(&CircuitSettings { max_concurrent_per_circuit: 500.try_into().unwrap(), ..open() });
+        Front::new(&CircuitSettings { max_concurrent_per_circuit: 700.try_into().unwrap(), ..open() });
     front.shard.set_load(high());
     let until = front.now.after(Duration::from_secs(1_800));
     let show = |front: &mut Front, number| {
@@ -709,9 +709,9 @@ fn tokens_are_limited_over_all_their_circuits() {
         [Ok(()), Ok(()), Ok(()), Err(TokenRefused::InUse), Ok(())]
     );
     let mut turn = (1..=3).cycle();
-    assert_eq!(until_refused(|| front.request(turn.next().unwrap()).word, 500), (199, Refusal::VipRate));
+    assert_eq!(until_refused(|| front.request(turn.next().unwrap()).word, 700), (599, Refusal::VipRate));
     // Connections are counted apart, and the puzzle is not asked.
-    assert_eq!(until_refused(|| front.visit(turn.next().unwrap()), 500), (199, Refusal::VipRate));
+    assert_eq!(until_refused(|| front.visit(turn.next().unwrap()), 700), (599, Refusal::VipRate));
     // A circuit that tor closed makes room for another.
     front.shard.forget(circuit(2));
     let commands = front.shard.take_commands();
@@ -734,6 +734,7 @@ fn a_holder_counts_once_a_minute_and_meets_relaxed_limits_alone() {
     let settings = CircuitSettings {
         max_concurrent_per_circuit: 4.try_into().unwrap(),
         vip_per_10_seconds: 10.try_into().unwrap(),
+        requests: None,
         ..open()
     };
     let holders = |front: &Front| {
@@ -789,9 +790,13 @@ fn a_ban_revokes_its_token() {
         Command::Ban { .. } | Command::Close { .. } | Command::ReleaseToken { .. } => None,
         Command::HolderRefused { .. } => None,
     });
-    // Until its circuits are told they are refused, not served as VIPs.
+    // A circuit that was not told is refused once, not served as a VIP, and from then on it is as any other.
+    let (other, since) = (front.shard.clone(), front.now);
     assert_eq!(front.admission.revoke(ticket.unwrap(), front.now), [circuit(1), circuit(2)]);
-    assert_eq!((front.request(2).word, front.visit(2)), (Refusal::TokenGone, Refusal::TokenGone));
+    assert_eq!((front.request(2).word, front.visit(2)), (Refusal::TokenGone, Refusal::Served));
+    assert_eq!(front.connect(2).lane, Lane::Normal);
+    (front.shard, front.now) = (other, since);
+    assert_eq!((front.visit(2), front.request(2).word), (Refusal::TokenGone, Refusal::Served));
     front.shard.promote(circuit(2), front.now);
     front.shard.unbind(circuit(2), front.now);
     assert_eq!((front.request(2).word, front.visit(2)), (Refusal::Served, Refusal::Served));
@@ -802,6 +807,37 @@ fn a_ban_revokes_its_token() {
     assert_eq!(front.admission.revoked().collect::<Vec<_>>(), [(TokenId(7), until)]);
     front.admission.advance(until);
     assert_eq!(front.admission.revoked().count(), 0);
+}
+
+#[test]
+fn a_circuit_without_a_connection_yields_its_place_at_a_token_and_no_other() {
+    let mut front = Front::new(&open());
+    let until = front.now.after(Duration::from_secs(1_800));
+    let mut show = |front: &mut Front, token, number| {
+        let ticket = front.admission.present(TokenId(token), circuit(number), until, front.now).unwrap();
+        front.shard.bind(circuit(number), ticket, until, front.now);
+        ticket
+    };
+    let ticket = show(&mut front, 7, 1);
+    assert_eq!(front.connect(1).word, Refusal::Served);
+    assert!(front.shard.uses(circuit(1), ticket, front.now));
+    assert!(!front.shard.yields(circuit(1), ticket, front.now), "it carries a connection");
+    front.close_all();
+    // The word of a release that was under way is late: the circuit came back.
+    let other = show(&mut front, 8, 1);
+    assert_eq!(front.shard.take_commands(), [Command::ReleaseToken { ticket, circuit: circuit(1) }]);
+    assert!(!front.shard.uses(circuit(1), ticket, front.now));
+    assert_eq!(show(&mut front, 7, 1), ticket);
+    assert!(
+        front.shard.uses(circuit(1), ticket, front.now) && !front.shard.uses(circuit(1), other, front.now)
+    );
+    // It has gone over to another token, or was never seen: nothing to take from it.
+    assert!(
+        front.shard.yields(circuit(1), other, front.now) && front.shard.yields(circuit(5), ticket, front.now)
+    );
+    assert!(front.shard.uses(circuit(1), ticket, front.now));
+    assert!(front.shard.yields(circuit(1), ticket, front.now));
+    assert!(!front.shard.look(circuit(1), front.now).unwrap().has_token);
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub struct CircuitSettings {
     pub bytes: Option<Budget>,
     /// CPU time of the front that it may cost, nanoseconds; `None`: off.
     pub cpu: Option<Budget>,
-    /// The request of a VIP within 10 s that is denied, and all that follow; the same for a token's connections.
+    /// The request of a VIP within 10 s that is denied, and all that follow, as far as [`Self::vip_rate`] does not allow more.
     pub vip_per_10_seconds: NonZeroU16,
     /// How many circuits may use one token at once.
     pub circuits_per_token: NonZeroU8,
@@ -152,9 +152,16 @@ impl CircuitSettings {
     /// Allowed `pow_difficulty`, leading zero bits.
     pub const POW_DIFFICULTY: RangeInclusive<u8> = 8..=24;
 
+    /// The request of a VIP within 10 s that is denied, and all that follow: [`Self::vip_per_10_seconds`], and no less than what
+    /// any other circuit may ask for. Otherwise who paid would be worse off than who did not.
+    pub fn vip_rate(&self) -> NonZeroU16 {
+        let limit = self.vip_per_10_seconds;
+        self.requests.map_or(limit, |rates| limit.max(rates.deny))
+    }
+
     /// The request of a token within 10 s, or its connection, that is denied.
     pub fn token_per_10_seconds(&self) -> NonZeroU16 {
-        let limit = self.vip_per_10_seconds;
+        let limit = self.vip_rate();
         if self.relaxes_tokens { relaxed(limit) } else { limit }
     }
 
@@ -274,6 +281,18 @@ mod tests {
         assert_eq!(row(CircuitSettings::messenger(ladder())), (10, 15, 0, None, false, false));
         assert_eq!(row(CircuitSettings::gated(ladder())), (10, 15, 10, Some((20, 50)), true, true));
         assert_eq!(row(CircuitSettings::web(ladder())), (0, 32, 100, Some((200, 600)), true, false));
+    }
+
+    #[test]
+    fn who_paid_may_ask_for_no_less_than_who_did_not() {
+        let tokens = |settings: CircuitSettings| {
+            let relaxed = CircuitSettings { relaxes_tokens: true, ..settings.clone() };
+            [settings.vip_rate(), settings.token_per_10_seconds(), relaxed.token_per_10_seconds()]
+                .map(NonZeroU16::get)
+        };
+        assert_eq!(tokens(CircuitSettings::messenger(ladder())), [200, 200, 300]);
+        assert_eq!(tokens(CircuitSettings::gated(ladder())), [200, 200, 300]);
+        assert_eq!(tokens(CircuitSettings::web(ladder())), [600, 600, 900]);
     }
 
     #[test]

@@ -66,7 +66,8 @@ pub enum Command {
         /// Why.
         why: Refusal,
     },
-    /// Call [`super::Admission::release`].
+    /// Call [`super::Admission::release`], unless [`CircuitShard::uses`] says that the circuit took up the token again, and let nobody
+    /// come between the two.
     ReleaseToken {
         /// Which token.
         ticket: Ticket,
@@ -225,6 +226,7 @@ impl CircuitShard {
                 Arrival { ruling, hold: Some(hold), ends: admitted.ends }
             }
             Err(denied) => {
+                record.lose_token(denied.why);
                 let is_banned = self.offend(&mut record, denied.why, now);
                 let ruling = self.ruling(&record, denied.why, denied.retry_after, now);
                 let ruling = if is_banned { banned(&record, now).unwrap_or(ruling) } else { ruling };
@@ -248,7 +250,7 @@ impl CircuitShard {
         record.recent_requests.add(record.touched);
         record.requests = record.requests.saturating_add(1);
         let finding = match record.ticket(record.touched) {
-            Some(ticket) => match token(ticket) {
+            Some(ticket) => match token(ticket).inspect_err(|denied| record.lose_token(denied.why)) {
                 Err(denied) if self.shadows.acts(denied.why, true) => {
                     Finding { word: denied.why, retry_after: denied.retry_after }
                 }
@@ -336,7 +338,27 @@ impl CircuitShard {
         }
     }
 
-    /// Its token counts no longer, or is needed elsewhere. What else it is stays.
+    /// Whether it uses this token, in force or not.
+    pub fn uses(&self, circuit: CircuitId, ticket: Ticket, now: Monotime) -> bool {
+        self.known(circuit, now).is_some_and(|record| Ticket::new(record.ticket) == Some(ticket))
+    }
+
+    /// Another circuit wants its place at a token. Returns whether it uses the token no longer, because it carries no connection,
+    /// or did not use it: then the caller, who lets nobody else come between, calls [`super::Admission::release`].
+    pub fn yields(&mut self, circuit: CircuitId, ticket: Ticket, now: Monotime) -> bool {
+        let Some(mut record) = self.known(circuit, now) else { return true };
+        if Ticket::new(record.ticket) != Some(ticket) {
+            return true;
+        }
+        if record.open > 0 {
+            return false;
+        }
+        (record.ticket, record.ticket_until) = (0, 0);
+        self.store(record);
+        true
+    }
+
+    /// Its token counts no longer. What else it is stays.
     pub fn unbind(&mut self, circuit: CircuitId, now: Monotime) {
         if let Some(mut record) = self.known(circuit, now) {
             (record.ticket, record.ticket_until) = (0, 0);

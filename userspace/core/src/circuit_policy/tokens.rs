@@ -27,6 +27,8 @@ pub const MOST_TOKENS: u32 = 16_384;
 
 /// Over 10 s.
 type TokenRing = Ring<u32, 6, 20>;
+/// So long after its last use nothing is counted in the rings of a token: 12 s, a whole turn of them, in ticks.
+const FORGOTTEN: u32 = 6 * 20;
 
 /// What tells one token from another; the caller draws it from the verified token. It says nothing about a visitor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,7 +56,7 @@ pub enum TokenRefused {
     /// As many circuits use it as may.
     #[error("the token is in use by as many circuits as may use it at once")]
     InUse,
-    /// [`MOST_TOKENS`] are in use.
+    /// [`MOST_TOKENS`] are in use, and each of them by a circuit or within the last 12 s.
     #[error("as many tokens are in use as can be counted")]
     TooMany,
 }
@@ -90,11 +92,14 @@ impl TokenRefused {
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Tokens {
+    most: u32,
     by_ticket: BTreeMap<Ticket, Token>,
     tickets: BTreeMap<TokenId, Ticket>,
     by_expiry: BTreeSet<(Monotime, Ticket)>,
+    /// Those that no circuit uses, by the tick of their last use ([`Token::turned`]): what gives way to others.
+    unused: BTreeSet<(u32, Ticket)>,
     last: u32,
     revoked: Revoked,
     holders: Holders,
@@ -113,7 +118,27 @@ struct Token {
     requests: TokenRing,
 }
 
+impl Default for Tokens {
+    fn default() -> Self {
+        Self::new(MOST_TOKENS)
+    }
+}
+
 impl Tokens {
+    /// None is in use; at most `most` are at once.
+    fn new(most: u32) -> Self {
+        Self {
+            most,
+            by_ticket: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+            by_expiry: BTreeSet::new(),
+            unused: BTreeSet::new(),
+            last: 0,
+            revoked: Revoked::default(),
+            holders: Holders::default(),
+        }
+    }
+
     pub(super) fn len(&self) -> u32 {
         self.by_ticket.len() as u32
     }
@@ -142,10 +167,11 @@ impl Tokens {
             if token.circuits.len() >= usize::from(most_circuits.min(MOST_CIRCUITS_PER_TOKEN)) {
                 return Err(TokenRefused::InUse);
             }
+            self.unused.remove(&(token.turned, ticket));
             token.circuits.push(circuit);
             return Ok(ticket);
         }
-        if self.len() >= MOST_TOKENS {
+        if self.len() >= self.most && !self.drop_unused(now) {
             return Err(TokenRefused::TooMany);
         }
         let number = self.last.checked_add(1).ok_or(TokenRefused::TooMany)?;
@@ -191,7 +217,18 @@ impl Tokens {
     pub(super) fn release(&mut self, ticket: Ticket, circuit: CircuitId) {
         if let Some(token) = self.by_ticket.get_mut(&ticket) {
             token.circuits.retain(|other| *other != circuit);
+            if token.circuits.is_empty() {
+                self.unused.insert((token.turned, ticket));
+            }
         }
+    }
+
+    /// Makes room: forgets the token that is unused for longest, if nothing would be different had it never been used. Returns
+    /// whether there was one. Whoever shows it again uses it again.
+    fn drop_unused(&mut self, now: Monotime) -> bool {
+        let longest = self.unused.first().copied();
+        let idle = longest.filter(|(used, _)| tick(now).saturating_sub(*used) >= FORGOTTEN);
+        idle.is_some_and(|(_, ticket)| self.remove(ticket).is_some())
     }
 
     /// The circuits that use a token; none where nobody does.
@@ -222,8 +259,9 @@ impl Tokens {
         self.revoked.iter()
     }
 
-    /// Forgets every token in use, because no key makes them good any more.
+    /// Forgets every token, in use or revoked, because no key makes them good any more.
     pub(super) fn forget_all(&mut self) -> Vec<CircuitId> {
+        self.revoked = Revoked::default();
         let tickets: Vec<_> = self.by_ticket.keys().copied().collect();
         tickets
             .into_iter()
@@ -236,12 +274,16 @@ impl Tokens {
         let token = self.by_ticket.remove(&ticket)?;
         self.tickets.remove(&token.id);
         self.by_expiry.remove(&(token.until, ticket));
+        self.unused.remove(&(token.turned, ticket));
         Some(token)
     }
 
     pub(super) fn begin(&mut self, generation: TorGeneration) {
-        for token in self.by_ticket.values_mut() {
+        for (ticket, token) in &mut self.by_ticket {
             token.circuits.retain(|circuit| circuit.generation() >= generation);
+            if token.circuits.is_empty() {
+                self.unused.insert((token.turned, *ticket));
+            }
         }
     }
 
@@ -262,6 +304,9 @@ impl Tokens {
         let now = now.max(token.turned);
         token.connections.turn(token.turned, now);
         token.requests.turn(token.turned, now);
+        if self.unused.remove(&(token.turned, ticket)) {
+            self.unused.insert((now, ticket));
+        }
         token.turned = now;
         Ok(token)
     }
@@ -288,5 +333,124 @@ fn count(
 impl fmt::Debug for TokenId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("TokenId(scrubbed)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, time::Duration};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: Monotime = Monotime(1_000_000_000_000);
+
+    fn circuit(number: u32) -> CircuitId {
+        CircuitId::new(TorGeneration(1), NonZeroU32::new(number).unwrap())
+    }
+
+    fn at(milliseconds: u64) -> Monotime {
+        START.after(Duration::from_millis(milliseconds))
+    }
+
+    #[test]
+    fn tokens_that_nobody_uses_give_way_once_nothing_of_them_counts() {
+        let mut tokens = Tokens::new(2);
+        let limit = NonZeroU16::MAX;
+        let until = at(1_800_000);
+        let mut show = |tokens: &mut Tokens, token, number, after| {
+            tokens.present(TokenId(token), circuit(number), until, 3, at(after))
+        };
+        let first = show(&mut tokens, 1, 1, 0).unwrap();
+        let second = show(&mut tokens, 2, 2, 0).unwrap();
+        tokens.release(first, circuit(1));
+        tokens.release(second, circuit(2));
+        // Who counted last goes last, also where the count came after the circuit had left.
+        assert_eq!(tokens.request(first, limit, tick(at(1_000))), Ok(()));
+        assert_eq!(show(&mut tokens, 3, 3, 11_900), Err(TokenRefused::TooMany));
+        let third = show(&mut tokens, 3, 3, 12_000).unwrap();
+        assert_eq!(tokens.users(TokenId(2)), None);
+        assert_eq!(show(&mut tokens, 4, 4, 12_900), Err(TokenRefused::TooMany));
+        // In use again, so it stays; the other is used by a circuit, however quiet it is.
+        assert_eq!(show(&mut tokens, 1, 1, 12_950), Ok(first));
+        assert_eq!(show(&mut tokens, 4, 4, 900_000), Err(TokenRefused::TooMany));
+        // Circuits of a tor that is gone use nothing.
+        tokens.begin(TorGeneration(2));
+        assert!(show(&mut tokens, 4, 4, 900_000).is_ok());
+        assert_eq!((tokens.users(TokenId(1)), tokens.len()), (None, 2));
+        assert_eq!(tokens.users(TokenId(3)), Some((third, &[][..])));
+        // What gave way is as good as before, and as bad if it was revoked.
+        tokens.learn_revoked(TokenId(2), until, at(900_000));
+        assert_eq!(show(&mut tokens, 2, 2, 990_000), Err(TokenRefused::Revoked));
+        assert!(show(&mut tokens, 1, 1, 990_000).is_ok());
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Show(u128, u32),
+        Release(u128, u32),
+        Use(u128),
+        Revoke(u128),
+        Begin(u64),
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0u128..8, 1u32..6).prop_map(|(token, number)| Step::Show(token, number)),
+            4 => (0u128..8, 1u32..6).prop_map(|(token, number)| Step::Release(token, number)),
+            3 => (0u128..8).prop_map(Step::Use),
+            1 => (0u128..8).prop_map(Step::Revoke),
+            1 => (1u64..3).prop_map(Step::Begin),
+            4 => (0u64..8_000).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        /// For all sequences, memory is bounded, exactly those that no circuit uses may give way, one that is refused room finds
+        /// each of the others in use or used lately, and no use is forgotten while it counts.
+        #[test]
+        fn only_what_nobody_uses_gives_way(steps in prop::collection::vec(step(), 1..120)) {
+            const MOST: u32 = 3;
+            let (mut tokens, mut after, mut uses) = (Tokens::new(MOST), 0, BTreeMap::new());
+            for step in steps {
+                let now = at(after);
+                let ticket = |tokens: &Tokens, token| tokens.tickets.get(&TokenId(token)).copied();
+                match step {
+                    Step::Show(token, number) => {
+                        let shown = tokens.present(TokenId(token), circuit(number), at(after + 2_000_000), 3, now);
+                        if shown == Err(TokenRefused::TooMany) {
+                            prop_assert!(tokens.by_ticket.values().all(|token| !token.circuits.is_empty()
+                                || tick(now) - token.turned < FORGOTTEN));
+                        }
+                    }
+                    Step::Release(token, number) => {
+                        ticket(&tokens, token).into_iter().for_each(|ticket| tokens.release(ticket, circuit(number)));
+                    }
+                    Step::Use(token) => {
+                        if let Some(ticket) = ticket(&tokens, token) {
+                            prop_assert_eq!(tokens.request(ticket, NonZeroU16::MAX, tick(now)), Ok(()));
+                            uses.insert(ticket, (after, token));
+                        }
+                    }
+                    Step::Revoke(token) => {
+                        tokens.learn_revoked(TokenId(token), at(after + 2_000_000), now);
+                    }
+                    Step::Begin(generation) => tokens.begin(TorGeneration(generation)),
+                    Step::Wait(wait) => after += wait,
+                }
+                prop_assert!(tokens.len() <= MOST);
+                let unused: BTreeSet<_> = tokens.by_ticket.iter()
+                    .filter(|(_, token)| token.circuits.is_empty())
+                    .map(|(ticket, token)| (token.turned, *ticket))
+                    .collect();
+                prop_assert_eq!(&unused, &tokens.unused);
+                for (ticket, (_, token)) in uses.iter().filter(|(_, (used, _))| after - used < 10_000) {
+                    let is_over = tokens.revoked.contains(TokenId(*token), at(after + 2_000_000));
+                    prop_assert!(is_over || tokens.by_ticket.contains_key(ticket), "{token}");
+                }
+            }
+        }
     }
 }

@@ -75,7 +75,7 @@ impl Haproxy {
         let number = |number: std::num::NonZeroU8| u32::from(number.get());
         let http = HttpRules {
             rates: circuits.requests.map(|rates| (rates.slow.get().into(), rates.deny.get().into())),
-            vip_rate: circuits.vip_per_10_seconds.get().into(),
+            vip_rate: circuits.vip_rate().get().into(),
             post_path: circuits.restricts_methods.then(|| ingress.post_path.clone()),
             health_path: ingress.health_path.clone(),
             request: ingress.request,

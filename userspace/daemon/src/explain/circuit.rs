@@ -178,7 +178,7 @@ impl Known<'_> {
             let most = if self.has_token() {
                 settings.token_per_10_seconds().get()
             } else {
-                settings.vip_per_10_seconds.get()
+                settings.vip_rate().get()
             };
             let what = "requests in 10 s, going past the queue";
             limits.push(limit(
@@ -578,7 +578,7 @@ mod tests {
         let holder = CircuitRow { state: "vip".to_owned(), ..holder };
         let holder = Known { row: Some(&holder), settings: &relaxed, ..known };
         let limits = explain(&holder).unwrap().limits;
-        assert_eq!(limits.iter().map(|limit| limit.limit).collect::<Vec<_>>(), [48, 300]);
+        assert_eq!(limits.iter().map(|limit| limit.limit).collect::<Vec<_>>(), [48, 900]);
         let messenger = CircuitSettings { requests: None, ..settings.clone() };
         assert_eq!(explain(&Known { settings: &messenger, ..known }).unwrap().limits.len(), 2);
     }

@@ -1,7 +1,8 @@
 //! Tokens: what a circuit that paid, or that a backend vouches for, is handed to show on its next circuits.
 //!
-//! Keys come from the daemon, which keeps them over any restart ([`tunica_core::token_keys`]). Of a token nothing is kept
-//! until it is shown, and then for as long as it lives, by [`tunica_core::circuit_policy::Admission`]: which circuits use it, and how much.
+//! Keys come from the daemon, which keeps them over any restart ([`tunica_core::token_keys`]). What is kept of a token is in
+//! [`tunica_core::circuit_policy::Admission`], from when it is handed out, or shown, for as long as it lives or until its room is
+//! needed: which circuits use it, and how much.
 //!
 //! A circuit uses a token for as long as it has an open connection. One without makes room for another, for circuits end
 //! without a word, and a visitor must not be kept out by his own dead ones.
@@ -18,7 +19,7 @@ use tunica_api::front::{
     MOST_NEWLY_REVOKED, RevokedToken, TOKEN_GRANTS, TOKEN_IN_FORCE, TokenOrder, Tokens as Counted,
 };
 use tunica_core::{
-    circuit_policy::{Lane, Place, TokenId, TokenRefused},
+    circuit_policy::{Lane, Place, Ticket, TokenId, TokenRefused},
     id::CircuitId,
     time::Monotime,
 };
@@ -54,7 +55,18 @@ pub(super) struct Shown {
     text: Vec<u8>,
     outcome: Option<Outcome>,
     /// To be handed out with the next answer.
-    granted: Option<Token>,
+    granted: Option<Granted>,
+}
+
+/// A token that was made, and by whose word.
+#[derive(Clone, Copy, Debug)]
+pub struct Granted {
+    /// To be told to the client alone.
+    pub token: Token,
+    /// How long it is good, seconds.
+    pub seconds: u64,
+    /// Why it was made.
+    pub by: GrantedBy,
 }
 
 /// Until when it counts, or why it does not.
@@ -118,15 +130,17 @@ impl Stay {
         self.circuits.present(&self.visit, text, Clock::now())
     }
 
-    /// A backend vouches for the client: its circuit goes past the queue, and it gets a token with the answer.
+    /// A backend vouches for the client: its circuit goes past the queue, and it gets a token with the answer, unless the circuit
+    /// uses one already. Otherwise each answer would be another allowance of requests, and its ban would cost the last alone.
     pub fn vouch(&self) {
         self.circuits.grant(&self.visit, GrantedBy::Backend, Clock::now());
     }
 
-    /// What was handed out since this was last asked, and how many seconds it is good.
-    pub fn take_token(&self) -> Option<(Token, u64)> {
-        let token = lock(&self.visit.shown).granted.take()?;
-        Some((token, token.expires().0.saturating_sub(Clock::now().wall.0)))
+    /// What was handed out since this was last asked.
+    pub fn take_token(&self) -> Option<Granted> {
+        let granted = lock(&self.visit.shown).granted.take()?;
+        let seconds = granted.token.expires().0.saturating_sub(Clock::now().wall.0);
+        Some(Granted { seconds, ..granted })
     }
 }
 
@@ -171,24 +185,26 @@ impl Circuits {
         self.shard(circuit).and_then(|shard| shard.look(circuit, now)).is_some_and(|facts| facts.has_token)
     }
 
-    /// Hands out a token, which the circuit uses from now on. False: there is no key, or no room for it.
+    /// Hands out a token, which the circuit uses from now on. False: there is no key, no room for it, or the circuit has one in
+    /// force and nobody paid for another.
     pub(super) fn grant(&self, visit: &Visit, by: GrantedBy, clock: Clock) -> bool {
         let Some(keys) = self.tokens.keys() else { return false };
         let id = self.challenges.token_id();
         let expires = clock.wall.after(self.settings.token_life.as_secs());
         let (token, id) = (keys.issue(expires, id), TokenId(u128::from_be_bytes(id.0)));
         let until = ends(token.expires(), clock);
-        if self.bind(visit.hold.circuit(), id, until, clock.mono) != Some(Ok(())) {
+        let (place, takes_over) = match by {
+            GrantedBy::Puzzle => (0, true),
+            GrantedBy::Backend => (1, false),
+        };
+        if self.try_to_bind(visit.hold.circuit(), id, until, takes_over, clock.mono) != Some(Ok(())) {
             return false;
         }
-        let place = match by {
-            GrantedBy::Puzzle => 0,
-            GrantedBy::Backend => 1,
-        };
         if let Some(count) = self.tokens.issued.get(place) {
             count.fetch_add(1, Relaxed);
         }
-        lock(&visit.shown).granted = Some(token);
+        let seconds = self.settings.token_life.as_secs();
+        lock(&visit.shown).granted = Some(Granted { token, seconds, by });
         self.has_paid(visit, Lane::Vip);
         true
     }
@@ -201,33 +217,47 @@ impl Circuits {
         until: Monotime,
         now: Monotime,
     ) -> Option<Result<(), TokenRefused>> {
-        let bound = self.try_to_bind(circuit, token, until, now)?;
+        let bound = self.try_to_bind(circuit, token, until, true, now)?;
         if bound != Err(TokenRefused::InUse) {
             return Some(bound);
         }
         let users = lock(&self.admission).token_users(token).map(|(ticket, users)| (ticket, users.to_vec()));
         let (ticket, users) = users?;
-        let is_idle = |circuit: &CircuitId| {
-            let facts = self.shard(*circuit).and_then(|shard| shard.look(*circuit, now));
-            facts.is_none_or(|facts| facts.open == 0)
+        let yields = |user: &CircuitId| {
+            let Some(mut shard) = self.shard(*user) else { return false };
+            let yields = shard.yields(*user, ticket, now);
+            if yields {
+                lock(&self.admission).release(ticket, *user);
+            }
+            yields
         };
-        let Some(idle) = users.into_iter().find(is_idle) else { return Some(bound) };
-        if let Some(mut shard) = self.shard(idle) {
-            shard.unbind(idle, now);
+        if !users.iter().any(yields) {
+            return Some(bound);
         }
-        lock(&self.admission).release(ticket, idle);
-        self.try_to_bind(circuit, token, until, now)
+        self.try_to_bind(circuit, token, until, true, now)
     }
 
+    /// A circuit uses a token no longer, unless it took it up again meanwhile: that takes both locks as well.
+    pub(super) fn release(&self, ticket: Ticket, circuit: CircuitId) {
+        if let Some(shard) = self.shard(circuit)
+            && !shard.uses(circuit, ticket, super::now())
+        {
+            lock(&self.admission).release(ticket, circuit);
+        }
+    }
+
+    /// `None`: the circuit is banned, or has a token in force that this one may not take over from.
     fn try_to_bind(
         &self,
         circuit: CircuitId,
         token: TokenId,
         until: Monotime,
+        takes_over: bool,
         now: Monotime,
     ) -> Option<Result<(), TokenRefused>> {
         let mut shard = self.shard(circuit)?;
-        if shard.look(circuit, now).is_some_and(|facts| facts.banned_for.is_some()) {
+        let facts = shard.look(circuit, now);
+        if facts.is_some_and(|facts| facts.banned_for.is_some() || (facts.has_token && !takes_over)) {
             return None;
         }
         let presented = lock(&self.admission).present(token, circuit, until, now);
@@ -248,7 +278,7 @@ impl Circuits {
     }
 
     /// A circuit was banned or demoted: its token counts nowhere any more.
-    pub(super) fn revoke(&self, ticket: tunica_core::circuit_policy::Ticket) {
+    pub(super) fn revoke(&self, ticket: Ticket) {
         let now = super::now();
         let circuits = lock(&self.admission).revoke(ticket, now);
         self.tokens.revoked.fetch_add(1, Relaxed);

@@ -7,9 +7,13 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 
-use crate::circuits::Stay;
+use super::puzzle;
+use crate::circuits::{
+    Stay,
+    tokens::{Granted, GrantedBy},
+};
 
-/// Of a request: the token. Of an answer: one to show from now on, for clients that accept no pages.
+/// Of a request: the token. Of an answer: one to show from now on, for programs.
 pub const TOKEN_HEADER: HeaderName = HeaderName::from_static("tunica-token");
 /// Of an answer: why the token of the request was not taken, as
 /// [`TokenRefused`](tunica_core::circuit_policy::TokenRefused) has it.
@@ -79,13 +83,51 @@ pub(super) fn cleanse(headers: &mut HeaderMap, may_grant: bool) -> bool {
     may_grant && headers.remove(GRANT_HEADER).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(VIP))
 }
 
-/// Adds to an answer what was handed out meanwhile. Scripts of a page cannot read the cookie; who accepts no pages gets a header
-/// as well.
-pub(super) fn hand_out(headers: &mut HeaderMap, visit: &Stay, accepts_pages: bool) {
-    let Some((token, seconds)) = visit.take_token() else { return };
+/// Who reads the headers of the answer, as far as the request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// A browser, for its visitor: it accepts pages.
+    Visitor,
+    /// A script of a page may: the request has what browsers add to those of scripts (`Origin` of the Fetch standard, headers of
+    /// Fetch Metadata), or a cookie, so somebody keeps cookies there.
+    Script,
+    /// A program.
+    Program,
+}
+
+/// Whoever sent a request with these headers; ask before [`take`].
+pub(super) fn reader(headers: &HeaderMap) -> Reader {
+    let is_of_script = |name: &HeaderName| {
+        *name == header::COOKIE || *name == header::ORIGIN || name.as_str().starts_with("sec-fetch-")
+    };
+    if puzzle::accepts_pages(headers) {
+        Reader::Visitor
+    } else if headers.keys().any(is_of_script) {
+        Reader::Script
+    } else {
+        Reader::Program
+    }
+}
+
+/// Whether a token is told by a header besides the cookie, which scripts cannot read. Who solves a puzzle earned the token
+/// itself; a backend's is for the visitor, whom a script may not rob.
+const fn tells(reader: Reader, by: GrantedBy) -> bool {
+    match (reader, by) {
+        (Reader::Program, GrantedBy::Puzzle | GrantedBy::Backend) | (Reader::Script, GrantedBy::Puzzle) => {
+            true
+        }
+        (Reader::Visitor, GrantedBy::Puzzle | GrantedBy::Backend) | (Reader::Script, GrantedBy::Backend) => {
+            false
+        }
+    }
+}
+
+/// Adds to an answer what was handed out meanwhile: a cookie, and for some a header as well ([`tells`]).
+pub(super) fn hand_out(headers: &mut HeaderMap, visit: &Stay, reader: Reader) {
+    let Some(Granted { token, seconds, by }) = visit.take_token() else { return };
     let cookie = format!("{COOKIE}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict");
     let mut parts = vec![(header::SET_COOKIE, cookie)];
-    if !accepts_pages {
+    if tells(reader, by) {
         parts.push((TOKEN_HEADER, token.to_string()));
     }
     for (name, value) in parts {
@@ -140,6 +182,26 @@ mod tests {
             assert_eq!(take(&mut headers).as_deref(), token.map(str::as_bytes), "{lines:?}");
             let left: Vec<_> = left.iter().map(|line| line.as_bytes()).collect();
             assert_eq!(cookies(&headers), left, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_backends_token_is_told_to_no_script() {
+        for (lines, reader, by_puzzle, by_backend) in [
+            (&[][..], Reader::Program, true, true),
+            (&[("accept", "*/*")], Reader::Program, true, true),
+            (&[("accept", "text/html"), ("origin", "http://a.onion")], Reader::Visitor, false, false),
+            (&[("cookie", "s=1")], Reader::Script, true, false),
+            (&[("cookie", "tunica_token=T")], Reader::Script, true, false),
+            (&[("origin", "null")], Reader::Script, true, false),
+            (&[("sec-fetch-mode", "cors"), ("accept", "*/*")], Reader::Script, true, false),
+            (&[("sec-fetch-dest", "empty")], Reader::Script, true, false),
+        ] {
+            let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+            let found = super::reader(&request(&lines));
+            assert_eq!(found, reader, "{lines:?}");
+            let told = [GrantedBy::Puzzle, GrantedBy::Backend].map(|by| tells(found, by));
+            assert_eq!(told, [by_puzzle, by_backend], "{lines:?}");
         }
     }
 

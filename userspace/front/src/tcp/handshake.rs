@@ -60,7 +60,7 @@ pub async fn ask(
     match stay.redeem(challenge, nonce, Kind::Tcp) {
         Outcome::Paid => {
             let token = stay.take_token().filter(|_| wish == WANTED);
-            let token = token.map_or_else(String::new, |(token, _)| format!(" {token}"));
+            let token = token.map_or_else(String::new, |granted| format!(" {}", granted.token));
             Ok((format!("{ACCEPTED}{token}\n"), rest))
         }
         // There is no waiting room over TCP, so this does not come about.

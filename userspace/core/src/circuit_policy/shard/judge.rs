@@ -86,7 +86,7 @@ pub(super) fn request(
         (count >= limit).then(|| Finding { word, retry_after: span(free.saturating_sub(now)) })
     };
     if record.is_vip(now) {
-        let limit = settings.vip_per_10_seconds.get();
+        let limit = settings.vip_rate().get();
         let over = over(u32::from(limit), Refusal::VipRate);
         return over.filter(|finding| acts(finding.word)).unwrap_or_else(served);
     }
