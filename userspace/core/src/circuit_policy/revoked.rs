@@ -4,10 +4,13 @@
 //! taken that expires no later than it: rather than trust one that was revoked, good ones are not trusted, the oldest first.
 //! Their circuits are treated as any other's, and may earn new ones.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::tokens::TokenId;
-use crate::time::Monotime;
+use crate::{time::Monotime, token_keys::MOST_LIFE};
 
 /// Most revoked tokens that are remembered, some 100 bytes each. Each was in use when it was revoked, and a token lives 30 min
 /// by default: room for two a second.
@@ -57,6 +60,13 @@ impl Revoked {
             self.floor = self.floor.max(first);
         }
         true
+    }
+
+    /// The same by the word of somebody who need not be trusted: no token lives for longer than [`MOST_LIFE`], and a second more where
+    /// clocks are rounded. Otherwise a lie would fill the memory for ever, and raise the floor beyond every good token.
+    pub fn hear(&mut self, token: TokenId, until: Monotime, now: Monotime) -> bool {
+        let latest = now.after(MOST_LIFE + Duration::from_secs(1));
+        self.add(token, until.min(latest), now)
     }
 
     /// Whether a token that expires at `until` must not be taken.
@@ -138,6 +148,22 @@ mod tests {
         assert!(!two.add(TokenId(3), Monotime(301), Monotime(301)), "it has expired by itself");
         two.forget_expired(Monotime(400));
         assert!(two.is_empty());
+    }
+
+    #[test]
+    fn who_lies_about_expiry_keeps_good_tokens_out_for_a_life_at_most() {
+        let latest = NOW.after(MOST_LIFE + Duration::from_secs(1));
+        let mut heard = Revoked::new(2);
+        for token in 1..=5 {
+            assert!(heard.hear(TokenId(token), Monotime(u64::MAX), NOW) || token > 3, "{token}");
+        }
+        assert!(heard.iter().all(|(_, until)| until == latest));
+        assert!(heard.contains(TokenId(9), latest) && !heard.contains(TokenId(9), Monotime(latest.0 + 1)));
+        heard.forget_expired(latest);
+        assert!(heard.is_empty());
+        // What is true is taken as it is.
+        assert!(heard.hear(TokenId(7), Monotime(latest.0 + 5), latest));
+        assert_eq!(heard.iter().collect::<Vec<_>>(), [(TokenId(7), Monotime(latest.0 + 5))]);
     }
 
     proptest! {

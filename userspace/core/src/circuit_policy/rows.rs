@@ -813,7 +813,7 @@ fn a_ban_revokes_its_token() {
 fn a_circuit_without_a_connection_yields_its_place_at_a_token_and_no_other() {
     let mut front = Front::new(&open());
     let until = front.now.after(Duration::from_secs(1_800));
-    let mut show = |front: &mut Front, token, number| {
+    let show = |front: &mut Front, token, number| {
         let ticket = front.admission.present(TokenId(token), circuit(number), until, front.now).unwrap();
         front.shard.bind(circuit(number), ticket, until, front.now);
         ticket

@@ -359,7 +359,7 @@ mod tests {
         let mut tokens = Tokens::new(2);
         let limit = NonZeroU16::MAX;
         let until = at(1_800_000);
-        let mut show = |tokens: &mut Tokens, token, number, after| {
+        let show = |tokens: &mut Tokens, token, number, after| {
             tokens.present(TokenId(token), circuit(number), until, 3, at(after))
         };
         let first = show(&mut tokens, 1, 1, 0).unwrap();

@@ -57,8 +57,9 @@ pub enum TokenFileError {
     },
     /// It cannot be written.
     #[error(
-        "the keys of tokens cannot be kept in {path} ({source}): after the next start of tunicad no token of now is taken; see \
-         to the directory and its space"
+        "the keys of tokens cannot be kept in {path} ({source}): after the next start of tunicad no token is taken that is made \
+         now, and what the file said before, if it is there, counts again; see to the directory and its space: it is tried again \
+         every minute"
     )]
     Write {
         /// Which file.
@@ -66,6 +67,30 @@ pub enum TokenFileError {
         /// What the system said.
         source: io::Error,
     },
+    /// Neither can it be written, nor what it said before removed.
+    #[error(
+        "{path} still holds keys that were revoked: it can neither be written ({source}) nor removed ({remove}). Until the next \
+         start of tunicad no token of theirs is taken; after it all of them are good again. See to the directory and its space, \
+         or remove the file: it is tried again every minute"
+    )]
+    Stays {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said to the new keys.
+        source: io::Error,
+        /// What it said to the removal.
+        remove: io::Error,
+    },
+}
+
+impl TokenFileError {
+    /// Whether the file does not say what is used, so that it must be written again.
+    pub const fn is_unkept(&self) -> bool {
+        match self {
+            Self::Write { .. } | Self::Stays { .. } => true,
+            Self::Read { .. } | Self::Text { .. } | Self::Open { .. } => false,
+        }
+    }
 }
 
 /// A key that nobody can guess.
@@ -104,19 +129,39 @@ pub fn read(path: &Path) -> Result<Option<TokenKeys>, TokenFileError> {
 /// # Errors
 /// [`TokenFileError::Write`].
 pub fn write(path: &Path, keys: &TokenKeys) -> Result<(), TokenFileError> {
-    let attempt = || {
-        let unfinished = path.with_extension("keys.new");
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&unfinished)?;
-        file.write_all(keys.text().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)?;
-        File::open(directory::of(path))?.sync_all()
+    attempt(path, keys).map_err(|source| TokenFileError::Write { path: path.to_owned(), source })
+}
+
+/// The same for keys that are to be the only ones: if they cannot be written, those of the file are removed, so that no start
+/// brings them back.
+///
+/// # Errors
+/// [`TokenFileError::Write`]: there is no file any more. [`TokenFileError::Stays`]: there is, with the keys of before.
+pub fn replace(path: &Path, keys: &TokenKeys) -> Result<(), TokenFileError> {
+    let Err(source) = attempt(path, keys) else { return Ok(()) };
+    let path = path.to_owned();
+    let removed = match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) => File::open(directory::of(&path)).and_then(|directory| directory.sync_all()),
+        Err(_) => Ok(()),
     };
-    attempt().map_err(|source| TokenFileError::Write { path: path.to_owned(), source })
+    Err(match removed {
+        Ok(()) => TokenFileError::Write { path, source },
+        Err(remove) => TokenFileError::Stays { path, source, remove },
+    })
+}
+
+fn attempt(path: &Path, keys: &TokenKeys) -> io::Result<()> {
+    let unfinished = path.with_extension("keys.new");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&unfinished)?;
+    file.write_all(keys.text().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    File::open(directory::of(path))?.sync_all()
 }
 
 /// The keys of the file, or new ones, and what is amiss.
@@ -188,7 +233,34 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (_, amiss) = open(&folder.path().join("none/token.keys"), NOW).unwrap();
         let amiss = amiss.unwrap();
-        assert!(matches!(amiss, TokenFileError::Write { .. }), "{amiss}");
+        assert!(matches!(amiss, TokenFileError::Write { .. }) && amiss.is_unkept(), "{amiss}");
         assert!(amiss.to_string().contains("after the next start"));
+    }
+
+    #[test]
+    fn keys_that_were_revoked_are_gone_or_said_to_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token.keys");
+        let (mut keys, _) = open(&path, NOW).unwrap();
+        keys.revoke_all(draw().unwrap(), NOW);
+        replace(&path, &keys).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(keys.clone()));
+        // Where nothing new can be written: a directory has the name of what is unfinished.
+        let unfinished = folder.path().join("token.keys.new");
+        fs::create_dir(&unfinished).unwrap();
+        keys.revoke_all(draw().unwrap(), NOW);
+        let amiss = replace(&path, &keys).unwrap_err();
+        assert!(matches!(amiss, TokenFileError::Write { .. }) && amiss.is_unkept(), "{amiss}");
+        assert_eq!(read(&path).unwrap(), None, "no start brings the old ones back");
+        // Where nothing can be removed either: a directory has the file's own name.
+        fs::create_dir(&path).unwrap();
+        let amiss = replace(&path, &keys).unwrap_err();
+        assert!(matches!(amiss, TokenFileError::Stays { .. }) && amiss.is_unkept(), "{amiss}");
+        let text = amiss.to_string();
+        assert!(text.contains(&path.display().to_string()) && text.contains("good again"), "{text}");
+        fs::remove_dir(&path).unwrap();
+        fs::remove_dir(&unfinished).unwrap();
+        replace(&path, &keys).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(keys));
     }
 }
