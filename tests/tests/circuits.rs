@@ -727,6 +727,21 @@ fn tokens_outlive_front_and_daemon_and_each_of_their_metrics_moves_by_its_cause(
     lab.must(&["token", "revoke", "--all"]).unwrap();
     becomes(&mut lab, "tunica_front_tokens", 0.0);
     assert_eq!(value(&show(7, &token).1, "tunica-token-refused"), "forged");
+    // Keys that were revoked do not come back where others cannot be written, or it is said that they do.
+    let (keys, unfinished) = (lab.path("token.keys"), lab.path("token.keys.new"));
+    // As it is wrapped at its columns.
+    let unwrapped = |said: &str| said.split_whitespace().collect::<Vec<_>>().join(" ");
+    fs::create_dir(&unfinished).unwrap();
+    let said = lab.must(&["token", "revoke", "--all"]).unwrap();
+    assert!(unwrapped(&said).contains("cannot be kept") && !keys.exists(), "{said}");
+    fs::create_dir(&keys).unwrap();
+    let failed = lab.tunica(&["token", "revoke", "--all"]).unwrap();
+    let said = unwrapped(&format!("{} {}", failed.out, failed.err));
+    assert!(failed.code != Some(0) && said.contains("all of them are good again"), "{failed:?}");
+    fs::remove_dir(&keys).unwrap();
+    fs::remove_dir(&unfinished).unwrap();
+    lab.must(&["token", "revoke", "--all"]).unwrap();
+    assert!(fs::read_to_string(&keys).unwrap().contains("current "));
     // Nothing of tokens is told to anybody who may ask, or written down.
     for text in [
         lab.tunica(&["circuits", "--json"]).unwrap().out,

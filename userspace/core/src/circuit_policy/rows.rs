@@ -871,8 +871,11 @@ fn a_token_is_revoked_by_whoever_knows_its_id_and_all_by_other_keys() {
     assert_eq!(front.admission.tokens(), 2);
     assert_eq!(front.admission.forget_tokens(), [circuit(3), circuit(3)]);
     assert_eq!((front.admission.tokens(), front.admission.next_deadline()), (0, None));
-    // Other keys make other tokens, so nothing need be remembered of those before.
-    assert!(front.admission.present(TokenId(8), circuit(3), until, front.now).is_ok());
+    // Other keys make other tokens, so nothing need be remembered of those before, revoked or not.
+    assert_eq!(front.admission.revoked().count(), 0);
+    for token in [7, 8] {
+        assert!(front.admission.present(TokenId(token), circuit(3), until, front.now).is_ok());
+    }
 }
 
 #[test]
