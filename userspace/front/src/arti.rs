@@ -2,34 +2,33 @@
 //!
 //! A rendezvous request that Arti hands over is a circuit. Arti has no numbers for circuits, so each gets one of our own, from 1
 //! on, as a tor process would give it; the generation is this process' own. A stream of it goes to a worker as one end of a pair
-//! of connected sockets, and is judged there like any stream that a tor hands over. Circuits that the policy bans, or that are to
-//! be closed, are closed here, which a client sees at once.
+//! of connected sockets, and is judged there like any stream that a tor hands over. It keeps its place there until what is to go
+//! out to the client has gone. Circuits that the policy bans, or that are to be closed, are closed here, which a client sees at
+//! once.
 //!
-//! Arti has threads of its own. It listens nowhere; its connections to the Tor network are the only ones that this process makes,
+//! Arti has threads of its own. It accepts nothing; its connections to the Tor network are the only ones that this process makes,
 //! besides those to backends and to the daemon.
 
 mod plan;
 
 use std::{
-    collections::HashMap,
     fs::{File, TryLockError},
     io,
     num::NonZeroU32,
     os::unix::net::UnixStream as StdUnixStream,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use arti_client::TorClient;
 use futures_util::StreamExt as _;
-use safelog::DisplayRedacted as _;
 use thiserror::Error;
 use tokio::{
-    io::{AsyncWriteExt, copy},
+    io::copy,
     net::UnixStream,
     runtime::{Builder, Runtime},
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, oneshot},
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
@@ -37,15 +36,18 @@ use tor_cell::relaycell::msg::Connected;
 use tor_hsservice::{RendRequest, RunningOnionService, StreamRequest, status::State};
 use tor_proto::{client::stream::DataStream, stream::IncomingStreamRequest};
 use tor_rtcompat::tokio::TokioRustlsRuntime;
-use tunica_core::{
-    id::{CircuitId, TorGeneration},
-    refusal::Refusal,
-};
+use tunica_core::{id::TorGeneration, refusal::Refusal};
 use tunica_onion::circuit::RawCircuit;
 
 pub use plan::{Plan, PlanError};
 
-use crate::{circuits::Circuits, listener, worker::Introduced};
+use crate::{
+    circuits::{self, Circuits, Closing},
+    listener,
+    outlet::send_on,
+    places::{Entered, Places},
+    worker::Introduced,
+};
 
 /// How long before what failed is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -55,9 +57,13 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 pub const WAITING: usize = 128;
 /// Fewest circuits that are held, however few connections are; each may have any number of streams, or none.
 const FEWEST_CIRCUITS: usize = 1_024;
+/// How long a client may take to be met, and then to open its first stream: it asked for the circuit because it has use for it.
+const FIRST: Duration = Duration::from_secs(30);
+/// How long a stream waits for a place with its worker.
+const PLACE: Duration = Duration::from_secs(1);
 /// How long what was handed on has to go out before its circuit is closed.
 const LINGER: Duration = Duration::from_millis(250);
-/// How long Arti has to end once no worker serves any more.
+/// How long Arti has to end at least once no worker serves any more.
 const END: Duration = Duration::from_secs(2);
 
 /// Why the service cannot be hosted.
@@ -76,6 +82,9 @@ pub enum HostError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The state directory cannot be read, or has another key by now.
+    #[error(transparent)]
+    Key(Box<PlanError>),
     /// Arti does not begin.
     #[error("Arti cannot begin")]
     Client(#[source] Box<arti_client::Error>),
@@ -102,13 +111,11 @@ impl Hosted {
     pub fn begin(
         plan: Plan,
         circuits: Arc<Circuits>,
-        generation: TorGeneration,
         workers: Vec<mpsc::Sender<Introduced>>,
         ended: impl Send + 'static,
     ) -> Result<Self, HostError> {
         // Someone else in this process may have done so; then that one serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        circuits.begin(generation);
         say(&circuits, "waiting");
         let (closer, closed) = mpsc::unbounded_channel();
         circuits.set_closer(closer);
@@ -118,8 +125,20 @@ impl Hosted {
             .build()
             .map_err(HostError::Threads)?;
         let arti = TokioRustlsRuntime::from(runtime.handle().clone());
-        let host =
-            Host { plan, circuits, generation, workers, turn: 0, next: 0, open: HashMap::new(), closed };
+        let most = plan.most_connections().saturating_mul(2).max(FEWEST_CIRCUITS);
+        let open = Open(Arc::new(Mutex::new(Places::new(most))));
+        let host = Host {
+            plan,
+            circuits,
+            generation: None,
+            workers,
+            turn: 0,
+            next: 0,
+            most,
+            is_full: false,
+            open,
+            closed,
+        };
         let task = runtime.spawn(async move {
             let _held_until_the_end = ended;
             host.run(arti).await;
@@ -127,11 +146,11 @@ impl Hosted {
         Ok(Self { runtime, task })
     }
 
-    /// Ends it once [`Circuits::drain`] was said: what is on its way goes out first, but not for long.
-    pub fn end(self) {
+    /// Ends it once [`Circuits::drain`] was said: what is on its way goes out first, for as long as `patience`.
+    pub fn end(self, patience: Duration) {
         let Self { runtime, task } = self;
         // What has not ended by then is cut.
-        let _ = runtime.block_on(async { timeout(END, task).await });
+        let _ = runtime.block_on(async { timeout(patience.max(END), task).await });
         runtime.shutdown_timeout(END);
     }
 }
@@ -139,15 +158,56 @@ impl Hosted {
 struct Host {
     plan: Plan,
     circuits: Arc<Circuits>,
-    generation: TorGeneration,
+    /// Drawn once the service is this process' for the first time: whoever hosts it later has a later one.
+    generation: Option<TorGeneration>,
     workers: Vec<mpsc::Sender<Introduced>>,
     /// Which worker is next.
     turn: usize,
     /// The number of the last circuit.
     next: u32,
-    /// Circuits that are open, and what has them closed.
-    open: HashMap<NonZeroU32, Arc<Notify>>,
-    closed: mpsc::UnboundedReceiver<CircuitId>,
+    /// Most circuits that are open.
+    most: usize,
+    /// Whether circuits had to go for others, and that was said.
+    is_full: bool,
+    open: Open,
+    closed: mpsc::UnboundedReceiver<Closing>,
+}
+
+/// What has a circuit closed.
+#[derive(Debug, Default)]
+struct Closer {
+    at_once: Notify,
+    once_done: Notify,
+}
+
+/// The circuits that are open.
+#[derive(Clone, Debug)]
+struct Open(Arc<Mutex<Places<Arc<Closer>>>>);
+
+impl Open {
+    fn places(&self) -> MutexGuard<'_, Places<Arc<Closer>>> {
+        // No step of it panics between what belongs together.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, circuits: &Circuits) {
+        let open = u64::try_from(self.places().len()).unwrap_or(u64::MAX);
+        circuits.note_arti(|arti| arti.circuits = open);
+    }
+}
+
+/// A circuit's place among those that are open, as long as its task lives.
+struct Seat {
+    number: NonZeroU32,
+    open: Open,
+    circuits: Arc<Circuits>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.open.places().leave(self.number);
+        self.open.say(&self.circuits);
+    }
 }
 
 impl Host {
@@ -182,12 +242,15 @@ impl Host {
     }
 
     /// Hosts the service until it ends by itself.
-    async fn host(
-        &mut self,
-        runtime: &TokioRustlsRuntime,
-        tasks: &mut JoinSet<NonZeroU32>,
-    ) -> Result<(), HostError> {
+    async fn host(&mut self, runtime: &TokioRustlsRuntime, tasks: &mut JoinSet<()>) -> Result<(), HostError> {
         let _lock = lock(&self.plan.lock_file()).await?;
+        // Whoever had it before may have made or taken over a key, and so may an attempt of this process that failed.
+        self.plan.learn_key().map_err(|error| HostError::Key(Box::new(error)))?;
+        if self.generation.is_none() {
+            let generation = TorGeneration(circuits::now().0);
+            self.circuits.begin(generation);
+            self.generation = Some(generation);
+        }
         let config = self.plan.client().clone();
         let client =
             TorClient::with_runtime(runtime.clone()).config(config).create_unbootstrapped_async().await;
@@ -204,10 +267,6 @@ impl Host {
         let launched = launched.map_err(|error| HostError::Launch(Box::new(error)))?;
         // It is enabled, so there is one.
         let Some((service, mut requests)) = launched else { return Ok(()) };
-        self.plan.note_key();
-        if let Some(address) = service.onion_address() {
-            tracing::debug!(message_id = "arti_address", address = %address.display_unredacted(), "the service's address");
-        }
         let circuits = Arc::clone(&self.circuits);
         let watch = watch(&service, &circuits);
         let bootstrap = async {
@@ -233,131 +292,166 @@ impl Host {
     }
 
     /// Whatever comes first of what concerns circuits that are there: one is to be closed, or one has ended.
-    async fn attend(&mut self, tasks: &mut JoinSet<NonZeroU32>) {
+    async fn attend(&mut self, tasks: &mut JoinSet<()>) {
         tokio::select! {
-            Some(circuit) = self.closed.recv() => {
-                if circuit.generation() == self.generation
-                    && let Some(close) = self.open.get(&circuit.number_for_this_node())
+            Some(Closing { circuit, is_at_once }) = self.closed.recv() => {
+                if Some(circuit.generation()) == self.generation
+                    && let Some(closer) = self.open.places().closer(circuit.number_for_this_node())
                 {
-                    close.notify_one();
+                    if is_at_once { closer.at_once.notify_one() } else { closer.once_done.notify_one() }
                 }
             }
-            Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
-                // One whose task broke off is found when its number comes again.
-                if let Ok(number) = ended {
-                    self.open.remove(&number);
-                    self.count_open();
-                }
-            }
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
             else => std::future::pending().await,
         }
     }
 
-    fn count_open(&self) {
-        let open = u64::try_from(self.open.len()).unwrap_or(u64::MAX);
-        self.circuits.note_arti(|arti| arti.circuits = open);
-    }
-
     /// A client asks for a circuit.
-    fn take(&mut self, request: RendRequest, tasks: &mut JoinSet<NonZeroU32>) {
+    fn take(&mut self, request: RendRequest, tasks: &mut JoinSet<()>) {
         self.circuits.note_arti(|arti| arti.rendezvous = arti.rendezvous.saturating_add(1));
-        if tasks.len() >= self.plan.most_connections().saturating_mul(2).max(FEWEST_CIRCUITS) {
-            self.circuits.count(Refusal::OutOfResources);
-            return;
-        }
         self.next = self.next.wrapping_add(1).max(1);
         let number = NonZeroU32::new(self.next).unwrap_or(NonZeroU32::MIN);
-        let close = Arc::new(Notify::new());
-        self.open.insert(number, Arc::clone(&close));
-        self.count_open();
+        let closer = Arc::new(Closer::default());
+        let entered = self.open.places().enter(number, Arc::clone(&closer));
+        match entered {
+            Entered::Free => {
+                // Said again once there was room for a while.
+                self.is_full &= self.open.places().len() > self.most / 2;
+            }
+            Entered::InPlaceOf(other) => {
+                other.at_once.notify_one();
+                self.say_full();
+            }
+            Entered::Full => {
+                self.say_full();
+                return;
+            }
+        }
+        self.open.say(&self.circuits);
         self.turn = self.turn.wrapping_add(1) % self.workers.len().max(1);
         let circuit = Circuit {
-            number,
+            seat: Seat { number, open: self.open.clone(), circuits: Arc::clone(&self.circuits) },
             ports: self.plan.ports(),
             idle: self.plan.idle(),
+            patience: self.plan.patience(),
             circuits: Arc::clone(&self.circuits),
             worker: self.workers.get(self.turn).cloned(),
         };
         tasks.spawn(async move {
             tokio::select! {
-                () = circuit.carry(request) => {}
+                () = circuit.carry(request, &closer.once_done) => {}
                 // All that holds the circuit is dropped with this, and so it is closed.
-                () = close.notified() => {}
+                () = closer.at_once.notified() => {}
             }
-            number
         });
+    }
+
+    fn say_full(&mut self) {
+        self.circuits.count(Refusal::OutOfResources);
+        if !std::mem::replace(&mut self.is_full, true) {
+            tracing::warn!(
+                message_id = "arti_full",
+                "{} circuits are open, and no more are held: each that comes now takes the place of the one that has been without \
+                 a stream longest, or finds none; lower arti.intro_per_second if this goes on, or raise ingress.maxconn if these are visitors",
+                self.most
+            );
+        }
     }
 }
 
 /// One circuit of a client.
 struct Circuit {
-    number: NonZeroU32,
+    seat: Seat,
     ports: Arc<[u16]>,
     /// How long it may be without a stream.
     idle: Duration,
+    /// How long its client may take nothing of what goes out.
+    patience: Duration,
     circuits: Arc<Circuits>,
     worker: Option<mpsc::Sender<Introduced>>,
 }
 
 impl Circuit {
     /// Meets the client, and takes its streams until it has gone.
-    async fn carry(self, request: RendRequest) {
-        let mut requests = match request.accept().await {
-            Ok(requests) => requests,
-            Err(error) => {
+    async fn carry(self, request: RendRequest, once_done: &Notify) {
+        let met = tokio::select! {
+            met = timeout(FIRST, request.accept()) => met,
+            () = self.circuits.drained() => return,
+        };
+        let mut requests = match met {
+            Ok(Ok(requests)) => requests,
+            Ok(Err(error)) => {
                 let error = anyhow::Error::from(error);
                 tracing::debug!(message_id = "arti_rendezvous", "a client was not met: {error:#}");
                 return;
             }
+            Err(_) => {
+                tracing::debug!(message_id = "arti_rendezvous", "a client was not met in time");
+                return;
+            }
         };
         let mut streams = JoinSet::new();
-        let mut is_draining = false;
+        let mut is_leaving = false;
+        let mut idle = FIRST.min(self.idle);
         loop {
             tokio::select! {
                 request = requests.next() => match request {
-                    Some(request) => self.open(request, &mut streams).await,
+                    Some(request) => {
+                        if self.open(request, &mut streams).await {
+                            self.seat.open.places().stream_began(self.seat.number);
+                            idle = self.idle;
+                        }
+                    }
                     None => break,
                 },
-                Some(_) = streams.join_next(), if !streams.is_empty() => {}
-                () = sleep(self.idle), if streams.is_empty() && !is_draining => return,
-                () = sleep(LINGER), if streams.is_empty() && is_draining => return,
-                () = self.circuits.drained(), if !is_draining => is_draining = true,
+                Some(_) = streams.join_next(), if !streams.is_empty() => {
+                    self.seat.open.places().stream_ended(self.seat.number);
+                }
+                () = sleep(idle), if streams.is_empty() && !is_leaving => return,
+                () = sleep(LINGER), if streams.is_empty() && is_leaving => return,
+                () = self.circuits.drained(), if !is_leaving => is_leaving = true,
+                () = once_done.notified(), if !is_leaving => is_leaving = true,
             }
         }
         // The circuit has gone: its streams end, each once what came of it was handed on.
         while streams.join_next().await.is_some() {}
     }
 
-    async fn open(&self, request: StreamRequest, streams: &mut JoinSet<()>) {
+    /// False: there is no stream.
+    async fn open(&self, request: StreamRequest, streams: &mut JoinSet<()>) -> bool {
         let port = if let IncomingStreamRequest::Begin(begin) = request.request() { begin.port() } else { 0 };
         if !self.ports.contains(&port) {
             // As C tor does (HiddenServiceAllowUnknownPorts 0), so that the two cannot be told apart.
             let _ = request.shutdown_circuit();
-            return;
+            return false;
         }
-        let Some((place, near, far)) = self.place() else {
+        let Some((place, near, far)) = self.place().await else {
             self.circuits.count(Refusal::OutOfResources);
             let end =
                 tor_cell::relaycell::msg::End::new_with_reason(tor_cell::relaycell::msg::EndReason::DONE);
             // Who has gone needs no answer.
             let _ = request.reject(end).await;
-            return;
+            return false;
         };
         match request.accept(Connected::new_empty()).await {
             Ok(stream) => {
-                place.send(Introduced { circuit: RawCircuit::new(self.number), stream: far });
-                streams.spawn(pass(stream, near));
+                let (sent, out) = oneshot::channel();
+                place.send(Introduced { circuit: RawCircuit::new(self.seat.number), stream: far, out });
+                streams.spawn(pass(stream, near, self.patience, sent));
+                true
             }
             Err(error) => {
                 let error = anyhow::Error::from(error);
                 tracing::debug!(message_id = "arti_stream", "a stream broke off: {error:#}");
+                false
             }
         }
     }
 
     /// A place with the worker, and both ends of what leads there.
-    fn place(&self) -> Option<(mpsc::Permit<'_, Introduced>, UnixStream, StdUnixStream)> {
-        let place = self.worker.as_ref()?.try_reserve().ok()?;
+    async fn place(&self) -> Option<(mpsc::Permit<'_, Introduced>, UnixStream, StdUnixStream)> {
+        // The policy is to say who is served; a worker that is behind for a moment does not.
+        let place = timeout(PLACE, self.worker.as_ref()?.reserve()).await.ok()?.ok()?;
         let (near, far) = pair().ok()?;
         Some((place, near, far))
     }
@@ -371,17 +465,17 @@ fn pair() -> io::Result<(UnixStream, StdUnixStream)> {
     Ok((UnixStream::from_std(near)?, far))
 }
 
-/// Carries bytes between a client and its worker until either has no more: a stream of Tor ends as a whole.
-async fn pass(stream: DataStream, near: UnixStream) {
+/// Carries bytes between a client and its worker until either has no more: a stream of Tor ends as a whole. What goes out is given
+/// up when the client takes nothing for `patience`, or when nobody waits for `sent` any more, which ends with this.
+async fn pass(stream: DataStream, near: UnixStream, patience: Duration, mut sent: oneshot::Sender<()>) {
     let (mut from_client, mut to_client) = stream.split();
-    let (mut from_worker, mut to_worker) = near.into_split();
+    let (from_worker, mut to_worker) = near.into_split();
     tokio::select! {
         // What was handed on stays readable for the worker.
         _ = copy(&mut from_client, &mut to_worker) => {}
-        _ = copy(&mut from_worker, &mut to_client) => {
-            // Who has gone needs no end.
-            let _ = to_client.shutdown().await;
-        }
+        // Who has gone needs no end.
+        _ = send_on(&from_worker, &mut to_client, patience) => {}
+        () = sent.closed() => {}
     }
 }
 

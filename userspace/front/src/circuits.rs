@@ -68,7 +68,7 @@ pub struct Circuits {
     generation: AtomicU64,
     load: Mutex<HeldLoad>,
     /// Who can close circuits in this process: where Arti hosts the service. Any other tor is told by the daemon.
-    closer: OnceLock<mpsc::UnboundedSender<CircuitId>>,
+    closer: OnceLock<mpsc::UnboundedSender<Closing>>,
     /// The service that this process hosts.
     arti: Mutex<Option<front::Arti>>,
     totals: Totals,
@@ -119,6 +119,15 @@ enum Fate {
 pub struct Stay {
     circuits: Arc<Circuits>,
     visit: Arc<Visit>,
+}
+
+/// A circuit that is to be closed in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closing {
+    /// Which.
+    pub circuit: CircuitId,
+    /// Whether with all that is open; else once what was begun has gone out.
+    pub is_at_once: bool,
 }
 
 /// What becomes of a new connection.
@@ -381,7 +390,7 @@ impl Circuits {
     }
 
     /// Has whoever holds the other end told of circuits that are banned, or that are to be closed. Only the first counts.
-    pub fn set_closer(&self, closer: mpsc::UnboundedSender<CircuitId>) {
+    pub fn set_closer(&self, closer: mpsc::UnboundedSender<Closing>) {
         let _ = self.closer.set(closer);
     }
 
@@ -390,10 +399,10 @@ impl Circuits {
         note(lock(&self.arti).get_or_insert_default());
     }
 
-    fn close(&self, circuit: CircuitId) {
+    fn close(&self, circuit: CircuitId, is_at_once: bool) {
         if let Some(closer) = self.closer.get() {
             // Whoever has gone has closed them all.
-            let _ = closer.send(circuit);
+            let _ = closer.send(Closing { circuit, is_at_once });
         }
     }
 
@@ -705,14 +714,14 @@ impl Circuits {
             match command {
                 Command::Ban { circuit, .. } => {
                     self.end_all(circuit, Refusal::Banned);
-                    self.close(circuit);
+                    self.close(circuit, true);
                 }
                 Command::Close { circuit, why: why @ Refusal::CircuitRotated } => {
                     self.end_all(circuit, why);
-                    self.close(circuit);
+                    self.close(circuit, true);
                 }
                 // It carries no connection, so where only another process can close it, it costs nothing here.
-                Command::Close { circuit, .. } => self.close(circuit),
+                Command::Close { circuit, .. } => self.close(circuit, false),
                 Command::ReleaseToken { ticket, circuit } => self.release(ticket, circuit),
                 Command::RevokeToken { ticket } => self.revoke(ticket),
                 Command::HolderRefused { ticket } => lock(&self.admission).note_refused(ticket, now()),
@@ -726,11 +735,16 @@ impl Circuits {
         }
     }
 
-    /// Does what the daemon says, in place of what it said before.
-    pub fn follow(&self, before: &Orders, orders: &Orders) {
-        // Never back: an earlier process has no streams any more.
-        let generation = orders.generation.filter(|generation| *generation > self.generation.load(Relaxed));
-        if let Some(generation) = generation {
+    /// Does what the daemon says, in place of what it said before. False: it was not for this process, and nothing was done.
+    pub fn follow(&self, before: &Orders, orders: &Orders) -> bool {
+        let own = self.generation.load(Relaxed);
+        if self.closer.get().is_some() {
+            // The circuits are this process' own. Others are those of the one before it or after it, whose numbers are the same.
+            if orders.generation.is_some_and(|generation| generation != own) {
+                return false;
+            }
+        } else if let Some(generation) = orders.generation.filter(|generation| *generation > own) {
+            // Never back: an earlier process has no streams any more.
             self.begin(TorGeneration(generation));
         }
         let heard: HashMap<_, _> = before.circuits.iter().map(|order| (order.circuit, order.said)).collect();
@@ -753,6 +767,7 @@ impl Circuits {
             drop(shard);
             self.obey(commands);
         }
+        true
     }
 
     /// How the circuits are. What the front is and what its backends do, the caller adds.
@@ -1022,6 +1037,40 @@ mod tests {
         circuits.hear_load(None);
         stays.push(serve(&circuits, 1));
         assert_eq!(circuits.digest().load, None);
+    }
+
+    #[test]
+    fn whoever_hosts_the_service_follows_orders_of_its_own_circuits_alone() {
+        let circuits = circuits();
+        let (closer, mut closed) = mpsc::unbounded_channel();
+        circuits.set_closer(closer);
+        let (one, two) = (NonZeroU32::MIN, NonZeroU32::new(2).unwrap());
+        let ban = |generation, circuit, said| Orders {
+            generation,
+            circuits: vec![CircuitOrder { circuit, said, state: CircuitState::Banned { until: u64::MAX } }],
+            ..Orders::default()
+        };
+        let is_banned = |number| circuits.digest().bans.iter().any(|(circuit, _)| *circuit == number);
+        let nothing = Orders::default();
+        // It waits for another to give the service up, and has no circuit yet: it says of none whose it is.
+        assert!(!circuits.follow(&nothing, &ban(Some(5), one, 1)));
+        assert_eq!((circuits.digest().generation, is_banned(one)), (None, false));
+
+        circuits.begin(TorGeneration(7));
+        assert!(circuits.follow(&nothing, &ban(Some(7), one, 1)));
+        let circuit = circuits.circuit(one);
+        assert_eq!(closed.try_recv(), Ok(Closing { circuit, is_at_once: true }));
+        assert!(is_banned(one));
+        // Of a process that came later, and of one before: its own bans stay, and nothing of theirs is done.
+        for other in [9, 5] {
+            assert!(!circuits.follow(&nothing, &ban(Some(other), two, 2)));
+            assert_eq!(
+                (circuits.digest().generation, is_banned(one), is_banned(two)),
+                (Some(7), true, false)
+            );
+        }
+        // The daemon has begun anew, and does not know yet.
+        assert!(circuits.follow(&nothing, &ban(None, two, 2)) && is_banned(two));
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub mod circuits;
 pub mod http;
 pub mod link;
 pub mod listener;
+pub mod outlet;
+pub mod places;
 pub mod pulse;
 pub mod stream;
 mod sys;

@@ -77,10 +77,12 @@ async fn converse(
                 }
                 let new: Orders = wire::read_message(&line).map_err(io::Error::other)?;
                 line.clear();
-                circuits.follow(orders, &new);
                 circuits.hear_load(new.load);
                 circuits.hear_tokens(new.tokens.as_ref());
-                *orders = new;
+                // What is not for this process it has not followed, and does not say so.
+                if circuits.follow(orders, &new) {
+                    *orders = new;
+                }
             }
         }
     }

@@ -2,7 +2,14 @@
 
 use std::io::IsTerminal as _;
 use std::{
-    fs, io::Write, num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc, thread, time::Duration,
+    fs,
+    io::Write,
+    num::NonZeroU32,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -12,7 +19,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tunica_config::{Config, LogFormat, LogLevel, Protocol};
-use tunica_core::id::TorGeneration;
 use tunica_front::{
     arti::{self, Hosted, Plan},
     backend::Backends,
@@ -86,7 +92,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints the onion address. Nothing else ever does.
+/// Prints the onion address. No line of a log of ours has it.
 fn say_address(plan: Option<Plan>) -> anyhow::Result<()> {
     let plan = plan.context(
         "arti.enabled is false, so the onion service is a tor process'; its address is in `hostname` in the HiddenServiceDir",
@@ -154,6 +160,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     // Numbers of processes come again, in a container as a rule.
     let process = circuits::now().0;
     let mut within = Vec::new();
+    let (intro, patience) = (ingress.request, ingress.server.min(MOST_DRAIN));
     for number in 0..workers {
         let carrier = match ingress.protocol {
             Protocol::Http => {
@@ -163,7 +170,6 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
             Protocol::Tcp => Ok((Arc::clone(&backends), ingress.connect, ingress.client)),
         };
         let (circuits, room, sockets) = (Arc::clone(&circuits), Arc::clone(&room), Arc::clone(&sockets));
-        let (intro, patience) = (ingress.request, ingress.server.min(MOST_DRAIN));
         let ended = Ended(ended.clone());
         let streams = plan.is_some().then(|| {
             let (sender, streams) = tokio::sync::mpsc::channel(arti::WAITING);
@@ -185,10 +191,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let own = Ended(ended);
     let hosted = match plan {
-        Some(plan) => {
-            let (circuits, generation) = (Arc::clone(&circuits), TorGeneration(process));
-            Some(Hosted::begin(plan, circuits, generation, within, own)?)
-        }
+        Some(plan) => Some(Hosted::begin(plan, Arc::clone(&circuits), within, own)?),
         None => {
             drop(within);
             None
@@ -196,6 +199,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     };
     runtime.block_on(watch_over(config, &circuits, &backends, process, ends))?;
     circuits.drain();
+    let until = Instant::now() + patience;
     for thread in threads {
         match thread.join() {
             Ok(result) => result.context("serve")?,
@@ -203,7 +207,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
         }
     }
     if let Some(hosted) = hosted {
-        hosted.end();
+        hosted.end(until.saturating_duration_since(Instant::now()));
     }
     if let Some(path) = listener::socket_files(ingress, was_handed_over) {
         // A file that stays is found to be stale by the next process.

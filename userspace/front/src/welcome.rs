@@ -5,6 +5,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::oneshot,
     time::timeout,
 };
 use tunica_core::refusal::{HttpAnswer, Refusal, TcpAnswer};
@@ -67,27 +68,45 @@ impl Host {
                 return;
             }
         };
-        self.admit(number, stream, first).await;
+        drop(self.admit(number, stream, first).await);
     }
 
-    /// Serves or refuses one stream of a circuit that is known without a header.
-    pub async fn serve_circuit(self: Rc<Self>, circuit: RawCircuit, stream: Stream) {
-        self.admit(circuit, stream, Bytes::new()).await;
+    /// Serves or refuses one stream of a circuit that is known without a header. It has its place until what was to go out has
+    /// gone, see [`Introduced::out`](crate::worker::Introduced::out): beyond the stream there is more that waits for the client.
+    pub async fn serve_circuit(
+        self: Rc<Self>,
+        circuit: RawCircuit,
+        stream: Stream,
+        out: oneshot::Receiver<()>,
+    ) {
+        let stay = self.admit(circuit, stream, Bytes::new()).await;
+        let cut = async {
+            match &stay {
+                Some(stay) => stay.cut().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // Nothing is ever said, it only ends.
+            _ = out => {}
+            _ = cut => {}
+        }
     }
 
-    async fn admit(&self, number: RawCircuit, stream: Stream, first: Bytes) {
+    /// The place of whoever was served is returned, and still held.
+    async fn admit(&self, number: RawCircuit, stream: Stream, first: Bytes) -> Option<Arc<Stay>> {
         let circuit = self.circuits.circuit(number.number());
         match self.circuits.connect(circuit, Pulse::begin()) {
-            Welcome::Serve(stay) => self.meter(stream, first, stay).await,
+            Welcome::Serve(stay) => return Some(self.meter(stream, first, stay).await),
             Welcome::Wait(stay) => match stay.turn().await {
-                Ok(()) => self.meter(stream, first, stay).await,
+                Ok(()) => return Some(self.meter(stream, first, stay).await),
                 Err(refusal) => {
                     stay.refused(refusal);
                     drop(stay);
                     self.refuse(stream, refusal, None).await;
                 }
             },
-            Welcome::Challenge(stay) => self.challenge(stream, first, stay).await,
+            Welcome::Challenge(stay) => return self.challenge(stream, first, stay).await,
             Welcome::Tarpit(stay) => {
                 // Whoever is held longest goes first where the tarpit is full.
                 if let Ok(refusal) = timeout(TARPIT, stay.cut()).await {
@@ -99,12 +118,14 @@ impl Host {
                 self.refuse(stream, ruling.word, circuits::retry_after(&ruling)).await;
             }
         }
+        None
     }
 
-    async fn meter(&self, stream: Stream, first: Bytes, stay: Arc<Stay>) {
+    async fn meter(&self, stream: Stream, first: Bytes, stay: Arc<Stay>) -> Arc<Stay> {
         // Held until its last turn has been counted.
         let counted = Arc::clone(&stay);
         pulse::metered(counted.pulse(), self.serve(stream, first, stay)).await;
+        counted
     }
 
     async fn serve(&self, stream: Stream, first: Bytes, stay: Arc<Stay>) {
@@ -138,9 +159,9 @@ impl Host {
     }
 
     /// Over HTTP each request is asked by itself; over TCP the connection is, before a byte of it goes on.
-    async fn challenge(&self, mut stream: Stream, first: Bytes, stay: Arc<Stay>) {
+    async fn challenge(&self, mut stream: Stream, first: Bytes, stay: Arc<Stay>) -> Option<Arc<Stay>> {
         let idle = match &self.carrier {
-            Carrier::Http(_) => return self.meter(stream, first, stay).await,
+            Carrier::Http(_) => return Some(self.meter(stream, first, stay).await),
             Carrier::Tcp { idle, .. } => *idle,
         };
         let solved = async {
@@ -155,11 +176,12 @@ impl Host {
             refusal = stay.cut() => Err(refusal),
         };
         match outcome {
-            Ok(rest) => self.meter(stream, rest, stay).await,
+            Ok(rest) => Some(self.meter(stream, rest, stay).await),
             Err(refusal) => {
                 stay.refused(refusal);
                 drop(stay);
                 self.refuse(stream, refusal, None).await;
+                None
             }
         }
     }

@@ -1,11 +1,10 @@
 //! In the place of [`arti`](crate::arti) where this program was built without it: says so, and hosts nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tunica_config::Config;
-use tunica_core::id::TorGeneration;
 
 use crate::{circuits::Circuits, worker::Introduced};
 
@@ -55,7 +54,6 @@ impl Hosted {
     pub fn begin(
         plan: Plan,
         _: Arc<Circuits>,
-        _: TorGeneration,
         _: Vec<mpsc::Sender<Introduced>>,
         _: impl Send + 'static,
     ) -> Result<Self, NotBuilt> {
@@ -63,7 +61,7 @@ impl Hosted {
     }
 
     /// Ends it.
-    pub const fn end(self) {
+    pub const fn end(self, _: Duration) {
         match self {}
     }
 }

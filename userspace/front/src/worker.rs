@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{
     net::UnixStream,
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::{LocalSet, spawn_local},
     time::sleep,
 };
@@ -51,6 +51,8 @@ pub struct Introduced {
     pub circuit: RawCircuit,
     /// The end of it that is to be served.
     pub stream: StdUnixStream,
+    /// Comes to its end once all that was to go out has gone to the client, or cannot. Whoever drops it gives up what has not.
+    pub out: oneshot::Receiver<()>,
 }
 
 /// Where streams come from.
@@ -140,13 +142,13 @@ async fn take_within(mut streams: mpsc::Receiver<Introduced>, host: Rc<Host>, ro
             () = host.circuits.drained() => return,
             introduced = streams.recv() => introduced,
         };
-        let Some(Introduced { circuit, stream }) = introduced else { return };
+        let Some(Introduced { circuit, stream, out }) = introduced else { return };
         let taken = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
         match (taken, room.enter()) {
             (Ok(stream), Some(guest)) => {
                 let host = Rc::clone(&host);
                 spawn_local(async move {
-                    host.serve_circuit(circuit, Stream::Unix(stream)).await;
+                    host.serve_circuit(circuit, Stream::Unix(stream), out).await;
                     drop(guest);
                 });
             }

@@ -47,10 +47,13 @@ pub struct Plan {
     state_dir: PathBuf,
     /// The key that is to be taken over.
     key: Option<ExpandedKey>,
+    /// Where it lies.
+    key_file: PathBuf,
     /// Whether the state directory has the service's key.
     has_key: AtomicBool,
     ports: Arc<[u16]>,
     idle: Duration,
+    patience: Duration,
     most_connections: usize,
 }
 
@@ -202,18 +205,14 @@ impl Plan {
             service: service(config)?,
             state_dir: arti.state_dir.clone(),
             key,
+            key_file: arti.key_file.clone().unwrap_or_default(),
             has_key: AtomicBool::new(false),
             ports: arti.ports.iter().map(|port| port.get()).collect(),
             idle: config.circuits.max_age,
+            patience: config.ingress.client,
             most_connections: usize::try_from(config.ingress.maxconn.get()).unwrap_or(usize::MAX),
         };
-        if let Some(address) = plan.known_address()? {
-            plan.note_key();
-            if plan.identity().is_some_and(|key| id(&key) != address) {
-                let path = arti.key_file.clone().unwrap_or_default();
-                return Err(PlanError::OtherKey { path, state_dir: plan.state_dir });
-            }
-        }
+        plan.learn_key()?;
         Ok(plan)
     }
 
@@ -251,14 +250,25 @@ impl Plan {
         ExpandedKeypair::from_secret_key_bytes(*self.key.as_ref()?.bytes()).map(HsIdKeypair::from)
     }
 
+    /// Looks whether the state directory has the service's key. It may get one until it is locked.
+    ///
+    /// # Errors
+    /// [`PlanError::State`], and [`PlanError::OtherKey`] if it is another than the one that is to be taken over.
+    pub(super) fn learn_key(&self) -> Result<(), PlanError> {
+        let known = self.known_address()?;
+        if let (Some(known), Some(key)) = (known, self.identity())
+            && id(&key) != known
+        {
+            let (path, state_dir) = (self.key_file.clone(), self.state_dir.clone());
+            return Err(PlanError::OtherKey { path, state_dir });
+        }
+        self.has_key.store(known.is_some(), Relaxed);
+        Ok(())
+    }
+
     /// Whether the state directory has the service's key.
     pub(super) fn has_key(&self) -> bool {
         self.has_key.load(Relaxed)
-    }
-
-    /// From now on it has.
-    pub(super) fn note_key(&self) {
-        self.has_key.store(true, Relaxed);
     }
 
     pub(super) const fn client(&self) -> &TorClientConfig {
@@ -282,6 +292,11 @@ impl Plan {
     /// How long a circuit may be without a stream.
     pub(super) const fn idle(&self) -> Duration {
         self.idle
+    }
+
+    /// How long a client may take nothing.
+    pub(super) const fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// `ingress.maxconn`.
