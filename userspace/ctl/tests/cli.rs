@@ -28,6 +28,31 @@ fn doctor_without_a_daemon_says_what_is_missing() {
     }
 }
 
+/// Where the ingress hosts the onion service there is nothing that tor could connect to.
+#[test]
+fn there_are_no_lines_for_tor_where_the_ingress_hosts_the_service() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tunica.toml");
+    let render = |enabled: bool| {
+        let text = format!(
+            "[shield]\ninterfaces = [\"eth0\"]\n[ingress]\nenabled = true\n[arti]\nenabled = {enabled}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tunica"));
+        command.args(["render", "torrc", "--config"]).arg(&file).output().unwrap()
+    };
+    let refused = render(true);
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(78), "{message}");
+    assert!(refused.stdout.is_empty());
+    for part in ["arti.enabled is true", "never answers", "docs/guide.md"] {
+        assert!(message.contains(part), "{message}");
+    }
+    let rendered = render(false);
+    assert_eq!(rendered.status.code(), Some(0), "{}", String::from_utf8_lossy(&rendered.stderr));
+    assert!(String::from_utf8(rendered.stdout).unwrap().contains("HiddenServicePort"));
+}
+
 /// A reader that went away early (`tunica ban list | head`) is no failure.
 #[test]
 fn a_closed_pipe_is_no_failure() {

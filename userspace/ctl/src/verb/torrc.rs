@@ -28,6 +28,14 @@ pub(super) struct Torrc {
 impl Torrc {
     /// Prints the lines on standard output and what has to be known of them on standard error.
     pub(super) fn run(self, config: &Config) -> Result<Exit, Failure> {
+        if config.arti.enabled {
+            return Err(Failure::new(
+                Exit::BadConfig,
+                "arti.enabled is true, so tunica-front hosts the onion service and takes nothing from a tor process: with these \
+                 lines tor would publish a service that never answers; see \"Without C tor\" in docs/guide.md, or set arti.enabled \
+                 to false",
+            ));
+        }
         let ingress = &config.ingress;
         // HAProxy is told of by its own socket; it listens where tunica-front would.
         let is_haproxy = config.haproxy.socket.is_some();
