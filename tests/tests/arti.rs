@@ -17,6 +17,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tunica_api::front::ARTI_STATES;
 use tunica_tests::{
     armed::program,
@@ -66,6 +67,17 @@ fn address(lab: &Lab) -> String {
 /// Waits until a client is served.
 fn reached(lab: &mut Lab, client: &Client, onion: &str) {
     lab.wait_for("the service", |_| Ok(fate::open(client, onion).is_ok())).unwrap();
+}
+
+/// Waits until the daemon knows open circuits of the process that hosts the service.
+fn circuits_known(lab: &mut Lab) {
+    let known = |lab: &Lab| {
+        // While one of two has just gone from the daemon there may be no answer.
+        let Ok(answer) = lab.json(&["circuits"]) else { return Ok(false) };
+        let rows = answer.pointer("/digest/circuits").and_then(Value::as_array).map(Vec::as_slice);
+        Ok(rows.unwrap_or_default().iter().any(|row| row["open"].as_u64() > Some(0)))
+    };
+    lab.wait_for("the circuits of whoever hosts the service", |lab| known(lab)).unwrap();
 }
 
 /// That the front ends at once, and says this.
@@ -141,6 +153,10 @@ fn the_key_of_c_tor_keeps_its_address_and_one_process_at_a_time_hosts_it() {
         lab.wait_for(words, |lab| Ok(fs::read_to_string(lab.path("front.log"))?.contains(words))).unwrap();
     };
     says(&mut lab, "another process hosts the onion service");
+    let waiting = "tunica_front_arti_state{state=\"waiting\"}";
+    lab.wait_for("word of the one that waits", |lab| Ok(lab.metric(waiting)? == Some(1.0))).unwrap();
+    // It has no circuits yet, and takes those of the first from nobody.
+    circuits_known(&mut lab);
     assert!(answers(&mut stream));
     let begun = std::thread::spawn(move || {
         let mut answer = Vec::new();
@@ -155,6 +171,9 @@ fn the_key_of_c_tor_keeps_its_address_and_one_process_at_a_time_hosts_it() {
     assert!(begun.join().unwrap().starts_with("HTTP/1.1 200"), "what was begun must end");
     let another = network.client().unwrap();
     reached(&mut lab, &another, &onion);
+    let (mut stream, _) = fate::open(&another, &onion).unwrap();
+    circuits_known(&mut lab);
+    assert!(answers(&mut stream));
     drop((first, second));
 
     // What it took over stays, and no other key takes its place.
