@@ -174,7 +174,7 @@ impl Metrics {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use tunica_api::front::{BackendHealth, Puzzles, Tokens};
+    use tunica_api::front::{Arti, BackendHealth, Puzzles, Tokens};
 
     use super::*;
     use crate::metrics::tests::metrics;
@@ -220,6 +220,7 @@ pub(super) mod tests {
                 has_key: true,
             },
             backends: vec![BackendHealth { place: "127.0.0.1:1".to_owned(), is_well: true }],
+            arti: Some(Arti { state: "running".to_owned(), circuits: 51, rendezvous: 52 }),
             ..Digest::default()
         }
     }
@@ -231,6 +232,10 @@ pub(super) mod tests {
         let text = metrics.render().unwrap();
         for (series, value) in [
             ("tunica_front_up", 1),
+            ("tunica_front_arti_state{state=\"running\"}", 1),
+            ("tunica_front_arti_state{state=\"failed\"}", 0),
+            ("tunica_front_arti_circuits", 51),
+            ("tunica_front_arti_rendezvous_total", 52),
             ("tunica_front_active", 1),
             ("tunica_front_active_max", 2),
             ("tunica_front_waiting", 3),
