@@ -37,7 +37,7 @@ fn there_are_no_lines_for_tor_where_the_ingress_hosts_the_service() {
         let text = format!(
             "[shield]\ninterfaces = [\"eth0\"]\n[ingress]\nenabled = true\n[arti]\nenabled = {enabled}\n"
         );
-        std::fs::write(&file, text).unwrap();
+        fs::write(&file, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tunica"));
         command.args(["render", "torrc", "--config"]).arg(&file).output().unwrap()
     };
