@@ -167,14 +167,20 @@ fn told_apart(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-fn limited(stage: &mut Stage<'_>) -> Result<()> {
+/// A circuit with as many streams as it may have, and whose it is.
+fn four(stage: &mut Stage<'_>) -> Result<(Vec<TcpStream>, String)> {
     let (first, user) = stage.open()?;
-    let (mut other, _) = stage.open()?;
     let mut streams = vec![first];
     for _ in 1..4 {
         streams.push(stage.another(&user)?);
     }
     ensure!(streams.iter_mut().all(answers), "four streams are within the limit");
+    Ok((streams, user))
+}
+
+fn limited(stage: &mut Stage<'_>) -> Result<()> {
+    let (mut streams, user) = four(stage)?;
+    let (mut other, _) = stage.open()?;
     // The ingress may close before tor has told the client that it was connected.
     let is_refused = stage.another(&user).map_or(true, |mut stream| !answers(&mut stream));
     ensure!(is_refused, "the fifth is beyond it");
@@ -184,13 +190,8 @@ fn limited(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 fn banned_by_policy(stage: &mut Stage<'_>) -> Result<()> {
-    let (first, user) = stage.open()?;
+    let (mut streams, user) = four(stage)?;
     let (mut other, _) = stage.open()?;
-    let mut streams = vec![first];
-    for _ in 1..4 {
-        streams.push(stage.another(&user)?);
-    }
-    ensure!(streams.iter_mut().all(answers), "four streams are within the limit");
     let circuit = stage.number_of(4)?;
     for _ in 0..3 {
         // Refused, or closed with the circuit.

@@ -84,8 +84,7 @@ impl Front {
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let backends: Vec<_> = backends.iter().map(|each| format!("\"{each}\"")).collect();
-        // Free a moment ago.
-        let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let listen = free_address()?;
         let socket = folder.path().join("tunicad.sock");
         let daemon = UnixListener::bind(folder.path().join("front.sock"))?;
         let often = if ingress.contains("health_every_seconds") { "" } else { "health_every_seconds = 1\n" };
@@ -252,6 +251,14 @@ impl Drop for Front {
             let _ = writeln!(io::stderr(), "{}", self.log());
         }
     }
+}
+
+/// An address of loopback with a port that was free a moment ago, for a program that takes no socket over.
+///
+/// # Errors
+/// The kernel's.
+pub fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
 
 /// The line that tor writes before a stream of a circuit (`connection_edge.c`).

@@ -11,7 +11,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     num::NonZeroUsize,
     os::unix::net::UnixStream,
 };
@@ -23,7 +23,7 @@ use tunica_pow::{Challenge, Nonce, solve};
 use tunica_tests::{
     beside::Beside,
     fate::{self, Stage},
-    ingress::{Backend, answers, get, header, open, read_answer},
+    ingress::{Backend, answers, free_address, get, header, open, read_answer},
     lab::{Lab, PAGES},
     testnet::{Backend as Behind, Profile, Service, ServiceOptions, shared},
 };
@@ -42,7 +42,7 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
     // The network comes up meanwhile.
     let network = std::thread::spawn(|| shared(Profile::Usual).unwrap());
     let mut lab = Lab::new("circuits").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     lab.configure(
         "mode = \"observe\"",
@@ -126,7 +126,7 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
 fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("torcontrol").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     let mut service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
     lab.configure(
@@ -196,7 +196,7 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
 fn circuits_of_c_tor_share_the_fate_of_those_of_a_hosted_service() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("fate").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     let service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
     lab.configure(
@@ -244,7 +244,7 @@ fn at_tor(lab: &Lab, circuit: &str) -> Option<Value> {
 fn circuits_are_joined_with_what_tor_says_explained_and_closed() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("registry").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     // The second port is what nobody should do: it publishes the daemon's pages.
     let ports = vec![(80, Behind::Tcp(listen)), (9_187, Behind::Tcp(PAGES.into()))];
@@ -396,7 +396,7 @@ fn numbers_of_circuits_stay_on_the_node() {
     // Far above what counts here, so that they cannot stand somewhere by chance.
     const CIRCUITS: [u32; 3] = [0xbeef_7a31, 0xbeef_7a32, 0xbeef_7a33];
     let mut lab = Lab::new("numbers").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     lab.configure(
         "mode = \"observe\"",
@@ -467,7 +467,7 @@ fn numbers_of_circuits_stay_on_the_node() {
 #[test]
 fn every_metric_of_the_ingress_moves_by_its_cause() {
     let mut lab = Lab::new("ingressmetrics").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     lab.configure(
         "mode = \"observe\"",
@@ -571,7 +571,7 @@ fn every_metric_of_the_ingress_moves_by_its_cause() {
 #[test]
 fn every_metric_of_puzzles_moves_by_its_cause() {
     let mut lab = Lab::new("puzzlemetrics").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     lab.configure(
         "mode = \"observe\"",
@@ -633,7 +633,7 @@ fn every_metric_of_puzzles_moves_by_its_cause() {
 #[test]
 fn tokens_outlive_front_and_daemon_and_each_of_their_metrics_moves_by_its_cause() {
     let mut lab = Lab::new("tokens").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     lab.configure(
         "mode = \"observe\"",
@@ -760,7 +760,7 @@ fn tokens_outlive_front_and_daemon_and_each_of_their_metrics_moves_by_its_cause(
 #[test]
 fn limits_of_token_holders_relax_once_too_many_of_them_were_refused() {
     let mut lab = Lab::new("falsepositives").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     lab.configure(
         "mode = \"observe\"",

@@ -21,7 +21,7 @@ use std::{
 use nix::sys::signal::Signal;
 use tunica_api::front::{CircuitOrder, CircuitState, Digest, Orders};
 use tunica_tests::{
-    ingress::{Backend, Front, PATIENCE, get, header, read_answer},
+    ingress::{Backend, Front, PATIENCE, free_address, get, header, read_answer},
     sys::allow_files,
 };
 
@@ -421,7 +421,7 @@ fn six_hundred_at_once_fill_five_hundred_places() {
 #[test]
 fn a_backend_that_takes_no_connection_costs_nobody_an_answer() {
     // Nobody listens there any more.
-    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = free_address().unwrap();
     for sticky in [false, true] {
         let backend = Backend::start().unwrap();
         let places = [dead, backend.address()];

@@ -11,7 +11,7 @@
 use std::{
     env, fs,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::{
         fs::{FileTypeExt as _, MetadataExt as _},
         net::UnixStream,
@@ -32,7 +32,7 @@ use nix::{
     unistd::Pid,
 };
 use tunica_tests::{
-    ingress::{Backend, PATIENCE, answers, get, header, open, read_answer},
+    ingress::{Backend, PATIENCE, answers, free_address, get, header, open, read_answer},
     lab::Lab,
     netns::Namespace,
     sys::end_with_parent,
@@ -556,8 +556,7 @@ fn a_reload_refuses_nobody_and_the_table_goes_on() {
 fn on_real_circuits_a_ban_hits_one_and_ends_with_the_tor_process() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("haproxytor").unwrap();
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (listen, stats) = (free(), free().to_string());
+    let (listen, stats) = (free_address().unwrap(), free_address().unwrap().to_string());
     let backend = Backend::start().unwrap();
     let mut service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
     let tor = format!("[tor]\ncontrol = \"unix:{}\"", service.control_address().socket.display());

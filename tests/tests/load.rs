@@ -23,7 +23,7 @@ use serde_json::Value;
 use tunica_core::load_level::Level;
 use tunica_tests::{
     beside::Beside,
-    ingress::{Backend, get, header, read_answer},
+    ingress::{Backend, free_address, get, header, read_answer},
     lab::Lab,
     testnet::{Backend as Behind, Profile, ServiceOptions, shared},
 };
@@ -42,7 +42,7 @@ const MOST_OPEN: usize = 8;
 impl Stage {
     fn set(purpose: &str, more: &str) -> Self {
         let mut lab = Lab::new(purpose).unwrap();
-        let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listen = free_address().unwrap();
         let backend = Backend::start().unwrap();
         let text = format!(
             "{more}\n[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\nkeep_alive_seconds = 120\n\
@@ -204,7 +204,7 @@ fn level(threat: &Value) -> usize {
 fn a_flood_through_tor_raises_the_level_which_falls_again_and_a_new_tor_does_not() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("torload").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     let mut service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
     lend(&lab, service.metrics_port());

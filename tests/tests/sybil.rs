@@ -12,7 +12,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Write as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     sync::{
         Arc,
@@ -29,7 +29,7 @@ use tunica_core::{
 };
 use tunica_tests::{
     beside::Beside,
-    ingress::{Backend, get, header, open, read_answer},
+    ingress::{Backend, free_address, get, header, open, read_answer},
     lab::Lab,
     testnet::{Backend as Behind, Profile, ServiceOptions, shared},
 };
@@ -54,7 +54,7 @@ impl Stage {
     /// Learned what is usual here.
     fn set(purpose: &str) -> Self {
         let mut lab = Lab::new(purpose).unwrap();
-        let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listen = free_address().unwrap();
         let backend = Backend::start().unwrap();
         let text = format!(
             "[sybil]\nlearn_seconds = 1\nraises_level = \"moderate\"\nsamples = true\n\
@@ -268,7 +268,7 @@ fn a_crowd_of_the_same_size_that_is_mixed_changes_nothing() {
 #[test]
 fn more_circuits_than_can_be_watched_are_counted() {
     let mut lab = Lab::new("unwatched").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     lab.configure(
         "mode = \"observe\"",
@@ -295,7 +295,7 @@ fn more_circuits_than_can_be_watched_are_counted() {
 fn through_tor_the_relay_counts_and_is_not_told() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("sybiltor").unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_address().unwrap();
     let backend = Backend::start().unwrap();
     let service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
     lab.configure(

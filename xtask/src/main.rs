@@ -12,15 +12,13 @@ use std::{env, process::ExitCode};
 use build_ebpf::compiler;
 use clap::Parser;
 
-mod bench;
 mod build_ebpf;
-mod demo;
 mod deny;
 mod fuzz;
 mod generate;
+mod laboratory;
 mod process;
 mod setup;
-mod soak;
 mod test;
 mod test_vm;
 mod testnet;
@@ -36,9 +34,9 @@ enum Command {
     /// Builds the kernel programs into `ebpf/prebuilt/`.
     BuildEbpf(build_ebpf::Arguments),
     /// Measures what the shield costs, against other programs.
-    Bench(bench::Arguments),
+    Bench(laboratory::Arguments),
     /// Plays the demo: a host under attack, with and without Tunica.
-    Demo(demo::Arguments),
+    Demo(laboratory::Arguments),
     /// Checks licences and origins of all dependencies.
     Deny(deny::Arguments),
     /// Searches for bytes from outside that break a promise.
@@ -46,7 +44,7 @@ enum Command {
     /// Writes the files that are generated from code.
     Generate(generate::Arguments),
     /// Floods ingress and daemon with ten times what the limits allow, for long: whether their memory stays flat.
-    Soak(soak::Arguments),
+    Soak(laboratory::Arguments),
     /// Cheap checks of the tree's structure, all problems at once.
     Tidy,
     /// Every check and every test; `--quick` for the fast ones.
@@ -74,12 +72,12 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
-        Command::Bench(arguments) => bench::run(&arguments),
-        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(arguments) => laboratory::BENCH.run(&arguments),
+        Command::Demo(arguments) => laboratory::DEMO.run(&arguments),
         Command::Deny(arguments) => deny::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
-        Command::Soak(arguments) => soak::run(&arguments),
+        Command::Soak(arguments) => laboratory::SOAK.run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::TestVm(arguments) => test_vm::run(&arguments),

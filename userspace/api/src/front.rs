@@ -205,7 +205,7 @@ pub struct PreviousKey {
 }
 
 fn write_hex<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    serializer.serialize_str(&hex::encode(bytes))
 }
 
 fn read_hex<'de, const LENGTH: usize, D: Deserializer<'de>>(
@@ -221,14 +221,10 @@ fn read_hex<'de, const LENGTH: usize, D: Deserializer<'de>>(
         }
 
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
-            let wrong = || E::custom(format_args!("not {LENGTH} bytes in hexadecimal digits"));
-            let is_hex = text.len() == 2 * LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
             let mut bytes = [0; LENGTH];
-            for (place, byte) in bytes.iter_mut().enumerate().filter(|_| is_hex) {
-                let digits = text.get(2 * place..2 * place + 2).ok_or_else(wrong)?;
-                *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
-            }
-            if is_hex { Ok(bytes) } else { Err(wrong()) }
+            let read = hex::decode_to_slice(text, &mut bytes);
+            read.map_err(|_| E::custom(format_args!("not {LENGTH} bytes in hexadecimal digits")))?;
+            Ok(bytes)
         }
     }
     deserializer.deserialize_str(Hex::<LENGTH>)

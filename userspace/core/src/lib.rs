@@ -24,6 +24,7 @@ pub mod desired;
 pub mod evidence;
 pub mod false_positives;
 pub mod haproxy_table;
+pub mod hosted_circuits;
 pub mod id;
 pub mod incident;
 pub mod ledger;

@@ -105,8 +105,9 @@ impl TokenKeys {
 
     /// What the file says.
     pub fn text(&self) -> String {
-        let line =
-            |word: &str, key: TokenKey, second: WallTime| format!("{word} {} {}\n", hex(key), second.0);
+        let line = |word: &str, key: TokenKey, second: WallTime| {
+            format!("{word} {} {}\n", hex::encode(key.0), second.0)
+        };
         let previous = self.previous.map_or_else(String::new, |(key, until)| line("previous", key, until));
         format!("{HEADING}\n{}{previous}", line("current", self.current, self.since))
     }
@@ -139,17 +140,10 @@ impl TokenKeys {
     }
 }
 
-fn hex(key: TokenKey) -> String {
-    key.0.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn key(text: &str) -> Option<TokenKey> {
-    let is_hex = text.len() == 2 * KEY_BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let mut key = [0; KEY_BYTES];
-    for (place, byte) in key.iter_mut().enumerate().filter(|_| is_hex) {
-        *byte = u8::from_str_radix(text.get(2 * place..2 * place + 2)?, 16).ok()?;
-    }
-    is_hex.then_some(TokenKey(key))
+    hex::decode_to_slice(text, &mut key).ok()?;
+    Some(TokenKey(key))
 }
 
 impl fmt::Debug for TokenKey {

@@ -145,16 +145,25 @@ pub fn count_rows(map: BorrowedFd<'_>, key_bytes: usize, value_bytes: usize, mos
     }
 }
 
-/// Two words of randomness from the kernel (getrandom(2)).
+/// Bytes of randomness from the kernel (getrandom(2)), at most 256, which it never cuts short.
 ///
 /// # Errors
 /// The system's, if the kernel has no randomness to give.
+pub fn random_bytes<const LENGTH: usize>() -> io::Result<[u8; LENGTH]> {
+    const { assert!(LENGTH <= 256, "the kernel may give fewer") };
+    let mut bytes = [0; LENGTH];
+    // SAFETY: the kernel writes at most `LENGTH` bytes to the array, which is that long.
+    let written = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), LENGTH, 0) };
+    if usize::try_from(written) == Ok(LENGTH) { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Two words of it.
+///
+/// # Errors
+/// As [`random_bytes`].
 pub fn random_words() -> io::Result<[u64; 2]> {
-    let mut words = [0u64; 2];
-    let length = size_of_val(&words);
-    // SAFETY: the kernel writes at most `length` bytes to the array, which is that long.
-    let written = unsafe { libc::getrandom((&raw mut words).cast(), length, 0) };
-    if usize::try_from(written) == Ok(length) { Ok(words) } else { Err(io::Error::last_os_error()) }
+    let bytes = random_bytes::<8>()?;
+    Ok([u64::from_ne_bytes(bytes), u64::from_ne_bytes(random_bytes()?)])
 }
 
 /// What an interface does to packets before a program sees them.

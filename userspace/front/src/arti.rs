@@ -36,7 +36,11 @@ use tor_cell::relaycell::msg::Connected;
 use tor_hsservice::{RendRequest, RunningOnionService, StreamRequest, status::State};
 use tor_proto::{client::stream::DataStream, stream::IncomingStreamRequest};
 use tor_rtcompat::tokio::TokioRustlsRuntime;
-use tunica_core::{id::TorGeneration, refusal::Refusal};
+use tunica_core::{
+    hosted_circuits::{Entered, Places},
+    id::TorGeneration,
+    refusal::Refusal,
+};
 use tunica_onion::circuit::RawCircuit;
 
 pub use plan::{Plan, PlanError};
@@ -45,7 +49,6 @@ use crate::{
     circuits::{self, Circuits, Closing},
     listener,
     outlet::send_on,
-    places::{Entered, Places},
     worker::Introduced,
 };
 

@@ -358,7 +358,7 @@ impl Challenges {
 
     /// A word that nobody can foretell, for the script of a page.
     pub fn page_word(&self) -> String {
-        self.draw(Purpose::Page).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&self.draw(Purpose::Page)[..16])
     }
 
     /// A puzzle for a circuit. It keeps its difficulty when the level changes.

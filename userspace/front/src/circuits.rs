@@ -774,11 +774,12 @@ impl Circuits {
     pub fn digest(&self) -> Digest {
         let now = now();
         let generation = self.generation.load(Relaxed);
-        let open: BTreeMap<CircuitId, Arc<Visit>> =
-            lock(&self.visits).values().map(|visit| (visit.hold.circuit(), Arc::clone(visit))).collect();
         let visits: Vec<Arc<Visit>> = lock(&self.visits).values().cloned().collect();
+        let mut open = BTreeMap::new();
         for visit in &visits {
             self.report(visit, None);
+            let not_taken = open.entry(visit.hold.circuit()).or_default();
+            *not_taken = visit.token_not_taken().or(*not_taken);
         }
         let counts: Vec<_> = self.shards.iter().map(|shard| lock(shard).counts()).collect();
         let mut would_refuse: BTreeMap<String, (u64, u64)> = BTreeMap::new();
@@ -795,12 +796,12 @@ impl Circuits {
         bans.truncate(MOST_BANS);
         let banned = bans.iter().map(|(circuit, _)| circuit).take(MOST_ROWS);
         let (tokens, revoked) = self.tokens_counted();
-        let not_taken = self.tokens_not_taken();
         let mut rows: Vec<CircuitRow> = open
-            .keys()
-            .chain(banned.filter(|circuit| !open.contains_key(circuit)))
-            .filter(|circuit| circuit.generation().0 == generation)
-            .filter_map(|circuit| self.row(*circuit, not_taken.get(circuit).copied(), now))
+            .iter()
+            .map(|(circuit, not_taken)| (circuit, *not_taken))
+            .chain(banned.filter(|circuit| !open.contains_key(circuit)).map(|circuit| (circuit, None)))
+            .filter(|(circuit, _)| circuit.generation().0 == generation)
+            .filter_map(|(circuit, not_taken)| self.row(*circuit, not_taken, now))
             .collect();
         rows.sort_by_key(|row| std::cmp::Reverse((row.open, row.requests)));
         rows.truncate(MOST_ROWS);

@@ -13,7 +13,6 @@ pub mod http;
 pub mod link;
 pub mod listener;
 pub mod outlet;
-pub mod places;
 pub mod pulse;
 pub mod stream;
 mod sys;

@@ -54,7 +54,7 @@ const WALLS: &[Wall] = &[
         name: "tunica-core",
         folder: "userspace/core",
         ours: &["tunica-common"],
-        foreign: Foreign::Only(&["serde", "thiserror"]),
+        foreign: Foreign::Only(&["hex", "serde", "thiserror"]),
     },
     Wall {
         name: "tunica-nft",

@@ -3,7 +3,7 @@
 
 use std::{
     env, fs,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -18,7 +18,7 @@ use nix::{
 use tempfile::TempDir;
 use tunica_tests::{
     counters::TICK,
-    ingress::{Backend, Front},
+    ingress::{Backend, Front, free_address},
     sys::end_with_parent,
 };
 
@@ -137,8 +137,7 @@ impl Proxy {
             }
             Program::Haproxy | Program::Nginx => {
                 let folder = TempDir::with_prefix("tunica-bench-")?;
-                // Free a moment ago.
-                let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+                let listen = free_address()?;
                 let (text, name) = match program {
                     Program::Nginx => (nginx_settings(protocol, listen, service, folder.path())?, "nginx"),
                     Program::Front | Program::Haproxy => {

@@ -23,7 +23,13 @@ use nix::{
 use tunica_api::front::{CircuitOrder, CircuitState, Orders};
 use tunica_common::gate::GateOutcome;
 use tunica_core::limits::Mode;
-use tunica_tests::{counters::TICK, gate::desired, ingress::header, netns::Namespace, sys::defer_accept};
+use tunica_tests::{
+    counters::TICK,
+    gate::desired,
+    ingress::{free_address, header},
+    netns::Namespace,
+    sys::defer_accept,
+};
 use tunicad::{
     shell::{gate::Gate, xdp::pins::Pins},
     sys::monotonic_ns,
@@ -135,8 +141,7 @@ impl Stage {
                 Self { target, proxy: None }
             }
             Refuser::Nobody => {
-                // Free as soon as the listener is gone.
-                let target = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+                let target = free_address()?;
                 Self { target, proxy: None }
             }
         })

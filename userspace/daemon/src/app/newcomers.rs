@@ -79,30 +79,31 @@ impl App {
     pub(super) fn read_newcomers(&mut self, digest: &Digest, is_present: bool) {
         // A front that tells of more is not ours to believe.
         let told = digest.newcomers.iter().take(MOST_NEWCOMERS).filter(|_| is_present);
-        let circuits: Vec<(NonZeroU32, Newcomer)> = told
+        let newcomers = self.coordinator.newcomers();
+        let circuits: Vec<(NonZeroU32, Newcomer, Option<Score>)> = told
             .map(|(circuit, path, features)| {
                 let facts = self.registry().get(*circuit);
                 let relay = facts.and_then(|facts| facts.rendezvous);
                 let relay = relay.map(|relay| self.judged.relay_class(&relay));
                 let relay = relay.or_else(|| self.judged.ended.get(circuit).copied());
-                (*circuit, Newcomer { path: *path, relay, features: *features })
+                let newcomer = Newcomer { path: *path, relay, features: *features };
+                (*circuit, newcomer, newcomers.score(features))
             })
             .collect();
-        for (circuit, newcomer) in &circuits {
-            let newcomers = self.coordinator.newcomers();
-            if let Some(score) = newcomers.score(&newcomer.features) {
-                let furthest = newcomers.furthest(&newcomer.features);
+        for (circuit, newcomer, score) in &circuits {
+            if let Some(score) = *score {
+                let furthest = self.coordinator.newcomers().furthest(&newcomer.features);
                 self.metrics.observe_score(score);
                 keep(&mut self.judged.scores, *circuit, (score, furthest));
             }
         }
         self.write_samples(digest.generation, &circuits);
-        let circuits = circuits.into_iter().map(|(_, newcomer)| newcomer).collect();
+        let circuits = circuits.into_iter().map(|(_, newcomer, _)| newcomer).collect();
         self.measured(Event::Newcomers { process: digest.process, circuits });
     }
 
     /// Writes a line for each, if that is so configured.
-    fn write_samples(&mut self, generation: Option<u64>, circuits: &[(NonZeroU32, Newcomer)]) {
+    fn write_samples(&mut self, generation: Option<u64>, circuits: &[(NonZeroU32, Newcomer, Option<Score>)]) {
         if !self.config.sybil.samples {
             self.judged.file.close();
             self.troubles.samples = None;
@@ -112,18 +113,18 @@ impl App {
             return;
         }
         let hour = samples::hour(self.now().wall);
-        let newcomers = self.coordinator.newcomers();
-        let (level, alike) = (self.coordinator.load_level().level.name(), newcomers.is_raised());
+        let (level, alike) =
+            (self.coordinator.load_level().level.name(), self.coordinator.newcomers().is_raised());
         let lines: Vec<Sample> = circuits
             .iter()
-            .map(|(circuit, newcomer)| Sample {
+            .map(|(circuit, newcomer, score)| Sample {
                 hour: hour.clone(),
                 circuit: self.judged.word(generation, *circuit),
                 path_class: newcomer.path.number(),
                 relay_class: newcomer.relay,
                 level,
                 alike,
-                score: newcomers.score(&newcomer.features).map(in_whole),
+                score: score.map(in_whole),
                 features: samples::named(&newcomer.features),
             })
             .collect();

@@ -12,10 +12,10 @@ use std::{
 use thiserror::Error;
 use tunica_core::{
     time::WallTime,
-    token_keys::{KEY_BYTES, KeyTextError, TokenKey, TokenKeys},
+    token_keys::{KeyTextError, TokenKey, TokenKeys},
 };
 
-use crate::directory;
+use crate::{directory, sys};
 
 const MODE: u32 = 0o600;
 /// Two lines of keys and a heading have less.
@@ -98,9 +98,7 @@ impl TokenFileError {
 /// # Errors
 /// The system's, if the kernel has no randomness to give.
 pub fn draw() -> io::Result<TokenKey> {
-    let mut key = [0; KEY_BYTES];
-    File::open("/dev/urandom")?.read_exact(&mut key)?;
-    Ok(TokenKey(key))
+    sys::random_bytes().map(TokenKey)
 }
 
 /// Reads the keys; `None`: there is no file yet.

@@ -8,7 +8,7 @@
 //! without a word, and a visitor must not be kept out by his own dead ones.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -121,6 +121,13 @@ impl Tokens {
 /// By the clock of the boot.
 fn ends(expires: UnixSeconds, clock: Clock) -> Monotime {
     clock.mono.after(std::time::Duration::from_secs(expires.0.saturating_sub(clock.wall.0)))
+}
+
+impl Visit {
+    /// Why the token that it shows is not taken, if it shows one that is not.
+    pub(super) fn token_not_taken(&self) -> Option<TokenRefused> {
+        lock(&self.shown).outcome.and_then(Result::err)
+    }
 }
 
 impl Stay {
@@ -337,16 +344,6 @@ impl Circuits {
             has_key: lock(&tokens.keys).is_some(),
         };
         (counted, revoked.collect())
-    }
-
-    /// Circuits with a connection that shows a token which is not taken, each with a reason.
-    pub(super) fn tokens_not_taken(&self) -> HashMap<CircuitId, TokenRefused> {
-        let visits = lock(&self.visits);
-        let refused = visits.values().filter_map(|visit| {
-            let Some(Err(refused)) = lock(&visit.shown).outcome else { return None };
-            Some((visit.hold.circuit(), refused))
-        });
-        refused.collect()
     }
 }
 

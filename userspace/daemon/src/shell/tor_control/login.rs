@@ -124,7 +124,7 @@ pub(super) async fn login(wire: &mut Wire, options: &TorControlOptions) -> Resul
     let proof = way.proof();
     let authentication = match &way {
         Way::SafeCookie(cookie) => {
-            let nonce = nonce().map_err(LoginError::Random)?;
+            let nonce = sys::random_bytes().map_err(LoginError::Random)?;
             let answer = wire.demand(&Command::AuthChallenge { nonce }, ignore).await?;
             let challenge = AuthChallenge::parse(&answer)
                 .map_err(|source| LinkError::Unreadable { command: "AUTHCHALLENGE", source })?;
@@ -195,15 +195,6 @@ fn read(path: &Path) -> Result<Cookie, LoginError> {
         let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
         LoginError::NotACookie { path: path.to_owned(), source: NotACookie(source.0.max(length)) }
     })
-}
-
-fn nonce() -> io::Result<[u8; 32]> {
-    let ([a, b], [c, d]) = (sys::random_words()?, sys::random_words()?);
-    let mut nonce = [0; 32];
-    for (place, word) in nonce.as_chunks_mut::<8>().0.iter_mut().zip([a, b, c, d]) {
-        *place = word.to_ne_bytes();
-    }
-    Ok(nonce)
 }
 
 impl Way<'_> {

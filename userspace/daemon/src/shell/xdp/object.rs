@@ -1,9 +1,6 @@
 //! The kernel program's object file: embedded, checked, loaded.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -163,11 +160,7 @@ fn recorded(file: &str) -> &'static str {
 }
 
 fn sha256(object: &[u8]) -> String {
-    Sha256::digest(object).iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = fmt::Write::write_fmt(&mut text, format_args!("{byte:02x}"));
-        text
-    })
+    hex::encode(Sha256::digest(object))
 }
 
 /// Maps that a candidate shares with the shield in force: facts rather than rules, and what the two tell each other.
