@@ -20,6 +20,8 @@ pub(super) type RequestRing = Ring<u16, 6, 20>;
 pub(super) const MARKED: u8 = 1;
 /// Another: its last ban was an operator's word.
 pub(super) const BY_OPERATOR: u8 = 2;
+/// Another, which is the table's alone: it stands in no list.
+pub(super) const APART: u8 = 4;
 
 /// One circuit. Plain data without links, so that a decision works on a copy and writes it back, or does not.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +57,7 @@ pub(super) struct Record {
     pub(super) has_solved: bool,
     pub(super) is_promoted: bool,
     pub(super) was_tarpitted: bool,
-    /// Some of [`MARKED`] and [`BY_OPERATOR`].
+    /// Some of [`MARKED`], [`BY_OPERATOR`] and [`APART`].
     pub(super) signs: u8,
     /// What was last refused: 1 and its place in [`Refusal::ALL`]; 0: nothing.
     pub(super) refusal: u8,
@@ -71,9 +73,11 @@ pub(super) enum Home {
     /// It paid, or offended.
     Known,
     Banned,
-    /// It carries connections and is never evicted.
-    Open,
 }
+
+/// Ticks within which uses of a circuit count as one for the order of evictions. A circuit in use then moves in its list every
+/// 10 s, and all other decisions about it touch nothing but its record.
+const EPOCH: u32 = 100;
 
 impl Record {
     pub(super) fn new(number: u32, now: u32) -> Self {
@@ -183,8 +187,6 @@ impl Record {
         let is_known = self.has_solved || self.is_promoted || self.ticket != 0;
         if self.banned_until > 0 {
             Home::Banned
-        } else if self.open > 0 {
-            Home::Open
         } else if is_known || self.violations > 0 || self.rung > 0 {
             Home::Known
         } else {
@@ -192,16 +194,17 @@ impl Record {
         }
     }
 
-    /// Whether another state of the same circuit stands where this one does, among those of its home.
-    pub(super) fn has_place_of(&self, other: &Self) -> bool {
-        let home = self.home();
-        home == other.home()
-            && match home {
-                // The order is that of their last use, to the tick.
-                Home::Passing | Home::Known => self.touched == other.touched,
-                Home::Banned => self.banned_until == other.banned_until,
-                Home::Open => true,
-            }
+    /// Whether it is never evicted: it carries connections, and is not banned.
+    pub(super) const fn is_held(&self) -> bool {
+        self.open > 0 && self.banned_until == 0
+    }
+
+    /// Its turn among those of its home; the lowest is evicted first.
+    pub(super) const fn turn_to_go(&self) -> u32 {
+        match self.home() {
+            Home::Passing | Home::Known => self.touched / EPOCH,
+            Home::Banned => self.banned_until,
+        }
     }
 
     /// Takes a latency into the moving average, with weight 1/8.

@@ -1,14 +1,15 @@
 //! The bounded table of circuits: found by number, evicted in order, never walked on the path of a decision.
 //!
-//! Records lie in one array, their links in another. A record is found through a chain of its hash; those
-//! that may be evicted form lists from the longest to the most recently used, and the banned a heap by the end of their
-//! ban.
+//! Records lie in one array, their links in another. A record is found through a chain of its hash; the banned form a heap by
+//! the end of their ban, all others lists from the longest to the most recently used. Whether a circuit carries connections
+//! moves it in no list. Whoever looks for the first one that may be evicted takes those that may not out of its way; each comes
+//! back when it is closed, so that for one closed no more than one is ever passed over.
 //!
 //! Memory, once filled: per circuit one [`Record`] (104 bytes), one [`Links`] (12), one head of a chain (4) and one place
 //! in the heap (4): 124 bytes. Each array is reserved at its full size at the start, so none ever doubles, and pages that
 //! no circuit has reached are not resident.
 
-use super::record::{Home, Record};
+use super::record::{APART, Home, Record};
 
 /// No slot.
 const NONE: u32 = u32::MAX;
@@ -88,9 +89,12 @@ impl Table {
 
     /// Writes a record, which becomes the most recently used one of its home. A new one may take the place of another,
     /// which is returned.
-    pub(super) fn put(&mut self, record: Record) -> Result<Option<Record>, Full> {
+    pub(super) fn put(&mut self, mut record: Record) -> Result<Option<Record>, Full> {
         if let Some(slot) = self.find(record.number) {
-            if self.record(slot).is_some_and(|before| before.has_place_of(&record)) {
+            if let Some(before) = self.record(slot)
+                && stays(before, &record)
+            {
+                record.set(APART, before.has(APART));
                 self.write(slot, record);
                 return Ok(None);
             }
@@ -134,9 +138,14 @@ impl Table {
     }
 
     /// The longest unused of the circuits that are neither banned nor open.
-    pub(super) fn longest_unused(&self) -> Option<&Record> {
-        let (passing, known) = (self.record(self.passing.first), self.record(self.known.first));
-        passing.into_iter().chain(known).min_by_key(|record| record.touched)
+    pub(super) fn longest_unused(&mut self) -> Option<&Record> {
+        self.pass_held();
+        self.firsts().min_by_key(|record| record.touched)
+    }
+
+    /// The first of either list. Those that carry connections may stand before the one that [`Self::longest_unused`] finds.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = &Record> {
+        [self.passing.first, self.known.first].into_iter().filter_map(|slot| self.record(slot))
     }
 
     /// The circuits in up to `count` slots from `slot` on, and whether there are more behind them. No field that a home
@@ -149,6 +158,7 @@ impl Table {
     }
 
     fn evict(&mut self) -> Result<Record, Full> {
+        self.pass_held();
         let candidates = [self.passing.first, self.known.first, self.bans.first().copied().unwrap_or(NONE)];
         let number = candidates.iter().find_map(|slot| self.record(*slot)).ok_or(Full)?.number;
         self.remove(number).ok_or(Full)
@@ -201,7 +211,25 @@ impl Table {
 
     // Homes.
 
+    /// Takes those that carry connections from the fronts of the lists.
+    fn pass_held(&mut self) {
+        let is_held = |table: &Self, slot| table.record(slot).is_some_and(Record::is_held);
+        while let Some(slot) =
+            [self.passing.first, self.known.first].into_iter().find(|slot| is_held(self, *slot))
+        {
+            self.leave_home(slot);
+            self.set_apart(slot, true);
+        }
+    }
+
+    fn set_apart(&mut self, slot: u32, is_so: bool) {
+        if let Some(record) = self.records.get_mut(slot as usize) {
+            record.set(APART, is_so);
+        }
+    }
+
     fn enter_home(&mut self, slot: u32) {
+        self.set_apart(slot, false);
         let list = match self.record(slot).map(Record::home) {
             Some(Home::Passing) => &mut self.passing,
             Some(Home::Known) => &mut self.known,
@@ -210,8 +238,7 @@ impl Table {
                 self.rise(self.bans.len() - 1);
                 return;
             }
-            // Never evicted, so in no order.
-            Some(Home::Open) | None => return,
+            None => return,
         };
         let last = std::mem::replace(&mut list.last, slot);
         if last == NONE {
@@ -222,6 +249,9 @@ impl Table {
     }
 
     fn leave_home(&mut self, slot: u32) {
+        if self.record(slot).is_some_and(|record| record.has(APART)) {
+            return;
+        }
         let Some(links) = self.link(slot) else { return };
         let list = match self.record(slot).map(Record::home) {
             Some(Home::Passing) => &mut self.passing,
@@ -235,7 +265,7 @@ impl Table {
                 }
                 return;
             }
-            Some(Home::Open) | None => return,
+            None => return,
         };
         if list.first == slot {
             list.first = links.after;
@@ -327,6 +357,12 @@ impl Table {
     }
 }
 
+/// Whether a record may be written without leaving its place.
+fn stays(before: &Record, after: &Record) -> bool {
+    let same = before.home() == after.home() && before.turn_to_go() == after.turn_to_go();
+    same && (after.is_held() || !before.has(APART))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -341,11 +377,8 @@ mod tests {
 
     /// What the table should evict: the lowest home; in it the longest unused, or of the banned the one free first.
     fn victim(model: &BTreeMap<u32, Record>) -> Option<(Home, u32)> {
-        let ranked = model.values().map(|record| match record.home() {
-            Home::Banned => (Home::Banned, record.banned_until),
-            home @ (Home::Passing | Home::Known | Home::Open) => (home, record.touched),
-        });
-        ranked.min().filter(|(home, _)| *home != Home::Open)
+        let free = model.values().filter(|record| !record.is_held());
+        free.map(|record| (record.home(), record.turn_to_go())).min()
     }
 
     #[test]
@@ -374,8 +407,8 @@ mod tests {
         ) {
             let (mut table, mut model) = (Table::new(capacity), BTreeMap::new());
             for (step, (number, open, banned_until, has_solved, kind)) in (3..).zip(steps) {
-                // Some in the same tick, as it is where a circuit sends many requests.
-                let now = step / 3;
+                // Some in the same tick and some in the same epoch, as it is where a circuit sends many requests.
+                let now = step / 3 * 30;
                 if kind == 0 {
                     prop_assert_eq!(table.remove(number).map(|gone| gone.touched), model.remove(&number).map(|gone: Record| gone.touched));
                 } else {
@@ -386,7 +419,7 @@ mod tests {
                         (Ok(None), None) => { model.insert(number, written); }
                         (Ok(Some(gone)), Some(Some((home, rank)))) => {
                             prop_assert_eq!(gone.home(), home);
-                            prop_assert_eq!(if home == Home::Banned { gone.banned_until } else { gone.touched }, rank);
+                            prop_assert_eq!(gone.turn_to_go(), rank);
                             prop_assert!(model.remove(&gone.number).is_some());
                             model.insert(number, written);
                         }
@@ -401,8 +434,9 @@ mod tests {
                 let banned = || model.values().filter(|record| record.home() == Home::Banned);
                 prop_assert_eq!(table.banned() as usize, banned().count());
                 prop_assert_eq!(table.first_ban().map(|record| record.banned_until), banned().map(|record| record.banned_until).min());
-                let unused = model.values().filter(|record| record.home() < Home::Banned).map(|record| record.touched).min();
-                prop_assert_eq!(table.longest_unused().map(|record| record.touched), unused);
+                let unused = model.values().filter(|record| record.home() < Home::Banned && !record.is_held());
+                let turn = unused.map(Record::turn_to_go).min();
+                prop_assert_eq!(table.longest_unused().map(Record::turn_to_go), turn);
                 prop_assert_eq!(table.slice_mut(0, u32::MAX).0.count(), model.len());
             }
         }

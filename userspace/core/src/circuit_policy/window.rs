@@ -11,6 +11,7 @@ use crate::time::Monotime;
 /// Unit of times in a circuit's record: 32 bits of it last 13 years of uptime, and then stand still.
 const TICK: Duration = Duration::from_millis(100);
 const TICK_NANOSECONDS: u64 = 100_000_000;
+const TICKS_A_SECOND: u64 = 10;
 
 /// The tick that `now` lies in.
 pub(super) fn tick(now: Monotime) -> u32 {
@@ -29,7 +30,9 @@ pub(super) const fn begin(tick: u32) -> Monotime {
 
 /// Ticks that `span` fills, rounded up.
 pub(super) fn ticks(span: Duration) -> u32 {
-    u32::try_from(span.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u32::MAX)
+    // In 64 bits: this is asked for each decision.
+    let parts = u64::from(span.subsec_nanos()).div_ceil(TICK_NANOSECONDS);
+    u32::try_from(span.as_secs().saturating_mul(TICKS_A_SECOND).saturating_add(parts)).unwrap_or(u32::MAX)
 }
 
 /// Ticks as a span.

@@ -82,8 +82,10 @@ pub(super) fn request(
     let now = record.touched;
     let count = record.recent_requests.sum();
     let over = |limit: u32, word| {
-        let free = record.recent_requests.below_from((limit - 1).max(1), now);
-        (count >= limit).then(|| Finding { word, retry_after: span(free.saturating_sub(now)) })
+        (count >= limit).then(|| {
+            let free = record.recent_requests.below_from((limit - 1).max(1), now);
+            Finding { word, retry_after: span(free.saturating_sub(now)) }
+        })
     };
     if record.is_vip(now) {
         let limit = settings.vip_rate().get();

@@ -29,13 +29,11 @@ impl CircuitShard {
             self.store(record);
         }
         for _ in 0..SLICE {
-            let unused = self.table.longest_unused();
-            let Some(number) =
-                unused.filter(|record| self.forget_at(record) <= now).map(|record| record.number)
-            else {
+            let Some(unused) = self.table.longest_unused().copied() else { break };
+            if self.forget_at(&unused) > now {
                 break;
-            };
-            self.table.remove(number).into_iter().for_each(|record| self.released(&record));
+            }
+            self.table.remove(unused.number).into_iter().for_each(|record| self.released(&record));
         }
         if self.health_at <= now {
             self.examine(now);
@@ -46,7 +44,7 @@ impl CircuitShard {
     /// When [`Self::advance`] has something to do.
     pub fn next_deadline(&self) -> Monotime {
         let unban = self.table.first_ban().map(|record| begin(record.banned_until));
-        let forget = self.table.longest_unused().map(|record| self.forget_at(record));
+        let forget = self.table.firsts().map(|record| self.forget_at(record));
         unban.into_iter().chain(forget).fold(self.health_at, Monotime::min)
     }
 
