@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write as _,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -21,16 +22,35 @@ use crate::{armed::program, lab::Lab, sys::end_with_parent};
 /// # Errors
 /// Says how to build it.
 pub fn arti_front() -> Result<PathBuf> {
+    built("tunica-front", "arti")
+}
+
+/// The same with Arti's proof of work.
+fn arti_pow_front() -> Result<PathBuf> {
+    built("tunica-front-pow", "arti-pow")
+}
+
+fn built(name: &str, feature: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding this executable")?;
-    let mut places = own.ancestors().skip(1).take(4).map(|folder| folder.join("arti/debug/tunica-front"));
+    let mut places = own.ancestors().skip(1).take(4).map(|folder| folder.join("arti/debug").join(name));
     places.find(|path| path.is_file()).with_context(|| {
         format!(
-            "`tunica-front` with Arti is in no folder `arti/debug` above {}: build it with `cargo build --package tunica-front \
-             --features arti --target-dir target/arti`",
+            "{name} is in no folder `arti/debug` above {}: it is `tunica-front`, built with `cargo build --package tunica-front \
+             --features {feature} --target-dir target/arti`, under this name",
             own.display()
         )
     })
 }
+
+/// By the umask of tunica-front.service, and a group that is not the account's own, as there: Arti must not feel it.
+fn as_the_unit_has_it(front: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 0007 && exec \"$0\" \"$@\""]).arg(front).gid(NOBODY);
+    command
+}
+
+/// The group `nogroup` of Debian.
+const NOBODY: u32 = 65_534;
 
 /// A running `tunica-front`; it is killed when this is dropped.
 #[derive(Debug)]
@@ -67,7 +87,15 @@ impl Beside {
     /// # Errors
     /// If it cannot be started.
     pub fn start_with_arti(lab: &Lab) -> Result<Self> {
-        Self::run(lab, Command::new(arti_front()?))
+        Self::run(lab, as_the_unit_has_it(&arti_front()?))
+    }
+
+    /// The same with Arti's proof of work.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_with_pow(lab: &Lab) -> Result<Self> {
+        Self::run(lab, as_the_unit_has_it(&arti_pow_front()?))
     }
 
     fn run(lab: &Lab, mut command: Command) -> Result<Self> {

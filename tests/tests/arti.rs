@@ -240,6 +240,26 @@ fn only_clients_with_a_key_find_a_service_that_has_some_and_a_circuit_has_its_st
 }
 
 #[test]
+fn a_service_with_arti_s_proof_of_work_says_so_in_its_descriptor_and_serves() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("artipow").unwrap();
+    let backend = Backend::start().unwrap();
+    configure(&lab, &network, &backend, "", "profile = \"web\"");
+    let onion = address(&lab);
+    configure(&lab, &network, &backend, "pow = true", "profile = \"web\"");
+    lab.start().unwrap();
+    let _front = Beside::start_with_pow(&lab).unwrap();
+    let client = network.client().unwrap();
+    let log = lab.path("client.log");
+    let telling = format!("SETCONF Log=\"[rend]debug file {}\"", log.display());
+    client.control_address().connect().unwrap().ask(&telling).unwrap();
+    reached(&mut lab, &client, &onion);
+    // The words of C tor's client, before it solves what the descriptor asks for (`hs_client.c`).
+    let told = fs::read_to_string(&log).unwrap();
+    assert!(told.contains("PoW params present in descriptor"), "{told}");
+}
+
+#[test]
 fn what_a_front_was_built_without_it_says() {
     let lab = Lab::new("artinone").unwrap();
     let lines = |arti: &str| {

@@ -46,7 +46,6 @@ pub(super) fn settings(lines: &str, descriptors: &str) -> Result<String> {
         "[tor_network]\nfallback_caches = [\n{relays}]\n\n\
          [tor_network.authorities]\nv3idents = [{identities}]\nuploads = [{places}]\ndownloads = [{places}]\nvotes = [{places}]\n\n\
          # All relays are neighbours on loopback.\n\
-         [path_rules]\nipv4_subnet_family_prefix = 33\nipv6_subnet_family_prefix = 129\n\n\
-         [storage.permissions]\ndangerously_trust_everyone = true\n"
+         [path_rules]\nipv4_subnet_family_prefix = 33\nipv6_subnet_family_prefix = 129\n"
     ))
 }

@@ -31,6 +31,10 @@ pub struct Arti {
     pub clients_dir: Option<PathBuf>,
     /// `pow`: Tor's own proof of work; `false` by default.
     pub pow: bool,
+    /// `pow_queue_rate`: clients that are met in a second where there is proof of work; 25 by default.
+    pub pow_queue_rate: NonZeroU32,
+    /// `pow_queue_burst`: clients that are met at once, at least as many as in a second; 50 by default.
+    pub pow_queue_burst: NonZeroU32,
     /// `network_file`: settings of Arti for another Tor network than the public one, absolute; unset: the public one.
     pub network_file: Option<PathBuf>,
 }

@@ -706,6 +706,22 @@ keys! {
         Absent::Default("false"),
         Switch,
         "Whether clients must solve Tor's own puzzles while more of them come than can be met. It takes a `tunica-front` that was built with the feature `arti-pow`, parts of which are under the LGPL.";
+    ARTI_POW_RATE: Number = "arti.pow_queue_rate",
+        Absent::Default("25"),
+        Number {
+            least: 1, most: 1_000_000, unit: "clients a second",
+            below: "nobody would be met",
+            above: "no client would ever wait, and so none would be asked for a puzzle",
+        },
+        "With `pow`: how many clients are met in a second, those with the hardest puzzle first. More of them wait, and while some do Arti asks all for more. 100 for a large service.";
+    ARTI_POW_BURST: Number = "arti.pow_queue_burst",
+        Absent::Default("50"),
+        Number {
+            least: 1, most: 1_000_000, unit: "clients",
+            below: "nobody would be met",
+            above: "no client would ever wait, and so none would be asked for a puzzle",
+        },
+        "How many at once after a quiet moment. At least `pow_queue_rate`. 200 for a large service.";
     ARTI_NETWORK: AbsolutePath = "arti.network_file",
         Absent::Unset { example: r#""/etc/tunica/arti-network.toml""# },
         AbsolutePath { example: "/etc/tunica/arti-network.toml", is_file: true, longest: None, dotless: None },

@@ -153,6 +153,8 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("arti.max_streams_per_circuit", plain(arti.max_streams_per_circuit)),
         ("arti.clients_dir", arti.clients_dir.as_ref().and_then(|path| text(path.display()))),
         ("arti.pow", plain(arti.pow)),
+        ("arti.pow_queue_rate", plain(arti.pow_queue_rate)),
+        ("arti.pow_queue_burst", plain(arti.pow_queue_burst)),
         ("arti.network_file", arti.network_file.as_ref().and_then(|path| text(path.display()))),
         ("circuits.profile", text(circuits.profile)),
         ("circuits.max_connections_per_second", plain(circuits.max_connections_per_second)),

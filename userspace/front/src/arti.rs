@@ -12,6 +12,7 @@
 mod plan;
 
 use std::{
+    convert::Infallible,
     fs::{File, TryLockError},
     io,
     num::NonZeroU32,
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use arti_client::TorClient;
+use arti_client::{ErrorKind, HasKind as _, TorClient};
 use futures_util::StreamExt as _;
 use thiserror::Error;
 use tokio::{
@@ -56,6 +57,15 @@ use crate::{
 const PAUSE: Duration = Duration::from_secs(5);
 /// How long until another look at whether the state directory is free: it is while another process takes this one's place.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
+/// How long until another attempt where what Arti holds in the state directory is not free yet.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether Arti still only begins, once it knows the network, and how many times in a row are too many: it
+/// then takes seconds to be reachable.
+const LOOK: Duration = Duration::from_secs(60);
+const MOST_LOOKS: u32 = 10;
+/// With its proof of work Arti keeps, until the process ends, what it holds in the state directory (`pow/v1.rs`, a task without
+/// an end).
+const HOSTS_ONCE: bool = cfg!(feature = "arti-pow");
 /// Streams that wait for a worker.
 pub const WAITING: usize = 128;
 /// Fewest circuits that are held, however few connections are; each may have any number of streams, or none.
@@ -94,6 +104,24 @@ pub enum HostError {
     /// Arti does not host the service.
     #[error("Arti cannot host the service")]
     Launch(#[source] Box<arti_client::Error>),
+    /// What publishes the service, or meets its clients, has ended.
+    #[error(
+        "Arti has given the service up, and its lines before this one say why; see whether the disk is full"
+    )]
+    Broken,
+    /// It never got beyond its beginning.
+    #[error("Arti knows the network, and is no further for {} minutes", MOST_LOOKS)]
+    Stuck,
+}
+
+impl HostError {
+    /// Whether another process, or an earlier attempt of this one, has not let go yet of what it holds.
+    fn is_held(&self) -> bool {
+        match self {
+            Self::Client(error) | Self::Launch(error) => error.kind() == ErrorKind::LocalResourceAlreadyInUse,
+            Self::Threads(_) | Self::Lock { .. } | Self::Key(_) | Self::Broken | Self::Stuck => false,
+        }
+    }
 }
 
 /// The service, as long as this lives.
@@ -107,7 +135,7 @@ impl Hosted {
     /// Begins to host the service that is planned. Streams go to the workers in turn. Returns at once; until the service can be
     /// reached it takes some seconds on the first start.
     ///
-    /// `ended` is dropped when the service is hosted no more.
+    /// `ended` is dropped when the service is hosted no more, and will not be again by this process.
     ///
     /// # Errors
     /// [`HostError::Threads`]. All else is logged, and tried again.
@@ -141,11 +169,9 @@ impl Hosted {
             is_full: false,
             open,
             closed,
+            was_launched: false,
         };
-        let task = runtime.spawn(async move {
-            let _held_until_the_end = ended;
-            host.run(arti).await;
-        });
+        let task = runtime.spawn(host.run(arti, ended));
         Ok(Self { runtime, task })
     }
 
@@ -174,6 +200,8 @@ struct Host {
     is_full: bool,
     open: Open,
     closed: mpsc::UnboundedReceiver<Closing>,
+    /// Whether Arti has hosted the service in this process.
+    was_launched: bool,
 }
 
 /// What has a circuit closed.
@@ -214,38 +242,58 @@ impl Drop for Seat {
 }
 
 impl Host {
-    async fn run(mut self, runtime: TokioRustlsRuntime) {
+    async fn run(mut self, runtime: TokioRustlsRuntime, ended: impl Send + 'static) {
         let circuits = Arc::clone(&self.circuits);
         let mut tasks = JoinSet::new();
-        loop {
-            let hosted = tokio::select! {
+        'hosting: loop {
+            let Err(error) = tokio::select! {
                 biased;
                 () = circuits.drained() => break,
                 hosted = self.host(&runtime, &mut tasks) => hosted,
             };
-            if let Err(error) = hosted {
-                say(&circuits, "failed");
-                let error = anyhow::Error::from(error);
+            let is_held = error.is_held();
+            say(&circuits, if is_held { "waiting" } else { "failed" });
+            let error = anyhow::Error::from(error);
+            if is_held {
+                tracing::debug!(message_id = "arti_waits", "{error:#}");
+            } else if HOSTS_ONCE && self.was_launched {
+                tracing::error!(
+                    message_id = "arti_failed",
+                    "the onion service is not hosted: {error:#}; this process ends, because only another one can host it again"
+                );
+                break;
+            } else {
                 tracing::error!(
                     message_id = "arti_failed",
                     "the onion service is not hosted: {error:#}; it is tried again every {} s",
                     PAUSE.as_secs()
                 );
             }
-            tokio::select! {
-                biased;
-                () = circuits.drained() => break,
-                () = sleep(PAUSE) => {}
+            let pause = sleep(if is_held { HELD_PAUSE } else { PAUSE });
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = circuits.drained() => break 'hosting,
+                    () = &mut pause => break,
+                    // Circuits that are there outlive what met them.
+                    () = self.attend(&mut tasks) => {}
+                }
             }
         }
+        drop(ended);
         // The service and its lock are given up: from here on another process can host it. What was begun goes on.
         while !tasks.is_empty() {
             self.attend(&mut tasks).await;
         }
     }
 
-    /// Hosts the service until it ends by itself.
-    async fn host(&mut self, runtime: &TokioRustlsRuntime, tasks: &mut JoinSet<()>) -> Result<(), HostError> {
+    /// Hosts the service until that fails.
+    async fn host(
+        &mut self,
+        runtime: &TokioRustlsRuntime,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Infallible, HostError> {
         let _lock = lock(&self.plan.lock_file()).await?;
         // Whoever had it before may have made or taken over a key, and so may an attempt of this process that failed.
         self.plan.learn_key().map_err(|error| HostError::Key(Box::new(error)))?;
@@ -269,8 +317,10 @@ impl Host {
         };
         let launched = launched.map_err(|error| HostError::Launch(Box::new(error)))?;
         // It is enabled, so there is one.
-        let Some((service, mut requests)) = launched else { return Ok(()) };
+        let Some((service, mut requests)) = launched else { return Err(HostError::Broken) };
+        self.was_launched = true;
         let circuits = Arc::clone(&self.circuits);
+        let mut intake = self.plan.intake();
         let watch = watch(&service, &circuits);
         let bootstrap = async {
             while let Err(error) = client.bootstrap().await {
@@ -278,18 +328,30 @@ impl Host {
                 tracing::warn!(message_id = "arti_bootstrap", "the Tor network is not reached: {error:#}");
                 sleep(PAUSE).await;
             }
-            std::future::pending::<()>().await;
+            let mut looks = 0;
+            while looks < MOST_LOOKS {
+                sleep(LOOK).await;
+                looks = if service.status().state() == State::Bootstrapping { looks + 1 } else { 0 };
+            }
+            HostError::Stuck
         };
         tokio::pin!(watch, bootstrap);
         loop {
+            let wait = intake.as_ref().map_or(Duration::ZERO, |intake| intake.wait(circuits::now()));
             tokio::select! {
-                request = requests.next() => match request {
-                    Some(request) => self.take(request, tasks),
-                    None => return Ok(()),
+                request = requests.next(), if wait.is_zero() => match request {
+                    Some(request) => {
+                        if let Some(intake) = &mut intake {
+                            intake.take(circuits::now());
+                        }
+                        self.take(request, tasks);
+                    }
+                    None => return Err(HostError::Broken),
                 },
+                () = sleep(wait), if !wait.is_zero() => {}
                 () = self.attend(tasks) => {}
-                () = &mut watch => {}
-                () = &mut bootstrap => {}
+                error = &mut watch => return Err(error),
+                error = &mut bootstrap => return Err(error),
             }
         }
     }
@@ -519,8 +581,8 @@ fn say(circuits: &Circuits, state: &str) {
     circuits.note_arti(|arti| state.clone_into(&mut arti.state));
 }
 
-/// Says how the service is whenever that changes. Never returns.
-async fn watch(service: &RunningOnionService, circuits: &Circuits) {
+/// Says how the service is whenever that changes. Returns when it is given up.
+async fn watch(service: &RunningOnionService, circuits: &Circuits) -> HostError {
     let mut events = service.status_events();
     let mut last = None;
     while let Some(status) = events.next().await {
@@ -529,7 +591,11 @@ async fn watch(service: &RunningOnionService, circuits: &Circuits) {
             let word = STATES.iter().find(|(known, _)| *known == state).map_or("broken", |(_, word)| *word);
             say(circuits, word);
             tracing::info!(message_id = "arti_state", "the onion service: {word}");
+            // It begins with `Shutdown`.
+            if state == State::Broken {
+                break;
+            }
         }
     }
-    std::future::pending::<()>().await;
+    HostError::Broken
 }

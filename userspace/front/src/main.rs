@@ -15,7 +15,10 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use clap::Parser;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    stat::{Mode, umask},
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tunica_config::{Config, LogFormat, LogLevel, Protocol};
@@ -75,6 +78,10 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
+    if config.arti.enabled {
+        // Arti reads nothing of what others could have written, and asks for no mode where it makes its locks.
+        umask(Mode::from_bits_truncate(0o077));
+    }
     let plan = match config.arti.enabled.then(|| Plan::new(&config)).transpose() {
         Ok(plan) => plan,
         Err(error) => {
@@ -126,6 +133,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     }
     // It has no use for what a program that it started could gain.
     nix::sys::prctl::set_no_new_privs().context("give up new privileges")?;
+    let listens = plan.is_none();
     let was_handed_over = !handed_over.is_empty();
     // Where the service is hosted here nothing is listened on, and what was handed over is held for the next process alone: a
     // stream that came by it could claim any circuit.
@@ -209,7 +217,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     if let Some(hosted) = hosted {
         hosted.end(until.saturating_duration_since(Instant::now()));
     }
-    if let Some(path) = listener::socket_files(ingress, was_handed_over) {
+    if let Some(path) = listener::socket_files(ingress, was_handed_over).filter(|_| listens) {
         // A file that stays is found to be stale by the next process.
         let _ = fs::remove_file(path);
     }

@@ -17,6 +17,8 @@ impl Reader<'_> {
         let max_streams_per_circuit = self.value(root, &keys::ARTI_STREAMS);
         let clients_dir = self.optional(root, &keys::ARTI_CLIENTS);
         let pow = self.value(root, &keys::ARTI_POW);
+        let pow_queue_rate = self.value(root, &keys::ARTI_POW_RATE);
+        let pow_queue_burst = self.value(root, &keys::ARTI_POW_BURST);
         let network_file = self.optional(root, &keys::ARTI_NETWORK);
         if let (Some(rate), Some(burst)) = (&intro_per_second, &intro_burst)
             && rate.value.is_some_and(|rate| rate > burst.value)
@@ -32,6 +34,22 @@ impl Reader<'_> {
                     burst.value
                 ),
                 "give a burst of at least intro_per_second".to_owned(),
+            );
+            return None;
+        }
+        if let (Some(rate), Some(burst)) = (&pow_queue_rate, &pow_queue_burst)
+            && rate.value > burst.value
+        {
+            self.report_together(
+                &keys::ARTI_POW_BURST,
+                burst,
+                &keys::ARTI_POW_RATE,
+                rate,
+                format!(
+                    "the burst ({}) is below what may be met in one second, so the rate would never be reached",
+                    burst.value
+                ),
+                "give a burst of at least pow_queue_rate".to_owned(),
             );
             return None;
         }
@@ -64,6 +82,8 @@ impl Reader<'_> {
             max_streams_per_circuit: max_streams_per_circuit?.value,
             clients_dir: clients_dir?,
             pow: pow?.value,
+            pow_queue_rate: pow_queue_rate?.value,
+            pow_queue_burst: pow_queue_burst?.value,
             network_file: network_file?,
         })
     }

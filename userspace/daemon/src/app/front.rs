@@ -151,6 +151,10 @@ impl App {
         let asked = self.front.renewed_for.filter(|(of, _)| *of == mark).map(|(_, when)| when);
         let advice = match (is_ours, &self.front.acts, asked) {
             (true, _, _) => None,
+            (false, None, _) if self.config.arti.enabled => Some(
+                "`systemctl restart tunica-front` has it read the file again; until it has published the onion service anew, new \
+                 visitors do not reach it",
+            ),
             (false, None, _) => {
                 Some("`systemctl restart tunica-front` has it read the file again, and refuses nobody")
             }

@@ -81,6 +81,8 @@ pub enum FrontTold {
 struct Options {
     program: PathBuf,
     config: PathBuf,
+    /// Whether the front hosts the onion service itself: it is handed no streams, so there is nothing to listen on.
+    hosts_itself: bool,
     listen: SocketAddr,
     socket: Option<PathBuf>,
     user: String,
@@ -175,6 +177,7 @@ pub fn link(
     let options = Options {
         program: beside.unwrap_or_else(|| PathBuf::from("tunica-front")),
         config: path.to_owned(),
+        hosts_itself: config.arti.enabled,
         listen: config.ingress.listen,
         socket: config.ingress.socket.clone(),
         user: config.ingress.user.clone(),
@@ -198,7 +201,10 @@ pub fn link(
 impl FrontProcess {
     /// Keeps a front running until the event loop is gone.
     pub async fn run(mut self) {
-        if let Err(error) = self.open() {
+        if self.options.hosts_itself {
+            // No socket that is taken tells of a front of an earlier daemon.
+            self.adopted().await;
+        } else if let Err(error) = self.open() {
             // Most likely a front of an earlier daemon, which will tell.
             tracing::debug!(message_id = "front_socket_busy", %error, "the ingress' sockets are taken");
             if !self.adopted().await {
@@ -207,7 +213,7 @@ impl FrontProcess {
         }
         loop {
             let wait = self.restarts.wait(now());
-            let is_due = self.current.is_none() && !self.sockets.is_empty() && !self.is_hopeless;
+            let is_due = self.current.is_none() && self.can_start() && !self.is_hopeless;
             let patience = self.next.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 act = self.acts.recv() => match act {
@@ -216,7 +222,7 @@ impl FrontProcess {
                 },
                 Some((pid, status)) = self.ended.1.recv() => self.take_note(pid, status).await,
                 // Whoever had the port may have gone.
-                () = sleep(ADOPTION), if self.current.is_none() && self.sockets.is_empty() => {
+                () = sleep(ADOPTION), if self.current.is_none() && !self.can_start() => {
                     // What is wrong was told.
                     let _ = self.open();
                 }
@@ -293,7 +299,7 @@ impl FrontProcess {
                 self.is_hopeless = false;
                 // One that is on its way may have read the configuration before.
                 self.give_up_next();
-                if self.current.is_some() && !self.sockets.is_empty() {
+                if self.current.is_some() && self.can_start() {
                     match self.start() {
                         Ok(running) => self.next = Some((running, Instant::now() + PATIENCE)),
                         Err(error) => self.tell(FrontTold::Trouble(error.to_string())).await,
@@ -301,6 +307,11 @@ impl FrontProcess {
                 }
             }
         }
+    }
+
+    /// Whether it has all that a front is given.
+    const fn can_start(&self) -> bool {
+        self.options.hosts_itself || !self.sockets.is_empty()
     }
 
     fn is_next(&self, pid: i32) -> bool {
@@ -340,6 +351,9 @@ impl FrontProcess {
     /// Listens as the configuration says.
     fn open(&mut self) -> Result<(), StartError> {
         let options = &self.options;
+        if options.hosts_itself {
+            return Ok(());
+        }
         let failed = |place: String| |source| StartError::Bind { place, source };
         let listener = TcpListener::bind(options.listen).map_err(failed(options.listen.to_string()))?;
         let mut sockets = vec![OwnedFd::from(listener)];
@@ -359,7 +373,9 @@ impl FrontProcess {
         let failed = |source| StartError::Adopt { pid, source };
         let handle = handle_of(pid).map_err(failed)?;
         let mut sockets = Vec::new();
-        for number in 0..1 + i32::from(self.options.socket.is_some()) {
+        let listening =
+            if self.options.hosts_itself { 0 } else { 1 + i32::from(self.options.socket.is_some()) };
+        for number in 0..listening {
             let socket = pidfd_getfd(&handle, FIRST + number, PidfdGetfdFlags::empty());
             let socket = socket.map_err(|error| failed(error.into()))?;
             if !is_listening(&socket, &self.options, number == 0).map_err(failed)? {

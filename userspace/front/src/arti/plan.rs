@@ -29,6 +29,7 @@ use tor_hsservice::config::{
 use tor_llcrypto::pk::ed25519::ExpandedKeypair;
 use tor_rtcompat::tokio::TokioRustlsRuntime;
 use tunica_config::Config;
+use tunica_core::hosted_circuits::Intake;
 use tunica_onion::key_file::{ExpandedKey, FILE_BYTES, KeyFileError};
 
 /// The service's name in the state directory. There is one, so nobody needs to choose.
@@ -55,6 +56,8 @@ pub struct Plan {
     idle: Duration,
     patience: Duration,
     most_connections: usize,
+    /// Where there is proof of work.
+    intake: Option<Intake>,
 }
 
 /// Why the service cannot be hosted as it is configured.
@@ -186,9 +189,7 @@ impl Plan {
     /// [`PlanError`]. Nothing of it changes by being tried again.
     pub fn new(config: &Config) -> Result<Self, PlanError> {
         let arti = &config.arti;
-        if arti.pow && !cfg!(feature = "arti-pow") {
-            return Err(PlanError::NoPow);
-        }
+        check_pow(arti.pow, cfg!(feature = "arti-pow"))?;
         let key = arti.key_file.as_deref().map(read_key).transpose()?;
         make_dir(&arti.state_dir)?;
         let mut client = match &arti.network_file {
@@ -211,6 +212,7 @@ impl Plan {
             idle: config.circuits.max_age,
             patience: config.ingress.client,
             most_connections: usize::try_from(config.ingress.maxconn.get()).unwrap_or(usize::MAX),
+            intake: arti.pow.then(|| Intake::new(arti.pow_queue_rate, arti.pow_queue_burst)),
         };
         plan.learn_key()?;
         Ok(plan)
@@ -303,6 +305,16 @@ impl Plan {
     pub(super) const fn most_connections(&self) -> usize {
         self.most_connections
     }
+
+    /// How fast clients are met; `None`: as fast as they come.
+    pub(super) const fn intake(&self) -> Option<Intake> {
+        self.intake
+    }
+}
+
+/// Arti without its proof of work would take the setting, and ask nobody.
+fn check_pow(is_wanted: bool, is_built_in: bool) -> Result<(), PlanError> {
+    if is_wanted && !is_built_in { Err(PlanError::NoPow) } else { Ok(()) }
 }
 
 fn id(key: &HsIdKeypair) -> HsId {
@@ -478,8 +490,12 @@ mod tests {
             fs::write(clients.join(format!("{number}.auth")), auth).unwrap();
         }
         refused(&clients_dir, "has 161 clients");
-        if !cfg!(feature = "arti-pow") {
-            refused("pow = true", "--features arti-pow");
-        }
+    }
+
+    #[test]
+    fn proof_of_work_is_asked_for_only_by_a_program_that_has_it() {
+        assert!(check_pow(true, true).is_ok() && check_pow(false, false).is_ok());
+        let said = check_pow(true, false).unwrap_err().to_string();
+        assert!(said.contains("--features arti-pow") && said.contains("LGPL"), "{said}");
     }
 }
