@@ -78,6 +78,8 @@ pub struct Lab {
     pub client: Namespace,
     folder: tempfile::TempDir,
     pins: PathBuf,
+    /// Another daemon than the one beside this executable.
+    daemon: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -99,7 +101,21 @@ impl Lab {
         )?;
         let pins = PathBuf::from(format!("/sys/fs/bpf/tunica-{purpose}-{}", std::process::id()));
         let folder = tempfile::Builder::new().prefix("tunica-lab-").tempdir().context("making a folder")?;
-        Ok(Self { host, client, folder, pins, child: None })
+        Ok(Self { host, client, folder, pins, daemon: None, child: None })
+    }
+
+    /// Has the daemon start this front: both lie beside each other in a folder of the lab.
+    ///
+    /// # Errors
+    /// If they cannot be put there.
+    pub fn install_with(&mut self, front: &Path) -> Result<()> {
+        let folder = self.path("bin");
+        fs::create_dir(&folder)?;
+        fs::copy(front, folder.join("tunica-front"))?;
+        let daemon = folder.join("tunicad");
+        fs::copy(program("tunicad")?, &daemon)?;
+        self.daemon = Some(daemon);
+        Ok(())
     }
 
     /// A file or folder of the lab.
@@ -143,7 +159,7 @@ impl Lab {
     /// If it ends before that; its log is in the message.
     pub fn start_through(&mut self, wrapper: &[&str]) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("tunicad.log"))?;
-        let daemon = program("tunicad")?;
+        let daemon = self.daemon.clone().map_or_else(|| program("tunicad"), Ok)?;
         let first = wrapper.first().map_or(daemon.as_path(), |program| Path::new(*program));
         let mut command = self.host.command(first);
         command.args(wrapper.get(1..).unwrap_or_default());

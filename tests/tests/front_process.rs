@@ -23,10 +23,13 @@ use nix::{
 };
 use tunica_tests::{
     armed::program,
+    beside::arti_front,
     ingress::{Backend, PATIENCE, get, header, read_answer},
     lab::Lab,
 };
 
+/// The account `nobody` of Debian.
+const NOBODY: u32 = 65_534;
 const LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 10_000);
 
 /// A lab whose daemon starts the ingress, which outlives it and ends with this.
@@ -327,4 +330,51 @@ fn an_account_that_is_missing_is_said_and_so_is_a_port_that_is_taken() {
         })
         .unwrap();
     assert_eq!(ground.fronts(), [0; 0]);
+}
+
+#[test]
+fn one_that_hosts_the_service_needs_no_port_outlives_the_daemon_and_gives_its_place_to_the_next() {
+    let mut ground = Ground::new("frontarti");
+    ground.lab.install_with(&arti_front().unwrap()).unwrap();
+    let state = ground.lab.path("arti");
+    fs::create_dir(&state).unwrap();
+    nix::unistd::chown(&state, Some(NOBODY.into()), None).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    let configure = |ground: &Ground, most: u32| {
+        let text = format!(
+            "[ingress]\nenabled = true\nstart_front = true\nuser = \"nobody\"\nbackends = [\"{}\"]\n\
+             [arti]\nenabled = true\nstate_dir = \"{}\"\n[circuits]\nmax_concurrent_connections = {most}",
+            ground.backend.address(),
+            state.display()
+        );
+        ground.lab.configure("mode = \"observe\"", &text).unwrap();
+    };
+    configure(&ground, 150);
+    // Whoever has the port has nothing to do with it.
+    let taken = ground.lab.host.run(|| Ok(std::net::TcpListener::bind(SocketAddr::from(LISTEN))?)).unwrap();
+    ground.lab.start().unwrap();
+    // No network is there to be reached: it hosts the service, and nobody finds it.
+    let hosts = |lab: &mut Lab| {
+        let is_not = |state: &str| {
+            lab.metric(&format!("tunica_front_arti_state{{state=\"{state}\"}}"))
+                .map(|found| found == Some(0.0))
+        };
+        Ok(is_not("waiting")? && is_not("failed")?)
+    };
+    ground.lab.wait_for("the service", hosts).unwrap();
+    let first = ground.front();
+    assert!(!ground.warnings().contains("listen"), "{}", ground.warnings());
+
+    ground.lab.end(Signal::SIGKILL).unwrap();
+    ground.lab.start().unwrap();
+    ground.serves();
+    assert_eq!(ground.front(), first, "the next daemon finds the front of the one before");
+
+    configure(&ground, 160);
+    ground.lab.must(&["reload"]).unwrap();
+    ground.wait_for_most_active(160.0);
+    ground.wait_for_one_front();
+    assert_ne!(ground.front(), first);
+    ground.lab.wait_for("the service with the next process", hosts).unwrap();
+    drop(taken);
 }
