@@ -324,6 +324,46 @@ fn a_circuit_over_its_limits_is_refused_then_banned_and_another_is_not() {
 }
 
 #[test]
+fn refusals_are_logged_by_word_and_number_where_that_is_asked_for() {
+    let limits = "profile = \"web\"\nrequests_per_10_seconds = 3\nban_threshold = 9";
+    for (key, is_logged) in [("log_refusals = true", true), ("", false)] {
+        let backend = Backend::start().unwrap();
+        let at = [backend.address()];
+        let mut front = Front::start_telling("info", &at, backend, "", &format!("{limits}\n{key}")).unwrap();
+        let asked: Vec<u16> = (0..2).map(|_| status(&front.ask(305_419_896, &get("/")).unwrap())).collect();
+        assert_eq!(asked, [200, 200]);
+        for _ in 0..3 {
+            assert_eq!(status(&front.ask(305_419_896, &get("/")).unwrap()), 429);
+        }
+        let of_no_circuit = |front: &Front| {
+            let mut foreign = TcpStream::connect(front.listen()).unwrap();
+            foreign.write_all(get("/").as_bytes()).unwrap();
+            // It is closed, or reset because of what was not read.
+            let _ = end(&mut foreign);
+        };
+        of_no_circuit(&front);
+        assert_eq!(front.refused("request_rate").unwrap(), 3);
+        assert_eq!(front.refused("not_a_circuit").unwrap(), 1);
+        // What the last second refused is told at the end.
+        of_no_circuit(&front);
+        front.signal(Signal::SIGTERM).unwrap();
+        front.ended().unwrap();
+        let log = front.log();
+        let said = |word: &str| -> u64 {
+            let word = format!("message_id=\"streams_refused\" refusal=\"{word}\" count=");
+            let counts = log.lines().filter_map(|line| line.split(&word).nth(1)?.trim().parse::<u64>().ok());
+            counts.sum()
+        };
+        let expected = if is_logged { (3, 2) } else { (0, 0) };
+        assert_eq!((said("request_rate"), said("not_a_circuit")), expected, "{log}");
+        assert_eq!(log.contains("streams_refused"), is_logged, "{log}");
+        for identity in ["305419896", "1234:5678", "12345678", "fc00:dead"] {
+            assert!(!log.contains(identity), "{log}");
+        }
+    }
+}
+
+#[test]
 fn orders_act_on_open_streams_and_end_with_the_tor_process() {
     let mut front = Front::start("keep_alive_seconds = 60", OPEN).unwrap();
     let hold = |front: &Front, number: u32| {

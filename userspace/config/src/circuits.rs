@@ -48,6 +48,8 @@ pub struct Circuits {
     pub ban_threshold: NonZeroU32,
     /// `shadow`: limits that only count; none by default.
     pub shadow: Vec<Refusal>,
+    /// `log_refusals`: whether the front logs what it refuses, by word and number; `false` by default.
+    pub log_refusals: bool,
     /// `ban_duration_seconds`: the first ban; 300 s by default.
     pub ban_duration: Duration,
     /// `table_size`: circuits that are remembered; 100 000 by default.

@@ -823,6 +823,10 @@ keys! {
         Absent::Default("[]"),
         List { each: ShadowLimit, least: 0, most: None, below: "" },
         "Limits that refuse nobody and ban nobody, and only count whom they would have refused.";
+    LOG_REFUSALS: Switch = "circuits.log_refusals",
+        Absent::Default("false"),
+        Switch,
+        "Whether `tunica-front` logs what it refuses: a line `streams_refused` for each word, at most once a second, with how many there were. No line names a circuit.";
     CIRCUIT_BAN: Number = "circuits.ban_duration_seconds",
         Absent::Default("300"),
         Number {

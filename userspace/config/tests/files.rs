@@ -169,6 +169,7 @@ fn settings(config: &Config) -> Vec<(&'static str, Option<String>)> {
         ("circuits.vip_requests_per_10_seconds", plain(circuits.vip_requests_per_10_seconds)),
         ("circuits.ban_threshold", plain(circuits.ban_threshold)),
         ("circuits.shadow", list(circuits.shadow.iter().map(|word| text(word.label())))),
+        ("circuits.log_refusals", plain(circuits.log_refusals)),
         ("circuits.ban_duration_seconds", plain(circuits.ban_duration.as_secs())),
         ("circuits.table_size", plain(circuits.table_size)),
         ("circuits.keep_seconds", plain(circuits.keep.as_secs())),

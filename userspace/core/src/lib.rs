@@ -36,6 +36,7 @@ pub mod notice;
 pub mod puzzle_level;
 pub mod reconcile;
 pub mod refusal;
+pub mod refusal_log;
 pub mod reports;
 pub mod restarts;
 pub mod self_test;

@@ -651,6 +651,11 @@ impl Circuits {
         }
     }
 
+    /// How often each word was given, since this process began.
+    pub fn refused_so_far(&self) -> impl Iterator<Item = (Refusal, u64)> + '_ {
+        Refusal::ALL.iter().zip(&self.totals.refused).map(|(refusal, total)| (*refusal, total.load(Relaxed)))
+    }
+
     fn panicked(&self) {
         self.totals.panics.fetch_add(1, Relaxed);
         self.count(Refusal::Fault);
@@ -837,10 +842,9 @@ impl Circuits {
             bytes_in: totals.bytes_in.load(Relaxed),
             bytes_out: totals.bytes_out.load(Relaxed),
             panics: totals.panics.load(Relaxed),
-            refused: Refusal::ALL
-                .iter()
-                .zip(&totals.refused)
-                .map(|(refusal, total)| (refusal.label().to_owned(), total.load(Relaxed)))
+            refused: self
+                .refused_so_far()
+                .map(|(refusal, total)| (refusal.label().to_owned(), total))
                 .collect(),
             would_refuse,
             puzzles: self.challenges.counted(),

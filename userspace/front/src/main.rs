@@ -22,13 +22,14 @@ use nix::sys::{
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tunica_config::{Config, LogFormat, LogLevel, Protocol};
+use tunica_core::refusal_log::RefusalLog;
 use tunica_front::{
     arti::{self, Hosted, Plan},
     backend::Backends,
     challenge::{ChallengeSettings, Challenges},
     circuits::{self, Circuits},
     http::{Http, HttpSettings},
-    link, listener,
+    link, listener, refusals,
     welcome::{Carrier, Host},
     worker::{self, Room, Source},
 };
@@ -205,7 +206,8 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
             None
         }
     };
-    runtime.block_on(watch_over(config, &circuits, &backends, process, ends))?;
+    let mut log = config.circuits.log_refusals.then(RefusalLog::default);
+    runtime.block_on(watch_over(config, &circuits, &backends, process, log.as_mut(), ends))?;
     circuits.drain();
     let until = Instant::now() + patience;
     for thread in threads {
@@ -213,6 +215,9 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
             Ok(result) => result.context("serve")?,
             Err(_) => anyhow::bail!("a worker ended in a fault of its own"),
         }
+    }
+    if let Some(log) = &mut log {
+        refusals::say(&circuits, log);
     }
     if let Some(hosted) = hosted {
         hosted.end(until.saturating_duration_since(Instant::now()));
@@ -230,6 +235,7 @@ async fn watch_over(
     circuits: &Arc<Circuits>,
     backends: &Arc<Backends>,
     process: u64,
+    log: Option<&mut RefusalLog>,
     mut ends: tokio::sync::mpsc::Receiver<()>,
 ) -> anyhow::Result<()> {
     let ingress = &config.ingress;
@@ -242,6 +248,7 @@ async fn watch_over(
     tokio::select! {
         () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}
         () = link::speak(&socket, Arc::clone(circuits), Arc::clone(backends), speaker) => {}
+        () = refusals::tell(circuits, log) => {}
         // A worker that cannot go on: the others end what they have, and this process says why.
         _ = ends.recv() => {}
         _ = terminate.recv() => {}

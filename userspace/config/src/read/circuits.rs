@@ -20,6 +20,7 @@ impl Reader<'_> {
         let vip_requests_per_10_seconds = self.value(root, &keys::VIP_PER_10);
         let ban_threshold = self.value(root, &keys::CIRCUIT_BAN_THRESHOLD);
         let shadow = self.value(root, &keys::SHADOW);
+        let log_refusals = self.value(root, &keys::LOG_REFUSALS);
         let ban_duration = self.value(root, &keys::CIRCUIT_BAN);
         let table_size = self.value(root, &keys::CIRCUIT_TABLE);
         let keep = self.value(root, &keys::CIRCUIT_KEEP);
@@ -68,6 +69,7 @@ impl Reader<'_> {
             vip_requests_per_10_seconds: vip_requests_per_10_seconds?.value,
             ban_threshold: ban_threshold?.value,
             shadow: shadow?.value,
+            log_refusals: log_refusals?.value,
             ban_duration: seconds(ban_duration?.value),
             table_size: table_size?.value,
             keep: seconds(keep?.value),
