@@ -206,7 +206,14 @@ fn tor_takes_the_lines_of_a_service() {
     fs::DirBuilder::new().mode(0o700).create(&folder).unwrap();
     let base =
         ["render", "torrc", "--config", config.to_str().unwrap(), "--service-dir", folder.to_str().unwrap()];
-    for more in [&[][..], &["--large"], &["--relay"], &["--large", "--relay", "--hs-port", "443"]] {
+    for more in [
+        &[][..],
+        &["--large"],
+        &["--relay"],
+        &["--large", "--relay", "--hs-port", "443"],
+        &["--end-full-circuits", "--intro-points", "3"],
+        &["--intro-points", "20"],
+    ] {
         let text = lab.must(&[&base, more].concat()).unwrap();
         let torrc = lab.path("torrc");
         fs::write(&torrc, format!("DataDirectory {}\n{text}", lab.path("data").display())).unwrap();
@@ -215,6 +222,10 @@ fn tor_takes_the_lines_of_a_service() {
         let checked =
             lab.tunica(&["check", config.to_str().unwrap(), "--torrc", torrc.to_str().unwrap()]).unwrap();
         assert!(checked.out.contains("1 port published"), "{checked:?}");
+    }
+    for number in ["2", "21"] {
+        let ran = lab.tunica(&[&base[..], &["--intro-points", number]].concat()).unwrap();
+        assert!(ran.code != Some(0) && ran.out.is_empty() && ran.err.contains("3..=20"), "{ran:?}");
     }
     let wrong = lab.path("wrong");
     fs::write(&wrong, "HiddenServicePoWQueueRate 25\n").unwrap();

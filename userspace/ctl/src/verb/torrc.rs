@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU16, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, builder::RangedI64ValueParser};
 use tunica_config::Config;
 use tunica_onion::torrc::{Service, Size, Target};
 
@@ -20,9 +20,20 @@ pub(super) struct Torrc {
     /// Tor's puzzles for many clients
     #[arg(long)]
     large: bool,
+    /// Relays that introduce clients, 3 to 20
+    #[arg(long, value_name = "N", default_value_t = Service::USUAL_INTRO_POINTS, value_parser = intro_points())]
+    intro_points: u8,
+    /// One stream too many ends its circuit
+    #[arg(long)]
+    end_full_circuits: bool,
     /// This tor is a relay as well
     #[arg(long)]
     relay: bool,
+}
+
+fn intro_points() -> RangedI64ValueParser<u8> {
+    let (least, most) = (*Service::INTRO_POINTS.start(), *Service::INTRO_POINTS.end());
+    RangedI64ValueParser::new().range(i64::from(least)..=i64::from(most))
 }
 
 impl Torrc {
@@ -47,6 +58,8 @@ impl Torrc {
                 (Some(_), true) | (None, _) => Target::Tcp(ingress.listen),
             },
             size: if self.large { Size::Large } else { Size::Usual },
+            intro_points: self.intro_points,
+            ends_full_circuits: self.end_full_circuits,
             is_relay: self.relay,
         };
         say(&service.render().map_err(|error| Failure::new(Exit::BadConfig, error.to_string()))?)?;
@@ -57,7 +70,8 @@ impl Torrc {
         }
         if !self.relay {
             note(
-                "DoSCircuitCreation… and DoSConnection… act on relays alone and are left out; --relay adds them",
+                "DoSCircuitCreation…, DoSConnection… and DoSRefuseSingleHopClientRendezvous act on relays alone and are left out; \
+                 --relay adds them",
             );
         }
         Ok(Exit::Done)

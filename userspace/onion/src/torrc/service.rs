@@ -4,6 +4,7 @@ use std::{
     fmt,
     fmt::Write as _,
     num::NonZeroU16,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -41,6 +42,11 @@ pub struct Service {
     pub target: Target,
     /// How many clients come.
     pub size: Size,
+    /// Relays that introduce clients (`HiddenServiceNumIntroductionPoints`), within [`Self::INTRO_POINTS`].
+    pub intro_points: u8,
+    /// Whether a stream beyond [`Self::MOST_STREAMS`] ends its circuit with all that it has
+    /// (`HiddenServiceMaxStreamsCloseCircuit`), rather than only itself.
+    pub ends_full_circuits: bool,
     /// Whether this tor is a relay as well: then it has the defences that act on relays alone (dos.c: `public_server_mode`).
     pub is_relay: bool,
 }
@@ -62,6 +68,14 @@ pub struct PathNotWritable {
 }
 
 impl Service {
+    /// How many introduction points tor has (config.c, `HiddenServiceNumIntroductionPoints`): fewer than three are gone whenever
+    /// a relay or two are, and clients refuse a descriptor with more than twenty.
+    pub const INTRO_POINTS: RangeInclusive<u8> = 3..=20;
+    /// As many as tor has unless it is told.
+    pub const USUAL_INTRO_POINTS: u8 = 3;
+    /// Streams of one circuit at a time (`HiddenServiceMaxStreams`).
+    pub const MOST_STREAMS: u16 = 100;
+
     /// The lines, each group with a comment that says what it is for.
     ///
     /// Names and ranges are those of tor's manual, which `tor --verify-config` checks.
@@ -82,12 +96,22 @@ impl Service {
             }
         };
         let (rate, burst) = self.size.puzzle_queue();
+        let (points, streams) = (self.intro_points, Self::MOST_STREAMS);
+        let full = if self.ends_full_circuits {
+            "# One more ends the circuit and every stream of it, those of an honest visitor with many tabs as well.\n\
+             HiddenServiceMaxStreamsCloseCircuit 1\n"
+        } else {
+            "# One more is ignored, and the circuit's others go on; `--end-full-circuits` has tor end them all.\n\
+             HiddenServiceMaxStreamsCloseCircuit 0\n"
+        };
         let mut text = format!(
             "# Written by `tunica render torrc`. The lines of a service belong together.\n\
              HiddenServiceDir {folder}\n\
              HiddenServicePort {target}\n\
              # Each stream says through which circuit it comes; the ingress takes none that does not.\n\
              HiddenServiceExportCircuitID haproxy\n\
+             # So many relays introduce clients.\n\
+             HiddenServiceNumIntroductionPoints {points}\n\
              # Introduction points pass on so many introductions a second each, and so many at once.\n\
              HiddenServiceEnableIntroDoSDefense 1\n\
              HiddenServiceEnableIntroDoSRatePerSec 50\n\
@@ -97,7 +121,8 @@ impl Service {
              HiddenServicePoWQueueRate {rate}\n\
              HiddenServicePoWQueueBurst {burst}\n\
              # Streams of one circuit at a time. The ingress refuses earlier; this is what tor keeps to without it.\n\
-             HiddenServiceMaxStreams 100\n"
+             HiddenServiceMaxStreams {streams}\n\
+             {full}"
         );
         if self.is_relay {
             text.push_str(
@@ -106,8 +131,14 @@ impl Service {
                  DoSCircuitCreationMinConnections 5\n\
                  DoSCircuitCreationRate 10\n\
                  DoSCircuitCreationBurst 20\n\
+                 # 2: an address over these limits gets no circuit for one to two hours.\n\
+                 DoSCircuitCreationDefenseType 2\n\
                  DoSConnectionEnabled 1\n\
-                 DoSConnectionMaxConcurrentCount 200\n",
+                 DoSConnectionMaxConcurrentCount 200\n\
+                 # 2: an address has no more connections than that; others are closed at once.\n\
+                 DoSConnectionDefenseType 2\n\
+                 # Who asks for a rendezvous over a single hop is not answered.\n\
+                 DoSRefuseSingleHopClientRendezvous 1\n",
             );
         }
         Ok(text)
@@ -142,6 +173,8 @@ mod tests {
             virtual_port: NonZeroU16::new(80).unwrap(),
             target,
             size: Size::Usual,
+            intro_points: Service::USUAL_INTRO_POINTS,
+            ends_full_circuits: false,
             is_relay: false,
         }
     }
@@ -157,6 +190,7 @@ mod tests {
             "HiddenServiceDir \"/var/lib/tor/shop\"",
             "HiddenServicePort 80 127.0.0.1:10000",
             "HiddenServiceExportCircuitID haproxy",
+            "HiddenServiceNumIntroductionPoints 3",
             "HiddenServiceEnableIntroDoSDefense 1",
             "HiddenServiceEnableIntroDoSRatePerSec 50",
             "HiddenServiceEnableIntroDoSBurstPerSec 100",
@@ -164,8 +198,12 @@ mod tests {
             "HiddenServicePoWQueueRate 25",
             "HiddenServicePoWQueueBurst 50",
             "HiddenServiceMaxStreams 100",
+            "HiddenServiceMaxStreamsCloseCircuit 0",
         ];
         assert_eq!(lines(&text), of_service);
+        let ending = Service { intro_points: 7, ends_full_circuits: true, ..usual.clone() }.render().unwrap();
+        assert!(ending.contains("\nHiddenServiceNumIntroductionPoints 7\n"), "{ending}");
+        assert!(ending.ends_with("\nHiddenServiceMaxStreamsCloseCircuit 1\n"), "{ending}");
         let large = Service { size: Size::Large, is_relay: true, ..usual }.render().unwrap();
         assert!(large.contains("QueueRate 100\n") && large.contains("QueueBurst 200\n"), "{large}");
         let of_relays = [
@@ -173,8 +211,11 @@ mod tests {
             "DoSCircuitCreationMinConnections 5",
             "DoSCircuitCreationRate 10",
             "DoSCircuitCreationBurst 20",
+            "DoSCircuitCreationDefenseType 2",
             "DoSConnectionEnabled 1",
             "DoSConnectionMaxConcurrentCount 200",
+            "DoSConnectionDefenseType 2",
+            "DoSRefuseSingleHopClientRendezvous 1",
         ];
         assert_eq!(lines(&large).split_off(of_service.len()), of_relays);
         for bad in ["/a\nHiddenServicePort 22", "/a\u{7f}"] {
