@@ -364,18 +364,29 @@ fn haproxy_does_what_the_front_does() {
     assert!(!log.contains("captcha") && !log.contains("GET"), "{log}");
 
     // The statistics page speaks to loopback names only, and of no circuit.
-    let page = |host: &str| {
+    let page = |host: &str, path: &str| {
         lab.host
             .run(|| {
                 let mut stream = TcpStream::connect("127.0.0.1:9000")?;
-                write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+                write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
                 Ok(answer(&mut stream))
             })
             .unwrap()
     };
-    let shown = page("127.0.0.1:9000");
+    let shown = page("127.0.0.1:9000", "/stats");
     assert!(shown.starts_with("HTTP/1.1 200") && shown.contains("tunica_service") && !shown.contains("fc00"));
-    assert!(page("example.com").starts_with("HTTP/1.1 403"));
+    assert!(shown.to_lowercase().contains("\r\nrefresh: 5\r\n"), "{shown}");
+    let node = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert!(shown.contains(&format!(" on {}", node.trim())), "the node: {shown}");
+    assert!(shown.contains("balancing: roundrobin"), "legends: {shown}");
+    let moved = page("localhost", "/");
+    assert!(
+        moved.starts_with("HTTP/1.1 302") && moved.to_lowercase().contains("location: /stats"),
+        "{moved}"
+    );
+    for path in ["/", "/stats"] {
+        assert!(page("example.com", path).starts_with("HTTP/1.1 403"));
+    }
 
     // Socket and permissions.
     let socket = fs::metadata(&proxy.api).unwrap();

@@ -30,6 +30,8 @@ pub const BANNED: u32 = 2;
 const MOST_TARPITS: u64 = 1_000;
 /// How long a connection is held in the tarpit.
 const TARPIT: Duration = Duration::from_secs(10);
+/// Where the statistics page is.
+const STATISTICS_PATH: &str = "/stats";
 /// How long an old process serves its last connections after a reload.
 const LAST_CONNECTIONS: &str = "10m";
 /// Connections of the statistics page, of health checks and of the Runtime API, at most.
@@ -512,10 +514,13 @@ impl HaproxyConfig {
             "http-request deny if !{{ req.hdr(Host),field(1,:) -m str -i localhost }} !{{ req.hdr(Host) -m str {} }}",
             self.stats
         ));
+        out.line(format_args!("http-request redirect location {STATISTICS_PATH} if {{ path / }}"));
         out.line(format_args!("stats enable"));
-        out.line(format_args!("stats uri /"));
+        out.line(format_args!("stats uri {STATISTICS_PATH}"));
         out.line(format_args!("stats hide-version"));
-        out.line(format_args!("stats refresh 10s"));
+        out.line(format_args!("stats show-node"));
+        out.line(format_args!("stats show-legends"));
+        out.line(format_args!("stats refresh 5s"));
     }
 }
 
