@@ -106,6 +106,10 @@ impl Drop for Proxy {
     }
 }
 
+/// Every limit that may be tried.
+const SHADOWS: &str = "shadow = [\"slow_lane\", \"connection_rate\", \"circuit_rate\", \"too_many_open\", \"request_rate\", \
+                       \"vip_rate\", \"byte_budget\", \"cpu_budget\", \"global_rate\", \"puzzle_required\"]";
+
 fn write_configuration(lab: &Lab, render: &[&str]) -> PathBuf {
     let config = lab.path("tunica.toml");
     let arguments = ["--config", config.to_str().unwrap(), "render", "haproxy", "--user", "nobody"];
@@ -202,6 +206,8 @@ fn the_rendered_configuration_loads_whatever_it_is_made_of() {
             "profile = \"gated\"",
             &["--peer", "a=127.0.0.1:10002", "--peer", "b=127.0.0.1:10003", "--stats", "[::1]:9001"],
         ),
+        (String::new(), SHADOWS, &[]),
+        ("protocol = \"tcp\"".to_owned(), SHADOWS, &[]),
     ] {
         configure(&lab, LISTEN, backend.address(), &ingress, circuits, "");
         let file = write_configuration(&lab, render);
@@ -235,6 +241,125 @@ fn the_rendered_configuration_loads_whatever_it_is_made_of() {
     let made = lab.must(&["--config", example.to_str().unwrap(), "render", "haproxy"]).unwrap();
     let shipped = fs::read_to_string(root.join("deploy/haproxy.cfg")).unwrap();
     assert_eq!(made, shipped, "run `cargo xtask generate`");
+}
+
+/// What HAProxy does not do is told where it matters, and nowhere else.
+#[test]
+fn what_the_configuration_asks_for_in_vain_is_told() {
+    let (lab, backend) = on_loopback("haproxytold");
+    let config = lab.path("tunica.toml");
+    let told = |ingress: &str, circuits: &str, more: &str| {
+        configure(&lab, LISTEN, backend.address(), ingress, circuits, more);
+        let ran = lab.tunica(&["--config", config.to_str().unwrap(), "render", "haproxy"]).unwrap();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.err
+    };
+    let always = [
+        "puzzle",
+        "paid_share",
+        "waiting room",
+        "token",
+        "`tunica threat set` and `tunica panic`",
+        "max_circuit_",
+        "rotate_hard_after_secs",
+        "[sybil]",
+        "bans.ladder",
+        "one failed health check",
+    ];
+    let sometimes = [
+        "circuits.shadow",
+        "would_refuse",
+        "neither judged nor counted",
+        "mebibytes_per_minute",
+        "cpu_milliseconds_per_minute",
+        "slow or malformed heads",
+        "log_refusals",
+        "body_bytes",
+        "answered with 400",
+        "tor.control",
+        "shared out among the backends",
+    ];
+    let spare = "mebibytes_per_minute = 0\ncpu_milliseconds_per_minute = 0";
+    let rows: [(&str, String, &str, &[&str]); 4] = [
+        ("protocol = \"tcp\"", spare.to_owned(), "[tor]\ncontrol = \"127.0.0.1:9051\"", &[]),
+        (
+            "",
+            "mebibytes_per_minute = 0".to_owned(),
+            "",
+            &[
+                "cpu_milliseconds_per_minute",
+                "slow or malformed heads",
+                "body_bytes",
+                "answered with 400",
+                "tor.control",
+            ],
+        ),
+        (
+            "protocol = \"tcp\"",
+            format!("{spare}\nlog_refusals = true\nshadow = [\"circuit_rate\"]"),
+            "[tor]\ncontrol = \"127.0.0.1:9051\"",
+            &["circuits.shadow", "would_refuse", "log_refusals"],
+        ),
+        (
+            "protocol = \"tcp\"",
+            format!("{spare}\nshadow = [\"request_rate\", \"byte_budget\"]"),
+            "",
+            &["circuits.shadow", "neither judged nor counted", "tor.control"],
+        ),
+    ];
+    for (ingress, circuits, more, expected) in rows {
+        let told = told(ingress, &circuits, more);
+        for words in always {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        for words in sometimes {
+            assert_eq!(told.contains(words), expected.contains(&words), "{words}: {told}");
+        }
+    }
+}
+
+#[test]
+fn a_limit_in_shadow_refuses_and_bans_nobody_and_the_log_names_it() {
+    let (lab, backend) = on_loopback("haproxyshadow");
+    let limits = "requests_per_10_seconds = 5\nslow_requests_per_10_seconds = 4\nmax_per_circuit_per_minute = 3\n\
+                  connections_per_10_seconds = 9\nban_threshold = 1\nmax_connections_per_second = 1000";
+    let asked = |circuit: u32| {
+        lab.host
+            .run(|| {
+                // Many requests through one connection, and as many connections.
+                let mut one = stream(circuit, &get("/").repeat(12))?;
+                let mut got: Vec<_> = (0..12).map(|_| answer(&mut one)).collect();
+                for _ in 0..6 {
+                    got.push(answer(&mut stream(circuit, &get("/"))?));
+                }
+                Ok(got)
+            })
+            .unwrap()
+    };
+    let is_served = |answer: &String| answer.starts_with("HTTP/1.1 200");
+    let shadow = format!("shadow = [\"request_rate\", \"circuit_rate\"]\n{limits}");
+    configure(&lab, LISTEN, backend.address(), "", &shadow, "");
+    let proxy = Proxy::start(&lab, Some(&lab.host), &[], &["-db"]);
+    let got = asked(5);
+    assert!(got.iter().all(is_served), "{got:?}");
+    let table = proxy.table();
+    assert!(table.contains("4dad::5 ") && table.contains("gpt0=0 gpc0=0 "), "no violation, no ban: {table}");
+    let log = proxy.ask("show events tunica_log");
+    let said = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+    assert_eq!(said(" would_refuse=- "), 4, "{log}");
+    assert_eq!((said(" would_refuse=request_rate "), said(" would_refuse=circuit_rate ")), (10, 4), "{log}");
+    // Limits that are no shadows act.
+    let last = || lab.host.run(|| Ok(answer(&mut stream(5, &get("/"))?))).unwrap();
+    assert!(is_served(&last()), "the eighth connection");
+    assert_eq!(last(), "reset", "connection_rate, and a ban");
+    drop(proxy);
+
+    configure(&lab, LISTEN, backend.address(), "", limits, "");
+    let proxy = Proxy::start(&lab, Some(&lab.host), &[], &["-db"]);
+    let got = asked(5);
+    assert_eq!(got.iter().position(|answer| !is_served(answer)), Some(4), "{got:?}");
+    assert!(proxy.table().contains("gpt0=2 "), "{}", proxy.table());
+    assert!(!proxy.ask("show events tunica_log").contains("would_refuse"));
 }
 
 /// The checklist: PROXY header, table, tracking, ban, VIP, timeouts, health, socket, log, permissions.
@@ -280,7 +405,7 @@ fn haproxy_does_what_the_front_does() {
 
     // What the backend hears of a circuit: a word, and nothing that the client says of itself.
     let forged = "GET / HTTP/1.1\r\nHost: a\r\nX-Onion-Circuit: f\r\nx_onion_circuit: f\r\nX-Forwarded-For: f\r\n\
-                  Upgrade: h2c\r\n\r\n";
+                  Tunica-Token: f\r\ntunica_solution: f\r\nUpgrade: h2c\r\n\r\n";
     let word = |circuit| {
         let got = asked(&lab, circuit, forged);
         assert!(!got.contains(": f\r\n") && !got.contains("h2c"), "{got}");
@@ -294,6 +419,11 @@ fn haproxy_does_what_the_front_does() {
     };
     assert_eq!(word(6), word(6));
     assert_ne!(word(6), word(7));
+    // Nor does a client hear what is meant for tunica-front.
+    backend.say("X-Tunica-Grant: vip");
+    let got = asked(&lab, 6, &get("/"));
+    assert!(got.starts_with("HTTP/1.1 200") && !got.to_lowercase().contains("grant"), "{got}");
+    backend.say("X-Said: nothing");
 
     // Ban, and whoever is not banned.
     assert_eq!(proxy.ask("set table tunica_circuits key fc00:dead:beef:4dad::8 data.gpt0 2"), "\n");
@@ -343,8 +473,20 @@ fn haproxy_does_what_the_front_does() {
         assert!(got.starts_with(&format!("HTTP/1.1 {status}")), "{request:?}: {got}");
     }
 
-    // Health: the maintenance page, and back.
+    // Health: one failed check is none, the second brings the maintenance page, and then back.
+    let health = || {
+        let all = proxy.ask("show stat tunica_service 4 -1");
+        let row = all.lines().find(|line| line.starts_with("tunica_service,backend1,")).unwrap_or_default();
+        row.split(',').nth(17).unwrap_or_default().to_owned()
+    };
+    wait("a check", || health() == "UP");
+    let before = backend.checks();
     backend.set_well(false);
+    wait("two failed checks", || {
+        let (is_up, checks) = (health().starts_with("UP"), backend.checks());
+        assert!(is_up || checks >= before + 2, "down after {} checks", checks - before);
+        !is_up
+    });
     wait("the maintenance page", || {
         let got = asked(&lab, 24, &get("/"));
         proxy.ask("clear table tunica_circuits key fc00:dead:beef:4dad::18");

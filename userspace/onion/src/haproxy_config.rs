@@ -36,6 +36,9 @@ const STATISTICS_PATH: &str = "/stats";
 const LAST_CONNECTIONS: &str = "10m";
 /// Connections of the statistics page, of health checks and of the Runtime API, at most.
 const OTHER_CONNECTIONS: u64 = 200;
+/// Health checks in a row that say otherwise before a backend counts as ill, or as well again. After its start one is enough to
+/// count as ill.
+const CHECKS_TO_CHANGE: u32 = 2;
 /// What HAProxy keeps free of its buffer for headers that rules add (`tune.maxrewrite`).
 const REWRITE_BYTES: u32 = 1_024;
 /// HAProxy's own buffer size, below which it is not set.
@@ -63,13 +66,13 @@ pub struct HaproxyConfig {
     /// Connections that are served at once.
     pub most_served: NonZeroU32,
     /// New connections in a second, all circuits together.
-    pub connections_per_second: NonZeroU32,
+    pub connections_per_second: Limit,
     /// Open connections of a circuit.
-    pub most_open: u32,
+    pub most_open: Limit,
     /// The connection of a circuit within 10 s that is a violation, and all that follow.
-    pub connections_per_10_seconds: Option<u32>,
+    pub connections_per_10_seconds: Option<Limit>,
     /// Connections that a circuit may open in 60 s.
-    pub connections_per_minute: Option<u32>,
+    pub connections_per_minute: Option<Limit>,
     /// Violations that ban a circuit.
     pub ban_threshold: u32,
     /// Circuits that are remembered.
@@ -102,14 +105,31 @@ pub struct HaproxyConfig {
     pub peers: Vec<Peer>,
 }
 
+/// A limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// How much it allows, or the event that is judged by it, as the field says.
+    pub number: u32,
+    /// Whether it is a shadow: it refuses nobody, leaves no violation, and the log tells whom it would have refused.
+    pub is_shadow: bool,
+}
+
+/// Rates of a circuit's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestRates {
+    /// The request within 10 s that goes behind those of quieter circuits, and all that follow.
+    pub slow: Limit,
+    /// The one that is denied, and all that follow.
+    pub deny: Limit,
+}
+
 /// Rules for requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpRules {
-    /// The request of a circuit within 10 s that goes behind those of quieter circuits, and the one that is denied, with all
-    /// that follow.
-    pub rates: Option<(u32, u32)>,
+    /// Rates of a circuit that is no VIP.
+    pub rates: Option<RequestRates>,
     /// The request of a VIP within 10 s that is denied, and all that follow.
-    pub vip_rate: u32,
+    pub vip_rate: Limit,
     /// The only path that may be posted to, where nothing but GET and HEAD is let through else.
     pub post_path: Option<String>,
     /// What a health check asks for.
@@ -195,6 +215,20 @@ impl HaproxyConfig {
         self.service(&mut out)?;
         self.statistics(&mut out);
         Ok(out.0)
+    }
+
+    /// Whether any rule is a shadow, so that the log has a field for it.
+    fn has_shadow(&self) -> bool {
+        let of_requests = self.http.iter().flat_map(|http| {
+            let rates = http.rates.into_iter().flat_map(|rates| [rates.slow, rates.deny]);
+            rates.chain([http.vip_rate])
+        });
+        [self.connections_per_second, self.most_open]
+            .into_iter()
+            .chain(self.connections_per_10_seconds)
+            .chain(self.connections_per_minute)
+            .chain(of_requests)
+            .any(|limit| limit.is_shadow)
     }
 
     /// Connections that the frontend takes.
@@ -315,8 +349,13 @@ impl HaproxyConfig {
         out.line(format_args!("maxconn {}", self.frontend_maxconn()));
         let status =
             if self.http.is_some() { "status=%ST requests_in_10s=%[sc0_http_req_rate] " } else { "" };
+        let shadow = match (self.has_shadow(), &self.http) {
+            (false, _) => "",
+            (true, Some(_)) => "would_refuse=%[var(txn.would_refuse)] ",
+            (true, None) => "would_refuse=%[var(sess.would_refuse)] ",
+        };
         out.line(format_args!(
-            "log-format \"circuit=%[src] state=%[sc0_get_gpt0] {status}end=%ts wait_ms=%Tw in=%U out=%B backend=%s\""
+            "log-format \"circuit=%[src] state=%[sc0_get_gpt0] {status}{shadow}end=%ts wait_ms=%Tw in=%U out=%B backend=%s\""
         ));
         out.blank();
         out.line(format_args!("acl from_tor src fc00:dead:beef:4dad::/64"));
@@ -329,20 +368,26 @@ impl HaproxyConfig {
         out.line(format_args!("tcp-request session track-sc0 src table {table}"));
         out.line(format_args!("tcp-request session reject if banned"));
         out.comment("One violation a connection; enough of them ban the circuit.");
-        let mut violation = |word: &str, condition: fmt::Arguments<'_>| {
+        if self.has_shadow() {
+            out.comment("Limits in circuits.shadow refuse nobody: the log names the first that would have.");
+        }
+        if self.connections_per_minute.is_some() {
+            out.line(format_args!("tcp-request session sc-inc-gpc1(0)"));
+        }
+        let mut violation = |word: &str, limit: Limit, condition: fmt::Arguments<'_>| {
+            let (variable, unless) =
+                if limit.is_shadow { ("would_refuse,ifnotset", "") } else { ("violation", "!violation ") };
             out.line(format_args!(
-                "tcp-request session set-var(sess.violation) str({word}) if !violation {condition}"
+                "tcp-request session set-var(sess.{variable}) str({word}) if {unless}{condition}"
             ));
         };
-        violation("too_many_open", format_args!("{{ sc0_conn_cur gt {} }}", self.most_open));
+        let limit = self.most_open;
+        violation("too_many_open", limit, format_args!("{{ sc0_conn_cur gt {} }}", limit.number));
         if let Some(limit) = self.connections_per_10_seconds {
-            violation("connection_rate", format_args!("!vip {{ sc0_conn_rate ge {limit} }}"));
+            violation("connection_rate", limit, format_args!("!vip {{ sc0_conn_rate ge {} }}", limit.number));
         }
         if let Some(limit) = self.connections_per_minute {
-            out.line(format_args!("tcp-request session sc-inc-gpc1(0)"));
-            out.line(format_args!(
-                "tcp-request session set-var(sess.violation) str(circuit_rate) if !violation !vip {{ sc0_gpc1_rate gt {limit} }}"
-            ));
+            violation("circuit_rate", limit, format_args!("!vip {{ sc0_gpc1_rate gt {} }}", limit.number));
         }
         out.line(format_args!("tcp-request session sc-inc-gpc0(0) if violation"));
         out.line(format_args!(
@@ -367,21 +412,35 @@ impl HaproxyConfig {
         out.line(format_args!("http-request reject if banned"));
         out.line(format_args!("http-request tarpit deny_status 429 hdr Retry-After 10 if held"));
         out.line(format_args!("http-request {} if violation", deny(429, 10)));
-        out.comment("Everything that is denied here is denied before a backend hears of it.");
-        if let Some((_, limit)) = http.rates {
-            let over = format!("!vip {{ sc0_http_req_rate ge {limit} }}");
-            out.line(format_args!("http-request sc-inc-gpc0(0) if {over}"));
+        if self.has_shadow() {
+            out.comment("A connection that a limit in circuits.shadow would have refused.");
             out.line(format_args!(
-                "http-request sc-set-gpt0(0) {BANNED} if {over} {{ sc0_get_gpc0 ge {} }}",
-                self.ban_threshold
+                "http-request set-var(txn.would_refuse) var(sess.would_refuse) if {{ http_first_req }} {{ var(sess.would_refuse) -m found }}"
             ));
-            out.line(format_args!("http-request reject if banned"));
-            out.line(format_args!("http-request {} if {over}", deny(429, 10)));
         }
+        out.comment("Everything that is denied here is denied before a backend hears of it.");
+        if let Some(RequestRates { deny: limit, .. }) = http.rates {
+            let over = format!("!vip {{ sc0_http_req_rate ge {} }}", limit.number);
+            if limit.is_shadow {
+                out.line(format_args!("{} if {over}", would_refuse("request_rate")));
+            } else {
+                out.line(format_args!("http-request sc-inc-gpc0(0) if {over}"));
+                out.line(format_args!(
+                    "http-request sc-set-gpt0(0) {BANNED} if {over} {{ sc0_get_gpc0 ge {} }}",
+                    self.ban_threshold
+                ));
+                out.line(format_args!("http-request reject if banned"));
+                out.line(format_args!("http-request {} if {over}", deny(429, 10)));
+            }
+        }
+        let act = |limit: Limit, word: &str, action: String| {
+            if limit.is_shadow { would_refuse(word) } else { format!("http-request {action}") }
+        };
+        let limit = http.vip_rate;
         out.line(format_args!(
-            "http-request {} if vip {{ sc0_http_req_rate ge {} }}",
-            deny(429, 10),
-            http.vip_rate
+            "{} if vip {{ sc0_http_req_rate ge {} }}",
+            act(limit, "vip_rate", deny(429, 10)),
+            limit.number
         ));
         out.line(format_args!("http-request deny deny_status 405 if {{ method CONNECT }}"));
         if let Some(post_path) = &http.post_path {
@@ -402,7 +461,7 @@ impl HaproxyConfig {
         ));
         out.comment("What a client could pose by as a proxy, or as us.");
         out.line(format_args!(
-            "http-request del-header ^(x[-_]onion[-_]circuit|forwarded|x[-_]forwarded[-_](for|host|proto)|x[-_]real[-_]ip|proxy|proxy[-_]connection|http2[-_]settings)$ -m reg"
+            "http-request del-header ^(x[-_]onion[-_]circuit|tunica[-_](solution|token)|forwarded|x[-_]forwarded[-_](for|host|proto)|x[-_]real[-_]ip|proxy|proxy[-_]connection|http2[-_]settings)$ -m reg"
         ));
         out.line(format_args!(
             "http-request set-header X-Onion-Circuit %[src,concat(,proc.tunica_salt),sha2(256),bytes(0,8),hex,lower]"
@@ -413,21 +472,26 @@ impl HaproxyConfig {
             deny(503, self.queue.as_secs()),
             self.maxconn
         ));
+        let limit = self.connections_per_second;
         out.line(format_args!(
-            "http-request {} if !vip {{ http_first_req }} {{ sc1_conn_rate gt {} }}",
-            deny(503, 1),
-            self.connections_per_second
+            "{} if !vip {{ http_first_req }} {{ sc1_conn_rate gt {} }}",
+            act(limit, "global_rate", deny(503, 1)),
+            limit.number
         ));
         out.comment(
             "Who waits: VIPs first, then those without violation, then the others; many requests go last.",
         );
         out.line(format_args!("http-request set-priority-class int(-1) if vip"));
         out.line(format_args!("http-request set-priority-class int(1) if !vip {{ sc0_get_gpc0 gt 0 }}"));
-        if let Some((slow, _)) = http.rates {
+        if let Some(RequestRates { slow: limit, .. }) = http.rates {
             out.line(format_args!(
-                "http-request set-priority-class int(2) if !vip {{ sc0_http_req_rate ge {slow} }}"
+                "{} if !vip {{ sc0_http_req_rate ge {} }}",
+                act(limit, "slow_lane", "set-priority-class int(2)".to_owned()),
+                limit.number
             ));
         }
+        out.comment("What is meant for tunica-front.");
+        out.line(format_args!("http-response del-header X-Tunica-Grant"));
         Ok(())
     }
 
@@ -442,9 +506,12 @@ impl HaproxyConfig {
             "tcp-request content reject if !vip {{ be_conn(tunica_service) ge {} }}",
             self.maxconn
         ));
+        let limit = self.connections_per_second;
+        let action =
+            if limit.is_shadow { "set-var(sess.would_refuse,ifnotset) str(global_rate)" } else { "reject" };
         out.line(format_args!(
-            "tcp-request content reject if !vip {{ sc1_conn_rate gt {} }}",
-            self.connections_per_second
+            "tcp-request content {action} if !vip {{ sc1_conn_rate gt {} }}",
+            limit.number
         ));
         out.line(format_args!("tcp-request content set-priority-class int(-1) if vip"));
         out.line(format_args!(
@@ -496,7 +563,7 @@ impl HaproxyConfig {
                 Backend::Unix(socket) => format!("unix@{}", path("ingress.backends", socket)?),
             };
             out.line(format_args!(
-                "server backend{number} {place} maxconn {share} check inter {}s rise 1 fall 1",
+                "server backend{number} {place} maxconn {share} check inter {}s rise {CHECKS_TO_CHANGE} fall {CHECKS_TO_CHANGE}",
                 self.health_every.as_secs()
             ));
         }
@@ -533,6 +600,7 @@ const HEAD: &str = "\
 #   reload    kill -USR2 of that process (`systemctl reload haproxy`): no connection is refused and none is cut
 #
 # In torrc: HiddenServiceExportCircuitID haproxy
+# What tunica-front does and this does not: docs/reference/rendering.md, and what `tunica render haproxy` says beside it.
 # The log and the table name circuits. Neither leaves this machine; see that it stays so.
 ";
 
@@ -560,6 +628,11 @@ impl Text {
     fn section(&mut self, words: &str) {
         let _ = writeln!(self.0, "\n{words}");
     }
+}
+
+/// What stands in the place of a refusal where a limit is a shadow.
+fn would_refuse(word: &str) -> String {
+    format!("http-request set-var(txn.would_refuse,ifnotset) str({word})")
 }
 
 /// A name of an account or group, as HAProxy reads it.

@@ -4,9 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::Args;
 use tunica_config::{Config, Place, Protocol};
+use tunica_core::{circuit_policy::CircuitSettings, refusal::Refusal};
 use tunica_onion::{
     haproxy_codec::TableName,
-    haproxy_config::{Backend, HaproxyConfig, HttpRules, Peer},
+    haproxy_config::{Backend, HaproxyConfig, HttpRules, Limit, Peer, RequestRates},
 };
 
 use crate::{Failure, exit::Exit, note, say};
@@ -55,7 +56,8 @@ impl Haproxy {
     /// Prints the configuration on standard output and what has to be known of it on standard error.
     pub(super) fn run(self, config: &Config) -> Result<Exit, Failure> {
         let bad = |message: String| Failure::new(Exit::BadConfig, message);
-        let wanted = self.wanted(config).map_err(bad)?;
+        let circuits = config.circuit_settings().map_err(|error| bad(error.to_string()))?;
+        let wanted = self.wanted(config, &circuits).map_err(bad)?;
         say(&wanted.render().map_err(|error| bad(error.to_string()))?)?;
         if config.haproxy.socket.is_none() {
             note(&format!(
@@ -63,19 +65,21 @@ impl Haproxy {
                  [haproxy] and restart tunicad"
             ));
         }
-        for difference in DIFFERENCES {
+        for difference in differences(config, &circuits) {
             note(&format!("differs from tunica-front: {difference}"));
         }
         Ok(Exit::Done)
     }
 
-    fn wanted(self, config: &Config) -> Result<HaproxyConfig, String> {
-        let circuits = config.circuit_settings().map_err(|error| error.to_string())?;
+    fn wanted(self, config: &Config, circuits: &CircuitSettings) -> Result<HaproxyConfig, String> {
         let ingress = &config.ingress;
-        let number = |number: std::num::NonZeroU8| u32::from(number.get());
+        let limit = |number: u32, word| Limit { number, is_shadow: circuits.shadow.contains(word) };
         let http = HttpRules {
-            rates: circuits.requests.map(|rates| (rates.slow.get().into(), rates.deny.get().into())),
-            vip_rate: circuits.vip_rate().get().into(),
+            rates: circuits.requests.map(|rates| RequestRates {
+                slow: limit(rates.slow.get().into(), Refusal::SlowLane),
+                deny: limit(rates.deny.get().into(), Refusal::RequestRate),
+            }),
+            vip_rate: limit(circuits.vip_rate().get().into(), Refusal::VipRate),
             post_path: circuits.restricts_methods.then(|| ingress.post_path.clone()),
             health_path: ingress.health_path.clone(),
             request: ingress.request,
@@ -104,11 +108,15 @@ impl Haproxy {
             health_every: ingress.health_every,
             maxconn: circuits.maxconn,
             most_served: circuits.max_concurrent_connections,
-            connections_per_second: circuits.max_connections_per_second,
-            most_open: circuits.max_concurrent_per_circuit.get().into(),
-            connections_per_10_seconds: circuits.connections_per_10_seconds.map(number),
-            connections_per_minute: circuits.max_per_circuit_per_minute.map(number),
-            ban_threshold: number(circuits.ban_threshold),
+            connections_per_second: limit(circuits.max_connections_per_second.get(), Refusal::GlobalRate),
+            most_open: limit(circuits.max_concurrent_per_circuit.get().into(), Refusal::TooManyOpen),
+            connections_per_10_seconds: circuits
+                .connections_per_10_seconds
+                .map(|number| limit(number.get().into(), Refusal::ConnectionRate)),
+            connections_per_minute: circuits
+                .max_per_circuit_per_minute
+                .map(|number| limit(number.get().into(), Refusal::CircuitRate)),
+            ban_threshold: circuits.ban_threshold.get().into(),
             table_size: circuits.table_size,
             keep: circuits.reputation_life,
             queue: ingress.queue,
@@ -127,13 +135,103 @@ impl Haproxy {
     }
 }
 
-/// What HAProxy has no words for.
-const DIFFERENCES: [&str; 5] = [
-    "refused attempts count towards the limits of connections, and violations are forgotten only with their circuit",
-    "a slow body is bounded by client_seconds of silence alone, and one without a length by nothing; body_bytes counts only \
-     where the request names its length",
-    "a head that is too large is answered with 400, and a banned stream that has sent nothing is closed with FIN, not RST; \
-     the circuit gate resets both",
-    "a ban ends no request that is being served, unless tor.control is set, so that tor closes the circuit",
-    "max_concurrent_connections is shared out among the backends, and those of one that is ill serve nobody",
-];
+/// What HAProxy has no words for, as far as it matters by this configuration: a sentence each.
+fn differences(config: &Config, circuits: &CircuitSettings) -> Vec<String> {
+    let (is_http, ingress) = (config.ingress.protocol == Protocol::Http, &config.ingress);
+    let mut all = Vec::new();
+    let mut tell = |is_so: bool, sentence: &str| all.extend(is_so.then(|| sentence.to_owned()));
+    let in_shadow: Vec<_> = Refusal::ALL.iter().filter(|word| circuits.shadow.contains(**word)).collect();
+    let (here, nowhere): (Vec<_>, Vec<_>) =
+        in_shadow.into_iter().partition(|word| is_rendered(**word, is_http));
+    let names = |words: Vec<&Refusal>| words.iter().map(|word| word.label()).collect::<Vec<_>>().join(", ");
+    if !here.is_empty() {
+        tell(
+            true,
+            &format!(
+                "{}, in circuits.shadow: refuses and bans nobody here either, and no metric counts it; the field would_refuse \
+                 of HAProxy's log names it",
+                names(here)
+            ),
+        );
+    }
+    if !nowhere.is_empty() {
+        tell(true, &format!("{}, in circuits.shadow: neither judged nor counted here", names(nowhere)));
+    }
+    tell(
+        true,
+        "nobody is asked for a puzzle and nobody refused for not having solved one, whatever the load: pow_… and paid_share of \
+         [circuits] mean nothing here, and there is no waiting room",
+    );
+    tell(
+        true,
+        "no token is handed out or taken, be it for a puzzle, from a backend or by `tunica token`; `tunica circuit promote` \
+         alone makes a VIP",
+    );
+    tell(
+        true,
+        "the load level takes nothing from a circuit's limits: `tunica threat set` and `tunica panic` act on the shield \
+         alone",
+    );
+    let budgets = [
+        (circuits.bytes.is_some(), "mebibytes_per_minute"),
+        (circuits.cpu.is_some(), "cpu_milliseconds_per_minute"),
+    ];
+    let budgets: Vec<_> = budgets.iter().filter(|(is_set, _)| *is_set).map(|(_, key)| *key).collect();
+    tell(
+        !budgets.is_empty(),
+        &format!("what a circuit uses up is not bounded ({} of [circuits])", budgets.join(" and ")),
+    );
+    tell(
+        true,
+        "circuits are neither examined nor closed for their age or latency: max_circuit_…, circuit_health_interval_secs and \
+         rotate_hard_after_secs mean nothing here",
+    );
+    tell(true, "new circuits are not compared: [sybil] means nothing here");
+    tell(
+        true,
+        "a ban lasts ban_duration_seconds each time, as bans.ladder is not climbed; without haproxy.socket, until the circuit \
+         has been silent for keep_seconds",
+    );
+    tell(
+        is_http,
+        "only limits of connections and the rate of requests are violations; slow or malformed heads, slow bodies and a VIP's \
+         rate are refused and never counted towards ban_threshold",
+    );
+    tell(
+        config.circuits.log_refusals,
+        "circuits.log_refusals means nothing here: HAProxy's log has a line for each request that it answered, and none for a \
+         stream that it reset",
+    );
+    tell(
+        true,
+        "refused attempts count towards the limits of connections, violations are forgotten only with their circuit, and \
+         Retry-After is the same for everybody",
+    );
+    tell(
+        is_http,
+        "a slow body is bounded by client_seconds of silence alone, and one without a length by nothing; body_bytes counts only \
+         where the request names its length",
+    );
+    tell(is_http, "a head that is too large is answered with 400");
+    tell(
+        true,
+        "a banned stream that has sent nothing is closed with FIN, not RST; the circuit gate resets it, where it is attached",
+    );
+    tell(
+        config.tor.control.is_none(),
+        "a ban ends no request that is being served; set tor.control, so that tor closes the circuit",
+    );
+    tell(
+        ingress.backends.len() > 1,
+        "max_concurrent_connections is shared out among the backends, and those of one that is ill serve nobody",
+    );
+    tell(true, "after HAProxy's start one failed health check is enough, and two in a row from then on");
+    all
+}
+
+/// Whether the limit that has this word is among HAProxy's rules.
+const fn is_rendered(word: Refusal, is_http: bool) -> bool {
+    use Refusal::{CircuitRate, ConnectionRate, GlobalRate, RequestRate, SlowLane, TooManyOpen, VipRate};
+    matches!(word, ConnectionRate | CircuitRate | TooManyOpen | GlobalRate)
+        || is_http && matches!(word, RequestRate | SlowLane | VipRate)
+}
