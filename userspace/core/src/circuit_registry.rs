@@ -152,6 +152,8 @@ pub enum NotClosable {
 pub struct CircuitRegistry {
     generation: Option<TorGeneration>,
     is_connected: bool,
+    /// Whether the list of circuits has come since tor was connected.
+    is_whole: bool,
     circuits: BTreeMap<NonZeroU32, TorFacts>,
     crowded_out: u64,
 }
@@ -163,11 +165,13 @@ impl CircuitRegistry {
             *self = Self { generation: Some(generation), ..Self::default() };
         }
         self.is_connected = true;
+        self.is_whole = false;
     }
 
     /// Tor is not connected any more.
     pub const fn gone(&mut self) {
         self.is_connected = false;
+        self.is_whole = false;
     }
 
     /// Every circuit there is; all others have ended. What the list shows as joined may have been so for long, so only those
@@ -178,6 +182,7 @@ impl CircuitRegistry {
             let known = before.get(&word.circuit.number_for_this_node());
             self.keep(word, known.and_then(|known| known.joined));
         }
+        self.is_whole = self.is_connected;
     }
 
     /// One circuit changed.
@@ -223,6 +228,11 @@ impl CircuitRegistry {
     /// Whether tor is connected, so that what is not here does not exist.
     pub const fn is_connected(&self) -> bool {
         self.is_connected
+    }
+
+    /// Whether tor has said of all its circuits which there are, so that any other has ended, or was not remembered.
+    pub const fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// What tor says of a circuit; `None` also while tor is not connected.
