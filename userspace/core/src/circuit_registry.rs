@@ -346,6 +346,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_there_has_ended_once_the_list_has_come() {
+        let mut registry = begun();
+        assert!(!registry.is_whole(), "connected, and no list yet");
+        registry.heard(word(4, 33, JOINED, Step::Repurposed), at(1));
+        assert!(!registry.is_whole());
+        registry.listed([]);
+        assert!(registry.is_whole());
+        // The same tor process, or another, after the connection was lost.
+        for generation in [4, 5] {
+            registry.gone();
+            assert!(!registry.is_whole());
+            registry.begin(TorGeneration(generation));
+            assert!(!registry.is_whole());
+            registry.listed([]);
+            assert!(registry.is_whole());
+        }
+    }
+
+    #[test]
     fn a_circuit_that_serves_something_else_now_meets_nobody() {
         let mut registry = begun();
         registry.heard(word(4, 33, JOINED, Step::Repurposed), at(1));
