@@ -205,9 +205,11 @@ fn state(row: &CircuitRow) -> String {
         (None, true) if row.state != "vip" => format!("{}, paid", row.state),
         (None, _) => row.state.clone(),
     };
+    // In the line there is room for one word beside the other.
+    let beside = |mark: &str| format!("{}, {mark}", state.strip_prefix("normal, ").unwrap_or(&state));
     match row.marked.as_deref() {
-        Some("circuit_aged") => format!("{state}, old"),
-        Some("circuit_slow") => format!("{state}, slow"),
+        Some("circuit_aged") => beside("old"),
+        Some("circuit_slow") => beside("slow"),
         Some(_) | None => state,
     }
 }
