@@ -15,6 +15,9 @@ use crate::{
 /// Lines of `[circuits]` that the rows go by: at most four streams of a circuit at once, and the third violation bans.
 pub const CIRCUITS: &str = "profile = \"web\"\nmax_concurrent_per_circuit = 4\nban_threshold = 3";
 
+/// Lines of `[circuits]` that [`rotate`] goes by.
+pub const ROTATION: &str = "profile = \"web\"\ncircuit_health_interval_secs = 1\nmax_circuit_age_secs = 10";
+
 /// Where the rows are asserted.
 pub struct Stage<'a> {
     /// The daemon.
@@ -49,6 +52,51 @@ pub fn hold(stage: &mut Stage<'_>) -> Result<()> {
         row(stage).with_context(|| format!("it does not hold that {sentence}"))?;
     }
     Ok(())
+}
+
+/// Asserts that a circuit which has lived for long enough is marked and not cut while it carries a stream, and closed once it
+/// carries none, so that its visitor comes back by another. Returns its number.
+///
+/// # Errors
+/// Says what does not hold.
+pub fn rotate(stage: &mut Stage<'_>) -> Result<String> {
+    let closed = "tunica_circuits_closed_total{refusal=\"circuit_aged\"}";
+    let before = stage.lab.metric(closed)?.context("no such metric")?;
+    let (mut stream, user) = stage.open()?;
+    let circuit = stage.number_of(1)?;
+    let marked = |lab: &Lab, word: &str| -> Result<bool> {
+        let said = lab.json(&["explain", "circuit", &circuit])?;
+        Ok(said.pointer("/row/marked").is_some_and(|marked| marked == word))
+    };
+    stage.lab.wait_for("the mark", |lab| {
+        Ok(marked(lab, "circuit_aged")? && lab.metric("tunica_circuits_marked")? == Some(1.0))
+    })?;
+    let shown = stage.lab.must(&["circuits"])?;
+    // As it is wrapped at its columns.
+    let unwrapped = |said: &str| said.split_whitespace().collect::<Vec<_>>().join(" ");
+    ensure!(shown.contains("normal, old") && unwrapped(&shown).contains("1 circuit is marked"), "{shown}");
+    let explained = unwrapped(&stage.lab.must(&["explain", "circuit", &circuit])?);
+    for part in ["marked as circuit_aged, and closed once it carries no", "ms for it", "of 10 seconds since"]
+    {
+        ensure!(explained.contains(part), "{part} in {explained}");
+    }
+    // The ingress examines it each second.
+    let examined =
+        stage.lab.json(&["circuits"])?.pointer("/digest/circuits/0/age_seconds").and_then(Value::as_u64);
+    let examined = examined.context("no age")?;
+    stage.lab.wait_for("further examinations", |lab| {
+        let age = lab.json(&["circuits"])?.pointer("/digest/circuits/0/age_seconds").and_then(Value::as_u64);
+        Ok(age.is_some_and(|age| age > examined + 3))
+    })?;
+    ensure!(answers(&mut stream), "a stream of an old circuit was cut");
+    ensure!(stage.lab.metric(closed)? == Some(before), "an old circuit with a stream was closed");
+    drop(stream);
+    stage.lab.wait_for("the end of the old circuit", |lab| Ok(lab.metric(closed)? == Some(before + 1.0)))?;
+    let mut again = stage.comes_back(&user, &circuit)?;
+    ensure!(answers(&mut again), "the visitor is not served by the next circuit");
+    let shown = stage.lab.must(&["circuits"])?;
+    ensure!(unwrapped(&shown).contains("closed circuit_aged"), "{shown}");
+    Ok(circuit)
 }
 
 /// A stream of a fresh circuit that is served, and the SOCKS user whose circuit it is.
@@ -109,8 +157,11 @@ impl Stage<'_> {
         })
     }
 
-    /// The visitor's next stream comes by another circuit, which is served.
-    fn comes_back(&mut self, user: &str, banned: &str) -> Result<TcpStream> {
+    /// The visitor's next stream comes by another circuit than `banned`, which is served.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn comes_back(&mut self, user: &str, banned: &str) -> Result<TcpStream> {
         let mut again = None;
         for _ in 0..6 {
             again = self

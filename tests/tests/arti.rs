@@ -125,6 +125,27 @@ fn circuits_of_a_hosted_service_share_the_fate_of_those_of_c_tor() {
 }
 
 #[test]
+fn circuits_of_a_hosted_service_are_closed_for_their_age_as_those_of_c_tor() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("artirotation").unwrap();
+    let backend = Backend::start().unwrap();
+    configure(&lab, &network, &backend, "", fate::ROTATION);
+    lab.start().unwrap();
+    let onion = address(&lab);
+    let _front = Beside::start_with_arti(&lab).unwrap();
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    let client = network.client().unwrap();
+    reached(&mut lab, &client, &onion);
+    // What it was reached by is forgotten with its end.
+    lab.wait_for("the end of its circuits", |lab| {
+        Ok(lab.metric("tunica_circuits_tracked")? == Some(0.0)
+            && lab.metric("tunica_front_arti_circuits")? == Some(0.0))
+    })
+    .unwrap();
+    fate::rotate(&mut Stage { lab: &mut lab, client: &client, onion: &onion, backend: &backend }).unwrap();
+}
+
+#[test]
 fn the_key_of_c_tor_keeps_its_address_and_one_process_at_a_time_hosts_it() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("artikey").unwrap();

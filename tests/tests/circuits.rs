@@ -220,6 +220,100 @@ fn circuits_of_c_tor_share_the_fate_of_those_of_a_hosted_service() {
     fate::hold(&mut stage).unwrap();
 }
 
+#[test]
+fn circuits_that_live_for_too_long_or_are_slow_are_closed_at_tor() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("rotation").unwrap();
+    let listen = free_address().unwrap();
+    let backend = Backend::start().unwrap();
+    let service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
+    let configure = |lab: &Lab, circuits: &str| {
+        lab.configure(
+            "mode = \"observe\"",
+            &format!(
+                "[tor]\ncontrol = \"unix:{}\"\n[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\n\
+                 keep_alive_seconds = 120\n[circuits]\n{circuits}",
+                service.control_address().socket.display(),
+                backend.address(),
+            ),
+        )
+        .unwrap();
+    };
+    let is_ready = |lab: &mut Lab| {
+        for series in ["tunica_front_up", "tunica_tor_control_up"] {
+            lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
+        }
+    };
+    let closed = |word: &str| format!("tunica_circuits_closed_total{{refusal=\"{word}\"}}");
+    configure(&lab, fate::ROTATION);
+    lab.start().unwrap();
+    let front = Beside::start(&lab).unwrap();
+    is_ready(&mut lab);
+    let client = network.client().unwrap();
+    let mut stage = Stage { lab: &mut lab, client: &client, onion: service.onion(), backend: &backend };
+    let circuit = fate::rotate(&mut stage).unwrap();
+    assert!(!has_circuit(&service, &circuit), "tor has closed it");
+    // So it does with the visitor's next one, and what has ended at tor is forgotten here.
+    lab.wait_for("the ingress to forget both", |lab| Ok(lab.metric("tunica_circuits_tracked")? == Some(0.0)))
+        .unwrap();
+    for series in [&closed("circuit_aged"), "tunica_tor_circuits_closed_total{outcome=\"accepted\"}"] {
+        assert_eq!(metric(&lab, series), 2.0, "{series}: each was asked for once");
+    }
+
+    // Another front and another daemon: age is no reason any more, but for who outlives it by far.
+    drop(front);
+    lab.end(Signal::SIGTERM).unwrap();
+    configure(
+        &lab,
+        "profile = \"web\"\ncircuit_health_interval_secs = 1\nmax_circuit_age_secs = 3600\n\
+         max_circuit_latency_secs = 1\nrotate_hard_after_secs = 60",
+    );
+    lab.start().unwrap();
+    let _front = Beside::start(&lab).unwrap();
+    is_ready(&mut lab);
+    let (mut long, user) = open(&client, &service).unwrap();
+    lab.wait_for("the circuit", |lab| Ok(rows(lab).iter().any(|row| row["open"] == 1))).unwrap();
+    let circuit = rows(&lab).into_iter().find(|row| row["open"] == 1).unwrap()["circuit"].to_string();
+    // A circuit whose requests take long.
+    let slow = (0..4).find_map(|_| {
+        let (mut stream, _) = client.connect_afresh(service.onion(), 80).ok()?;
+        stream.write_all(get("/slow/2000").as_bytes()).ok()?;
+        let mut answer = Vec::new();
+        read_answer(&mut stream, &mut answer).ok()?;
+        answer.starts_with(b"HTTP/1.1 200").then_some(stream)
+    });
+    let slow = slow.expect("no circuit carries a request");
+    lab.wait_for("the mark", |lab| {
+        Ok(rows(lab).iter().any(|row| {
+            row["marked"] == "circuit_slow" && row["latency_milliseconds"].as_u64() >= Some(2_000)
+        }))
+    })
+    .unwrap();
+    assert!(lab.must(&["circuits"]).unwrap().contains("normal, slow"));
+    drop(slow);
+    lab.wait_for("the end of the slow circuit", |lab| Ok(lab.metric(&closed("circuit_slow"))? == Some(1.0)))
+        .unwrap();
+    assert!(answers(&mut long) && has_circuit(&service, &circuit), "the other is neither slow nor old");
+
+    // It ends with its stream in the end, and the visitor sees it. That takes longer than anything else is waited for.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(150);
+    while has_circuit(&service, &circuit) {
+        assert!(std::time::Instant::now() < deadline, "{}", lab.must(&["circuits"]).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    assert!(!answers(&mut long), "a circuit that outlived rotate_hard_after_secs");
+    lab.wait_for("the count", |lab| {
+        Ok(lab.metric(&closed("circuit_rotated"))? == Some(1.0)
+            && lab.metric("tunica_front_refused_total{refusal=\"circuit_rotated\"}")? == Some(1.0))
+    })
+    .unwrap();
+    let mut stage = Stage { lab: &mut lab, client: &client, onion: service.onion(), backend: &backend };
+    let mut again = stage.comes_back(&user, &circuit).unwrap();
+    assert!(answers(&mut again), "the visitor's next circuit");
+    assert_eq!(metric(&lab, &closed("circuit_rotated")), 1.0);
+    assert_eq!(metric(&lab, &closed("circuit_aged")), 0.0);
+}
+
 /// What tor itself says of its circuits: a line each.
 fn circuit_status(service: &Service) -> String {
     service.control_address().connect().unwrap().information("circuit-status").unwrap()

@@ -587,6 +587,11 @@ fn bytes_go_both_ways_over_tcp_and_over_a_socket_file() {
     stream.write_all(text.as_bytes()).unwrap();
     let mut answer = Vec::new();
     read_answer(&mut stream, &mut answer).unwrap();
+    let row = |front: &Front| front.digest().circuits.into_iter().find(|row| row.circuit.get() == 60);
+    // What can be known of a circuit over TCP: how long the backend takes to take its connections.
+    front
+        .wait_for("the latency", |front| Ok(row(front).is_some_and(|row| row.latency_milliseconds.is_some())))
+        .unwrap();
     // Not a byte is added or left out.
     assert_eq!(
         String::from_utf8(answer).unwrap(),

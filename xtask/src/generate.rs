@@ -87,6 +87,8 @@ fn refusals() -> String {
          <!-- Written by `cargo xtask generate`; edit `userspace/core/src/refusal.rs`. -->\n\n\
          One word for each outcome of a stream.\n\
          It is the `refusal` label of `tunica_front_refused_total`, and what `tunica circuits` counts.\n\
+         `circuit_aged` and `circuit_slow` meet no stream: they are what circuits are closed for, and the label of \
+         `tunica_circuits_closed_total`.\n\
          A violation counts towards `circuits.ban_threshold`.\n\n\
          | refusal | meaning | over HTTP | over TCP | violation |\n|---|---|---|---|---|\n",
     );

@@ -7,8 +7,6 @@
 use std::{collections::BTreeMap, fmt, num::NonZeroU32};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-#[cfg(doc)]
-use tunica_core::load_level::LEASE;
 use tunica_core::{
     circuit_features::{Features, PathClass},
     circuit_policy::{Ratio, TokenId},
@@ -16,6 +14,8 @@ use tunica_core::{
     puzzle_level,
     token_keys::TokenKey,
 };
+#[cfg(doc)]
+use tunica_core::{load_level::LEASE, refusal::Refusal};
 
 /// A digest line, its newline included, may not be longer: 2 MiB, and all its rows together need less.
 pub const MAX_DIGEST_BYTES: usize = 2 * 1024 * 1024;
@@ -27,6 +27,8 @@ pub const MOST_ROWS: usize = 1_000;
 pub const MOST_NEWCOMERS: usize = 256;
 /// Most bans of [`Digest::bans`].
 pub const MOST_BANS: usize = 16_384;
+/// Most rows of [`Digest::closing`]; the others are told of once these have ended.
+pub const MOST_CLOSING: usize = 1_024;
 /// Most tokens of [`Digest::revoked`]; the others are told in the next seconds.
 pub const MOST_NEWLY_REVOKED: usize = 256;
 
@@ -70,6 +72,10 @@ pub struct Digest {
     pub banned: u64,
     /// Circuits that go past the queue, by token or by an operator's word.
     pub vips: u64,
+    /// Circuits past `circuits.max_circuit_age_secs` or `max_circuit_latency_secs` that carry connections, as the last
+    /// examination found.
+    #[serde(default)]
+    pub marked: u64,
     /// `Active: 42/200 | Rate: 12/50/s | Circuits: 156 tracked, 3 banned`.
     pub statistics: String,
     /// Connections that tor handed over.
@@ -112,6 +118,15 @@ pub struct Digest {
     /// Circuits that are banned, at most [`MOST_BANS`], those whose bans end last.
     #[serde(default)]
     pub bans: Vec<Ban>,
+    /// Circuits that the policy has closed at tor, at most [`MOST_CLOSING`]: those with the lowest numbers, again and again until
+    /// they have ended. They carried no connection a moment ago, unless they outlived `circuits.rotate_hard_after_secs`. For the
+    /// daemon alone; none where the front hosts the service itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closing: Vec<Closing>,
+    /// Circuits that were closed for what is no ban, by the refusal's word: by the front where it hosts the service itself, and
+    /// otherwise by tor, as `tunicad` counts.
+    #[serde(default)]
+    pub closed: BTreeMap<String, u64>,
     /// New circuits whose first seconds are over, at most [`MOST_NEWCOMERS`]; each is told of once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub newcomers: Vec<Newcomer>,
@@ -127,6 +142,9 @@ pub type Newcomer = (NonZeroU32, PathClass, Features);
 /// A circuit's number in its tor process, and when its ban ends, nanoseconds of `CLOCK_MONOTONIC`: short, because there may be
 /// thousands each second.
 pub type Ban = (NonZeroU32, u64);
+
+/// A circuit's number in its tor process, and the refusal's word for why it is to be closed: one of [`Refusal::CLOSES`].
+pub type Closing = (NonZeroU32, String);
 
 /// Puzzles, pictures and the waiting room. Counters count since [`Digest::process`] began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -308,6 +326,14 @@ pub struct CircuitRow {
     pub connections_per_minute: u64,
     /// Requests since it was first seen.
     pub requests: u64,
+    /// How long the backend takes, milliseconds: to answer a request over HTTP, to take a connection over TCP; a moving average.
+    /// Absent: nothing was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_milliseconds: Option<u64>,
+    /// `circuit_aged` or `circuit_slow`: it is closed for that once it carries no connection. Absent: nothing speaks against it,
+    /// as the last examination found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marked: Option<String>,
     /// Bytes from the client.
     pub bytes_in: u64,
     /// Bytes to the client.
@@ -366,6 +392,9 @@ pub struct Orders {
     /// By what it makes and checks tokens; goes into no revision either. Absent: as it heard last, and nothing without that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<TokenOrder>,
+    /// Circuits of [`Digest::closing`] that tor does not have any more, or never had for a client; goes into no revision either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<NonZeroU32>,
 }
 
 /// [`CircuitRow::token`] of a circuit with a token in force.
@@ -468,6 +497,8 @@ mod tests {
             open: u64::MAX,
             connections_per_minute: u64::MAX,
             requests: u64::MAX,
+            latency_milliseconds: Some(u64::MAX),
+            marked: Some(longest.to_owned()),
             bytes_in: u64::MAX,
             bytes_out: u64::MAX,
             cpu_microseconds: u64::MAX,
@@ -487,6 +518,7 @@ mod tests {
             revoked: vec![revoked; MOST_NEWLY_REVOKED],
             circuits: vec![row; MOST_ROWS],
             bans: vec![(circuit, u64::MAX); MOST_BANS],
+            closing: vec![(circuit, longest.to_owned()); MOST_CLOSING],
             newcomers: vec![(circuit, PathClass::NONE, Features([u16::MAX; COUNT])); MOST_NEWCOMERS],
             refused: Refusal::ALL.iter().map(|word| (word.label().to_owned(), u64::MAX)).collect(),
             ..Digest::default()

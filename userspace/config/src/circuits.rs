@@ -95,6 +95,16 @@ pub struct Circuits {
 }
 
 impl Config {
+    /// Whether circuits are to be closed at another age or latency than nobody asked for.
+    pub(crate) fn asks_for_rotation(&self) -> bool {
+        self.circuit_settings().is_ok_and(|asked| {
+            let usual = CircuitSettings::messenger(asked.ladder.clone());
+            asked.max_circuit_age != usual.max_circuit_age
+                || asked.max_circuit_latency != usual.max_circuit_latency
+                || asked.rotate_hard_after != usual.rotate_hard_after
+        })
+    }
+
     /// What the front decides about circuits by.
     ///
     /// # Errors

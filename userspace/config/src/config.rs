@@ -543,6 +543,14 @@ impl Config {
                     .to_owned(),
             );
         }
+        let is_closed_by_nobody = self.tor.control.is_none() && !self.arti.enabled;
+        if self.ingress.enabled && is_closed_by_nobody && self.asks_for_rotation() {
+            warnings.push(
+                "circuits.max_circuit_age_secs, max_circuit_latency_secs or rotate_hard_after_secs is set and tor.control is \
+                 not: nobody can close circuits, so they stay however old or slow they are; set control under [tor]"
+                    .to_owned(),
+            );
+        }
         if self.haproxy.socket.is_some() && self.ingress.enabled {
             warnings.push(
                 "haproxy.socket is set and ingress.enabled is true: tunica-front and HAProxy cannot both listen where \

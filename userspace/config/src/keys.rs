@@ -866,7 +866,7 @@ keys! {
             below: "visitors would build circuits all the time",
             above: "no circuit lives so long",
         },
-        "The age past which a circuit without connections is closed; one with connections is marked and counted.";
+        "How long after its first stream a circuit without connections is closed; one with connections is marked and counted. It takes `tor.control`, or `arti.enabled`.";
     CIRCUIT_LATENCY: Number = "circuits.max_circuit_latency_secs",
         Absent::Default("10"),
         Number {
@@ -874,7 +874,7 @@ keys! {
             below: "ordinary circuits would be closed",
             above: "nobody waits so long",
         },
-        "Likewise, of the mean time that its answers take.";
+        "Likewise, of the mean time that the backend takes: over HTTP to answer its requests, over TCP to take its connections.";
     ROTATE_HARD: OrOff = "circuits.rotate_hard_after_secs",
         Absent::Default("0"),
         OrOff(Number {
@@ -882,7 +882,7 @@ keys! {
             below: "downloads could not end",
             above: "no circuit lives so long",
         }),
-        "The age at which a circuit is cut even with connections.";
+        "How long after its first stream a circuit is closed even with connections. Where nobody can close it they are cut once, and it stays.";
     POW_THRESHOLD: Part = "circuits.pow_activation_threshold",
         Absent::Default("0.75"),
         Part { unit: "of the load" },

@@ -56,7 +56,7 @@ pub use admission::{Admission, Admitted, Ask, Denied, Place, Serial, Ticket, Wan
 pub use budget::Budget;
 pub use revoked::{MOST_REVOKED, Revoked};
 pub use settings::{CircuitSettings, Ratio, RequestRates};
-pub use shard::{CircuitFacts, CircuitShard, Command, Load, Usage};
+pub use shard::{CircuitFacts, CircuitShard, Command, Load, MOST_DUE, Usage};
 pub use statistics::{ShardCounts, Statistics};
 pub use table::BYTES_PER_CIRCUIT;
 pub use tokens::{MOST_CIRCUITS_PER_TOKEN, MOST_TOKENS, TokenId, TokenRefused};

@@ -152,6 +152,8 @@ pub enum NotClosable {
 pub struct CircuitRegistry {
     generation: Option<TorGeneration>,
     is_connected: bool,
+    /// Whether the list of circuits has come since tor was connected.
+    is_whole: bool,
     circuits: BTreeMap<NonZeroU32, TorFacts>,
     crowded_out: u64,
 }
@@ -163,11 +165,13 @@ impl CircuitRegistry {
             *self = Self { generation: Some(generation), ..Self::default() };
         }
         self.is_connected = true;
+        self.is_whole = false;
     }
 
     /// Tor is not connected any more.
     pub const fn gone(&mut self) {
         self.is_connected = false;
+        self.is_whole = false;
     }
 
     /// Every circuit there is; all others have ended. What the list shows as joined may have been so for long, so only those
@@ -178,6 +182,7 @@ impl CircuitRegistry {
             let known = before.get(&word.circuit.number_for_this_node());
             self.keep(word, known.and_then(|known| known.joined));
         }
+        self.is_whole = self.is_connected;
     }
 
     /// One circuit changed.
@@ -223,6 +228,11 @@ impl CircuitRegistry {
     /// Whether tor is connected, so that what is not here does not exist.
     pub const fn is_connected(&self) -> bool {
         self.is_connected
+    }
+
+    /// Whether tor has said of all its circuits which there are, so that any other has ended, or was not remembered.
+    pub const fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// What tor says of a circuit; `None` also while tor is not connected.
@@ -333,6 +343,25 @@ mod tests {
         registry.listed([word(4, 34, JOINED, Step::Built), word(4, 35, JOINED, Step::Built)]);
         let ages = [33, 34, 35].map(|circuit| registry.get(number(circuit)).map(|facts| facts.age(at(20))));
         assert_eq!(ages, [None, Some(Some(Duration::from_secs(7))), Some(None)]);
+    }
+
+    #[test]
+    fn what_is_not_there_has_ended_once_the_list_has_come() {
+        let mut registry = begun();
+        assert!(!registry.is_whole(), "connected, and no list yet");
+        registry.heard(word(4, 33, JOINED, Step::Repurposed), at(1));
+        assert!(!registry.is_whole());
+        registry.listed([]);
+        assert!(registry.is_whole());
+        // The same tor process, or another, after the connection was lost.
+        for generation in [4, 5] {
+            registry.gone();
+            assert!(!registry.is_whole());
+            registry.begin(TorGeneration(generation));
+            assert!(!registry.is_whole());
+            registry.listed([]);
+            assert!(registry.is_whole());
+        }
     }
 
     #[test]

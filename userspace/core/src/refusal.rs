@@ -140,9 +140,9 @@ refusals! {
     ByteBudget = "byte_budget", Circuit, RetryLater(429), Close, Violation, "the circuit moved more bytes than it may";
     /// CPU time of a circuit is bounded.
     CpuBudget = "cpu_budget", Circuit, RetryLater(429), Close, Violation, "the circuit cost more of the front's CPU time than it may";
-    /// `max_circuit_age_secs`, without connections.
+    /// `max_circuit_age_secs`, without connections: of a circuit, not of a stream.
     CircuitAged = "circuit_aged", Circuit, Close, Close, None, "the circuit is old and carries no connection, so it was closed";
-    /// `max_circuit_latency`, without connections.
+    /// `max_circuit_latency_secs`, likewise.
     CircuitSlow = "circuit_slow", Circuit, Close, Close, None, "the circuit is slow and carries no connection, so it was closed";
     /// `rotate_hard_after_secs`.
     CircuitRotated = "circuit_rotated", Circuit, Close, Close, None, "the circuit outlived `rotate_hard_after_secs` and was closed with its connections";
@@ -229,6 +229,14 @@ refusals! {
 }
 
 impl Refusal {
+    /// What circuits are closed for that no ban closes.
+    pub const CLOSES: [Self; 3] = [Self::CircuitAged, Self::CircuitSlow, Self::CircuitRotated];
+
+    /// The outcome of this [`Self::label`].
+    pub fn named(label: &str) -> Option<Self> {
+        Self::ALL.iter().find(|refusal| refusal.label() == label).copied()
+    }
+
     /// Whether it counts towards `ban_threshold`.
     pub const fn is_violation(self) -> bool {
         matches!(self.blame(), Blame::Violation)

@@ -257,6 +257,10 @@ metrics! {
         "Circuits that are banned.";
     circuits_vip: IntGauge, "tunica_circuits_vip", [],
         "Circuits that go past the queue.";
+    circuits_marked: IntGauge, "tunica_circuits_marked", [],
+        "Circuits past `circuits.max_circuit_age_secs` or `circuits.max_circuit_latency_secs` that carry connections, as the last examination found; each is closed once it carries none.";
+    circuits_closed: IntCounterVec, "tunica_circuits_closed_total", ["refusal"],
+        "Circuits that were closed and not banned, by the word for why: circuit_aged and circuit_slow, without a connection; circuit_rotated, with all of them. Without tor's control port or Arti none is.";
     front_backend: IntGaugeVec, "tunica_front_backend_up", ["backend"],
         "1 if the backend answered its last health check, else 0; labelled as in the configuration.";
     front_connections: IntCounter, "tunica_front_connections_total", [],
@@ -957,7 +961,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use tunica_api::view::{Bans, Refused};
-    use tunica_core::{id::PacketSource, ledger::BanFact, time::WallTime};
+    use tunica_core::{id::PacketSource, ledger::BanFact, refusal::Refusal as StreamRefusal, time::WallTime};
 
     use crate::shell::host::vitals::{Clock, Disk, Memory};
 
@@ -1084,6 +1088,11 @@ mod tests {
             ("tunica_shield_program_matches", 1.0, Box::new(|it| it.set_program_matches(true))),
             ("tunica_shield_policy_generation", 9.0, Box::new(|it| it.set_generation(9))),
             ("tunica_shield_bypassed", 1.0, Box::new(|it| it.set_bypassed(true))),
+            (
+                "tunica_circuits_closed_total{refusal=\"circuit_rotated\"}",
+                1.0,
+                Box::new(|it| it.count_closed_circuit(StreamRefusal::CircuitRotated)),
+            ),
             (
                 "tunica_attack_mode_active",
                 1.0,

@@ -18,7 +18,10 @@ use std::{
     num::NonZeroU32,
     os::unix::net::UnixStream as StdUnixStream,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -209,6 +212,8 @@ struct Host {
 struct Closer {
     at_once: Notify,
     once_done: Notify,
+    /// Whether it was told.
+    is_told: AtomicBool,
 }
 
 /// The circuits that are open.
@@ -238,6 +243,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.open.places().leave(self.number);
         self.open.say(&self.circuits);
+        self.circuits.ended(self.circuits.circuit(self.number));
     }
 }
 
@@ -359,11 +365,19 @@ impl Host {
     /// Whatever comes first of what concerns circuits that are there: one is to be closed, or one has ended.
     async fn attend(&mut self, tasks: &mut JoinSet<()>) {
         tokio::select! {
-            Some(Closing { circuit, is_at_once }) = self.closed.recv() => {
-                if Some(circuit.generation()) == self.generation
-                    && let Some(closer) = self.open.places().closer(circuit.number_for_this_node())
-                {
-                    if is_at_once { closer.at_once.notify_one() } else { closer.once_done.notify_one() }
+            Some(Closing { circuit, why }) = self.closed.recv() => {
+                if Some(circuit.generation()) == self.generation {
+                    let closer = self.open.places().closer(circuit.number_for_this_node()).map(Arc::clone);
+                    match closer {
+                        Some(closer) => {
+                            let is_at_once = matches!(why, Refusal::Banned | Refusal::CircuitRotated);
+                            if is_at_once { closer.at_once.notify_one() } else { closer.once_done.notify_one() }
+                            if !closer.is_told.swap(true, Relaxed) {
+                                self.circuits.closed(why);
+                            }
+                        }
+                        None => self.circuits.ended(circuit),
+                    }
                 }
             }
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {}

@@ -23,8 +23,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tunica_api::front::{
-    self, CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_NEWCOMERS, MOST_ROWS,
-    Newcomer, Orders,
+    self, CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_CLOSING, MOST_NEWCOMERS,
+    MOST_ROWS, Newcomer, Orders,
 };
 use tunica_config::Grant;
 use tunica_core::{
@@ -67,7 +67,8 @@ pub struct Circuits {
     hasher: RandomState,
     generation: AtomicU64,
     load: Mutex<HeldLoad>,
-    /// Who can close circuits in this process: where Arti hosts the service. Any other tor is told by the daemon.
+    /// Who can close circuits in this process: where Arti hosts the service. Any other tor is told by the daemon, which reads
+    /// of them in the digest.
     closer: OnceLock<mpsc::UnboundedSender<Closing>>,
     /// The service that this process hosts.
     arti: Mutex<Option<front::Arti>>,
@@ -94,6 +95,8 @@ struct Totals {
     panics: AtomicU64,
     /// In the order of [`Refusal::ALL`].
     refused: Vec<AtomicU64>,
+    /// Circuits closed in this process, in the order of [`Refusal::CLOSES`].
+    closed: [AtomicU64; Refusal::CLOSES.len()],
 }
 
 /// A connection with a place: it is served, waits, or is held in the tarpit.
@@ -126,8 +129,8 @@ pub struct Stay {
 pub struct Closing {
     /// Which.
     pub circuit: CircuitId,
-    /// Whether with all that is open; else once what was begun has gone out.
-    pub is_at_once: bool,
+    /// Why: with all that is open for [`Refusal::Banned`] and [`Refusal::CircuitRotated`], else once what was begun has gone out.
+    pub why: Refusal,
 }
 
 /// What becomes of a new connection.
@@ -288,7 +291,7 @@ impl Stay {
         outcome
     }
 
-    /// The backend has answered after so long.
+    /// The backend has answered, or over TCP has taken the connection, after so long.
     pub fn answered(&self, latency: Duration) {
         self.circuits.report(&self.visit, Some(latency));
     }
@@ -367,6 +370,7 @@ impl Circuits {
                 bytes_out: AtomicU64::new(0),
                 panics: AtomicU64::new(0),
                 refused: zeros(Refusal::ALL.len()),
+                closed: Default::default(),
             },
         })
     }
@@ -399,11 +403,28 @@ impl Circuits {
         note(lock(&self.arti).get_or_insert_default());
     }
 
-    fn close(&self, circuit: CircuitId, is_at_once: bool) {
+    fn close(&self, circuit: CircuitId, why: Refusal) {
         if let Some(closer) = self.closer.get() {
             // Whoever has gone has closed them all.
-            let _ = closer.send(Closing { circuit, is_at_once });
+            let _ = closer.send(Closing { circuit, why });
         }
+    }
+
+    /// A circuit is closed in this process. Counts it where no ban closes it.
+    pub fn closed(&self, why: Refusal) {
+        let position = Refusal::CLOSES.iter().position(|each| *each == why);
+        if let Some(total) = position.and_then(|position| self.totals.closed.get(position)) {
+            total.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// There is no such circuit any more.
+    pub fn ended(&self, circuit: CircuitId) {
+        let commands = self.shard(circuit).map(|mut shard| {
+            shard.ended(circuit);
+            shard.take_commands()
+        });
+        self.obey(commands.unwrap_or_default());
     }
 
     fn shard(&self, circuit: CircuitId) -> Option<MutexGuard<'_, CircuitShard>> {
@@ -719,14 +740,14 @@ impl Circuits {
             match command {
                 Command::Ban { circuit, .. } => {
                     self.end_all(circuit, Refusal::Banned);
-                    self.close(circuit, true);
+                    self.close(circuit, Refusal::Banned);
                 }
-                Command::Close { circuit, why: why @ Refusal::CircuitRotated } => {
-                    self.end_all(circuit, why);
-                    self.close(circuit, true);
+                Command::Close { circuit, why } => {
+                    if why == Refusal::CircuitRotated {
+                        self.end_all(circuit, why);
+                    }
+                    self.close(circuit, why);
                 }
-                // It carries no connection, so where only another process can close it, it costs nothing here.
-                Command::Close { circuit, .. } => self.close(circuit, false),
                 Command::ReleaseToken { ticket, circuit } => self.release(ticket, circuit),
                 Command::RevokeToken { ticket } => self.revoke(ticket),
                 Command::HolderRefused { ticket } => lock(&self.admission).note_refused(ticket, now()),
@@ -772,6 +793,10 @@ impl Circuits {
             drop(shard);
             self.obey(commands);
         }
+        // Numbers are those of the tor process that they were said of.
+        if orders.generation == Some(self.generation.load(Relaxed)) {
+            orders.ended.iter().for_each(|number| self.ended(self.circuit(*number)));
+        }
         true
     }
 
@@ -800,6 +825,7 @@ impl Circuits {
         bans.sort_unstable_by_key(|(_, until)| std::cmp::Reverse(*until));
         bans.truncate(MOST_BANS);
         let banned = bans.iter().map(|(circuit, _)| circuit).take(MOST_ROWS);
+        let closing = self.closing(generation);
         let (tokens, revoked) = self.tokens_counted();
         let mut rows: Vec<CircuitRow> = open
             .iter()
@@ -842,6 +868,13 @@ impl Circuits {
             bytes_in: totals.bytes_in.load(Relaxed),
             bytes_out: totals.bytes_out.load(Relaxed),
             panics: totals.panics.load(Relaxed),
+            marked: statistics.circuits.marked.into(),
+             closing,
+             closed: Refusal::CLOSES
+                 .iter()
+                 .zip(&totals.closed)
+                 .map(|(why, total)| (why.label().to_owned(), total.load(Relaxed)))
+                 .collect(),
             refused: self
                 .refused_so_far()
                 .map(|(refusal, total)| (refusal.label().to_owned(), total))
@@ -860,6 +893,18 @@ impl Circuits {
             unwatched,
             ..Digest::default()
         }
+    }
+
+    /// Circuits of this tor process that another process is to close.
+    fn closing(&self, generation: u64) -> Vec<front::Closing> {
+        if self.closer.get().is_some() {
+            return Vec::new();
+        }
+        let due = self.shards.iter().flat_map(|shard| lock(shard).closing().collect::<Vec<_>>());
+        let mut due: Vec<_> = due.filter(|(circuit, _)| circuit.generation().0 == generation).collect();
+        due.sort_unstable_by_key(|(circuit, _)| circuit.number_for_this_node());
+        due.truncate(MOST_CLOSING);
+        due.iter().map(|(circuit, why)| (circuit.number_for_this_node(), why.label().to_owned())).collect()
     }
 
     /// Circuits of this tor process whose first seconds are over and that were not told of before; and how many never are.
@@ -894,6 +939,8 @@ impl Circuits {
             open: facts.open.into(),
             connections_per_minute: facts.connections_per_minute.into(),
             requests: facts.requests.into(),
+            latency_milliseconds: facts.usage.latency.map(milliseconds),
+            marked: facts.marked.map(|why| why.label().to_owned()),
             bytes_in: facts.usage.bytes_in,
             bytes_out: facts.usage.bytes_out,
             cpu_microseconds: facts.usage.cpu_nanoseconds / 1_000,
@@ -1064,7 +1111,7 @@ mod tests {
         circuits.begin(TorGeneration(7));
         assert!(circuits.follow(&nothing, &ban(Some(7), one, 1)));
         let circuit = circuits.circuit(one);
-        assert_eq!(closed.try_recv(), Ok(Closing { circuit, is_at_once: true }));
+        assert_eq!(closed.try_recv(), Ok(Closing { circuit, why: Refusal::Banned }));
         assert!(is_banned(one));
         // Of a process that came later, and of one before: its own bans stay, and nothing of theirs is done.
         for other in [9, 5] {

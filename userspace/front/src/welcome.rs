@@ -1,6 +1,10 @@
 //! A connection from its first byte to its end.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -135,6 +139,7 @@ impl Host {
                 let Some(number) = backends.choose(stay.hash()) else {
                     return stay.refused(Refusal::BackendDown);
                 };
+                let asked = Instant::now();
                 let mut backend = match backends.connect(number, *connect).await {
                     Ok((_, backend)) => backend,
                     Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
@@ -142,6 +147,7 @@ impl Host {
                     }
                     Err(_) => return stay.refused(Refusal::BackendDown),
                 };
+                stay.answered(asked.elapsed());
                 let carried = tcp::carry(&stream, &mut backend, &first, *idle, stay.pulse());
                 let refusal = tokio::select! {
                     end = carried => match end {

@@ -22,6 +22,10 @@ pub(super) const MARKED: u8 = 1;
 pub(super) const BY_OPERATOR: u8 = 2;
 /// Another, which is the table's alone: it stands in no list.
 pub(super) const APART: u8 = 4;
+/// Another, beside [`MARKED`]: for its latency.
+pub(super) const SLOW: u8 = 8;
+/// Another: its connections were cut for its age.
+pub(super) const CUT: u8 = 16;
 
 /// One circuit. Plain data without links, so that a decision works on a copy and writes it back, or does not.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +61,7 @@ pub(super) struct Record {
     pub(super) has_solved: bool,
     pub(super) is_promoted: bool,
     pub(super) was_tarpitted: bool,
-    /// Some of [`MARKED`], [`BY_OPERATOR`] and [`APART`].
+    /// Some of [`MARKED`], [`BY_OPERATOR`], [`APART`], [`SLOW`] and [`CUT`].
     pub(super) signs: u8,
     /// What was last refused: 1 and its place in [`Refusal::ALL`]; 0: nothing.
     pub(super) refusal: u8,

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, time::Duration};
 
 use super::{
     Action, Admission, Arrival, Budget, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Load,
-    Place, Ratio, Ruling, Serial, Statistics, TokenId, TokenRefused, Usage,
+    MOST_DUE, Place, Ratio, Ruling, Serial, Statistics, TokenId, TokenRefused, Usage,
 };
 use crate::{
     ban_ladder::Ladder,
@@ -900,16 +900,17 @@ fn bans_climb_and_a_new_tor_forgets_them() {
 #[test]
 fn health_closes_marks_and_rarely_cuts() {
     let ms = Duration::from_millis;
-    // Age in ms at the examination, latency in ms, open connections, hard limit in s; closed for what; marked.
+    let (aged, slow) = (Some(Refusal::CircuitAged), Some(Refusal::CircuitSlow));
+    // Age in ms at the examination, latency in ms, open connections, hard limit in s; closed for what; marked for what.
     for (age, latency, is_open, hard, closed, marked) in [
-        (600_000, 0, false, None, None, 0),
-        (600_100, 0, false, None, Some(Refusal::CircuitAged), 0),
-        (600_100, 0, true, None, None, 1),
-        (1_000, 10_000, false, None, None, 0),
-        (1_000, 10_001, false, None, Some(Refusal::CircuitSlow), 0),
-        (1_000, 10_001, true, None, None, 1),
-        (700_000, 0, true, Some(700), None, 1),
-        (700_100, 0, true, Some(700), Some(Refusal::CircuitRotated), 0),
+        (600_000, 0, false, None, None, None),
+        (600_100, 0, false, None, aged, None),
+        (600_100, 0, true, None, None, aged),
+        (1_000, 10_000, false, None, None, None),
+        (1_000, 10_001, false, None, slow, None),
+        (1_000, 10_001, true, None, None, slow),
+        (700_000, 0, true, Some(700), None, aged),
+        (700_100, 0, true, Some(700), Some(Refusal::CircuitRotated), None),
     ] {
         let rotate_hard_after = hard.map(Duration::from_secs);
         let settings = CircuitSettings { rotate_hard_after, health_interval: ms(1_000), ..open() };
@@ -924,9 +925,94 @@ fn health_closes_marks_and_rarely_cuts() {
         let commands = front.shard.advance(front.now);
         let expected = closed.map(|why| Command::Close { circuit: circuit(1), why });
         assert_eq!(commands, Vec::from_iter(expected), "{age} {latency} {is_open}");
-        assert_eq!(front.shard.counts().marked, marked);
-        assert_eq!(front.shard.look(circuit(1), front.now).unwrap().is_marked, marked == 1);
+        assert_eq!(
+            front.shard.closing().collect::<Vec<_>>(),
+            Vec::from_iter(closed.map(|why| (circuit(1), why)))
+        );
+        assert_eq!(front.shard.counts().marked, u32::from(marked.is_some()));
+        assert_eq!(front.shard.look(circuit(1), front.now).unwrap().marked, marked);
     }
+}
+
+#[test]
+fn what_is_due_for_closing_is_said_once_and_stays_so_until_it_is_used_again_or_has_ended() {
+    let ms = Duration::from_millis;
+    let settings = CircuitSettings { health_interval: ms(1_000), ..open() };
+    let mut front = Front::new(&settings);
+    let closing = |front: &mut Front| {
+        front.shard.closing().map(|(of, _)| of.number_for_this_node().get()).collect::<Vec<_>>()
+    };
+    let close = |number| Command::Close { circuit: circuit(number), why: Refusal::CircuitAged };
+    front.visit(1);
+    front.visit(2);
+    front.visit(3);
+    front.wait(600_100);
+    assert_eq!(front.shard.advance(front.now), [close(1), close(2), close(3)]);
+    front.wait(1_000);
+    assert_eq!(front.shard.advance(front.now), [], "said already");
+    assert_eq!(closing(&mut front), [1, 2, 3]);
+    // A stream comes, and ends after another examination.
+    let hold = front.arrive(circuit(2)).hold.unwrap();
+    assert_eq!(closing(&mut front), [1, 3]);
+    front.wait(1_000);
+    assert_eq!((front.shard.advance(front.now), front.shard.counts().marked), (Vec::new(), 1));
+    // What carries a connection is not forgotten, whatever tor says.
+    front.shard.ended(circuit(2));
+    front.close(&hold);
+    front.wait(1_000);
+    assert_eq!((front.shard.advance(front.now), front.shard.counts().marked), (vec![close(2)], 0));
+    assert_eq!(closing(&mut front), [1, 2, 3]);
+    front.shard.ban(circuit(3), None, front.now);
+    front.shard.take_commands();
+    front.shard.ended(circuit(1));
+    front.shard.ended(circuit(3));
+    assert_eq!(closing(&mut front), [2]);
+    assert!(front.shard.look(circuit(1), front.now).is_none());
+    assert!(front.shard.look(circuit(3), front.now).is_some(), "a ban stays");
+    front.arrive(CircuitId::new(TorGeneration(2), NonZeroU32::MIN));
+    assert_eq!(closing(&mut front), [0; 0], "of another tor process");
+}
+
+#[test]
+fn a_circuit_is_cut_once_for_its_age() {
+    let rotate_hard_after = Some(Duration::from_secs(700));
+    let settings = CircuitSettings { rotate_hard_after, health_interval: Duration::from_secs(1), ..open() };
+    let mut front = Front::new(&settings);
+    let hold = front.arrive(circuit(1)).hold.unwrap();
+    front.wait(700_100);
+    let cut = Command::Close { circuit: circuit(1), why: Refusal::CircuitRotated };
+    assert_eq!(front.shard.advance(front.now), [cut]);
+    front.close(&hold);
+    // Nobody closed it, and its client uses it again.
+    let hold = front.arrive(circuit(1)).hold.unwrap();
+    for _ in 0..2 {
+        front.wait(1_000);
+        assert_eq!((front.shard.advance(front.now), front.shard.counts().marked), (Vec::new(), 1));
+        // Whoever can close it still does.
+        assert_eq!(front.shard.closing().collect::<Vec<_>>(), [(circuit(1), Refusal::CircuitRotated)]);
+    }
+    front.close(&hold);
+}
+
+#[test]
+fn no_more_circuits_are_due_for_closing_at_a_time_than_are_said() {
+    let settings = CircuitSettings { health_interval: Duration::from_secs(1), ..open() };
+    let mut front = Front::new(&settings);
+    let most = u32::try_from(MOST_DUE).unwrap();
+    for number in 1..=most + 9 {
+        front.shard.pay(circuit(number), front.now);
+    }
+    // As many calls as look at all of them.
+    let examine = |front: &mut Front| (0..8).for_each(|_| drop(front.shard.advance(front.now)));
+    front.wait(600_100);
+    examine(&mut front);
+    assert_eq!(front.shard.closing().count(), MOST_DUE);
+    for number in 1..=most {
+        front.shard.ended(circuit(number));
+    }
+    front.wait(1_000);
+    examine(&mut front);
+    assert_eq!(front.shard.closing().count(), 9);
 }
 
 #[test]

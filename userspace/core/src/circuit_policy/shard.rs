@@ -1,6 +1,6 @@
 //! The circuits of one shard: decisions, violations, bans, health.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use super::{
     Action, Arrival, Decision, Hold, Lane, Ruling,
@@ -23,6 +23,7 @@ mod upkeep;
 mod view;
 
 use judge::Finding;
+pub use upkeep::MOST_DUE;
 pub use view::CircuitFacts;
 
 /// What the load level machine says.
@@ -59,7 +60,9 @@ pub enum Command {
         /// For what; `None`: the operator's word.
         why: Option<Refusal>,
     },
-    /// Ask tor to close it. Repeated at each examination for as long as the reason lasts.
+    /// Cut its connections where `why` is [`Refusal::CircuitRotated`], and else it carries none. Whoever hosts the service in this
+    /// process closes it; any other tor is told as [`CircuitShard::closing`] says. Said once, and once more where it carried
+    /// connections meanwhile.
     Close {
         /// Which.
         circuit: CircuitId,
@@ -106,6 +109,8 @@ pub struct CircuitShard {
     /// Marked so far in this examination, and in the last whole one.
     marking: u32,
     marked: u32,
+    /// What examinations found due for closing, by number. See [`Self::closing`].
+    closing: BTreeMap<u32, Refusal>,
 }
 
 impl CircuitShard {
@@ -132,6 +137,7 @@ impl CircuitShard {
             health_slot: 0,
             marking: 0,
             marked: 0,
+            closing: BTreeMap::new(),
         }
     }
 
@@ -160,6 +166,7 @@ impl CircuitShard {
             self.table = Table::new(self.capacity);
             self.commands.clear();
             (self.health_slot, self.marking, self.marked) = (0, 0, 0);
+            self.closing.clear();
         }
     }
 

@@ -17,8 +17,11 @@ pub(super) fn circuit_explanation(view: &CircuitExplanation) -> String {
         out.push_str(&wrap("ban        ", "           ", &text));
     }
     if let Some(row) = &view.row {
+        let latency = row
+            .latency_milliseconds
+            .map_or_else(String::new, |mean| format!("; the backend takes {} ms for it", count(mean)));
         let text = format!(
-            "{} old, {} requests, {} bytes in, {} out",
+            "{} old, {} requests, {} bytes in, {} out{latency}",
             duration(row.age_seconds),
             count(row.requests),
             count(row.bytes_in),

@@ -20,6 +20,7 @@ pub(super) fn circuits(view: &Circuits) -> String {
         ("served", served(digest)),
         ("carried", carried(digest)),
         ("refused", refused(digest)),
+        ("closed", closed(digest)),
         ("puzzles", puzzles(digest)),
         ("tokens", tokens(digest)),
         ("backends", backends(digest)),
@@ -197,12 +198,19 @@ fn of_haproxy(version: &str, view: &Circuits) -> String {
 }
 
 fn state(row: &CircuitRow) -> String {
-    match (row.banned_seconds, row.paid) {
-        (Some(seconds), _) => format!("ban {}", duration(seconds)),
+    let state = match (row.banned_seconds, row.paid) {
+        (Some(seconds), _) => return format!("ban {}", duration(seconds)),
         // Whoever goes past the queue has paid.
         (None, true) if row.token.as_deref() == Some(TOKEN_IN_FORCE) => format!("{}, token", row.state),
         (None, true) if row.state != "vip" => format!("{}, paid", row.state),
         (None, _) => row.state.clone(),
+    };
+    // In the line there is room for one word beside the other.
+    let beside = |mark: &str| format!("{}, {mark}", state.strip_prefix("normal, ").unwrap_or(&state));
+    match row.marked.as_deref() {
+        Some("circuit_aged") => beside("old"),
+        Some("circuit_slow") => beside("slow"),
+        Some(_) | None => state,
     }
 }
 
@@ -234,6 +242,17 @@ fn refused(digest: &Digest) -> String {
         return "nothing".to_owned();
     }
     rows.iter().map(|(word, total)| format!("{word} {}", count(**total))).collect::<Vec<_>>().join(", ")
+}
+
+/// What was closed though nothing banned it, and what is to be; empty where neither is.
+fn closed(digest: &Digest) -> String {
+    let closed = digest.closed.iter().filter(|(_, total)| **total > 0);
+    let mut parts: Vec<_> = closed.map(|(word, total)| format!("{word} {}", count(*total))).collect();
+    if digest.marked > 0 {
+        let circuits = if digest.marked == 1 { "circuit is" } else { "circuits are" };
+        parts.push(format!("{} {circuits} marked to be, once no connection is left", count(digest.marked)));
+    }
+    parts.join(", ")
 }
 
 /// What would have been refused; empty where no limit is a shadow that met anybody.

@@ -10,7 +10,8 @@ use std::{
 use tokio::sync::{mpsc, watch};
 use tunica_api::{
     front::{
-        CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Digest, LoadOrder, MOST_ROWS, Orders,
+        CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Closing, Digest, LoadOrder, MOST_ROWS,
+        Orders,
     },
     request::{self, CircuitSort, CircuitState},
     view::{self, Answer, Done, RefusedCode},
@@ -43,6 +44,8 @@ pub(super) struct Front {
     /// Which process of the front told of these bans. They outlive it: the next one is told of them.
     bans: (u64, BTreeMap<NonZeroU32, Monotime>),
     orders: CircuitOrders,
+    /// Circuits that the front wants closed and that tor does not have, as it was told last.
+    ended: Vec<NonZeroU32>,
     sender: watch::Sender<Orders>,
     /// The shell that starts the front, where this daemon does.
     acts: Option<mpsc::Sender<FrontAct>>,
@@ -56,6 +59,7 @@ impl Default for Front {
             last: None,
             bans: Default::default(),
             orders: CircuitOrders::default(),
+            ended: Vec::new(),
             sender: watch::Sender::new(Orders::default()),
             acts: None,
             renewed_for: None,
@@ -212,6 +216,10 @@ impl App {
                 }
                 let is_present = self.front.is_present(&digest);
                 self.read_newcomers(&digest, is_present);
+                let unwanted = std::mem::take(&mut digest.closing);
+                if is_present {
+                    self.follow_unwanted(&unwanted);
+                }
                 let bans = digest.bans.iter().filter(|_| is_present);
                 let bans = bans.map(|(circuit, until)| (*circuit, Monotime(*until))).collect();
                 let (before, lost) = std::mem::replace(&mut self.front.bans, (digest.process, bans));
@@ -246,6 +254,7 @@ impl App {
         // Whoever stands behind a number now has done nothing yet.
         if self.front.orders.generation().is_some_and(|before| before != generation) {
             self.front.bans.1.clear();
+            self.front.ended.clear();
             self.forget_judged();
             self.forget_haproxy_finds();
         }
@@ -288,6 +297,16 @@ impl App {
         self.send_wish();
     }
 
+    /// Circuits that the front wants closed are closed at tor, and it hears which have ended.
+    fn follow_unwanted(&mut self, unwanted: &[Closing]) {
+        let ended = self.close_unwanted(unwanted);
+        let is_news = !ended.is_empty() && ended != self.front.ended;
+        self.front.ended = ended;
+        if is_news {
+            self.send_orders();
+        }
+    }
+
     /// What operators said of circuits.
     pub(super) const fn circuit_orders(&self) -> &CircuitOrders {
         &self.front.orders
@@ -326,6 +345,7 @@ impl App {
             circuits: circuits.collect(),
             load: Some(self.coordinator.load_level().front().into()),
             tokens: self.tokens.order(),
+            ended: self.front.ended.clone(),
         });
     }
 
@@ -357,6 +377,9 @@ impl App {
         let mut digest = Digest { circuits: rows, newcomers: Vec::new(), ..Digest::clone(digest) };
         digest.bans =
             self.front.bans.1.iter().map(|(circuit, until)| (*circuit, until.0)).take(limit).collect();
+        for (why, count) in self.closed_circuits() {
+            *digest.closed.entry((*why).to_owned()).or_default() += count;
+        }
         let age_seconds = now.since(*since).as_secs();
         Answer::Circuits(Box::new(view::Circuits {
             digest,
@@ -385,6 +408,7 @@ impl App {
             registry: self.registry(),
             has_control: self.config.tor.control.is_some(),
             is_hosted: self.config.arti.enabled,
+            closed_for: self.unwanted_for(circuit),
             gate: self.gate_mode(),
             settings: &settings,
             now: self.now().mono,
@@ -511,6 +535,8 @@ mod tests {
                     open,
                     connections_per_minute: 0,
                     requests,
+                    latency_milliseconds: None,
+                    marked: None,
                     bytes_in,
                     bytes_out,
                     violations,

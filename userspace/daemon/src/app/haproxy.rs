@@ -152,6 +152,8 @@ impl App {
             connections_per_minute: 0,
             rung: 0,
             last_refusal: None,
+            latency_milliseconds: None,
+            marked: None,
             score: None,
             age_seconds: 0,
             bytes_in: 0,

@@ -1,14 +1,22 @@
 //! What tor says over its control port, and what it is told.
 
-use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU32};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    num::NonZeroU32,
+};
 
 use tokio::sync::{mpsc, watch};
-use tunica_api::view::{Answer, Done, RefusedCode};
+use tunica_api::{
+    front::{Closing, MOST_CLOSING},
+    view::{Answer, Done, RefusedCode},
+};
 use tunica_config::Place;
 use tunica_core::{
     circuit_closing::CircuitClosing,
     circuit_registry::{CircuitRegistry, NotClosable},
     coordinator::Event,
+    refusal::Refusal,
 };
 use tunica_onion::torrc::{Exposure, Listener, Torrc};
 
@@ -27,7 +35,12 @@ pub(super) struct Tor {
     acts: Option<mpsc::Sender<TorAct>>,
     /// The process that is connected.
     process: watch::Sender<Option<TorProcess>>,
+    /// Those that are banned.
     closing: CircuitClosing,
+    /// Those that the policy does not want any more, though nothing bans them.
+    rotation: CircuitClosing,
+    /// How many of these tor has closed, by the word for it.
+    closed: BTreeMap<&'static str, u64>,
     registry: CircuitRegistry,
 }
 
@@ -50,6 +63,7 @@ impl App {
                 self.troubles.tor_control = None;
                 self.metrics.set_tor_control(true);
                 self.tor.closing.begin(generation);
+                self.tor.rotation.begin(generation);
                 self.tor.registry.begin(generation);
                 self.begin_generation(generation);
             }
@@ -80,9 +94,16 @@ impl App {
             TorHeard::Closed { circuit, outcome } => {
                 self.metrics.count_close(outcome);
                 match outcome {
-                    CloseOutcome::Accepted | CloseOutcome::NoSuchCircuit | CloseOutcome::OtherTor => {}
+                    CloseOutcome::Accepted => {
+                        if let Some(why) = self.tor.rotation.accepted(circuit) {
+                            self.metrics.count_closed_circuit(why);
+                            *self.tor.closed.entry(why.label()).or_default() += 1;
+                        }
+                    }
+                    CloseOutcome::NoSuchCircuit | CloseOutcome::OtherTor => {}
                     CloseOutcome::NotConnected | CloseOutcome::Refused { .. } => {
                         self.tor.closing.failed(circuit);
+                        self.tor.rotation.failed(circuit);
                     }
                 }
             }
@@ -158,12 +179,49 @@ impl App {
     /// Has tor close the circuits that are banned, by the ingress or by an operator.
     pub(super) fn close_banned(&mut self) {
         let Some(acts) = self.tor.acts.clone() else { return };
-        let banned = self.banned_circuits().into_keys().collect();
+        let banned = self.banned_circuits().into_keys().map(|circuit| (circuit, Refusal::Banned)).collect();
         for circuit in self.tor.closing.due(banned) {
             if acts.try_send(TorAct::Close(circuit)).is_err() {
                 self.tor.closing.failed(circuit);
             }
         }
+    }
+
+    /// Has tor close the circuits that the ingress says have lived for too long, or are too slow. Returns those that tor does not
+    /// have, or needs itself. What is asked for is what the ingress said just now: a circuit that carries a stream by then is
+    /// not among it.
+    pub(super) fn close_unwanted(&mut self, unwanted: &[Closing]) -> Vec<NonZeroU32> {
+        let Some(acts) = self.tor.acts.clone() else { return Vec::new() };
+        if !self.tor.registry.is_whole() {
+            return Vec::new();
+        }
+        let (mut there, mut ended) = (BTreeMap::new(), Vec::new());
+        for (circuit, why) in unwanted.iter().take(MOST_CLOSING) {
+            match (self.tor.registry.closable(*circuit), Refusal::named(why)) {
+                (Ok(_), Some(why)) => {
+                    there.insert(*circuit, why);
+                }
+                // Of another version than this daemon.
+                (Ok(_), None) => {}
+                (Err(_), _) => ended.push(*circuit),
+            }
+        }
+        for circuit in self.tor.rotation.due(there) {
+            if acts.try_send(TorAct::Close(circuit)).is_err() {
+                self.tor.rotation.failed(circuit);
+            }
+        }
+        ended
+    }
+
+    /// For what tor was asked to close a circuit that is not banned.
+    pub(super) fn unwanted_for(&self, circuit: NonZeroU32) -> Option<Refusal> {
+        self.tor.rotation.why(circuit)
+    }
+
+    /// How many circuits tor has closed that were not banned, by the word for it.
+    pub(super) const fn closed_circuits(&self) -> &BTreeMap<&'static str, u64> {
+        &self.tor.closed
     }
 }
 

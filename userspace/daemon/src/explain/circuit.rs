@@ -15,6 +15,9 @@ use tunica_core::{
     time::Monotime,
 };
 
+/// Where there is neither a control port nor Arti.
+const NOBODY_CLOSES: &str = "nobody closes it, because control under [tor] is not set";
+
 /// Everything that is known of one circuit, and what decides about it.
 #[derive(Clone, Copy)]
 pub struct Known<'a> {
@@ -38,6 +41,8 @@ pub struct Known<'a> {
     pub has_control: bool,
     /// Whether the front hosts the service itself.
     pub is_hosted: bool,
+    /// For what tor was asked to close it though nothing bans it.
+    pub closed_for: Option<Refusal>,
     /// What the gate does with banned circuits; `None`: it is not attached.
     pub gate: Option<Mode>,
     /// The limits.
@@ -69,7 +74,7 @@ pub fn explain(known: &Known<'_>) -> Option<CircuitExplanation> {
         origin: known.origin().to_owned(),
     });
     let last = known.row.and_then(|row| row.last_refusal.as_deref());
-    let last = last.and_then(|word| Refusal::ALL.iter().find(|refusal| refusal.label() == word));
+    let last = last.and_then(Refusal::named);
     Some(CircuitExplanation {
         circuit: known.circuit,
         row: known.row.cloned(),
@@ -188,6 +193,7 @@ impl Known<'_> {
                 most.into(),
                 refused("this one", Refusal::VipRate),
             ));
+            limits.extend(self.ends());
             return limits;
         }
         if let Some(most) = settings.connections_per_10_seconds {
@@ -224,7 +230,48 @@ impl Known<'_> {
                 refused("this one", Refusal::RequestRate),
             ));
         }
+        limits.extend(self.ends());
         limits
+    }
+
+    /// What ends it though it keeps every limit.
+    fn ends(&self) -> Vec<CircuitLimit> {
+        let settings = self.settings;
+        let idle = |word: Refusal| match self.can_be_closed() {
+            true => format!("it is closed as {} once it carries no connection", word.label()),
+            false => NOBODY_CLOSES.to_owned(),
+        };
+        let limit = |key: &str, what: &str, used, limit: Duration, then| CircuitLimit {
+            key: key.to_owned(),
+            what: what.to_owned(),
+            used,
+            limit: limit.as_secs(),
+            then,
+        };
+        let age = self.row.map(|row| row.age_seconds);
+        let since = "seconds since its first stream";
+        let latency = self.row.and_then(|row| row.latency_milliseconds).map(|mean| mean / 1_000);
+        let hard = settings.rotate_hard_after.map(|most| {
+            let then = if self.can_be_closed() { "it is closed with them" } else { "it stays" };
+            let then =
+                format!("its connections are cut once as {}, and {then}", Refusal::CircuitRotated.label());
+            limit("rotate_hard_after_secs", since, age, most, then)
+        });
+        let each = [
+            limit("max_circuit_age_secs", since, age, settings.max_circuit_age, idle(Refusal::CircuitAged)),
+            limit(
+                "max_circuit_latency_secs",
+                "seconds that the backend takes",
+                latency,
+                settings.max_circuit_latency,
+                idle(Refusal::CircuitSlow),
+            ),
+        ];
+        each.into_iter().chain(hard).collect()
+    }
+
+    const fn can_be_closed(&self) -> bool {
+        self.is_hosted || self.has_control
     }
 
     fn violations(&self) -> String {
@@ -276,11 +323,20 @@ impl Known<'_> {
         if self.is_banned() {
             return format!("{}: each of its streams is reset", Refusal::Banned.sentence());
         }
-        match self.row.map(|row| row.state.as_str()) {
-            None => "does not list it: it has no open connection, or many others have more".to_owned(),
-            Some("vip") => "lets its streams go past the queue".to_owned(),
-            Some("suspect") => "serves its streams after those of circuits without violations".to_owned(),
-            Some(_) => format!("serves its streams: {}", Refusal::Served.sentence()),
+        let Some(row) = self.row else {
+            return "does not list it: it has no open connection, or many others have more".to_owned();
+        };
+        let serves = match row.state.as_str() {
+            "vip" => "lets its streams go past the queue".to_owned(),
+            "suspect" => "serves its streams after those of circuits without violations".to_owned(),
+            _ => format!("serves its streams: {}", Refusal::Served.sentence()),
+        };
+        match row.marked.as_deref() {
+            Some(word) if self.can_be_closed() => {
+                format!("{serves}; it is marked as {word}, and closed once it carries no connection")
+            }
+            Some(word) => format!("{serves}; it is marked as {word}, and {NOBODY_CLOSES}"),
+            None => serves,
         }
     }
 
@@ -312,7 +368,11 @@ impl Known<'_> {
         let paid = facts
             .pow_effort
             .map_or_else(String::new, |effort| format!(", having paid tor's puzzle with effort {effort}"));
-        let then = if self.is_banned() { "; tor was asked to close it" } else { "" };
+        let then = match (self.is_banned(), self.closed_for) {
+            (true, _) => "; tor was asked to close it".to_owned(),
+            (false, Some(why)) => format!("; tor was asked to close it as {}", why.label()),
+            (false, None) => String::new(),
+        };
         format!("{what}{relay}{paid}{then}")
     }
 
@@ -363,6 +423,8 @@ mod tests {
             open: 2,
             connections_per_minute: 4,
             requests: 10,
+            latency_milliseconds: Some(2_900),
+            marked: None,
             bytes_in: 1,
             bytes_out: 2,
             violations: 0,
@@ -413,6 +475,7 @@ mod tests {
             registry: &nothing,
             has_control: false,
             is_hosted: false,
+            closed_for: None,
             gate: None,
             settings: &settings,
             now: at(30),
@@ -545,6 +608,7 @@ mod tests {
             registry: &registry,
             has_control: true,
             is_hosted: false,
+            closed_for: None,
             gate: None,
             settings: &settings,
             now: at(1),
@@ -559,6 +623,8 @@ mod tests {
                 ("connections_per_10_seconds", Some(3), 100),
                 ("slow_requests_per_10_seconds", Some(5), 200),
                 ("requests_per_10_seconds", Some(5), 600),
+                ("max_circuit_age_secs", Some(61), 600),
+                ("max_circuit_latency_secs", Some(2), 10),
             ]
         );
         let last = view.last_refusal.unwrap();
@@ -571,15 +637,74 @@ mod tests {
         let vip = Known { order: Some(CircuitOrder::Vip), row: None, ..known };
         let view = explain(&vip).unwrap();
         let limits: Vec<_> = view.limits.iter().map(|limit| (limit.key.as_str(), limit.used)).collect();
-        assert_eq!(limits, [("max_concurrent_per_circuit", None), ("vip_requests_per_10_seconds", None)]);
+        let keys = [
+            "max_concurrent_per_circuit",
+            "vip_requests_per_10_seconds",
+            "max_circuit_age_secs",
+            "max_circuit_latency_secs",
+        ];
+        assert_eq!(limits, keys.map(|key| (key, None)));
         // A token has its own, which may be relaxed.
         let holder = CircuitRow { token: Some("in_force".to_owned()), ..row.clone() };
         let relaxed = CircuitSettings { relaxes_tokens: true, ..settings.clone() };
         let holder = CircuitRow { state: "vip".to_owned(), ..holder };
         let holder = Known { row: Some(&holder), settings: &relaxed, ..known };
         let limits = explain(&holder).unwrap().limits;
-        assert_eq!(limits.iter().map(|limit| limit.limit).collect::<Vec<_>>(), [48, 900]);
+        assert_eq!(limits.iter().map(|limit| limit.limit).collect::<Vec<_>>(), [48, 900, 600, 10]);
         let messenger = CircuitSettings { requests: None, ..settings.clone() };
-        assert_eq!(explain(&Known { settings: &messenger, ..known }).unwrap().limits.len(), 2);
+        assert_eq!(explain(&Known { settings: &messenger, ..known }).unwrap().limits.len(), 4);
+    }
+
+    #[test]
+    fn what_ends_a_circuit_that_keeps_its_limits_is_said() {
+        let settings = CircuitSettings { rotate_hard_after: Some(Duration::from_secs(900)), ..settings() };
+        let registry = registry(CircuitUse::ServiceRendezvous { is_joined: true });
+        let marked = CircuitRow { marked: Some("circuit_slow".to_owned()), ..row("normal") };
+        let known = Known {
+            circuit: circuit(),
+            row: Some(&marked),
+            has_front: true,
+            order: None,
+            is_carried: false,
+            is_found_by_haproxy: false,
+            banned_until: None,
+            registry: &registry,
+            has_control: false,
+            is_hosted: false,
+            closed_for: Some(Refusal::CircuitAged),
+            gate: None,
+            settings: &settings,
+            now: at(1),
+        };
+        // Control port, Arti; what is said of the ingress, and of age, latency and hard age.
+        for (has_control, is_hosted, ingress, then) in [
+            (
+                false,
+                false,
+                "marked as circuit_slow, and nobody closes it",
+                ["nobody closes", "nobody closes", "cut once as circuit_rotated, and it stays"],
+            ),
+            (
+                true,
+                false,
+                "marked as circuit_slow, and closed once",
+                ["closed as circuit_aged once", "closed as circuit_slow once", "and it is closed with them"],
+            ),
+            (
+                false,
+                true,
+                "marked as circuit_slow, and closed once",
+                ["closed as circuit_aged once", "closed as circuit_slow once", "and it is closed with them"],
+            ),
+        ] {
+            let view = explain(&Known { has_control, is_hosted, ..known }).unwrap();
+            assert!(view.ingress.contains(ingress), "{}", view.ingress);
+            assert_eq!(view.tor.contains("asked to close it as circuit_aged"), has_control, "{}", view.tor);
+            let ends = view.limits.iter().rev().take(3).rev();
+            for (limit, part) in ends.zip(then) {
+                assert!(limit.then.contains(part), "{part} in {}", limit.then);
+            }
+            assert_eq!(view.limits.len(), 7);
+        }
     }
 }

@@ -21,6 +21,7 @@ pub(super) struct FrontFollowers {
     solved: Vec<(&'static str, Follower)>,
     failed: Vec<(&'static str, Follower)>,
     refused: Vec<(&'static str, Follower)>,
+    closed: Vec<(&'static str, Follower)>,
     tokens_issued: Vec<(&'static str, Follower)>,
     tokens_refused: Vec<(&'static str, Follower)>,
     tokens_accepted: Follower,
@@ -62,6 +63,7 @@ impl FrontFollowers {
                 .iter()
                 .map(|refusal| (refusal.label(), labelled(&families.front_refused, refusal.label())))
                 .collect(),
+            closed: of(&families.circuits_closed, &Refusal::CLOSES.map(Refusal::label)),
             would_refuse: Refusal::ALL
                 .iter()
                 .filter(|word| word.may_be_shadow())
@@ -92,8 +94,8 @@ impl FrontFollowers {
             &self.holders_refused,
             &self.rendezvous,
         ];
-        let tokens = [&self.tokens_issued, &self.tokens_refused];
-        let labelled = [&self.refused, &self.issued, &self.solved, &self.failed].into_iter().chain(tokens);
+        let others = [&self.tokens_issued, &self.tokens_refused, &self.closed];
+        let labelled = [&self.refused, &self.issued, &self.solved, &self.failed].into_iter().chain(others);
         each.into_iter()
             .chain(labelled.flatten().map(|(_, follower)| follower))
             .chain(self.would_refuse.iter().flat_map(|(_, followers)| followers))
@@ -101,6 +103,12 @@ impl FrontFollowers {
 }
 
 impl Metrics {
+    /// Counts a circuit that tor closes because the policy does not want it any more; those that the front closes itself it
+    /// counts itself.
+    pub fn count_closed_circuit(&self, why: Refusal) {
+        self.families.circuits_closed.with_label_values(&[why.label()]).inc();
+    }
+
     /// Shows what the front said last; `None`: it is not there.
     pub fn set_front(&self, digest: Option<&Digest>) {
         let families = &self.families;
@@ -118,6 +126,7 @@ impl Metrics {
         families.circuits_capacity.set(gauge(of.most_tracked));
         families.circuits_banned.set(gauge(of.banned));
         families.circuits_vip.set(gauge(of.vips));
+        families.circuits_marked.set(gauge(of.marked));
         families.front_tokens.set(gauge(of.tokens.live));
         families.front_room.set(gauge(of.puzzles.waiting_room));
         families.front_arti.reset();
@@ -151,6 +160,7 @@ impl Metrics {
         front.rendezvous.follow(digest.arti.as_ref().map_or(0, |arti| arti.rendezvous));
         for (followers, totals) in [
             (&front.refused, &digest.refused),
+            (&front.closed, &digest.closed),
             (&front.issued, &puzzles.issued),
             (&front.solved, &puzzles.solved),
             (&front.failed, &puzzles.failed),
@@ -193,6 +203,9 @@ pub(super) mod tests {
             most_tracked: 6,
             banned: 7,
             vips: 8,
+            marked: 61,
+            closed: [(Refusal::CircuitSlow.label().to_owned(), 62), ("no_word_of_ours".to_owned(), 63)]
+                .into(),
             connections: 9,
             requests: 10,
             new_circuits: 11,
@@ -246,6 +259,9 @@ pub(super) mod tests {
             ("tunica_circuits_capacity", 6),
             ("tunica_circuits_banned", 7),
             ("tunica_circuits_vip", 8),
+            ("tunica_circuits_marked", 61),
+            ("tunica_circuits_closed_total{refusal=\"circuit_slow\"}", 62),
+            ("tunica_circuits_closed_total{refusal=\"circuit_aged\"}", 0),
             ("tunica_front_connections_total", 9),
             ("tunica_front_requests_total", 10),
             ("tunica_circuits_new_total", 11),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     super::{
         Lane,
-        record::{BY_OPERATOR, MARKED},
+        record::{BY_OPERATOR, MARKED, SLOW},
         statistics::ShardCounts,
         window::{begin, tick},
     },
@@ -42,8 +42,8 @@ pub struct CircuitFacts {
     pub requests_per_10_seconds: u32,
     /// Since it was first seen here.
     pub age: Duration,
-    /// Whether it was past its age or latency, with connections, when it was last examined.
-    pub is_marked: bool,
+    /// Past what it was, with connections, when it was last examined: [`Refusal::CircuitAged`] or [`Refusal::CircuitSlow`].
+    pub marked: Option<Refusal>,
     /// Everything it used so far, and its average latency.
     pub usage: Usage,
     /// All its requests.
@@ -56,6 +56,7 @@ impl CircuitShard {
         let mut record =
             *self.table.get(number(circuit)).filter(|_| circuit.generation() == self.generation)?;
         record.turn(tick(now), self.settings.reputation_life);
+        let (aged, slow) = (Refusal::CircuitAged, Refusal::CircuitSlow);
         Some(CircuitFacts {
             lane: judge::lane(&record),
             banned_for: record.is_banned(record.touched).then(|| begin(record.banned_until).since(now)),
@@ -70,7 +71,7 @@ impl CircuitShard {
             connections_per_10_seconds: record.recent_connections.sum(),
             requests_per_10_seconds: record.recent_requests.sum(),
             age: now.since(begin(record.first_seen)),
-            is_marked: record.has(MARKED),
+            marked: record.has(MARKED).then_some(if record.has(SLOW) { slow } else { aged }),
             usage: Usage {
                 bytes_in: record.bytes_in,
                 bytes_out: record.bytes_out,
