@@ -109,10 +109,12 @@ fn systemd_reads_the_units_without_complaint() -> Result<()> {
 }
 
 #[test]
-fn the_front_has_no_capability_and_no_share_of_the_cpu() -> Result<()> {
+fn the_front_has_no_capability_no_share_of_the_cpu_and_is_watched() -> Result<()> {
     let text = fs::read_to_string(root()?.join("deploy/tunica-front.service"))?;
     let settings = settings(&text, "[Service]");
     for line in [
+        "Type=notify",
+        "WatchdogSec=30",
         "CapabilityBoundingSet=",
         "AmbientCapabilities=",
         "User=tunica-front",

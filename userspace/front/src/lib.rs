@@ -14,6 +14,7 @@ pub mod link;
 pub mod listener;
 pub mod outlet;
 pub mod pulse;
+pub mod roll_call;
 pub mod stream;
 mod sys;
 pub mod tcp;
