@@ -12,6 +12,7 @@ pub mod circuits;
 pub mod http;
 pub mod link;
 pub mod listener;
+pub mod messages;
 pub mod outlet;
 pub mod pulse;
 pub mod roll_call;

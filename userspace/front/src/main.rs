@@ -31,7 +31,7 @@ use tunica_front::{
     challenge::{ChallengeSettings, Challenges},
     circuits::{self, Circuits},
     http::{Http, HttpSettings},
-    link, listener,
+    link, listener, messages,
     roll_call::RollCall,
     welcome::{Carrier, Host},
     worker::{self, Room, Source},
@@ -64,11 +64,17 @@ struct Arguments {
     /// Print the address of the onion service that is hosted here (`arti.enabled`), and end.
     #[arg(long)]
     onion_address: bool,
+    /// Print the messages of the log as a table in Markdown, and end. For the reference.
+    #[arg(long, hide = true)]
+    messages: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let handed_over = tunica_front::handed_over(arguments.sockets);
+    if arguments.messages {
+        return finish(print(&messages::messages_markdown()));
+    }
     let config = match tunica_config::read_file(&arguments.config) {
         Ok(config) if config.ingress.enabled || arguments.onion_address => config,
         Ok(_) => {
@@ -94,7 +100,10 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    let outcome = if arguments.onion_address { say_address(plan) } else { serve(&config, handed_over, plan) };
+    finish(if arguments.onion_address { say_address(plan) } else { serve(&config, handed_over, plan) })
+}
+
+fn finish(outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -109,7 +118,11 @@ fn say_address(plan: Option<Plan>) -> anyhow::Result<()> {
     let plan = plan.context(
         "arti.enabled is false, so the onion service is a tor process'; its address is in `hostname` in the HiddenServiceDir",
     )?;
-    Ok(writeln!(std::io::stdout(), "{}", plan.onion_address()?)?)
+    print(&format!("{}\n", plan.onion_address()?))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 /// What is logged. Arti tells much of its own steps, and of relays that a small network lacks.
