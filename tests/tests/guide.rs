@@ -53,6 +53,41 @@ fn lines(page: &str) -> Vec<Line> {
     found
 }
 
+fn guide() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide.md")).unwrap()
+}
+
+/// The block of the guide in this language that has this line.
+fn block(guide: &str, language: &str, line: &str) -> String {
+    let blocks = guide.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix(language));
+    let found = blocks.filter(|block| block.lines().any(|own| own.trim() == line));
+    let found: Vec<&str> = found.collect();
+    assert_eq!(found.len(), 1, "`{line}` in {found:?}");
+    found[0].lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+#[test]
+fn the_lines_of_torrc_are_those_of_the_guides_configuration() {
+    let guide = guide();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tunica.toml");
+    let shield = block(&guide, "toml", "allow = [\"198.51.100.7\"]");
+    let ingress = block(&guide, "toml", "socket = \"/run/tunica-front/ingress.sock\"");
+    fs::write(&file, shield + &ingress).unwrap();
+    let mut tunica = Command::new(program("tunica").unwrap());
+    let ran = tunica.args(["render", "torrc", "--config"]).arg(file).output().unwrap();
+    // Quotes keep a name with a space in it together; this one has none.
+    let rendered = String::from_utf8_lossy(&ran.stdout).replace(['"', '\\'], "");
+    let torrc = block(&guide, "text", "HiddenServiceExportCircuitID haproxy");
+    for line in torrc.lines().filter(|line| !line.is_empty()) {
+        assert!(rendered.lines().any(|own| own == line), "{line} is not in:\n{rendered}");
+    }
+    // The socket that systemd holds, and the one that tor's profile must know.
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/tunica-front.socket");
+    assert!(fs::read_to_string(unit).unwrap().contains("\nListenStream=/run/tunica-front/ingress.sock\n"));
+    block(&guide, "sh", "echo '/run/tunica-front/ingress.sock rw,' >> /etc/apparmor.d/local/system_tor");
+}
+
 #[test]
 fn every_command_line_is_understood() {
     let mut lab = Lab::new("guide").unwrap();
