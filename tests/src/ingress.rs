@@ -2,11 +2,12 @@
 //! send what tor sends. The test stands where `tunicad` would: it reads the digests and gives the orders.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -82,6 +83,29 @@ impl Front {
         ingress: &str,
         circuits: &str,
     ) -> Result<Self> {
+        Self::start_in(&[], level, backends, backend, ingress, circuits)
+    }
+
+    /// The same as [`Self::start`], under whoever listens on this socket as systemd does (sd_notify(3)) and wants a sign of life
+    /// within each `watchdog`.
+    ///
+    /// # Errors
+    /// With the end of its log if it does not serve.
+    pub fn start_under(socket: &Path, watchdog: Duration, ingress: &str, circuits: &str) -> Result<Self> {
+        let backend = Backend::start()?;
+        let microseconds = watchdog.as_micros().to_string();
+        let environment = [("NOTIFY_SOCKET", socket.as_os_str()), ("WATCHDOG_USEC", microseconds.as_ref())];
+        Self::start_in(&environment, "debug", &[backend.address], backend, ingress, circuits)
+    }
+
+    fn start_in(
+        environment: &[(&str, &OsStr)],
+        level: &str,
+        backends: &[SocketAddr],
+        backend: Backend,
+        ingress: &str,
+        circuits: &str,
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let backends: Vec<_> = backends.iter().map(|each| format!("\"{each}\"")).collect();
         let listen = free_address()?;
@@ -101,6 +125,7 @@ impl Front {
         let log = fs::File::create(folder.path().join("front.log"))?;
         let mut command = Command::new(program("tunica-front")?);
         command.arg("--config").arg(config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.envs(environment.iter().copied());
         end_with_parent(&mut command);
         let child = command.spawn()?;
         let (said, line) = (Arc::default(), Arc::default());

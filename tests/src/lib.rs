@@ -19,6 +19,7 @@ pub mod gate;
 pub mod ingress;
 pub mod lab;
 pub mod netns;
+pub mod notify;
 pub mod program;
 pub mod reference;
 pub mod report;

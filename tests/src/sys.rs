@@ -1,10 +1,12 @@
 //! System calls that no safe crate offers: packet sockets, batches of frames, a child that ends with its parent or has few
-//! capabilities, signals to a process that cannot be mistaken, what is done when this process ends.
+//! capabilities, signals to a process that cannot be mistaken, a thread that is held, what is done when this process ends.
 //!
 //! With [`bpf`], the only files of this package with `unsafe`.
 
 use std::{
-    io, mem,
+    io,
+    marker::PhantomData,
+    mem,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::process::CommandExt,
@@ -194,6 +196,40 @@ pub fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()>
     let result = unsafe {
         libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, information, 0)
     };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A thread of another process that is held in the middle of what it does. It goes on when this is dropped, on the same thread: the
+/// kernel lets it go for whoever holds it alone.
+#[derive(Debug)]
+pub struct HeldThread(libc::pid_t, PhantomData<*const ()>);
+
+/// Holds one thread of another process, by its number, while the others go on (ptrace(2)).
+///
+/// # Errors
+/// The system call's; EPERM if somebody else traces it.
+pub fn hold_thread(thread: i32) -> io::Result<HeldThread> {
+    trace(libc::PTRACE_SEIZE, thread)?;
+    // From here on it is let go in any case.
+    let held = HeldThread(thread, PhantomData);
+    trace(libc::PTRACE_INTERRUPT, thread)?;
+    // SAFETY: the kernel takes a null pointer as no wish for a status.
+    check(unsafe { libc::waitpid(thread, std::ptr::null_mut(), libc::__WALL) })?;
+    Ok(held)
+}
+
+impl Drop for HeldThread {
+    fn drop(&mut self) {
+        // Its process may have been killed.
+        let _ = trace(libc::PTRACE_DETACH, self.0);
+    }
+}
+
+/// A request of ptrace(2) that has neither address nor data.
+fn trace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {
+    let nothing: *mut libc::c_void = std::ptr::null_mut();
+    // SAFETY: none of the three requests above reads or writes memory of this process.
+    let result = unsafe { libc::ptrace(request, thread, nothing, nothing) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -16,7 +16,10 @@ use std::{
     process::{Command, Output},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tunica_api::front::ARTI_STATES;
 use tunica_tests::{
@@ -25,6 +28,8 @@ use tunica_tests::{
     fate::{self, Stage},
     ingress::{Backend, answers, get, read_answer},
     lab::Lab,
+    notify::NotifySocket,
+    sys::end_with_parent,
     testnet::{Client, Network, Profile, shared},
 };
 
@@ -278,6 +283,35 @@ fn a_service_with_arti_s_proof_of_work_says_so_in_its_descriptor_and_serves() {
     // The words of C tor's client, before it solves what the descriptor asks for (`hs_client.c`).
     let told = fs::read_to_string(&log).unwrap();
     assert!(told.contains("PoW params present in descriptor"), "{told}");
+}
+
+#[test]
+fn systemd_hears_that_it_lives_whether_or_not_the_network_is_reached() {
+    let lab = Lab::new("artinotify").unwrap();
+    let systemd = NotifySocket::bind().unwrap();
+    let lines = format!(
+        "[ingress]\nenabled = true\nuser = \"root\"\n[arti]\nenabled = true\nstate_dir = \"{}\"",
+        lab.path("arti").display()
+    );
+    lab.configure("", &lines).unwrap();
+    // No packet leaves that namespace.
+    let mut command = lab.host.command(&arti_front().unwrap());
+    command.arg("--config").arg(lab.path("tunica.toml"));
+    command.env("NOTIFY_SOCKET", systemd.path()).env("WATCHDOG_USEC", "400000");
+    let mut front = end_with_parent(&mut command).spawn().unwrap();
+    assert_eq!(systemd.hear().unwrap(), "READY=1");
+    for _ in 0..5 {
+        assert_eq!(systemd.hear().unwrap(), "WATCHDOG=1");
+    }
+    kill(Pid::from_raw(i32::try_from(front.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let last = loop {
+        let message = systemd.hear().unwrap();
+        if message != "WATCHDOG=1" {
+            break message;
+        }
+    };
+    assert_eq!(last, "STOPPING=1");
+    assert!(front.wait().unwrap().success());
 }
 
 #[test]

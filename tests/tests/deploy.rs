@@ -109,10 +109,12 @@ fn systemd_reads_the_units_without_complaint() -> Result<()> {
 }
 
 #[test]
-fn the_front_has_no_capability_and_no_share_of_the_cpu() -> Result<()> {
+fn the_front_has_no_capability_no_share_of_the_cpu_and_is_watched() -> Result<()> {
     let text = fs::read_to_string(root()?.join("deploy/tunica-front.service"))?;
     let settings = settings(&text, "[Service]");
     for line in [
+        "Type=notify",
+        "WatchdogSec=30",
         "CapabilityBoundingSet=",
         "AmbientCapabilities=",
         "User=tunica-front",
@@ -129,6 +131,32 @@ fn the_front_has_no_capability_and_no_share_of_the_cpu() -> Result<()> {
     let socket = fs::read_to_string(root()?.join("deploy/tunica-front.socket"))?;
     for line in ["ListenStream=127.0.0.1:10000", "SocketMode=0660"] {
         ensure!(socket.lines().any(|given| given == line), "{line} is missing");
+    }
+    Ok(())
+}
+
+/// What the next boot starts, once the guide's `systemctl enable` was typed.
+#[test]
+fn what_the_guide_enables_comes_back_after_a_reboot() -> Result<()> {
+    let guide = fs::read_to_string(root()?.join("docs/guide.md"))?;
+    let typed = guide.lines().filter_map(|line| line.trim().strip_prefix("systemctl enable --now "));
+    let typed: BTreeSet<&str> = typed.collect();
+    ensure!(typed == BTreeSet::from(["tunica-front", "tunicad"]), "the guide enables {typed:?}");
+    let scratch = tempfile::tempdir()?;
+    let units = scratch.path().join("usr/lib/systemd/system");
+    fs::create_dir_all(&units)?;
+    for name in SERVICES.into_iter().chain(["tunica-front.socket"]) {
+        fs::copy(root()?.join("deploy").join(name), units.join(name))?;
+    }
+    let mut enable = tool("systemctl")?;
+    run(enable.arg("--root").arg(scratch.path()).arg("enable").args(typed))?;
+    for link in [
+        "multi-user.target.wants/tunicad.service",
+        "multi-user.target.wants/tunica-front.service",
+        "sockets.target.wants/tunica-front.socket",
+    ] {
+        let path = scratch.path().join("etc/systemd/system").join(link);
+        ensure!(path.symlink_metadata().is_ok_and(|found| found.is_symlink()), "{link} is not made");
     }
     Ok(())
 }

@@ -22,7 +22,8 @@ use nix::sys::signal::Signal;
 use tunica_api::front::{CircuitOrder, CircuitState, Digest, Orders};
 use tunica_tests::{
     ingress::{Backend, Front, PATIENCE, free_address, get, header, read_answer},
-    sys::allow_files,
+    notify::NotifySocket,
+    sys::{allow_files, hold_thread},
 };
 
 /// No limit of a circuit is in the way.
@@ -773,6 +774,74 @@ fn what_is_said_again_counts_again_and_a_ban_that_is_sent_again_is_the_same_ban(
         1,
         "{rows:?}"
     );
+}
+
+/// How soon systemd wants another sign of life in these tests.
+const WATCHDOG: Duration = Duration::from_millis(400);
+
+#[test]
+fn systemd_hears_that_it_serves_that_it_lives_and_that_it_ends() {
+    let systemd = NotifySocket::bind().unwrap();
+    let mut front = Front::start_under(&systemd.path(), WATCHDOG, "", OPEN).unwrap();
+    assert_eq!(systemd.hear().unwrap(), "READY=1");
+    assert_eq!(status(&front.ask(7, &get("/")).unwrap()), 200);
+    for _ in 0..3 {
+        assert_eq!(systemd.hear().unwrap(), "WATCHDOG=1");
+    }
+    let mut slow = front.stream(8).unwrap();
+    slow.write_all(get("/slow/3000").as_bytes()).unwrap();
+    front.wait_for("the request", |front| Ok(front.backend.requests().len() == 2)).unwrap();
+    systemd.so_far().unwrap();
+    front.signal(Signal::SIGTERM).unwrap();
+    let last = loop {
+        let message = systemd.hear().unwrap();
+        if message != "WATCHDOG=1" {
+            break message;
+        }
+    };
+    assert_eq!(last, "STOPPING=1");
+    // It is said before what was begun has ended.
+    slow.set_nonblocking(true).unwrap();
+    assert_eq!(slow.peek(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    slow.set_nonblocking(false).unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut slow, &mut answer).unwrap();
+    assert_eq!(status(&String::from_utf8_lossy(&answer)), 200);
+    assert!(front.ended().unwrap().success());
+    assert_eq!(systemd.so_far().unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_worker_that_hangs_ends_the_signs_of_life_though_all_others_go_on() {
+    let systemd = NotifySocket::bind().unwrap();
+    let mut front = Front::start_under(&systemd.path(), WATCHDOG, "", OPEN).unwrap();
+    assert_eq!(systemd.hear().unwrap(), "READY=1");
+    assert_eq!(systemd.hear().unwrap(), "WATCHDOG=1");
+    let threads = std::fs::read_dir(format!("/proc/{}/task", front.pid())).unwrap();
+    let threads = threads.map(|thread| thread.unwrap());
+    let is_worker = |folder: &std::fs::DirEntry| {
+        std::fs::read_to_string(folder.path().join("comm")).unwrap().trim() == "worker0"
+    };
+    let worker = threads.into_iter().find(is_worker).unwrap().file_name();
+    let held = hold_thread(worker.to_str().unwrap().parse().unwrap()).unwrap();
+    // One that was on its way may come.
+    front.next_digest().unwrap();
+    systemd.so_far().unwrap();
+    // The process goes on telling how it does, for longer than it may be silent here.
+    front.next_digest().unwrap();
+    assert_eq!(systemd.so_far().unwrap(), [""; 0]);
+    drop(held);
+    assert_eq!(systemd.hear().unwrap(), "WATCHDOG=1");
+    assert_eq!(status(&front.ask(7, &get("/")).unwrap()), 200);
+}
+
+#[test]
+fn whoever_cannot_serve_never_says_that_it_does() {
+    let systemd = NotifySocket::bind().unwrap();
+    let page = "maintenance_page = \"/nonexistent/page.html\"";
+    let failed = Front::start_under(&systemd.path(), WATCHDOG, page, OPEN).err().unwrap().to_string();
+    assert!(failed.contains("/nonexistent/page.html"), "{failed}");
+    assert_eq!(systemd.so_far().unwrap(), [""; 0]);
 }
 
 /// Each file descriptor and the most memory that an idle connection takes are counted by the kernel.

@@ -26,6 +26,7 @@ use tunica_tests::{
     beside::arti_front,
     ingress::{Backend, PATIENCE, get, header, read_answer},
     lab::Lab,
+    notify::NotifySocket,
 };
 
 /// The account `nobody` of Debian.
@@ -306,6 +307,34 @@ fn one_that_never_reports_is_ended_and_the_one_before_serves_on() {
         .unwrap();
     ground.wait_for_one_front();
     assert_eq!((ground.front(), ground.asks(9, "/")), (before, SERVED.to_owned()));
+}
+
+#[test]
+fn it_does_not_speak_to_systemd_in_the_daemons_place() {
+    let mut ground = Ground::new("frontnotify");
+    let systemd = NotifySocket::bind().unwrap();
+    let socket = format!("NOTIFY_SOCKET={}", systemd.path().display());
+    ground.lab.start_through(&["env", &socket, "WATCHDOG_USEC=60000000"]).unwrap();
+    ground.serves();
+    assert_eq!(systemd.hear().unwrap(), "READY=1");
+    let environment = |pid: i32| fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    assert!(environment(ground.lab.pid().unwrap().as_raw()).contains(&socket));
+    let front = environment(ground.front());
+    assert!(!front.contains("NOTIFY_SOCKET=") && !front.contains("WATCHDOG_USEC="), "{front}");
+    // Nor does it as one of two: the first ends, which is no end of the daemon.
+    let before = ground.front();
+    ground.configure("nobody", "keep_alive_seconds = 3");
+    ground.lab.must(&["reload"]).unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while ground.fronts().contains(&before) || ground.fronts().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "{:?}", ground.fronts());
+        thread::yield_now();
+    }
+    let said = systemd.so_far().unwrap();
+    assert!(said.iter().all(|message| message == "WATCHDOG=1"), "{said:?}");
+    ground.lab.end(Signal::SIGTERM).unwrap();
+    let said = systemd.so_far().unwrap();
+    assert_eq!(said.last().map(String::as_str), Some("STOPPING=1"), "{said:?}");
 }
 
 #[test]

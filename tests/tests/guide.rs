@@ -10,6 +10,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::Path,
     process::{Command, Stdio},
 };
@@ -51,6 +52,97 @@ fn lines(page: &str) -> Vec<Line> {
         }
     }
     found
+}
+
+fn guide() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide.md")).unwrap()
+}
+
+/// The block of the guide in this language that has this line.
+fn block(guide: &str, language: &str, line: &str) -> String {
+    let blocks = guide.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix(language));
+    let found = blocks.filter(|block| block.lines().any(|own| own.trim() == line));
+    let found: Vec<&str> = found.collect();
+    assert_eq!(found.len(), 1, "`{line}` in {found:?}");
+    found[0].lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+/// Installed as the guide says, in a copy of this host's files, enabled, and removed again.
+#[test]
+fn what_the_guide_installs_it_enables_and_removes() {
+    let guide = guide();
+    let here = tempfile::tempdir().unwrap();
+    let (built, deploy) = (here.path().join("target/release"), here.path().join("deploy"));
+    fs::create_dir_all(&built).unwrap();
+    for name in ["tunicad", "tunica", "tunica-front"] {
+        symlink(program(name).unwrap(), built.join(name)).unwrap();
+    }
+    symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy"), deploy).unwrap();
+    let configure = block(&guide, "sh", "systemctl enable --now tunicad");
+    let mut steps = [
+        block(&guide, "sh", "systemd-sysusers tunica.conf"),
+        // There is no configuration here to look at.
+        configure.split_inclusive('\n').filter(|line| line.starts_with("systemctl")).collect(),
+        block(&guide, "sh", "systemctl reload tor"),
+        block(&guide, "sh", "cargo build --release --package tunica-front --features arti"),
+        "echo between; find layers/*/upper -name '*tunica*'; id -Gn tunica-front\n".to_owned(),
+        block(&guide, "sh", "groupdel tunica"),
+        "echo after; find layers/*/upper -name '*tunica*' ! -type c; getent passwd tunica-front || :; getent group tunica || :\n"
+            .to_owned(),
+    ]
+    .concat();
+    // What was built is there already, and no systemd runs that could start anything now.
+    steps = steps.replace("cargo build", ": cargo build").replace(" --now", "");
+    let script = format!(
+        "set -e\nmount --make-rprivate /\nmkdir layers\nmount -t tmpfs tmpfs layers\n\
+         for folder in usr etc var; do\n\
+         mkdir -p layers/$folder/upper layers/$folder/work\n\
+         mount -t overlay -o lowerdir=/$folder,upperdir=layers/$folder/upper,workdir=layers/$folder/work overlay /$folder\n\
+         done\n\
+         mount -t tmpfs tmpfs /sys/fs/bpf\nmkdir -p /sys/fs/bpf/tunica /etc/tunica /var/lib/tunica\n\
+         nft add table inet tunica\n{steps}"
+    );
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "--net", "sh", "-c", &script]).current_dir(here.path());
+    let ran = shell.env("SYSTEMD_OFFLINE", "1").stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    let (_, between) = out.split_once("between\n").unwrap_or_else(|| panic!("{out}{err}"));
+    let (between, after) = between.split_once("after\n").unwrap_or_else(|| panic!("{out}{err}"));
+    for made in [
+        "usr/upper/bin/tunicad",
+        "usr/upper/bin/tunica",
+        "usr/upper/bin/tunica-front",
+        "multi-user.target.wants/tunicad.service",
+        "multi-user.target.wants/tunica-front.service",
+        "sockets.target.wants/tunica-front.socket",
+        "system/tunica-front.service.d",
+    ] {
+        assert!(between.lines().any(|line| line.ends_with(made)), "{made} is not there:\n{between}");
+    }
+    assert!(between.ends_with("tunica-front tunica\n"), "{between}");
+    assert_eq!(after, "", "{err}");
+}
+
+#[test]
+fn the_lines_of_torrc_are_those_of_the_guides_configuration() {
+    let guide = guide();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tunica.toml");
+    let shield = block(&guide, "toml", "allow = [\"198.51.100.7\"]");
+    let ingress = block(&guide, "toml", "socket = \"/run/tunica-front/ingress.sock\"");
+    fs::write(&file, shield + &ingress).unwrap();
+    let mut tunica = Command::new(program("tunica").unwrap());
+    let ran = tunica.args(["render", "torrc", "--config"]).arg(file).output().unwrap();
+    // Quotes keep a name with a space in it together; this one has none.
+    let rendered = String::from_utf8_lossy(&ran.stdout).replace(['"', '\\'], "");
+    let torrc = block(&guide, "text", "HiddenServiceExportCircuitID haproxy");
+    for line in torrc.lines().filter(|line| !line.is_empty()) {
+        assert!(rendered.lines().any(|own| own == line), "{line} is not in:\n{rendered}");
+    }
+    // The socket that systemd holds, and the one that tor's profile must know.
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/tunica-front.socket");
+    assert!(fs::read_to_string(unit).unwrap().contains("\nListenStream=/run/tunica-front/ingress.sock\n"));
+    block(&guide, "sh", "echo '/run/tunica-front/ingress.sock rw,' >> /etc/apparmor.d/local/system_tor");
 }
 
 #[test]

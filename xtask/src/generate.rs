@@ -26,8 +26,8 @@ const FILES: &[Generated] = &[
     ("deploy/iptables-shield.sh", || Ok(script::iptables(&script::Options::default()))),
     ("deploy/tunica.toml", || Ok(tunica_config::example())),
     ("docs/reference/configuration.md", || Ok(tunica_config::reference_markdown())),
-    ("docs/reference/messages.md", || asked_of_the_daemon("messages")),
-    ("docs/reference/metrics.md", || asked_of_the_daemon("metrics")),
+    ("docs/reference/messages.md", messages),
+    ("docs/reference/metrics.md", || asked_of("tunicad", &["reference", "metrics"])),
     ("docs/reference/refusals.md", || Ok(refusals())),
     ("docs/reference/verdicts.md", || Ok(verdicts())),
 ];
@@ -66,11 +66,30 @@ fn check(root: &Path, files: &[Generated]) -> Result<()> {
     Ok(())
 }
 
-/// A page that `tunicad reference` prints. The daemon is run, not linked: xtask must stay quick to build.
-fn asked_of_the_daemon(page: &str) -> Result<String> {
+/// What a program prints. It is run, not linked: xtask must stay quick to build.
+fn asked_of(package: &str, arguments: &[&str]) -> Result<String> {
     let mut cargo = process::command("cargo")?;
     cargo.current_dir(workspace::root()?);
-    process::capture(cargo.args(["run", "--quiet", "--package", "tunicad", "--", "reference", page]))
+    process::capture(cargo.args(["run", "--quiet", "--package", package, "--"]).args(arguments))
+}
+
+/// The messages of both programs, as each lists its own.
+fn messages() -> Result<String> {
+    Ok(format!(
+        "# Log messages\n\n\
+         Every line that `tunicad` and `tunica-front` write to their logs bears a `message_id` from this page, which never changes \
+         meaning.\n\n\
+         ## tunicad\n\n\
+         Lines of one event or request share an `event_id`.\n\
+         Addresses stand at the level `debug` alone, in the field `subject`.\n\n\
+         {}\n\
+         ## tunica-front\n\n\
+         No client's address or circuit stands in them; the field `backend` is one of `ingress.backends`.\n\
+         Lines of libraries, such as Arti's own, bear no id.\n\n\
+         {}",
+        asked_of("tunicad", &["reference", "messages"])?,
+        asked_of("tunica-front", &["--messages"])?,
+    ))
 }
 
 /// What `tunica render haproxy` makes of the example file, in which every key has its default.

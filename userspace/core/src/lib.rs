@@ -30,6 +30,7 @@ pub mod incident;
 pub mod ledger;
 pub mod limits;
 pub mod load_level;
+pub mod message;
 pub mod never_ban;
 pub mod newcomers;
 pub mod notice;

@@ -13,6 +13,7 @@ use tokio::{
 };
 use tunica_api::request::{self, Request};
 use tunica_common::event::{Event as KernelEvent, Proof};
+use tunica_systemd::Systemd;
 use zerocopy::FromBytes;
 
 use crate::{
@@ -25,7 +26,6 @@ use crate::{
         host::watch::Watch,
         http::HttpQuestion,
         load::Reading,
-        systemd::Systemd,
         tor_control::TorHeard,
     },
     telemetry,

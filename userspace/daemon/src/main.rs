@@ -7,11 +7,12 @@ use tokio::sync::mpsc;
 use tunica_api::{view::Answer, wire};
 use tunica_config::Config;
 use tunica_onion::haproxy_codec::TableName;
+use tunica_systemd::Systemd;
 use tunicad::{
     app::{self, App},
     event_loop::{self, Inputs},
     metrics,
-    shell::{control_socket, front, front_process, haproxy, http, load, systemd::Systemd, tor_control},
+    shell::{control_socket, front, front_process, haproxy, http, load, tor_control},
     telemetry::{self, Telemetry},
 };
 

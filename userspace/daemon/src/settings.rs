@@ -157,6 +157,9 @@ mod tests {
             tunica_config::read(&format!("shield.interfaces = [\"eth0\"]\n{more}"), "a test").unwrap()
         };
         let old = read("");
+        let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide.md");
+        let guide = std::fs::read_to_string(guide).unwrap();
+        let told = guide.lines().find(|line| line.starts_with("These keys need a restart")).unwrap();
         for (key, value) in [
             ("http.enabled", "false"),
             ("http.listen", "\"127.0.0.1:1\""),
@@ -185,6 +188,8 @@ mod tests {
                 tunica_config::changes(&old, &new).iter().map(|change| change.key).collect();
             assert_eq!(differing, [key]);
             assert!(restart_needed(&fixed).is_some_and(|message| message.starts_with(key)));
+            let section = format!("`[{}]`", key.split('.').next().unwrap());
+            assert!(told.contains(&format!("`{key}`")) || told.contains(&section), "the guide lacks {key}");
         }
         assert_eq!(restart_needed(&fixed_keys_changed(&old, &read("shield.mode = \"enforce\""))), None);
     }

@@ -11,7 +11,6 @@ pub mod listeners;
 pub mod load;
 pub mod nft;
 pub mod samples;
-pub mod systemd;
 pub mod token_file;
 pub mod tor_control;
 pub mod tor_peers;

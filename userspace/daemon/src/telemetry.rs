@@ -4,7 +4,6 @@
 //! lines of that event share. What identifies a client appears at the debug level alone.
 
 use std::{
-    fmt::Write as _,
     io,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -21,7 +20,10 @@ use tracing_subscriber::{
     util::{SubscriberInitExt, TryInitError},
 };
 use tunica_config::{Log, LogFormat, LogLevel};
-use tunica_core::notice::{Level, Notice};
+use tunica_core::{
+    message::{Message, table},
+    notice::{Level, Notice},
+};
 
 /// The log, once it is set up.
 #[derive(Clone, Debug)]
@@ -107,17 +109,6 @@ pub fn log_notice(notice: &Notice) {
     }
 }
 
-/// A message of the log, as the reference lists it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// The stable message id.
-    pub name: &'static str,
-    /// `error`, `warn`, `info` or `debug`.
-    pub level: &'static str,
-    /// What it means and what to do about it: one sentence.
-    pub meaning: &'static str,
-}
-
 macro_rules! messages {
     ($( $name:literal, $level:literal, $meaning:literal; )+) => {
         /// The messages of the daemon itself; the coordinator's notices are the others.
@@ -190,17 +181,8 @@ messages! {
     "http_failed", "warn", "A connection to the HTTP server could not be taken; the daemon goes on.";
 }
 
-/// The reference page: every message of the log with level and meaning, as Markdown.
+/// The table of the reference: every message of the log with level and meaning, as Markdown.
 pub fn messages_markdown() -> String {
-    let mut page = String::from(
-        "# Log messages\n\
-         \n\
-         Every line of `tunicad`'s log bears a `message_id` from this page, which never changes meaning.\n\
-         Lines of one event or request share an `event_id`.\n\
-         Addresses stand at the level `debug` alone, in the field `subject`.\n\
-         \n\
-         | message_id | level | meaning |\n|---|---|---|\n",
-    );
     let notices = Notice::KINDS.iter().map(|kind| {
         let level = match kind.level {
             Level::Info => "info",
@@ -208,13 +190,7 @@ pub fn messages_markdown() -> String {
         };
         Message { name: kind.name, level, meaning: kind.meaning }
     });
-    let mut messages: Vec<Message> = MESSAGES.iter().copied().chain(notices).collect();
-    messages.sort_by_key(|message| message.name);
-    for Message { name, level, meaning } in messages {
-        // Writing to a string cannot fail.
-        let _ = writeln!(page, "| `{name}` | {level} | {meaning} |");
-    }
-    page
+    table(MESSAGES.iter().copied().chain(notices))
 }
 
 #[cfg(test)]

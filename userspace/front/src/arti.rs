@@ -53,6 +53,7 @@ use crate::{
     circuits::{self, Circuits, Closing},
     listener,
     outlet::send_on,
+    roll_call::Member,
     worker::Introduced,
 };
 
@@ -138,7 +139,8 @@ impl Hosted {
     /// Begins to host the service that is planned. Streams go to the workers in turn. Returns at once; until the service can be
     /// reached it takes some seconds on the first start.
     ///
-    /// `ended` is dropped when the service is hosted no more, and will not be again by this process.
+    /// `ended` is dropped when the service is hosted no more, and will not be again by this process. What hosts it answers as
+    /// `member`, whether or not the Tor network is reached.
     ///
     /// # Errors
     /// [`HostError::Threads`]. All else is logged, and tried again.
@@ -146,6 +148,7 @@ impl Hosted {
         plan: Plan,
         circuits: Arc<Circuits>,
         workers: Vec<mpsc::Sender<Introduced>>,
+        member: Member,
         ended: impl Send + 'static,
     ) -> Result<Self, HostError> {
         // Someone else in this process may have done so; then that one serves as well.
@@ -174,7 +177,12 @@ impl Hosted {
             closed,
             was_launched: false,
         };
-        let task = runtime.spawn(host.run(arti, ended));
+        let task = runtime.spawn(async move {
+            tokio::select! {
+                () = host.run(arti, ended) => {}
+                () = member.answer() => {}
+            }
+        });
         Ok(Self { runtime, task })
     }
 

@@ -869,12 +869,12 @@ impl Circuits {
             bytes_out: totals.bytes_out.load(Relaxed),
             panics: totals.panics.load(Relaxed),
             marked: statistics.circuits.marked.into(),
-             closing,
-             closed: Refusal::CLOSES
-                 .iter()
-                 .zip(&totals.closed)
-                 .map(|(why, total)| (why.label().to_owned(), total.load(Relaxed)))
-                 .collect(),
+            closing,
+            closed: Refusal::CLOSES
+                .iter()
+                .zip(&totals.closed)
+                .map(|(why, total)| (why.label().to_owned(), total.load(Relaxed)))
+                .collect(),
             refused: self
                 .refused_so_far()
                 .map(|(refusal, total)| (refusal.label().to_owned(), total))

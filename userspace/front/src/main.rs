@@ -19,7 +19,10 @@ use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     stat::{Mode, umask},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 use tracing_subscriber::EnvFilter;
 use tunica_config::{Config, LogFormat, LogLevel, Protocol};
 use tunica_core::refusal_log::RefusalLog;
@@ -29,10 +32,12 @@ use tunica_front::{
     challenge::{ChallengeSettings, Challenges},
     circuits::{self, Circuits},
     http::{Http, HttpSettings},
-    link, listener, refusals,
+    link, listener, messages, refusals,
+    roll_call::RollCall,
     welcome::{Carrier, Host},
     worker::{self, Room, Source},
 };
+use tunica_systemd::Systemd;
 
 /// `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
@@ -60,11 +65,17 @@ struct Arguments {
     /// Print the address of the onion service that is hosted here (`arti.enabled`), and end.
     #[arg(long)]
     onion_address: bool,
+    /// Print the messages of the log as a table in Markdown, and end. For the reference.
+    #[arg(long, hide = true)]
+    messages: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let handed_over = tunica_front::handed_over(arguments.sockets);
+    if arguments.messages {
+        return finish(print(&messages::messages_markdown()));
+    }
     let config = match tunica_config::read_file(&arguments.config) {
         Ok(config) if config.ingress.enabled || arguments.onion_address => config,
         Ok(_) => {
@@ -90,7 +101,10 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    let outcome = if arguments.onion_address { say_address(plan) } else { serve(&config, handed_over, plan) };
+    finish(if arguments.onion_address { say_address(plan) } else { serve(&config, handed_over, plan) })
+}
+
+fn finish(outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -105,7 +119,11 @@ fn say_address(plan: Option<Plan>) -> anyhow::Result<()> {
     let plan = plan.context(
         "arti.enabled is false, so the onion service is a tor process'; its address is in `hostname` in the HiddenServiceDir",
     )?;
-    Ok(writeln!(std::io::stdout(), "{}", plan.onion_address()?)?)
+    print(&format!("{}\n", plan.onion_address()?))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 /// What is logged. Arti tells much of its own steps, and of relays that a small network lacks.
@@ -127,6 +145,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
     }
+    let systemd = Systemd::from_environment()?;
     let ingress = &config.ingress;
     // As many as the administrator allows at most.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -166,10 +185,9 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     });
     let mut threads = Vec::new();
     let (ended, ends) = tokio::sync::mpsc::channel(workers.saturating_add(1));
-    // Numbers of processes come again, in a container as a rule.
-    let process = circuits::now().0;
     let mut within = Vec::new();
     let (intro, patience) = (ingress.request, ingress.server.min(MOST_DRAIN));
+    let mut roll = RollCall::default();
     for number in 0..workers {
         let carrier = match ingress.protocol {
             Protocol::Http => {
@@ -179,7 +197,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
             Protocol::Tcp => Ok((Arc::clone(&backends), ingress.connect, ingress.client)),
         };
         let (circuits, room, sockets) = (Arc::clone(&circuits), Arc::clone(&room), Arc::clone(&sockets));
-        let ended = Ended(ended.clone());
+        let (ended, member) = (Ended(ended.clone()), roll.enrol());
         let streams = plan.is_some().then(|| {
             let (sender, streams) = tokio::sync::mpsc::channel(arti::WAITING);
             within.push(sender);
@@ -191,7 +209,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
                 Ok((backends, connect, idle)) => Carrier::Tcp { backends, connect, idle },
             };
             let source = streams.map_or(Source::Sockets(&sockets), Source::Within);
-            let outcome = worker::run(source, Host { circuits, carrier, intro }, &room, patience);
+            let outcome = worker::run(source, Host { circuits, carrier, intro }, &room, member, patience);
             drop(ended);
             outcome
         };
@@ -200,14 +218,14 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let own = Ended(ended);
     let hosted = match plan {
-        Some(plan) => Some(Hosted::begin(plan, Arc::clone(&circuits), within, own)?),
+        Some(plan) => Some(Hosted::begin(plan, Arc::clone(&circuits), within, roll.enrol(), own)?),
         None => {
             drop(within);
             None
         }
     };
     let mut log = config.circuits.log_refusals.then(RefusalLog::default);
-    runtime.block_on(watch_over(config, &circuits, &backends, process, log.as_mut(), ends))?;
+    runtime.block_on(watch_over(config, &circuits, &backends, &systemd, &roll, log.as_mut(), ends))?;
     circuits.drain();
     let until = Instant::now() + patience;
     for thread in threads {
@@ -229,12 +247,13 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     Ok(())
 }
 
-/// Health checks and the line to the daemon, until somebody wants this process to end.
+/// Health checks, the line to the daemon and signs of life, until somebody wants this process to end.
 async fn watch_over(
     config: &Config,
     circuits: &Arc<Circuits>,
     backends: &Arc<Backends>,
-    process: u64,
+    systemd: &Systemd,
+    roll: &RollCall,
     log: Option<&mut RefusalLog>,
     mut ends: tokio::sync::mpsc::Receiver<()>,
 ) -> anyhow::Result<()> {
@@ -243,19 +262,42 @@ async fn watch_over(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let path = (ingress.protocol == Protocol::Http).then(|| ingress.health_path.clone());
     let socket = config.front_socket();
+    // Numbers of processes come again, in a container as a rule.
+    let process = circuits::now().0;
     let speaker = link::Speaker { process, configuration: tunica_config::front_mark(config) };
-    tracing::info!(message_id = "front_ready", "the ingress serves");
+    let serving = async {
+        // Each worker listens from here on, so that whoever hears of this one may end another in its place. Where the service is
+        // hosted here it is begun; that it is reached may take long, and starting this again would not help.
+        roll.call().await;
+        systemd.ready();
+        tracing::info!(message_id = "front_ready", "the ingress serves");
+        tokio::select! {
+            () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}
+            () = link::speak(&socket, Arc::clone(circuits), Arc::clone(backends), speaker) => {}
+            () = give_signs_of_life(systemd, roll) => {}
+            () = refusals::tell(circuits, log) => {}
+        }
+    };
     tokio::select! {
-        () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}
-        () = link::speak(&socket, Arc::clone(circuits), Arc::clone(backends), speaker) => {}
-        () = refusals::tell(circuits, log) => {}
+        () = serving => {}
         // A worker that cannot go on: the others end what they have, and this process says why.
         _ = ends.recv() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    systemd.stopping();
     tracing::info!(message_id = "front_stopping", "the ingress takes no more streams, and ends those it has");
     Ok(())
+}
+
+/// Feeds systemd's watchdog as long as all that carries streams takes its turns. Never returns.
+async fn give_signs_of_life(systemd: &Systemd, roll: &RollCall) {
+    let Some(every) = systemd.watchdog_every() else { return std::future::pending().await };
+    loop {
+        roll.call().await;
+        systemd.feed_watchdog();
+        sleep(every).await;
+    }
 }
 
 /// Tells that a worker has ended, however it did.

@@ -6,7 +6,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tunica_config::Config;
 
-use crate::{circuits::Circuits, worker::Introduced};
+use crate::{circuits::Circuits, roll_call::Member, worker::Introduced};
 
 /// Streams that wait for a worker.
 pub const WAITING: usize = 1;
@@ -55,6 +55,7 @@ impl Hosted {
         plan: Plan,
         _: Arc<Circuits>,
         _: Vec<mpsc::Sender<Introduced>>,
+        _: Member,
         _: impl Send + 'static,
     ) -> Result<Self, NotBuilt> {
         match plan {}

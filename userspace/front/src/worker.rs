@@ -20,7 +20,7 @@ use tokio::{
 use tunica_core::refusal::Refusal;
 use tunica_onion::circuit::RawCircuit;
 
-use crate::{listener::Listener, stream::Stream, welcome::Host};
+use crate::{listener::Listener, roll_call::Member, stream::Stream, welcome::Host};
 
 /// How long to wait after a connection could not be taken, most likely because no descriptor is free.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -73,11 +73,17 @@ impl Drop for Guest {
 }
 
 /// Serves on this thread until [`crate::circuits::Circuits::drain`], and then until no connection is left, or until
-/// `patience` is over.
+/// `patience` is over. Answers as `member` from when it listens on.
 ///
 /// # Errors
 /// If a socket cannot be listened on.
-pub fn run(source: Source<'_>, host: Host, room: &Arc<Room>, patience: Duration) -> io::Result<()> {
+pub fn run(
+    source: Source<'_>,
+    host: Host,
+    room: &Arc<Room>,
+    member: Member,
+    patience: Duration,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
@@ -93,6 +99,8 @@ pub fn run(source: Source<'_>, host: Host, room: &Arc<Room>, patience: Duration)
                 spawn_local(take_within(streams, Rc::clone(&host), Arc::clone(room)));
             }
         }
+        // It takes its turns with the streams, on this thread.
+        spawn_local(member.answer());
         host.circuits.drained().await;
         let ends = tokio::time::Instant::now() + patience;
         while host.circuits.open() > 0 && tokio::time::Instant::now() < ends {

@@ -75,6 +75,12 @@ const WALLS: &[Wall] = &[
         foreign: Foreign::Only(&["hmac", "sha3", "thiserror"]),
     },
     Wall {
+        name: "tunica-systemd",
+        folder: "userspace/systemd",
+        ours: &[],
+        foreign: Foreign::Only(&["nix", "thiserror"]),
+    },
+    Wall {
         name: "tunica-config",
         folder: "userspace/config",
         ours: &["tunica-common", "tunica-core", "tunica-nft"],
@@ -89,13 +95,21 @@ const WALLS: &[Wall] = &[
     Wall {
         name: "tunicad",
         folder: "userspace/daemon",
-        ours: &["tunica-api", "tunica-common", "tunica-config", "tunica-core", "tunica-nft", "tunica-onion"],
+        ours: &[
+            "tunica-api",
+            "tunica-common",
+            "tunica-config",
+            "tunica-core",
+            "tunica-nft",
+            "tunica-onion",
+            "tunica-systemd",
+        ],
         foreign: Foreign::Not(&["arti-client", "aya-ebpf", "clap_mangen"]),
     },
     Wall {
         name: "tunica-front",
         folder: "userspace/front",
-        ours: &["tunica-api", "tunica-config", "tunica-core", "tunica-onion", "tunica-pow"],
+        ours: &["tunica-api", "tunica-config", "tunica-core", "tunica-onion", "tunica-pow", "tunica-systemd"],
         foreign: Foreign::Not(&["aya", "aya-obj", "netlink-sys", "nftables", "prometheus", "redb"]),
     },
     Wall {

@@ -405,6 +405,10 @@ impl FrontProcess {
         command.arg("--sockets").arg(self.sockets.len().to_string());
         // A group of its own: what interrupts the daemon at a terminal is not meant for it.
         command.stdin(Stdio::null()).current_dir("/").process_group(0);
+        // Else it would tell systemd that this daemon is ready, lives and ends.
+        for variable in tunica_systemd::VARIABLES {
+            command.env_remove(variable);
+        }
         if nix::unistd::geteuid().is_root() {
             command.uid(user.uid.as_raw()).gid(group.as_raw());
         }

@@ -1,6 +1,7 @@
 //! What systemd wants to hear of a service of `Type=notify` or `notify-reload` (sd_notify(3)).
 //!
 //! Without `NOTIFY_SOCKET` in the environment every message is dropped.
+#![forbid(unsafe_code)]
 
 use std::{
     env,
@@ -17,9 +18,12 @@ use std::{
     time::Duration,
 };
 
+use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
-use crate::sys;
+/// By these systemd says where and how often it wants to hear of the service. A service that starts another process takes them
+/// out of its environment, or that process would speak for it.
+pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// The line to systemd.
 #[derive(Debug, Default)]
@@ -31,7 +35,7 @@ pub struct Systemd {
 /// Why systemd cannot be told.
 #[derive(Debug, Error)]
 #[error(
-    "NOTIFY_SOCKET cannot be used ({0}): systemd would never hear that the daemon is ready; start tunicad by its unit, or unset NOTIFY_SOCKET"
+    "NOTIFY_SOCKET cannot be used ({0}): systemd would never hear that the service is ready; start it by its unit, or unset NOTIFY_SOCKET"
 )]
 pub struct ConnectError(#[source] io::Error);
 
@@ -54,13 +58,13 @@ impl Systemd {
         Ok(Self { socket, watchdog: microseconds.map(Duration::from_micros) })
     }
 
-    /// How often [`Self::feed_watchdog`] is to be called: at half of the time after which systemd kills the daemon.
+    /// How often [`Self::feed_watchdog`] is to be called: at half of the time after which systemd kills the service.
     /// `None` if it does not watch.
     pub fn watchdog_every(&self) -> Option<Duration> {
         self.watchdog.map(|period| period / 2)
     }
 
-    /// The daemon has started, or has finished a reload.
+    /// The service has started, or has finished a reload.
     pub fn ready(&self) {
         self.tell("READY=1");
     }
@@ -73,17 +77,15 @@ impl Systemd {
 
     /// A reload begins; [`Self::ready`] ends it.
     pub fn reloading(&self) {
-        // Linux gives no error for this clock; without it systemd would only ignore the message.
-        let microseconds = sys::monotonic_ns().unwrap_or_default() / 1_000;
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_microseconds()));
     }
 
-    /// The daemon is about to end.
+    /// The service takes nothing more and is about to end; from here on systemd asks for no sign of life, and waits for the end.
     pub fn stopping(&self) {
         self.tell("STOPPING=1");
     }
 
-    /// A sign of life. Only the event loop may give it, so that a loop which hangs is noticed.
+    /// A sign of life. Only what has just made progress may give it, so that a loop which hangs is noticed.
     pub fn feed_watchdog(&self) {
         if self.watchdog.is_some() {
             self.tell("WATCHDOG=1");
@@ -96,6 +98,11 @@ impl Systemd {
             let _ = socket.send(message.as_bytes());
         }
     }
+}
+
+fn monotonic_microseconds() -> u128 {
+    // Linux gives no error for this clock; without it systemd would only ignore the message.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default().as_micros()
 }
 
 fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
@@ -125,12 +132,12 @@ mod tests {
         assert_eq!(heard(listener), "READY=1");
         systemd.status("attached to eth0\nREADY=1");
         assert_eq!(heard(listener), "STATUS=attached to eth0 READY=1");
-        let before = sys::monotonic_ns().unwrap() / 1_000;
+        let before = monotonic_microseconds();
         systemd.reloading();
         let message = heard(listener);
-        let microseconds: u64 =
+        let microseconds: u128 =
             message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
-        assert!((before..=sys::monotonic_ns().unwrap() / 1_000).contains(&microseconds));
+        assert!((before..=monotonic_microseconds()).contains(&microseconds));
         systemd.feed_watchdog();
         systemd.stopping();
         assert_eq!(heard(listener), "WATCHDOG=1");
