@@ -746,7 +746,7 @@ keys! {
             below: "nobody would be served",
             above: "no machine serves so many",
         },
-        "How many connections are served at once; the rest wait.";
+        "How many connections are served at once, no more than `ingress.maxconn`; the rest wait.";
     PER_MINUTE: OrOff = "circuits.max_per_circuit_per_minute",
         Absent::Unset { example: "10" },
         OrOff(Number {
