@@ -543,6 +543,14 @@ impl Config {
                     .to_owned(),
             );
         }
+        if self.ingress.enabled && !self.arti.enabled && self.tor.control.is_none() {
+            warnings.push(
+                "ingress.enabled is true and tor.control is not set: the ingress is not told when tor starts again, so \
+                 whoever gets a circuit's number next inherits its ban and what it used of its limits; set control \
+                 under [tor]"
+                    .to_owned(),
+            );
+        }
         if self.haproxy.socket.is_some() && self.ingress.enabled {
             warnings.push(
                 "haproxy.socket is set and ingress.enabled is true: tunica-front and HAProxy cannot both listen where \
