@@ -781,7 +781,7 @@ impl Circuits {
             let not_taken = open.entry(visit.hold.circuit()).or_default();
             *not_taken = visit.token_not_taken().or(*not_taken);
         }
-        let counts: Vec<_> = self.shards.iter().map(|shard| lock(shard).counts()).collect();
+        let counts: Vec<_> = self.shards.iter().map(|shard| lock(shard).counts(now)).collect();
         let mut would_refuse: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         let shadows: Vec<_> =
             self.shards.iter().flat_map(|shard| lock(shard).would_refuse().collect::<Vec<_>>()).collect();
@@ -829,7 +829,7 @@ impl Circuits {
             tracked: statistics.circuits.tracked.into(),
             most_tracked: self.settings.table_size.get().into(),
             banned: statistics.circuits.banned.into(),
-            vips: rows.iter().filter(|row| row.state == "vip").count() as u64,
+            vips: statistics.circuits.vips.into(),
             statistics: statistics.to_string(),
             connections: totals.connections.load(Relaxed),
             requests: totals.requests.load(Relaxed),
@@ -1038,6 +1038,22 @@ mod tests {
         circuits.hear_load(None);
         stays.push(serve(&circuits, 1));
         assert_eq!(circuits.digest().load, None);
+    }
+
+    #[test]
+    fn vips_are_counted_beyond_the_rows() {
+        let circuits = circuits();
+        let count = u32::try_from(MOST_ROWS).unwrap() + 7;
+        let promoted = (1..=count).filter_map(NonZeroU32::new).map(|circuit| CircuitOrder {
+            circuit,
+            said: 1,
+            state: CircuitState::Vip,
+        });
+        let orders = Orders { circuits: promoted.collect(), ..Orders::default() };
+        assert!(circuits.follow(&Orders::default(), &orders));
+        // None of them has an open connection.
+        let digest = circuits.digest();
+        assert_eq!((digest.vips, digest.circuits.len()), (u64::from(count), 0));
     }
 
     #[test]

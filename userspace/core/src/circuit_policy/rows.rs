@@ -91,7 +91,7 @@ impl Front {
     }
 
     fn statistics(&mut self, settings: &CircuitSettings) -> String {
-        Statistics::of(settings, &mut self.admission, [self.shard.counts()], self.now).to_string()
+        Statistics::of(settings, &mut self.admission, [self.shard.counts(self.now)], self.now).to_string()
     }
 }
 
@@ -498,7 +498,7 @@ fn shield_case_cleanup() {
     {
         front.wait(wait);
         front.shard.advance(front.now);
-        let counts = front.shard.counts();
+        let counts = front.shard.counts(front.now);
         assert_eq!((counts.tracked, counts.banned), (tracked, banned));
         assert!(front.shard.next_deadline() > front.now);
     }
@@ -730,6 +730,36 @@ fn tokens_are_limited_over_all_their_circuits() {
 }
 
 #[test]
+fn vips_are_counted_whether_they_are_open_or_not() {
+    let mut front = Front::new(&open());
+    let until = front.now.after(Duration::from_secs(60));
+    let vips = |front: &Front| front.shard.counts(front.now).vips;
+    for number in [1, 2] {
+        let ticket = front.admission.present(TokenId(7), circuit(number), until, front.now).unwrap();
+        front.shard.bind(circuit(number), ticket, until, front.now);
+    }
+    front.shard.promote(circuit(3), front.now);
+    front.shard.promote(circuit(4), front.now);
+    front.connect(1);
+    assert_eq!((vips(&front), front.visit(5)), (4, Refusal::Served));
+    // A ban goes before both; what the operator said comes back with its end.
+    front.shard.ban(circuit(2), None, front.now);
+    front.shard.ban(circuit(3), Some(Duration::from_secs(5)), front.now);
+    assert_eq!(vips(&front), 2);
+    front.wait(5_100);
+    front.shard.advance(front.now);
+    assert_eq!(vips(&front), 3);
+    front.shard.demote(circuit(4), front.now);
+    front.shard.forget(circuit(3));
+    assert_eq!(vips(&front), 1);
+    // A token expires by itself, to the tick.
+    front.now = Monotime(until.0 - 1);
+    assert_eq!(vips(&front), 1);
+    front.now = until;
+    assert_eq!(vips(&front), 0);
+}
+
+#[test]
 fn a_holder_counts_once_a_minute_and_meets_relaxed_limits_alone() {
     let settings = CircuitSettings {
         max_concurrent_per_circuit: 4.try_into().unwrap(),
@@ -887,13 +917,13 @@ fn bans_climb_and_a_new_tor_forgets_them() {
     }
     let next = CircuitId::new(TorGeneration(2), NonZeroU32::MIN);
     assert_eq!(front.arrive(next).ruling.word, Refusal::Served);
-    assert_eq!(front.shard.counts().banned, 0);
+    assert_eq!(front.shard.counts(front.now).banned, 0);
     // What is left of the old one is reset, and changes nothing.
     assert_eq!((front.connect(1).word, front.request(1).word), (Refusal::OldCircuit, Refusal::OldCircuit));
     assert_eq!(front.connect(1).action, Action::Reset);
     front.shard.forget(circuit(1));
     assert_eq!(front.shard.ban(circuit(1), None, front.now), None);
-    assert_eq!(front.shard.counts().tracked, 1);
+    assert_eq!(front.shard.counts(front.now).tracked, 1);
     assert!(front.shard.look(circuit(1), front.now).is_none() && front.shard.look(next, front.now).is_some());
 }
 
@@ -924,7 +954,7 @@ fn health_closes_marks_and_rarely_cuts() {
         let commands = front.shard.advance(front.now);
         let expected = closed.map(|why| Command::Close { circuit: circuit(1), why });
         assert_eq!(commands, Vec::from_iter(expected), "{age} {latency} {is_open}");
-        assert_eq!(front.shard.counts().marked, marked);
+        assert_eq!(front.shard.counts(front.now).marked, marked);
         assert_eq!(front.shard.look(circuit(1), front.now).unwrap().is_marked, marked == 1);
     }
 }

@@ -165,7 +165,12 @@ impl App {
             most_active: self.config.circuits.max_concurrent_connections.get(),
             rate: number(table.connections.div_ceil(10)),
             most_rate: self.config.circuits.max_connections_per_second.get(),
-            circuits: ShardCounts { tracked: number(table.tracked), banned: number(table.banned), marked: 0 },
+            circuits: ShardCounts {
+                tracked: number(table.tracked),
+                banned: number(table.banned),
+                vips: number(table.vips),
+                marked: 0,
+            },
         };
         let digest = Digest {
             active: table.open,
