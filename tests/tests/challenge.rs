@@ -101,7 +101,7 @@ fn a_program_is_asked_solves_and_is_served() {
     for (name, value) in [
         ("tunica-difficulty", "12"),
         ("cache-control", "no-store"),
-        ("retry-after", "31"),
+        ("retry-after", "30"),
         ("content-length", "0"),
     ] {
         assert_eq!(header(&answer, name), Some(value), "{name}: {answer}");

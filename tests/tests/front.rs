@@ -33,6 +33,13 @@ fn status(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
+/// The status, and the seconds after which the client may come again.
+fn hint(answer: &str) -> (u16, Option<u64>) {
+    let lower = answer.to_ascii_lowercase();
+    let again = lower.lines().find_map(|line| line.strip_prefix("retry-after: "));
+    (status(answer), again.map(|seconds| seconds.trim().parse().unwrap()))
+}
+
 /// How a connection on which nothing more is sent ends: by its bytes, or by a reset.
 fn end(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -369,25 +376,25 @@ fn those_beyond_the_places_wait_and_those_beyond_the_queue_are_refused() {
     let circuits = "profile = \"web\"\nmax_concurrent_connections = 4\nmax_connections_per_second = 1000\npaid_share = 0.0";
     let mut front =
         Front::start("maxconn = 8\nqueue_seconds = 20\nkeep_alive_seconds = 1", circuits).unwrap();
-    let outcomes: Vec<u16> = thread::scope(|scope| {
+    let outcomes: Vec<_> = thread::scope(|scope| {
         let front = &front;
-        let ask = |number: u32| scope.spawn(move || status(&front.ask(number, &get("/slow/1000")).unwrap()));
+        let ask = |number: u32| scope.spawn(move || hint(&front.ask(number, &get("/slow/1000")).unwrap()));
         let asked: Vec<_> = (100..112).map(ask).collect();
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     });
-    let count = |status: u16| outcomes.iter().filter(|outcome| **outcome == status).count();
-    assert_eq!((count(200), count(503)), (8, 4), "{outcomes:?}");
+    let count = |found: (u16, Option<u64>)| outcomes.iter().filter(|outcome| **outcome == found).count();
+    assert_eq!((count((200, None)), count((503, Some(20)))), (8, 4), "{outcomes:?}");
     assert_eq!(front.refused("capacity").unwrap(), 4);
     // Nobody has a turn in time.
-    let mut front = Front::start("maxconn = 8\nqueue_seconds = 1", circuits).unwrap();
-    let outcomes: Vec<u16> = thread::scope(|scope| {
+    let mut front = Front::start("maxconn = 8\nqueue_seconds = 2", circuits).unwrap();
+    let outcomes: Vec<_> = thread::scope(|scope| {
         let front = &front;
-        let ask = |number: u32| scope.spawn(move || status(&front.ask(number, &get("/slow/3000")).unwrap()));
+        let ask = |number: u32| scope.spawn(move || hint(&front.ask(number, &get("/slow/4000")).unwrap()));
         let asked: Vec<_> = (100..106).map(ask).collect();
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     });
-    let count = |status: u16| outcomes.iter().filter(|outcome| **outcome == status).count();
-    assert_eq!((count(200), count(503)), (4, 2), "{outcomes:?}");
+    let count = |found: (u16, Option<u64>)| outcomes.iter().filter(|outcome| **outcome == found).count();
+    assert_eq!((count((200, None)), count((503, Some(2)))), (4, 2), "{outcomes:?}");
     assert_eq!(front.refused("queue_timeout").unwrap(), 2);
 }
 
@@ -524,13 +531,14 @@ fn one_stream_that_moves_far_more_than_the_circuit_may_ends_in_a_ban() {
 
 #[test]
 fn a_dead_backend_gives_way_to_a_page_and_comes_back() {
-    let mut front = Front::start("", OPEN).unwrap();
+    let mut front = Front::start("health_every_seconds = 2", OPEN).unwrap();
     front.backend.set_well(false);
     front
         .wait_for("the health check", |front| Ok(front.digest().backends.iter().all(|each| !each.is_well)))
         .unwrap();
     let answer = front.ask(50, &get("/")).unwrap();
-    assert!(status(&answer) == 503 && answer.contains("maintenance"), "{answer}");
+    // Two checks have to find it well.
+    assert!(hint(&answer) == (503, Some(4)) && answer.contains("maintenance"), "{answer}");
     front.backend.set_well(true);
     front
         .wait_for("the health check", |front| Ok(front.digest().backends.iter().all(|each| each.is_well)))

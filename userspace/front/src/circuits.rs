@@ -153,10 +153,18 @@ pub fn now() -> Monotime {
 /// When a client may come again.
 pub fn retry_after(ruling: &Ruling) -> Option<Duration> {
     match ruling.decision {
-        Decision::RateLimited { retry_after } => Some(retry_after),
+        Decision::RateLimited { retry_after } | Decision::CapacityExceeded { retry_after } => {
+            Some(retry_after)
+        }
         Decision::Banned { remaining } => Some(remaining),
-        Decision::Allow | Decision::RequirePow { .. } | Decision::CapacityExceeded => None,
+        Decision::Allow | Decision::RequirePow { .. } => None,
     }
+}
+
+/// As `Retry-After` has it (RFC 9110 section 10.2.3): whole seconds, rounded up, because nobody is to come too early, and at
+/// least one.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -312,6 +320,11 @@ impl Stay {
         self.circuits.watch(self.visit.hold.circuit(), Watch::fault);
     }
 
+    /// See [`Circuits::retry_after`].
+    pub fn retry_after(&self, refusal: Refusal) -> Duration {
+        self.circuits.retry_after(refusal)
+    }
+
     /// Returns once the front ends.
     pub async fn drained(&self) {
         self.circuits.drained().await;
@@ -425,7 +438,7 @@ impl Circuits {
         let now = now();
         self.totals.connections.fetch_add(1, Relaxed);
         let nobody = Ruling {
-            decision: Decision::CapacityExceeded,
+            decision: Decision::CapacityExceeded { retry_after: self.retry_after(Refusal::OutOfResources) },
             word: Refusal::OutOfResources,
             lane: Lane::Suspect,
             action: Action::Deny,
@@ -641,6 +654,11 @@ impl Circuits {
             shard.take_commands()
         });
         self.obey(commands.unwrap_or_default());
+    }
+
+    /// When a client may come again that was refused without a decision.
+    pub fn retry_after(&self, refusal: Refusal) -> Duration {
+        self.settings.retry_after(refusal)
     }
 
     /// Counts a refusal of a stream of no known circuit.
@@ -1038,6 +1056,24 @@ mod tests {
         circuits.hear_load(None);
         stays.push(serve(&circuits, 1));
         assert_eq!(circuits.digest().load, None);
+    }
+
+    #[test]
+    fn nobody_comes_again_too_early() {
+        let whole = |milliseconds| whole_seconds(Duration::from_millis(milliseconds));
+        assert_eq!([0, 1, 1_000, 4_999, 5_000, 5_001].map(whole), [1, 1, 1, 5, 5, 6]);
+        let circuits = circuits();
+        // Words of the queue come without a decision.
+        for word in [Refusal::Capacity, Refusal::QueueTimeout, Refusal::Displaced, Refusal::TableFull] {
+            assert_eq!(circuits.retry_after(word), Duration::from_secs(5), "{word:?}");
+        }
+        let full = Ruling {
+            decision: Decision::CapacityExceeded { retry_after: Duration::from_secs(5) },
+            word: Refusal::Capacity,
+            lane: Lane::Normal,
+            action: Action::Deny,
+        };
+        assert_eq!(retry_after(&full), Some(Duration::from_secs(5)));
     }
 
     #[test]

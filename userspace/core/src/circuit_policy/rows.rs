@@ -107,6 +107,11 @@ fn open() -> CircuitSettings {
     }
 }
 
+/// There is no place, and who waits has had his turn or gone by then.
+fn full() -> Decision {
+    Decision::CapacityExceeded { retry_after: Duration::from_secs(5) }
+}
+
 fn high() -> Load {
     Load { ratio: Ratio::THREE_QUARTERS, difficulty: 20 }
 }
@@ -149,7 +154,7 @@ fn shield_case_capacity() {
     assert!(actions[200..500].iter().all(|action| *action == Action::Queue));
     assert_eq!(actions[500], Action::Deny);
     let refused = front.connect(502);
-    assert_eq!((refused.decision, refused.word), (Decision::CapacityExceeded, Refusal::Capacity));
+    assert_eq!((refused.decision, refused.word), (full(), Refusal::Capacity));
     assert_eq!((front.admission.served(), front.admission.waiting()), (200, 300));
     // The refused left the rate alone; a place that is free is given.
     assert_eq!(front.admission.rate(front.now), 500);
@@ -995,7 +1000,7 @@ fn a_table_full_of_open_circuits_takes_no_more() {
     let mut front = Front::new(&settings);
     assert_eq!([1, 2].map(|number| front.connect(number).word), [Refusal::Served; 2]);
     let refused = front.connect(3);
-    assert_eq!((refused.word, refused.decision), (Refusal::TableFull, Decision::CapacityExceeded));
+    assert_eq!((refused.word, refused.decision), (Refusal::TableFull, full()));
     let hold = front.holds.remove(0);
     front.close(&hold);
     assert_eq!(front.connect(3).word, Refusal::Served);
