@@ -183,7 +183,7 @@ fn a_solution_is_good_once_and_may_make_a_vip() {
     };
     assert_eq!(state(&mut front), Some(("vip".to_owned(), true)));
     // Demoted, the circuit has paid no more, and cannot pay with the same coin.
-    let circuit = CircuitOrder { circuit: NonZeroU32::MIN, said: 1, state: CircuitState::Normal };
+    let circuit = CircuitOrder { circuit: NonZeroU32::MIN, said: 1, state: CircuitState::Demoted };
     front
         .order(&Orders { revision: 1, generation: None, circuits: vec![circuit], ..Orders::default() })
         .unwrap();

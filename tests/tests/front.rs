@@ -358,9 +358,9 @@ fn orders_act_on_open_streams_and_end_with_the_tor_process() {
         rows.iter().find(|row| row.circuit.get() == number).map(|row| row.state.clone()).unwrap_or_default()
     };
     assert_eq!((state(41), state(42)), ("banned".to_owned(), "vip".to_owned()));
-    let normal = circuit(41, 3, CircuitState::Normal);
+    let unbanned = circuit(41, 3, CircuitState::Unbanned);
     front
-        .order(&Orders { revision: 3, generation: None, circuits: vec![normal], ..Orders::default() })
+        .order(&Orders { revision: 3, generation: None, circuits: vec![unbanned], ..Orders::default() })
         .unwrap();
     assert_eq!(status(&front.ask(41, &get("/")).unwrap()), 200);
     let ban = circuit(43, 4, BANNED);
@@ -693,14 +693,14 @@ fn clients_pose_neither_as_a_proxy_nor_switch_to_what_nobody_judges() {
 fn what_is_said_again_counts_again_and_a_ban_that_is_sent_again_is_the_same_ban() {
     let mut front =
         Front::start("", "profile = \"web\"\nrequests_per_10_seconds = 2\nban_threshold = 1").unwrap();
-    let normal = |said| circuit(41, said, CircuitState::Normal);
+    let unbanned = |said| circuit(41, said, CircuitState::Unbanned);
     let is_served = |front: &Front| front.ask(41, &get("/")).is_ok_and(|answer| status(&answer) == 200);
     for revision in 1..=2 {
         front
             .order(&Orders {
                 revision,
                 generation: None,
-                circuits: vec![normal(revision)],
+                circuits: vec![unbanned(revision)],
                 ..Orders::default()
             })
             .unwrap();
@@ -710,11 +710,11 @@ fn what_is_said_again_counts_again_and_a_ban_that_is_sent_again_is_the_same_ban(
         thread::sleep(Duration::from_secs(10));
     }
     front
-        .order(&Orders { revision: 3, generation: None, circuits: vec![normal(2)], ..Orders::default() })
+        .order(&Orders { revision: 3, generation: None, circuits: vec![unbanned(2)], ..Orders::default() })
         .unwrap();
     assert!(!is_served(&front), "said before");
     front
-        .order(&Orders { revision: 4, generation: None, circuits: vec![normal(4)], ..Orders::default() })
+        .order(&Orders { revision: 4, generation: None, circuits: vec![unbanned(4)], ..Orders::default() })
         .unwrap();
     assert!(is_served(&front));
     // Sent three times beside others, an operator's ban is one ban.

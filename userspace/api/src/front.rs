@@ -446,8 +446,10 @@ pub enum CircuitState {
     },
     /// It goes past the queue.
     Vip,
-    /// As any other: what it was before is forgotten.
-    Normal,
+    /// It is banned no longer; what else it is stays.
+    Unbanned,
+    /// It goes past the queue no longer, and its token counts nowhere; a ban stays.
+    Demoted,
 }
 
 #[cfg(test)]

@@ -776,10 +776,10 @@ impl Circuits {
                     shard.ban(circuit, Some(Monotime(until).since(now)), now);
                 }
                 CircuitState::Vip => shard.promote(circuit, now),
-                CircuitState::Normal => {
+                CircuitState::Unbanned => {
                     shard.unban(circuit, now);
-                    shard.demote(circuit, now);
                 }
+                CircuitState::Demoted => shard.demote(circuit, now),
             }
             let commands = shard.take_commands();
             drop(shard);

@@ -747,12 +747,15 @@ fn vips_are_counted_whether_they_are_open_or_not() {
     front.shard.promote(circuit(4), front.now);
     front.connect(1);
     assert_eq!((vips(&front), front.visit(5)), (4, Refusal::Served));
-    // A ban goes before both; what the operator said comes back with its end.
+    // A ban costs the token, and an operator's the promotion as well.
     front.shard.ban(circuit(2), None, front.now);
     front.shard.ban(circuit(3), Some(Duration::from_secs(5)), front.now);
     assert_eq!(vips(&front), 2);
     front.wait(5_100);
     front.shard.advance(front.now);
+    assert_eq!(vips(&front), 2);
+    front.shard.promote(circuit(3), front.now);
+    assert!(!front.shard.unban(circuit(3), front.now));
     assert_eq!(vips(&front), 3);
     front.shard.demote(circuit(4), front.now);
     front.shard.forget(circuit(3));
