@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tunica_core::load_level::LEASE;
 use tunica_core::{
     circuit_features::{Features, PathClass},
+    circuit_orders::MOST_CARRIED,
     circuit_policy::{Ratio, TokenId},
     load_level::FrontLoad,
     puzzle_level,
@@ -26,7 +27,7 @@ pub const MOST_ROWS: usize = 1_000;
 /// Most rows of [`Digest::newcomers`].
 pub const MOST_NEWCOMERS: usize = 256;
 /// Most bans of [`Digest::bans`].
-pub const MOST_BANS: usize = 16_384;
+pub const MOST_BANS: usize = MOST_CARRIED;
 /// Most tokens of [`Digest::revoked`]; the others are told in the next seconds.
 pub const MOST_NEWLY_REVOKED: usize = 256;
 

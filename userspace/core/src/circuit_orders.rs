@@ -2,7 +2,7 @@
 //!
 //! Circuits end with their tor process, so nothing here is durable, and all of it goes with a new generation.
 
-use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
+use std::{collections::{BTreeMap, BTreeSet}, num::NonZeroU32, time::Duration};
 
 use crate::{
     id::TorGeneration,
@@ -11,6 +11,8 @@ use crate::{
 
 /// Most circuits that operators may have said something of; see [`OrderError::Full`].
 pub const MOST_ORDERS: usize = 10_000;
+/// Most bans of fronts that have ended, beside [`MOST_ORDERS`]: they take no room from operators. As many as a front tells of.
+pub const MOST_CARRIED: usize = 16_384;
 /// The length of a ban without one: the first rung of the ladder for circuits.
 pub const USUAL_BAN: Duration = Duration::from_secs(300);
 
@@ -47,6 +49,8 @@ pub struct CircuitOrders {
     generation: Option<TorGeneration>,
     revision: u64,
     orders: BTreeMap<NonZeroU32, Standing>,
+    /// Those of them that are bans of fronts that have ended, and nobody ordered.
+    carried: BTreeSet<NonZeroU32>,
 }
 
 /// An order, and what is needed to see whether it was followed.
@@ -55,8 +59,6 @@ struct Standing {
     order: CircuitOrder,
     said: Monotime,
     revision: u64,
-    /// Whether it is a ban of the front's that nobody ordered.
-    is_carried: bool,
 }
 
 impl CircuitOrder {
@@ -80,9 +82,6 @@ impl CircuitOrders {
     /// # Errors
     /// [`OrderError`]; nothing is changed then.
     pub fn set(&mut self, circuit: NonZeroU32, order: CircuitOrder, now: Now) -> Result<(), OrderError> {
-        if self.orders.len() >= MOST_ORDERS && !self.orders.contains_key(&circuit) {
-            return Err(OrderError::Full);
-        }
         let before = self.orders.get(&circuit).map(|it| it.order);
         let order = match order {
             CircuitOrder::Unbanned if before == Some(CircuitOrder::Vip) => CircuitOrder::Vip,
@@ -90,10 +89,14 @@ impl CircuitOrders {
             CircuitOrder::Banned { .. } | CircuitOrder::Vip => order,
             CircuitOrder::Unbanned | CircuitOrder::Demoted => order,
         };
+        let is_more = before.is_none() || self.carried.contains(&circuit);
+        if is_more && self.orders.len().saturating_sub(self.carried.len()) >= MOST_ORDERS {
+            return Err(OrderError::Full);
+        }
         // Also if it was said before: the front may have found out something else since.
         self.revision += 1;
-        self.orders
-            .insert(circuit, Standing { order, said: now.mono, revision: self.revision, is_carried: false });
+        self.carried.remove(&circuit);
+        self.orders.insert(circuit, Standing { order, said: now.mono, revision: self.revision });
         Ok(())
     }
 
@@ -105,6 +108,7 @@ impl CircuitOrders {
         // The first one only has a name now: what operators said meant its circuits.
         if self.generation.is_some() {
             self.orders.clear();
+            self.carried.clear();
         }
         self.generation = Some(generation);
         self.revision += 1;
@@ -113,14 +117,17 @@ impl CircuitOrders {
     /// The front that knew these bans has ended, and the one after it knows none: they become orders, as far as there is room
     /// and nothing else was said of their circuits.
     pub fn carry(&mut self, bans: impl IntoIterator<Item = (NonZeroU32, Monotime)>, now: Now) {
-        for (circuit, until) in bans {
-            if until > now.mono && !self.orders.contains_key(&circuit) {
-                // Where there is no room the front finds out again.
-                let _ = self.set(circuit, CircuitOrder::Banned { until }, now);
-                if let Some(order) = self.orders.get_mut(&circuit) {
-                    order.is_carried = true;
-                }
-            }
+        // Where there is no room the front finds out again.
+        let room = MOST_CARRIED.saturating_sub(self.carried.len());
+        let is_new = |(circuit, until): &(NonZeroU32, Monotime)| {
+            *until > now.mono && !self.orders.contains_key(circuit)
+        };
+        let new: Vec<_> = bans.into_iter().filter(is_new).take(room).collect();
+        for (circuit, until) in new {
+            self.revision += 1;
+            let order = CircuitOrder::Banned { until };
+            self.orders.insert(circuit, Standing { order, said: now.mono, revision: self.revision });
+            self.carried.insert(circuit);
         }
     }
 
@@ -130,6 +137,7 @@ impl CircuitOrders {
         self.orders.retain(|_, it| !matches!(it.order, CircuitOrder::Banned { until } if until <= now.mono));
         if self.orders.len() != before {
             self.revision += 1;
+            self.carried.retain(|circuit| self.orders.contains_key(circuit));
         }
     }
 
@@ -156,6 +164,7 @@ impl CircuitOrders {
     pub fn forget(&mut self, circuit: NonZeroU32) {
         if self.orders.remove(&circuit).is_some() {
             self.revision += 1;
+            self.carried.remove(&circuit);
         }
     }
 
@@ -166,7 +175,7 @@ impl CircuitOrders {
 
     /// Whether what stands of a circuit is a ban that an earlier front set by its own rules.
     pub fn is_carried(&self, circuit: NonZeroU32) -> bool {
-        self.orders.get(&circuit).is_some_and(|it| it.is_carried)
+        self.carried.contains(&circuit)
     }
 
     /// The front follows this revision: what it has done once needs no word of ours any more.
@@ -312,11 +321,22 @@ mod tests {
         );
         assert_eq!([1, 2, 3].map(|number| orders.is_carried(circuit(number))), [false, false, true]);
         assert_eq!(orders.revision(), 3);
-        // No more than there is room for, and no harm in more.
+        // No more than there is room for, and no harm in more. None of it is operators' room.
         orders.carry((10..30_000).map(|number| (circuit(number), at(9).mono)), at(2));
-        assert_eq!(orders.desired().count(), MOST_ORDERS);
+        assert_eq!(orders.desired().count(), MOST_CARRIED + 2);
+        for number in 40_002..50_000 {
+            orders.set(circuit(number), ban, at(2)).unwrap();
+        }
+        assert_eq!(orders.set(circuit(50_000), ban, at(2)), Err(OrderError::Full));
+        assert_eq!(orders.set(circuit(10), ban, at(2)), Err(OrderError::Full), "it would be one more of theirs");
+        orders.forget(circuit(40_002));
+        // What an operator says of a carried one is his from then on, and leaves room for another.
+        orders.set(circuit(10), CircuitOrder::Unbanned, at(3)).unwrap();
+        orders.carry([10, 29_999, 29_998].map(|number| (circuit(number), at(9).mono)), at(3));
+        assert_eq!(orders.desired().count(), MOST_ORDERS + MOST_CARRIED);
+        assert_eq!([10, 29_999, 29_998].map(|number| orders.is_carried(circuit(number))), [false, true, false]);
         orders.advance(at(9));
-        assert_eq!(orders.desired().count(), 2);
+        assert_eq!(orders.desired().count(), 3);
     }
 
     #[test]
