@@ -384,9 +384,7 @@ fn the_end_of_a_ban_costs_no_token_and_a_demotion_ends_no_ban() {
             said: revision,
             state: *state,
         });
-        front
-            .order(&Orders { revision, circuits: circuits.collect(), ..Orders::default() })
-            .unwrap();
+        front.order(&Orders { revision, circuits: circuits.collect(), ..Orders::default() }).unwrap();
     };
     let is_reset = |front: &Front| front.ask(3, &get("/")).map_or(0, |answer| status(&answer)) == 0;
     let ban = CircuitState::Banned { until: u64::MAX / 2 };

@@ -50,6 +50,9 @@ pub struct Digest {
     pub active: u64,
     /// How many may be.
     pub most_active: u64,
+    /// Connections that were given a puzzle, and hold a place meanwhile.
+    #[serde(default)]
+    pub challenged: u64,
     /// Connections that wait for their turn.
     pub waiting: u64,
     /// How many may: `ingress.maxconn` without those that may be served.

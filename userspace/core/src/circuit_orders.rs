@@ -2,7 +2,11 @@
 //!
 //! Circuits end with their tor process, so nothing here is durable, and all of it goes with a new generation.
 
-use std::{collections::{BTreeMap, BTreeSet}, num::NonZeroU32, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use crate::{
     id::TorGeneration,
@@ -328,13 +332,20 @@ mod tests {
             orders.set(circuit(number), ban, at(2)).unwrap();
         }
         assert_eq!(orders.set(circuit(50_000), ban, at(2)), Err(OrderError::Full));
-        assert_eq!(orders.set(circuit(10), ban, at(2)), Err(OrderError::Full), "it would be one more of theirs");
+        assert_eq!(
+            orders.set(circuit(10), ban, at(2)),
+            Err(OrderError::Full),
+            "it would be one more of theirs"
+        );
         orders.forget(circuit(40_002));
         // What an operator says of a carried one is his from then on, and leaves room for another.
         orders.set(circuit(10), CircuitOrder::Unbanned, at(3)).unwrap();
         orders.carry([10, 29_999, 29_998].map(|number| (circuit(number), at(9).mono)), at(3));
         assert_eq!(orders.desired().count(), MOST_ORDERS + MOST_CARRIED);
-        assert_eq!([10, 29_999, 29_998].map(|number| orders.is_carried(circuit(number))), [false, true, false]);
+        assert_eq!(
+            [10, 29_999, 29_998].map(|number| orders.is_carried(circuit(number))),
+            [false, true, false]
+        );
         orders.advance(at(9));
         assert_eq!(orders.desired().count(), 3);
     }

@@ -833,6 +833,7 @@ impl Circuits {
             generation: (generation > 0).then_some(generation),
             active: admission.served().into(),
             most_active: self.settings.max_concurrent_connections.get().into(),
+            challenged: admission.challenged().into(),
             waiting: admission.waiting().into(),
             most_waiting: self
                 .settings
@@ -983,6 +984,18 @@ mod tests {
         .unwrap()
     }
 
+    const fn heavy() -> LoadOrder {
+        LoadOrder {
+            ratio: 10_000,
+            asks_puzzles: true,
+            puzzle_difficulty: 24,
+            page_difficulty: 17,
+            page_waits: true,
+            share: 5_000,
+            relaxes_tokens: false,
+        }
+    }
+
     fn serve(circuits: &Arc<Circuits>, number: u32) -> Arc<Stay> {
         let circuit = circuits.circuit(NonZeroU32::new(number).unwrap());
         match circuits.connect(circuit, Pulse::begin()) {
@@ -1032,15 +1045,7 @@ mod tests {
     #[tokio::test]
     async fn a_load_leaves_less_to_a_circuit_until_it_is_over() {
         let circuits = circuits();
-        let heavy = LoadOrder {
-            ratio: 10_000,
-            asks_puzzles: true,
-            puzzle_difficulty: 24,
-            page_difficulty: 17,
-            page_waits: true,
-            share: 5_000,
-            relaxes_tokens: false,
-        };
+        let heavy = heavy();
         // Of the 32 that may be open half are left, and nobody is asked for a puzzle that he cannot be given.
         circuits.hear_load(Some(heavy));
         let mut stays: Vec<_> = (0..16).map(|_| serve(&circuits, 1)).collect();
@@ -1090,6 +1095,21 @@ mod tests {
         // None of them has an open connection.
         let digest = circuits.digest();
         assert_eq!((digest.vips, digest.circuits.len()), (u64::from(count), 0));
+    }
+
+    #[tokio::test]
+    async fn who_looks_at_a_puzzle_is_told_of_and_is_neither_served_nor_waits() {
+        let settings = CircuitSettings { asks_puzzles: true, ..circuits().settings.clone() };
+        let circuits = Circuits::new(settings, challenges(), NonZeroU32::MIN);
+        circuits.hear_load(Some(heavy()));
+        let Welcome::Challenge(stay) = circuits.connect(circuits.circuit(NonZeroU32::MIN), Pulse::begin())
+        else {
+            panic!("must pay")
+        };
+        let digest = circuits.digest();
+        assert_eq!((digest.challenged, digest.active, digest.waiting), (1, 0, 0));
+        drop(stay);
+        assert_eq!(circuits.digest().challenged, 0);
     }
 
     #[test]

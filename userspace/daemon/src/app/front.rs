@@ -277,7 +277,9 @@ impl App {
         match self.front.orders.get(circuit) {
             Some(CircuitOrder::Banned { until }) => Some(until),
             Some(CircuitOrder::Vip | CircuitOrder::Unbanned) => None,
-            Some(CircuitOrder::Demoted) | None => self.found_by_haproxy().find(|(of, _)| *of == circuit).map(|(_, until)| until),
+            Some(CircuitOrder::Demoted) | None => {
+                self.found_by_haproxy().find(|(of, _)| *of == circuit).map(|(_, until)| until)
+            }
         }
     }
 
