@@ -101,7 +101,7 @@ fn a_program_is_asked_solves_and_is_served() {
     for (name, value) in [
         ("tunica-difficulty", "12"),
         ("cache-control", "no-store"),
-        ("retry-after", "31"),
+        ("retry-after", "30"),
         ("content-length", "0"),
     ] {
         assert_eq!(header(&answer, name), Some(value), "{name}: {answer}");
@@ -183,7 +183,7 @@ fn a_solution_is_good_once_and_may_make_a_vip() {
     };
     assert_eq!(state(&mut front), Some(("vip".to_owned(), true)));
     // Demoted, the circuit has paid no more, and cannot pay with the same coin.
-    let circuit = CircuitOrder { circuit: NonZeroU32::MIN, said: 1, state: CircuitState::Normal };
+    let circuit = CircuitOrder { circuit: NonZeroU32::MIN, said: 1, state: CircuitState::Demoted };
     front
         .order(&Orders { revision: 1, generation: None, circuits: vec![circuit], ..Orders::default() })
         .unwrap();

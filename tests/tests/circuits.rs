@@ -105,6 +105,13 @@ fn streams_of_one_circuit_share_its_fate_and_another_circuit_does_not() {
     assert!(answers(&mut again), "a lifted ban");
     lab.must(&["circuit", "promote", &circuit]).unwrap();
     lab.wait_for("the promotion", |lab| Ok(lab.metric("tunica_circuits_vip")? == Some(1.0))).unwrap();
+    let said = lab.must(&["circuit", "unban", &circuit]).unwrap();
+    assert!(said.contains("banned no longer") && said.contains("what else it is stays"), "{said}");
+    let shown = lab.must(&["explain", "circuit", &circuit]).unwrap();
+    assert!(shown.contains("an operator promoted it"), "{shown}");
+    let said = lab.must(&["circuit", "demote", &circuit]).unwrap();
+    assert!(said.contains("past the queue no longer") && said.contains("a ban stays"), "{said}");
+    lab.wait_for("the demotion", |lab| Ok(lab.metric("tunica_circuits_vip")? == Some(0.0))).unwrap();
 
     // The daemon's death ends no stream and refuses none.
     let before = metric(&lab, "tunica_front_connections_total");

@@ -34,6 +34,13 @@ fn status(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
+/// The status, and the seconds after which the client may come again.
+fn hint(answer: &str) -> (u16, Option<u64>) {
+    let lower = answer.to_ascii_lowercase();
+    let again = lower.lines().find_map(|line| line.strip_prefix("retry-after: "));
+    (status(answer), again.map(|seconds| seconds.trim().parse().unwrap()))
+}
+
 /// How a connection on which nothing more is sent ends: by its bytes, or by a reset.
 fn end(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -392,9 +399,9 @@ fn orders_act_on_open_streams_and_end_with_the_tor_process() {
         rows.iter().find(|row| row.circuit.get() == number).map(|row| row.state.clone()).unwrap_or_default()
     };
     assert_eq!((state(41), state(42)), ("banned".to_owned(), "vip".to_owned()));
-    let normal = circuit(41, 3, CircuitState::Normal);
+    let unbanned = circuit(41, 3, CircuitState::Unbanned);
     front
-        .order(&Orders { revision: 3, generation: None, circuits: vec![normal], ..Orders::default() })
+        .order(&Orders { revision: 3, generation: None, circuits: vec![unbanned], ..Orders::default() })
         .unwrap();
     assert_eq!(status(&front.ask(41, &get("/")).unwrap()), 200);
     let ban = circuit(43, 4, BANNED);
@@ -410,25 +417,25 @@ fn those_beyond_the_places_wait_and_those_beyond_the_queue_are_refused() {
     let circuits = "profile = \"web\"\nmax_concurrent_connections = 4\nmax_connections_per_second = 1000\npaid_share = 0.0";
     let mut front =
         Front::start("maxconn = 8\nqueue_seconds = 20\nkeep_alive_seconds = 1", circuits).unwrap();
-    let outcomes: Vec<u16> = thread::scope(|scope| {
+    let outcomes: Vec<_> = thread::scope(|scope| {
         let front = &front;
-        let ask = |number: u32| scope.spawn(move || status(&front.ask(number, &get("/slow/1000")).unwrap()));
+        let ask = |number: u32| scope.spawn(move || hint(&front.ask(number, &get("/slow/1000")).unwrap()));
         let asked: Vec<_> = (100..112).map(ask).collect();
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     });
-    let count = |status: u16| outcomes.iter().filter(|outcome| **outcome == status).count();
-    assert_eq!((count(200), count(503)), (8, 4), "{outcomes:?}");
+    let count = |found: (u16, Option<u64>)| outcomes.iter().filter(|outcome| **outcome == found).count();
+    assert_eq!((count((200, None)), count((503, Some(20)))), (8, 4), "{outcomes:?}");
     assert_eq!(front.refused("capacity").unwrap(), 4);
     // Nobody has a turn in time.
-    let mut front = Front::start("maxconn = 8\nqueue_seconds = 1", circuits).unwrap();
-    let outcomes: Vec<u16> = thread::scope(|scope| {
+    let mut front = Front::start("maxconn = 8\nqueue_seconds = 2", circuits).unwrap();
+    let outcomes: Vec<_> = thread::scope(|scope| {
         let front = &front;
-        let ask = |number: u32| scope.spawn(move || status(&front.ask(number, &get("/slow/3000")).unwrap()));
+        let ask = |number: u32| scope.spawn(move || hint(&front.ask(number, &get("/slow/4000")).unwrap()));
         let asked: Vec<_> = (100..106).map(ask).collect();
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     });
-    let count = |status: u16| outcomes.iter().filter(|outcome| **outcome == status).count();
-    assert_eq!((count(200), count(503)), (4, 2), "{outcomes:?}");
+    let count = |found: (u16, Option<u64>)| outcomes.iter().filter(|outcome| **outcome == found).count();
+    assert_eq!((count((200, None)), count((503, Some(2)))), (4, 2), "{outcomes:?}");
     assert_eq!(front.refused("queue_timeout").unwrap(), 2);
 }
 
@@ -565,13 +572,14 @@ fn one_stream_that_moves_far_more_than_the_circuit_may_ends_in_a_ban() {
 
 #[test]
 fn a_dead_backend_gives_way_to_a_page_and_comes_back() {
-    let mut front = Front::start("", OPEN).unwrap();
+    let mut front = Front::start("health_every_seconds = 2", OPEN).unwrap();
     front.backend.set_well(false);
     front
         .wait_for("the health check", |front| Ok(front.digest().backends.iter().all(|each| !each.is_well)))
         .unwrap();
     let answer = front.ask(50, &get("/")).unwrap();
-    assert!(status(&answer) == 503 && answer.contains("maintenance"), "{answer}");
+    // Two checks have to find it well.
+    assert!(hint(&answer) == (503, Some(4)) && answer.contains("maintenance"), "{answer}");
     front.backend.set_well(true);
     front
         .wait_for("the health check", |front| Ok(front.digest().backends.iter().all(|each| each.is_well)))
@@ -731,14 +739,14 @@ fn clients_pose_neither_as_a_proxy_nor_switch_to_what_nobody_judges() {
 fn what_is_said_again_counts_again_and_a_ban_that_is_sent_again_is_the_same_ban() {
     let mut front =
         Front::start("", "profile = \"web\"\nrequests_per_10_seconds = 2\nban_threshold = 1").unwrap();
-    let normal = |said| circuit(41, said, CircuitState::Normal);
+    let unbanned = |said| circuit(41, said, CircuitState::Unbanned);
     let is_served = |front: &Front| front.ask(41, &get("/")).is_ok_and(|answer| status(&answer) == 200);
     for revision in 1..=2 {
         front
             .order(&Orders {
                 revision,
                 generation: None,
-                circuits: vec![normal(revision)],
+                circuits: vec![unbanned(revision)],
                 ..Orders::default()
             })
             .unwrap();
@@ -748,11 +756,11 @@ fn what_is_said_again_counts_again_and_a_ban_that_is_sent_again_is_the_same_ban(
         thread::sleep(Duration::from_secs(10));
     }
     front
-        .order(&Orders { revision: 3, generation: None, circuits: vec![normal(2)], ..Orders::default() })
+        .order(&Orders { revision: 3, generation: None, circuits: vec![unbanned(2)], ..Orders::default() })
         .unwrap();
     assert!(!is_served(&front), "said before");
     front
-        .order(&Orders { revision: 4, generation: None, circuits: vec![normal(4)], ..Orders::default() })
+        .order(&Orders { revision: 4, generation: None, circuits: vec![unbanned(4)], ..Orders::default() })
         .unwrap();
     assert!(is_served(&front));
     // Sent three times beside others, an operator's ban is one ban.

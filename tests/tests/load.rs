@@ -225,9 +225,18 @@ fn a_flood_through_tor_raises_the_level_which_falls_again_and_a_new_tor_does_not
     let everything_is_known = |lab: &mut Lab| {
         lab.wait_for("all inputs", |lab| {
             let known = lab.json(&["threat"])?["grounds"].to_string();
-            Ok(["tor_cpu", "rendezvous", "rejections", "queue", "wait", "connections", "cpu_pressure"]
-                .iter()
-                .all(|input| known.contains(&format!("\"{input}\""))))
+            Ok([
+                "tor_cpu",
+                "rendezvous",
+                "rejections",
+                "queue",
+                "wait",
+                "connections",
+                "challenged",
+                "cpu_pressure",
+            ]
+            .iter()
+            .all(|input| known.contains(&format!("\"{input}\""))))
         })
         .unwrap_or_else(|error| panic!("{error:#}\n{:#}", lab.json(&["threat"]).unwrap()));
     };

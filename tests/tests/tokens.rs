@@ -364,14 +364,42 @@ fn abuse_ends_in_a_ban_and_costs_the_token() {
 fn an_operator_who_demotes_a_circuit_is_not_outdone_by_its_token() {
     let mut front = asked("");
     let token = earned(&front, 1);
-    let normal = CircuitOrder { circuit: NonZeroU32::MIN, said: 1, state: CircuitState::Normal };
-    front.order(&Orders { revision: 1, circuits: vec![normal], ..Orders::default() }).unwrap();
+    let demoted = CircuitOrder { circuit: NonZeroU32::MIN, said: 1, state: CircuitState::Demoted };
+    front.order(&Orders { revision: 1, circuits: vec![demoted], ..Orders::default() }).unwrap();
     let answer = front.ask(1, &showing(&token)).unwrap();
     assert_eq!(
         (status(&answer), header(&answer, "tunica-token-refused")),
         (503, Some("revoked")),
         "{answer}"
     );
+}
+
+#[test]
+fn the_end_of_a_ban_costs_no_token_and_a_demotion_ends_no_ban() {
+    let mut front = asked("");
+    let token = earned(&front, 1);
+    let order = |front: &mut Front, revision: u64, circuits: &[(u32, CircuitState)]| {
+        let circuits = circuits.iter().map(|(number, state)| CircuitOrder {
+            circuit: NonZeroU32::new(*number).unwrap(),
+            said: revision,
+            state: *state,
+        });
+        front.order(&Orders { revision, circuits: circuits.collect(), ..Orders::default() }).unwrap();
+    };
+    let is_reset = |front: &Front| front.ask(3, &get("/")).map_or(0, |answer| status(&answer)) == 0;
+    let ban = CircuitState::Banned { until: u64::MAX / 2 };
+    order(&mut front, 1, &[(1, CircuitState::Unbanned), (3, ban)]);
+    for circuit in [1, 2] {
+        assert_eq!(status(&front.ask(circuit, &showing(&token)).unwrap()), 200, "{circuit}");
+    }
+    assert!(is_reset(&front), "it is banned");
+    order(&mut front, 2, &[(3, CircuitState::Demoted)]);
+    assert!(is_reset(&front), "it is still banned");
+    let digest = front.next_digest().unwrap();
+    assert_eq!((digest.banned, digest.tokens.revoked, digest.tokens.live), (1, 0, 1));
+    order(&mut front, 3, &[(3, CircuitState::Unbanned)]);
+    assert_eq!(status(&front.ask(3, &get("/")).unwrap()), 503, "as any other, it must pay");
+    assert_eq!(front.next_digest().unwrap().banned, 0);
 }
 
 #[test]

@@ -233,10 +233,11 @@ fn request(drawn: &mut Unstructured<'_>) -> Result<Request> {
         Request::CircuitExplain { .. } => Request::CircuitExplain { circuit: drawn.arbitrary()? },
         Request::CircuitOrder(_) => Request::CircuitOrder(CircuitOrder {
             circuit: drawn.arbitrary()?,
-            state: match drawn.int_in_range(0..=2)? {
+            state: match drawn.int_in_range(0..=3)? {
                 0 => CircuitState::Banned { seconds: drawn.arbitrary()? },
                 1 => CircuitState::Vip,
-                _ => CircuitState::Normal,
+                2 => CircuitState::Unbanned,
+                _ => CircuitState::Demoted,
             },
             dry_run: drawn.arbitrary()?,
         }),

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU32};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tunica_core::{
     circuit_features::{Features, PathClass},
+    circuit_orders::MOST_CARRIED,
     circuit_policy::{Ratio, TokenId},
     load_level::FrontLoad,
     puzzle_level,
@@ -26,7 +27,7 @@ pub const MOST_ROWS: usize = 1_000;
 /// Most rows of [`Digest::newcomers`].
 pub const MOST_NEWCOMERS: usize = 256;
 /// Most bans of [`Digest::bans`].
-pub const MOST_BANS: usize = 16_384;
+pub const MOST_BANS: usize = MOST_CARRIED;
 /// Most rows of [`Digest::closing`]; the others are told of once these have ended.
 pub const MOST_CLOSING: usize = 1_024;
 /// Most tokens of [`Digest::revoked`]; the others are told in the next seconds.
@@ -51,6 +52,9 @@ pub struct Digest {
     pub active: u64,
     /// How many may be.
     pub most_active: u64,
+    /// Connections that were given a puzzle, and hold a place meanwhile.
+    #[serde(default)]
+    pub challenged: u64,
     /// Connections that wait for their turn.
     pub waiting: u64,
     /// How many may: `ingress.maxconn` without those that may be served.
@@ -475,8 +479,10 @@ pub enum CircuitState {
     },
     /// It goes past the queue.
     Vip,
-    /// As any other: what it was before is forgotten.
-    Normal,
+    /// It is banned no longer; what else it is stays.
+    Unbanned,
+    /// It goes past the queue no longer, and its token counts nowhere; a ban stays.
+    Demoted,
 }
 
 #[cfg(test)]

@@ -188,8 +188,10 @@ pub enum CircuitState {
     },
     /// It goes past the queue.
     Vip,
-    /// As any other: what was found out about it is forgotten.
-    Normal,
+    /// It is banned no longer, whoever banned it; what else it is stays.
+    Unbanned,
+    /// It goes past the queue no longer, and its token counts nowhere; a ban stays.
+    Demoted,
 }
 
 impl Request {

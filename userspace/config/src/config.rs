@@ -27,6 +27,7 @@ use tunica_common::{
 };
 use tunica_core::{
     ban_ladder::{Ladder, LadderError},
+    circuit_policy::Ratio,
     id::Prefix,
     limits::{
         self, CookieSettings, IcmpLimits, NoSocketLimits, Port, PortSettings, Settings, Transport,
@@ -548,6 +549,24 @@ impl Config {
             warnings.push(
                 "circuits.max_circuit_age_secs, max_circuit_latency_secs or rotate_hard_after_secs is set and tor.control is \
                  not: nobody can close circuits, so they stay however old or slow they are; set control under [tor]"
+                    .to_owned(),
+            );
+        }
+        if self.ingress.enabled && !self.arti.enabled && self.tor.control.is_none() {
+            warnings.push(
+                "ingress.enabled is true and tor.control is not set: the ingress is not told when tor starts again, so \
+                 whoever gets a circuit's number next inherits its ban and what it used of its limits; set control \
+                 under [tor]"
+                    .to_owned(),
+            );
+        }
+        let always_asks = self.circuits.pow_activation_threshold == Ratio::NONE;
+        let cannot_ask = self.ingress.protocol == Protocol::Tcp && !self.circuits.pow_tcp;
+        if self.ingress.enabled && always_asks && cannot_ask {
+            warnings.push(
+                "circuits.pow_activation_threshold is 0.0, so that every circuit must pay, and over TCP without \
+                 circuits.pow_tcp none can: everybody but those whom you promote is refused (puzzle_impossible); set \
+                 pow_tcp = true, or a threshold above 0.0"
                     .to_owned(),
             );
         }

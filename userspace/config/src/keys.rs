@@ -746,7 +746,7 @@ keys! {
             below: "nobody would be served",
             above: "no machine serves so many",
         },
-        "How many connections are served at once; the rest wait.";
+        "How many connections are served at once, no more than `ingress.maxconn`; the rest wait.";
     PER_MINUTE: OrOff = "circuits.max_per_circuit_per_minute",
         Absent::Unset { example: "10" },
         OrOff(Number {
@@ -886,7 +886,7 @@ keys! {
     POW_THRESHOLD: Part = "circuits.pow_activation_threshold",
         Absent::Default("0.75"),
         Part { unit: "of the load" },
-        "The load from which on circuits that have not paid must solve a puzzle; at 0.0 they always must. In TCP `pow_tcp` must be on as well.";
+        "The load from which on circuits that have not paid must solve a puzzle; at 0.0 they always must. In TCP nobody is asked without `pow_tcp`, and at 0.0 everybody is refused.";
     POW_DIFFICULTY: Number = "circuits.pow_difficulty",
         Absent::Default("16"),
         Number {
@@ -930,7 +930,7 @@ keys! {
     POW_TCP: Switch = "circuits.pow_tcp",
         Absent::Default("false"),
         Switch,
-        "Whether TCP clients are asked for puzzles, which takes a client that knows the handshake. Without it such a circuit is refused while the load is high.";
+        "Whether TCP clients are asked for puzzles, which takes a client that knows the handshake. Without it nobody is asked, whatever the load.";
     POW_GRANTS: OneOf<Grant> = "circuits.pow_grants",
         Absent::Default(r#""normal""#),
         OneOf(PhantomData),

@@ -24,10 +24,12 @@ use tunica_core::limits::SECOND_NS;
 
 use crate::{
     changes::Values,
+    circuits::Circuits,
     config::{
         Bans, Config, Control, Cookies, DropLog, Events, Evidence, Http, Icmp, Ledger, Log, Nft, NoSocket,
         PortSyn, Ports, Sanity, Shield, Syn, Tables, Tor, Uninspected,
     },
+    ingress::Ingress,
     keys::{self, Absent, Key, LONGEST_DEBT_MINUTES, REFERENCE, SECTIONS},
     nearest::nearest,
     problem::{Problem, Problems},
@@ -434,6 +436,7 @@ impl<'t> Reader<'t> {
             );
             return None;
         }
+        self.check_places(root, ingress.as_ref()?, circuits.as_ref()?)?;
 
         Some(Config {
             shield: shield?,
@@ -463,6 +466,28 @@ impl<'t> Reader<'t> {
             log: Log { level: level?.value, format: format?.value },
             values: std::mem::take(&mut self.values),
         })
+    }
+
+    /// No more may be served than are accepted.
+    fn check_places(&mut self, root: &DeTable<'_>, ingress: &Ingress, circuits: &Circuits) -> Option<()> {
+        let (served, accepted) = (circuits.max_concurrent_connections, ingress.maxconn);
+        if served <= accepted {
+            return Some(());
+        }
+        let (served_read, accepted_read) =
+            (self.value(root, &keys::ALL_AT_ONCE)?, self.value(root, &keys::MAXCONN)?);
+        self.report_together(
+            &keys::ALL_AT_ONCE,
+            &served_read,
+            &keys::MAXCONN,
+            &accepted_read,
+            format!(
+                "circuits.max_concurrent_connections ({served}) is above ingress.maxconn ({accepted}), so those beyond \
+                 {accepted} would be refused, nobody would wait, and no load would show"
+            ),
+            "make ingress.maxconn at least as much: what it has beyond is the queue".to_owned(),
+        );
+        None
     }
 
     fn shield(&mut self, root: &DeTable<'_>) -> Option<Shield> {

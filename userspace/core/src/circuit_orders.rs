@@ -2,7 +2,11 @@
 //!
 //! Circuits end with their tor process, so nothing here is durable, and all of it goes with a new generation.
 
-use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use crate::{
     id::TorGeneration,
@@ -11,6 +15,8 @@ use crate::{
 
 /// Most circuits that operators may have said something of; see [`OrderError::Full`].
 pub const MOST_ORDERS: usize = 10_000;
+/// Most bans of fronts that have ended, beside [`MOST_ORDERS`]: they take no room from operators. As many as a front tells of.
+pub const MOST_CARRIED: usize = 16_384;
 /// The length of a ban without one: the first rung of the ladder for circuits.
 pub const USUAL_BAN: Duration = Duration::from_secs(300);
 
@@ -24,8 +30,10 @@ pub enum CircuitOrder {
     },
     /// It goes past the queue.
     Vip,
-    /// As any other: what the front found out about it is forgotten.
-    Normal,
+    /// Banned no longer, whoever banned it. What it is otherwise stays.
+    Unbanned,
+    /// It goes past the queue no longer, and its token counts nowhere. A ban stays.
+    Demoted,
 }
 
 /// Why an order was not taken.
@@ -45,6 +53,8 @@ pub struct CircuitOrders {
     generation: Option<TorGeneration>,
     revision: u64,
     orders: BTreeMap<NonZeroU32, Standing>,
+    /// Those of them that are bans of fronts that have ended, and nobody ordered.
+    carried: BTreeSet<NonZeroU32>,
 }
 
 /// An order, and what is needed to see whether it was followed.
@@ -53,23 +63,44 @@ struct Standing {
     order: CircuitOrder,
     said: Monotime,
     revision: u64,
-    /// Whether it is a ban of the front's that nobody ordered.
-    is_carried: bool,
+}
+
+impl CircuitOrder {
+    fn bans_at(self, now: Monotime) -> bool {
+        matches!(self, Self::Banned { until } if until > now)
+    }
+
+    /// Whether it stands until something else is said; the others are done with once they were followed.
+    const fn stands(self) -> bool {
+        match self {
+            Self::Banned { .. } | Self::Vip => true,
+            Self::Unbanned | Self::Demoted => false,
+        }
+    }
 }
 
 impl CircuitOrders {
-    /// Says what a circuit of the present generation is to be, in place of what was said before.
+    /// Says what a circuit of the present generation is to be, in place of what was said before. A promotion outlives the end of
+    /// a ban, which it has ended itself; a ban has ended what made its circuit a VIP, and outlives the word that says so.
     ///
     /// # Errors
     /// [`OrderError`]; nothing is changed then.
     pub fn set(&mut self, circuit: NonZeroU32, order: CircuitOrder, now: Now) -> Result<(), OrderError> {
-        if self.orders.len() >= MOST_ORDERS && !self.orders.contains_key(&circuit) {
+        let before = self.orders.get(&circuit).map(|it| it.order);
+        let order = match order {
+            CircuitOrder::Unbanned if before == Some(CircuitOrder::Vip) => CircuitOrder::Vip,
+            CircuitOrder::Demoted if before.is_some_and(|before| before.bans_at(now.mono)) => return Ok(()),
+            CircuitOrder::Banned { .. } | CircuitOrder::Vip => order,
+            CircuitOrder::Unbanned | CircuitOrder::Demoted => order,
+        };
+        let is_more = before.is_none() || self.carried.contains(&circuit);
+        if is_more && self.orders.len().saturating_sub(self.carried.len()) >= MOST_ORDERS {
             return Err(OrderError::Full);
         }
         // Also if it was said before: the front may have found out something else since.
         self.revision += 1;
-        self.orders
-            .insert(circuit, Standing { order, said: now.mono, revision: self.revision, is_carried: false });
+        self.carried.remove(&circuit);
+        self.orders.insert(circuit, Standing { order, said: now.mono, revision: self.revision });
         Ok(())
     }
 
@@ -81,6 +112,7 @@ impl CircuitOrders {
         // The first one only has a name now: what operators said meant its circuits.
         if self.generation.is_some() {
             self.orders.clear();
+            self.carried.clear();
         }
         self.generation = Some(generation);
         self.revision += 1;
@@ -89,14 +121,17 @@ impl CircuitOrders {
     /// The front that knew these bans has ended, and the one after it knows none: they become orders, as far as there is room
     /// and nothing else was said of their circuits.
     pub fn carry(&mut self, bans: impl IntoIterator<Item = (NonZeroU32, Monotime)>, now: Now) {
-        for (circuit, until) in bans {
-            if until > now.mono && !self.orders.contains_key(&circuit) {
-                // Where there is no room the front finds out again.
-                let _ = self.set(circuit, CircuitOrder::Banned { until }, now);
-                if let Some(order) = self.orders.get_mut(&circuit) {
-                    order.is_carried = true;
-                }
-            }
+        // Where there is no room the front finds out again.
+        let room = MOST_CARRIED.saturating_sub(self.carried.len());
+        let is_new = |(circuit, until): &(NonZeroU32, Monotime)| {
+            *until > now.mono && !self.orders.contains_key(circuit)
+        };
+        let new: Vec<_> = bans.into_iter().filter(is_new).take(room).collect();
+        for (circuit, until) in new {
+            self.revision += 1;
+            let order = CircuitOrder::Banned { until };
+            self.orders.insert(circuit, Standing { order, said: now.mono, revision: self.revision });
+            self.carried.insert(circuit);
         }
     }
 
@@ -106,6 +141,7 @@ impl CircuitOrders {
         self.orders.retain(|_, it| !matches!(it.order, CircuitOrder::Banned { until } if until <= now.mono));
         if self.orders.len() != before {
             self.revision += 1;
+            self.carried.retain(|circuit| self.orders.contains_key(circuit));
         }
     }
 
@@ -113,7 +149,7 @@ impl CircuitOrders {
     pub fn next_deadline(&self) -> Option<Monotime> {
         let ends = self.orders.values().filter_map(|it| match it.order {
             CircuitOrder::Banned { until } => Some(until),
-            CircuitOrder::Vip | CircuitOrder::Normal => None,
+            CircuitOrder::Vip | CircuitOrder::Unbanned | CircuitOrder::Demoted => None,
         });
         ends.min()
     }
@@ -132,6 +168,7 @@ impl CircuitOrders {
     pub fn forget(&mut self, circuit: NonZeroU32) {
         if self.orders.remove(&circuit).is_some() {
             self.revision += 1;
+            self.carried.remove(&circuit);
         }
     }
 
@@ -142,12 +179,12 @@ impl CircuitOrders {
 
     /// Whether what stands of a circuit is a ban that an earlier front set by its own rules.
     pub fn is_carried(&self, circuit: NonZeroU32) -> bool {
-        self.orders.get(&circuit).is_some_and(|it| it.is_carried)
+        self.carried.contains(&circuit)
     }
 
-    /// The front follows this revision: a circuit that was made normal by it needs no word of ours any more.
+    /// The front follows this revision: what it has done once needs no word of ours any more.
     pub fn followed(&mut self, revision: u64) {
-        self.orders.retain(|_, it| it.order != CircuitOrder::Normal || it.revision > revision);
+        self.orders.retain(|_, it| it.order.stands() || it.revision > revision);
     }
 
     /// Every circuit that is banned, by the front or by an operator, and until when. What an operator said counts: the front
@@ -156,12 +193,14 @@ impl CircuitOrders {
         &self,
         by_front: impl Iterator<Item = (NonZeroU32, Monotime)>,
     ) -> BTreeMap<NonZeroU32, Monotime> {
-        let mut banned: BTreeMap<_, _> =
-            by_front.filter(|(circuit, _)| !self.orders.contains_key(circuit)).collect();
-        banned.extend(self.orders.iter().filter_map(|(circuit, it)| match it.order {
-            CircuitOrder::Banned { until } => Some((*circuit, until)),
-            CircuitOrder::Vip | CircuitOrder::Normal => None,
-        }));
+        let mut banned: BTreeMap<_, _> = by_front.collect();
+        for (circuit, it) in &self.orders {
+            match it.order {
+                CircuitOrder::Banned { until } => drop(banned.insert(*circuit, until)),
+                CircuitOrder::Vip | CircuitOrder::Unbanned => drop(banned.remove(circuit)),
+                CircuitOrder::Demoted => {}
+            }
+        }
         banned
     }
 
@@ -223,20 +262,48 @@ mod tests {
     #[test]
     fn the_word_of_an_operator_counts_over_what_the_front_found() {
         let mut orders = CircuitOrders::default();
-        orders.set(circuit(1), CircuitOrder::Normal, at(1)).unwrap();
+        orders.set(circuit(1), CircuitOrder::Unbanned, at(1)).unwrap();
         orders.set(circuit(2), CircuitOrder::Banned { until: at(9).mono }, at(1)).unwrap();
-        let by_front = [1, 2, 3].map(|number| (circuit(number), at(5).mono));
+        orders.set(circuit(4), CircuitOrder::Vip, at(1)).unwrap();
+        // Who is demoted is no VIP, and banned as before.
+        orders.set(circuit(5), CircuitOrder::Demoted, at(1)).unwrap();
+        let by_front = [1, 2, 3, 4, 5].map(|number| (circuit(number), at(5).mono));
         let banned = orders.banned(by_front.into_iter());
-        assert_eq!(banned, [(circuit(2), at(9).mono), (circuit(3), at(5).mono)].into());
+        let expected = [(2, 9), (3, 5), (5, 5)].map(|(number, until)| (circuit(number), at(until).mono));
+        assert_eq!(banned, expected.into());
     }
 
     #[test]
-    fn what_is_said_twice_is_said_anew_and_normal_ends_with_being_followed() {
+    fn the_end_of_a_ban_demotes_nobody_and_a_demotion_ends_no_ban() {
+        let ban = CircuitOrder::Banned { until: at(9).mono };
+        for (before, said, second, after) in [
+            (None, CircuitOrder::Unbanned, 2, CircuitOrder::Unbanned),
+            (None, CircuitOrder::Demoted, 2, CircuitOrder::Demoted),
+            (Some(ban), CircuitOrder::Unbanned, 2, CircuitOrder::Unbanned),
+            (Some(ban), CircuitOrder::Demoted, 2, ban),
+            (Some(ban), CircuitOrder::Demoted, 9, CircuitOrder::Demoted),
+            (Some(ban), CircuitOrder::Vip, 2, CircuitOrder::Vip),
+            (Some(CircuitOrder::Vip), CircuitOrder::Unbanned, 2, CircuitOrder::Vip),
+            (Some(CircuitOrder::Vip), CircuitOrder::Demoted, 2, CircuitOrder::Demoted),
+            (Some(CircuitOrder::Vip), ban, 2, ban),
+        ] {
+            let mut orders = CircuitOrders::default();
+            before.into_iter().for_each(|before| orders.set(circuit(7), before, at(1)).unwrap());
+            orders.set(circuit(7), said, at(second)).unwrap();
+            assert_eq!(orders.get(circuit(7)), Some(after), "{before:?} {said:?}");
+            // A ban that is only kept is no other ban, which would be one more to the front.
+            let said_at = if after == ban && said != ban { at(1) } else { at(second) };
+            assert_eq!(orders.desired().next(), Some((circuit(7), after, said_at.mono)));
+        }
+    }
+
+    #[test]
+    fn what_is_said_twice_is_said_anew_and_what_is_done_once_ends_with_being_followed() {
         let mut orders = CircuitOrders::default();
-        orders.set(circuit(7), CircuitOrder::Normal, at(1)).unwrap();
-        orders.set(circuit(7), CircuitOrder::Normal, at(2)).unwrap();
+        orders.set(circuit(7), CircuitOrder::Unbanned, at(1)).unwrap();
+        orders.set(circuit(7), CircuitOrder::Demoted, at(2)).unwrap();
         orders.set(circuit(8), CircuitOrder::Vip, at(2)).unwrap();
-        assert_eq!(orders.desired().next(), Some((circuit(7), CircuitOrder::Normal, at(2).mono)));
+        assert_eq!(orders.desired().next(), Some((circuit(7), CircuitOrder::Demoted, at(2).mono)));
         orders.followed(1);
         assert_eq!(orders.desired().count(), 2);
         orders.followed(3);
@@ -247,22 +314,40 @@ mod tests {
     #[test]
     fn bans_outlive_the_front_and_take_nothing_from_operators() {
         let mut orders = CircuitOrders::default();
-        orders.set(circuit(1), CircuitOrder::Normal, at(1)).unwrap();
+        orders.set(circuit(1), CircuitOrder::Unbanned, at(1)).unwrap();
         orders.set(circuit(2), CircuitOrder::Vip, at(1)).unwrap();
         orders.carry([1, 2, 3].map(|number| (circuit(number), at(9).mono)), at(2));
         orders.carry([(circuit(4), at(2).mono)], at(2));
         let ban = CircuitOrder::Banned { until: at(9).mono };
         assert_eq!(
             [1, 2, 3, 4].map(|number| orders.get(circuit(number))),
-            [Some(CircuitOrder::Normal), Some(CircuitOrder::Vip), Some(ban), None]
+            [Some(CircuitOrder::Unbanned), Some(CircuitOrder::Vip), Some(ban), None]
         );
         assert_eq!([1, 2, 3].map(|number| orders.is_carried(circuit(number))), [false, false, true]);
         assert_eq!(orders.revision(), 3);
-        // No more than there is room for, and no harm in more.
+        // No more than there is room for, and no harm in more. None of it is operators' room.
         orders.carry((10..30_000).map(|number| (circuit(number), at(9).mono)), at(2));
-        assert_eq!(orders.desired().count(), MOST_ORDERS);
+        assert_eq!(orders.desired().count(), MOST_CARRIED + 2);
+        for number in 40_002..50_000 {
+            orders.set(circuit(number), ban, at(2)).unwrap();
+        }
+        assert_eq!(orders.set(circuit(50_000), ban, at(2)), Err(OrderError::Full));
+        assert_eq!(
+            orders.set(circuit(10), ban, at(2)),
+            Err(OrderError::Full),
+            "it would be one more of theirs"
+        );
+        orders.forget(circuit(40_002));
+        // What an operator says of a carried one is his from then on, and leaves room for another.
+        orders.set(circuit(10), CircuitOrder::Unbanned, at(3)).unwrap();
+        orders.carry([10, 29_999, 29_998].map(|number| (circuit(number), at(9).mono)), at(3));
+        assert_eq!(orders.desired().count(), MOST_ORDERS + MOST_CARRIED);
+        assert_eq!(
+            [10, 29_999, 29_998].map(|number| orders.is_carried(circuit(number))),
+            [false, true, false]
+        );
         orders.advance(at(9));
-        assert_eq!(orders.desired().count(), 2);
+        assert_eq!(orders.desired().count(), 3);
     }
 
     #[test]
@@ -272,6 +357,6 @@ mod tests {
             orders.set(circuit(number), CircuitOrder::Vip, at(1)).unwrap();
         }
         assert_eq!(orders.set(circuit(4_000_000), CircuitOrder::Vip, at(1)), Err(OrderError::Full));
-        assert_eq!(orders.set(circuit(1), CircuitOrder::Normal, at(1)), Ok(()));
+        assert_eq!(orders.set(circuit(1), CircuitOrder::Unbanned, at(1)), Ok(()));
     }
 }

@@ -83,7 +83,10 @@ pub enum Decision {
         remaining: Duration,
     },
     /// There is no place.
-    CapacityExceeded,
+    CapacityExceeded {
+        /// When to try again.
+        retry_after: Duration,
+    },
 }
 
 /// Which queue a stream belongs to; earlier ones are served first.

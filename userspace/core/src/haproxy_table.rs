@@ -30,6 +30,39 @@ pub enum Standing {
 /// Circuits by number, with what they are.
 pub type Standings = BTreeMap<NonZeroU32, Standing>;
 
+/// What operators, or the front, say of a circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// To be refused.
+    Banned,
+    /// To go past the queue.
+    Vip,
+    /// Banned no longer, its violations forgotten; a VIP that it is it remains.
+    Unbanned,
+    /// A VIP no longer; a ban stays.
+    Demoted,
+}
+
+impl Said {
+    /// Whether it counts over what was found to be `standing`.
+    fn overrules(self, standing: Standing) -> bool {
+        match self {
+            Self::Banned | Self::Vip => true,
+            Self::Unbanned => standing == Standing::Banned,
+            Self::Demoted => standing == Standing::Vip,
+        }
+    }
+
+    /// What the table is to hold for it, whatever was found.
+    const fn standing(self) -> Option<Standing> {
+        match self {
+            Self::Banned => Some(Standing::Banned),
+            Self::Vip => Some(Standing::Vip),
+            Self::Unbanned | Self::Demoted => None,
+        }
+    }
+}
+
 /// What is wanted of the table besides what HAProxy found itself.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Wish {
@@ -37,8 +70,8 @@ pub struct Wish {
     pub revision: u64,
     /// The mark of the tor process whose circuits are meant; `None`: not known.
     pub mark: Option<u32>,
-    /// What operators and the front say. [`Standing::Normal`] forgets what HAProxy found.
-    pub standings: Standings,
+    /// What operators and the front say.
+    pub said: BTreeMap<NonZeroU32, Said>,
 }
 
 /// What a table was seen to hold.
@@ -70,6 +103,15 @@ enum Found {
     Vip,
 }
 
+impl Found {
+    const fn standing(self) -> Standing {
+        match self {
+            Self::Banned { .. } => Standing::Banned,
+            Self::Vip => Standing::Vip,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Clone)]
 pub struct HaproxyTable {
@@ -81,7 +123,7 @@ pub struct HaproxyTable {
     process: Option<u64>,
     /// Circuits that are not normal because of us, so that they are not taken for HAProxy's own finds.
     ours: BTreeSet<NonZeroU32>,
-    /// Circuits that were made normal as the wish says.
+    /// Circuits that were made normal while the wish speaks of them.
     reset: BTreeSet<NonZeroU32>,
     /// The rows that are left after all were removed are in use, and of the tor process before.
     is_emptied: bool,
@@ -117,8 +159,10 @@ impl HaproxyTable {
             // It may be said again.
             self.reset.clear();
         }
-        self.found.retain(|circuit, _| !wish.standings.contains_key(circuit));
         self.wish = wish;
+        let said = &self.wish.said;
+        self.found
+            .retain(|circuit, found| !said.get(circuit).is_some_and(|it| it.overrules(found.standing())));
     }
 
     /// Takes in what the table holds.
@@ -138,10 +182,12 @@ impl HaproxyTable {
             }
             let until = now.after(self.ban_length);
             for (circuit, standing) in &seen.standings {
-                let is_known = self.wish.standings.contains_key(circuit) || self.ours.contains(circuit);
+                let is_overruled = self.wish.said.get(circuit).is_some_and(|said| said.overrules(*standing));
+                let is_known = is_overruled || self.ours.contains(circuit);
                 match (standing, self.found.get(circuit)) {
                     (Standing::Normal, _) | (Standing::Vip, Some(_)) => {}
                     (Standing::Banned, Some(Found::Banned { .. })) => {}
+                    (Standing::Banned, Some(Found::Vip)) if is_overruled => {}
                     (Standing::Banned, Some(Found::Vip)) => {
                         self.found.insert(*circuit, Found::Banned { until });
                     }
@@ -151,7 +197,7 @@ impl HaproxyTable {
                 }
             }
         }
-        let (standings, wish) = (&seen.standings, &self.wish.standings);
+        let (standings, wish) = (&seen.standings, &self.wish.said);
         self.ours.retain(|circuit| standings.contains_key(circuit) || wish.contains_key(circuit));
         self.seen = Some(seen);
     }
@@ -199,14 +245,9 @@ impl HaproxyTable {
 
     /// What the table should hold; all other circuits are normal.
     pub fn desired(&self) -> Standings {
-        let found = self.found.iter().map(|(circuit, found)| match found {
-            Found::Banned { .. } => (*circuit, Standing::Banned),
-            Found::Vip => (*circuit, Standing::Vip),
-        });
-        let mut desired: Standings = found.collect();
-        desired.extend(&self.wish.standings);
-        desired.retain(|_, standing| *standing != Standing::Normal);
-        desired
+        let found = self.found.iter().map(|(circuit, found)| (*circuit, found.standing()));
+        let said = self.wish.said.iter();
+        found.chain(said.filter_map(|(circuit, said)| Some((*circuit, said.standing()?)))).collect()
     }
 
     /// What has to be done to the table, bans first; nothing as long as it was not read.
@@ -217,12 +258,12 @@ impl HaproxyTable {
         {
             return vec![Edit::Forget, Edit::Mark(mark)];
         }
-        let mut changes = differences(&seen.standings, &self.desired());
-        let said_normal =
-            self.wish.standings.iter().filter(|(circuit, standing)| {
-                **standing == Standing::Normal && !self.reset.contains(circuit)
-            });
-        changes.extend(said_normal.map(|(circuit, standing)| (*standing, *circuit)));
+        let desired = self.desired();
+        let mut changes = differences(&seen.standings, &desired);
+        let to_reset = self.wish.said.iter().filter(|(circuit, said)| {
+            **said == Said::Unbanned && !self.reset.contains(circuit) && !desired.contains_key(circuit)
+        });
+        changes.extend(to_reset.map(|(circuit, _)| (Standing::Normal, *circuit)));
         changes.into_iter().map(|(standing, circuit)| Edit::Set(circuit, standing)).collect()
     }
 
@@ -242,7 +283,7 @@ impl HaproxyTable {
                     Standing::Normal => {
                         seen.standings.remove(&circuit);
                         self.ours.remove(&circuit);
-                        if self.wish.standings.contains_key(&circuit) {
+                        if self.wish.said.contains_key(&circuit) {
                             self.reset.insert(circuit);
                         }
                     }
@@ -299,8 +340,8 @@ mod tests {
         rows.iter().map(|(number, standing)| (circuit(*number), *standing)).collect()
     }
 
-    fn wish(revision: u64, mark: Option<u32>, rows: &[(u32, Standing)]) -> Wish {
-        Wish { revision, mark, standings: standings(rows) }
+    fn wish(revision: u64, mark: Option<u32>, rows: &[(u32, Said)]) -> Wish {
+        Wish { revision, mark, said: rows.iter().map(|(number, said)| (circuit(*number), *said)).collect() }
     }
 
     /// A HAProxy as far as its table goes: rows in use outlast [`Edit::Forget`].
@@ -355,14 +396,14 @@ mod tests {
     #[test]
     fn what_is_wished_is_set_once_and_lifted_when_it_is_not_wished_any_more() {
         let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
-        table.wish(wish(1, Some(7), &[(1, Banned), (2, Vip)]));
+        table.wish(wish(1, Some(7), &[(1, Said::Banned), (2, Said::Vip)]));
         assert!(table.edits().is_empty(), "nothing is known of the table");
         assert_eq!(table.followed(), None);
         haproxy.visit(&mut table, at(0));
         assert_eq!((haproxy.mark, haproxy.rows.clone()), (Some(7), standings(&[(1, Banned), (2, Vip)])));
         assert_eq!(table.followed(), Some(1));
         assert_eq!(haproxy.visit(&mut table, at(1)), 0);
-        table.wish(wish(2, Some(7), &[(2, Vip)]));
+        table.wish(wish(2, Some(7), &[(2, Said::Vip)]));
         assert_eq!(haproxy.visit(&mut table, at(2)), 1);
         assert_eq!(haproxy.rows, standings(&[(2, Vip)]));
         assert_eq!(table.found_bans().count(), 0, "our own ban is no find of HAProxy's");
@@ -416,7 +457,7 @@ mod tests {
     #[test]
     fn nothing_outlives_the_tor_process() {
         let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
-        table.wish(wish(1, Some(7), &[(1, Banned)]));
+        table.wish(wish(1, Some(7), &[(1, Said::Banned)]));
         haproxy.visit(&mut table, at(0));
         haproxy.rows.insert(circuit(5), Banned);
         haproxy.in_use.insert(circuit(5));
@@ -438,20 +479,42 @@ mod tests {
     }
 
     #[test]
-    fn to_be_normal_forgets_what_was_found_and_is_done_once_each_time_it_is_said() {
+    fn the_end_of_a_ban_forgets_what_was_found_and_is_done_once_each_time_it_is_said() {
         let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
         haproxy.rows = standings(&[(5, Banned)]);
         haproxy.visit(&mut table, at(0));
-        table.wish(wish(1, None, &[(5, Normal), (6, Normal)]));
+        table.wish(wish(1, None, &[(5, Said::Unbanned), (6, Said::Unbanned)]));
         assert_eq!(haproxy.visit(&mut table, at(1)), 2, "violations without a ban are forgotten, too");
         assert_eq!((haproxy.rows.len(), table.found_bans().count()), (0, 0));
         assert_eq!(haproxy.visit(&mut table, at(2)), 0);
-        table.wish(wish(2, None, &[(5, Normal)]));
+        table.wish(wish(2, None, &[(5, Said::Unbanned)]));
         assert_eq!(haproxy.visit(&mut table, at(3)), 1);
         // What an operator said counts, not what HAProxy finds meanwhile.
         haproxy.rows = standings(&[(5, Banned)]);
         assert_eq!(haproxy.visit(&mut table, at(4)), 1);
         assert_eq!(haproxy.rows.len(), 0);
+    }
+
+    #[test]
+    fn the_end_of_a_ban_demotes_nobody_and_a_demotion_ends_no_ban() {
+        let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
+        haproxy.rows = standings(&[(5, Banned), (6, Vip), (7, Banned), (8, Vip)]);
+        haproxy.visit(&mut table, at(0));
+        let said = [(5, Said::Demoted), (6, Said::Unbanned), (7, Said::Unbanned), (8, Said::Demoted)];
+        table.wish(wish(1, None, &said));
+        assert_eq!(haproxy.visit(&mut table, at(1)), 2);
+        assert_eq!(haproxy.rows, standings(&[(5, Banned), (6, Vip)]));
+        assert_eq!(table.found_bans().collect::<Vec<_>>(), [(circuit(5), at(300))]);
+        // As well where another daemon finds them while it is said.
+        haproxy.rows = standings(&[(5, Banned), (6, Vip), (7, Banned), (8, Vip)]);
+        let mut next = HaproxyTable::new(LENGTH);
+        next.wish(wish(1, None, &said));
+        haproxy.visit(&mut next, at(2));
+        assert_eq!(haproxy.rows, standings(&[(5, Banned), (6, Vip)]));
+        // What HAProxy finds of a VIP meanwhile does not count, as of any other.
+        haproxy.rows = standings(&[(5, Banned), (6, Banned)]);
+        haproxy.visit(&mut next, at(3));
+        assert_eq!(haproxy.rows, standings(&[(5, Banned), (6, Vip)]));
     }
 
     #[test]
@@ -469,7 +532,7 @@ mod tests {
     fn nothing_names_a_circuit() {
         let seen = Seen { process: 1, mark: Some(77), standings: standings(&[(77, Banned)]) };
         let text =
-            format!("{seen:?} {:?} {:?}", wish(1, Some(77), &[(77, Vip)]), Edit::Set(circuit(77), Vip));
+            format!("{seen:?} {:?} {:?}", wish(1, Some(77), &[(77, Said::Vip)]), Edit::Set(circuit(77), Vip));
         assert!(!text.contains("77"), "{text}");
     }
 
@@ -478,9 +541,15 @@ mod tests {
         proptest::collection::btree_map((1_u32..6).prop_map(circuit), standing, 0..5)
     }
 
+    fn said() -> impl Strategy<Value = BTreeMap<NonZeroU32, Said>> {
+        let said =
+            prop_oneof![Just(Said::Banned), Just(Said::Vip), Just(Said::Unbanned), Just(Said::Demoted)];
+        proptest::collection::btree_map((1_u32..6).prop_map(circuit), said, 0..5)
+    }
+
     #[derive(Clone, Debug)]
     enum Happening {
-        Wish(Option<u32>, Standings),
+        Wish(Option<u32>, BTreeMap<NonZeroU32, Said>),
         Rules(Standings),
         Restart,
         Gone,
@@ -489,7 +558,7 @@ mod tests {
 
     fn happening() -> impl Strategy<Value = Happening> {
         prop_oneof![
-            (proptest::option::of(1_u32..4), rows()).prop_map(|(mark, rows)| Happening::Wish(mark, rows)),
+            (proptest::option::of(1_u32..4), said()).prop_map(|(mark, said)| Happening::Wish(mark, said)),
             rows().prop_map(Happening::Rules),
             Just(Happening::Restart),
             Just(Happening::Gone),
@@ -505,9 +574,9 @@ mod tests {
             let mut revision = 0;
             for (second, happening) in (0..).zip(happenings) {
                 match happening {
-                    Happening::Wish(mark, standings) => {
+                    Happening::Wish(mark, said) => {
                         revision += 1;
-                        table.wish(Wish { revision, mark, standings });
+                        table.wish(Wish { revision, mark, said });
                     }
                     Happening::Rules(rows) => {
                         haproxy.rows.extend(rows);

@@ -90,6 +90,9 @@ pub enum Input {
     Wait,
     /// Connections being served.
     Connections,
+    /// Connections that look at a puzzle, and would be served or wait if nobody were asked: without them a flood that solves
+    /// none would be gone as soon as it is asked, and the level with it.
+    Challenged,
     /// The share of time in which somebody waited for a CPU.
     CpuPressure,
 }
@@ -158,6 +161,8 @@ pub struct FrontReading {
     pub active: u32,
     /// `max_concurrent_connections`.
     pub most_active: u32,
+    /// Connections that look at a puzzle.
+    pub challenged: u32,
     /// Connections in the queue.
     pub queued: u32,
     /// Places in the queue: `maxconn` without `max_concurrent_connections`.
@@ -341,7 +346,7 @@ impl Level {
 
 impl Input {
     /// Every input, the most telling first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::TorCpu,
         Self::Rendezvous,
         Self::Rejections,
@@ -349,6 +354,7 @@ impl Input {
         Self::Queue,
         Self::Wait,
         Self::Connections,
+        Self::Challenged,
         Self::CpuPressure,
     ];
 
@@ -362,6 +368,7 @@ impl Input {
             Self::Queue => "queue",
             Self::Wait => "wait",
             Self::Connections => "connections",
+            Self::Challenged => "challenged",
             Self::CpuPressure => "cpu_pressure",
         }
     }
@@ -371,7 +378,7 @@ impl Input {
         match self {
             Self::TorCpu => Kind::Tor,
             Self::Rendezvous | Self::Rejections | Self::PuzzleQueue => Kind::Introductions,
-            Self::Queue | Self::Wait | Self::Connections => Kind::Front,
+            Self::Queue | Self::Wait | Self::Connections | Self::Challenged => Kind::Front,
             Self::CpuPressure => Kind::Host,
         }
     }
@@ -505,10 +512,11 @@ impl LoadLevel {
     }
 
     fn front(&mut self, reading: &FrontReading) {
-        let FrontReading { active, most_active, queued, most_queued, wait, most_wait } = *reading;
+        let FrontReading { active, most_active, challenged, queued, most_queued, wait, most_wait } = *reading;
         self.sample(Input::Queue, Some(Ratio::share(queued.into(), most_queued.into())));
         self.sample(Input::Wait, Some(Ratio::share(wait.as_nanos(), most_wait.as_nanos())));
         self.sample(Input::Connections, Some(Ratio::share(active.into(), most_active.into())));
+        self.sample(Input::Challenged, Some(Ratio::share(challenged.into(), most_active.into())));
     }
 
     fn sample(&mut self, input: Input, ratio: Option<Ratio>) {

@@ -162,8 +162,8 @@ refusals! {
 
     /// The load is high and the circuit has not paid.
     PuzzleRequired = "puzzle_required", Puzzle, Challenge, Challenge, None, "the load is high, so the circuit must solve a puzzle first";
-    /// The load is high, the circuit has not paid, and the client cannot be asked.
-    PuzzleImpossible = "puzzle_impossible", Puzzle, RetryLater(503), Close, None, "the load is high, the circuit has not paid, and puzzles are not asked here";
+    /// At `pow_activation_threshold = 0.0`: every circuit must pay, and the client cannot be asked.
+    PuzzleImpossible = "puzzle_impossible", Puzzle, RetryLater(503), Close, None, "every circuit must pay here, this one has not, and puzzles are not asked";
     /// A solution that does not verify.
     PuzzleWrong = "puzzle_wrong", Puzzle, Challenge, Close, None, "the puzzle's solution is wrong, expired, spent or of another circuit";
     /// A nonce of our own challenge that does not solve it.

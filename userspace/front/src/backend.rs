@@ -30,6 +30,14 @@ use crate::stream::Stream;
 /// Health checks in a row that say otherwise before a backend counts as ill, or as well again: one that answers now and then
 /// gets no visitors between.
 const CHECKS_TO_CHANGE: u32 = 2;
+/// Longest hint to visitors of a service that is down: the one of the configuration for HAProxy.
+const MOST_AGAIN: Duration = Duration::from_secs(60);
+
+/// When visitors may come again while no backend is well, with a health check each `every`: before that, one that answers again
+/// would not count as well.
+pub fn again(every: Duration) -> Duration {
+    every.saturating_mul(CHECKS_TO_CHANGE).min(MOST_AGAIN)
+}
 
 /// A new connection to a backend.
 ///
@@ -268,6 +276,12 @@ mod tests {
         assert!((0..6).filter_map(|_| backends.choose(77)).all(|number| number != 1));
         backends.each.iter().for_each(|backend| backend.is_well.store(false, Relaxed));
         assert_eq!(backends.choose(77), None);
+    }
+
+    #[test]
+    fn visitors_come_again_when_a_backend_can_count_as_well() {
+        let again = |every| again(Duration::from_secs(every)).as_secs();
+        assert_eq!([1, 5, 30, 3_600].map(again), [2, 10, 60, 60]);
     }
 
     #[test]

@@ -156,10 +156,18 @@ pub fn now() -> Monotime {
 /// When a client may come again.
 pub fn retry_after(ruling: &Ruling) -> Option<Duration> {
     match ruling.decision {
-        Decision::RateLimited { retry_after } => Some(retry_after),
+        Decision::RateLimited { retry_after } | Decision::CapacityExceeded { retry_after } => {
+            Some(retry_after)
+        }
         Decision::Banned { remaining } => Some(remaining),
-        Decision::Allow | Decision::RequirePow { .. } | Decision::CapacityExceeded => None,
+        Decision::Allow | Decision::RequirePow { .. } => None,
     }
+}
+
+/// As `Retry-After` has it (RFC 9110 section 10.2.3): whole seconds, rounded up, because nobody is to come too early, and at
+/// least one.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -315,6 +323,11 @@ impl Stay {
         self.circuits.watch(self.visit.hold.circuit(), Watch::fault);
     }
 
+    /// See [`Circuits::retry_after`].
+    pub fn retry_after(&self, refusal: Refusal) -> Duration {
+        self.circuits.retry_after(refusal)
+    }
+
     /// Returns once the front ends.
     pub async fn drained(&self) {
         self.circuits.drained().await;
@@ -446,7 +459,7 @@ impl Circuits {
         let now = now();
         self.totals.connections.fetch_add(1, Relaxed);
         let nobody = Ruling {
-            decision: Decision::CapacityExceeded,
+            decision: Decision::CapacityExceeded { retry_after: self.retry_after(Refusal::OutOfResources) },
             word: Refusal::OutOfResources,
             lane: Lane::Suspect,
             action: Action::Deny,
@@ -664,6 +677,11 @@ impl Circuits {
         self.obey(commands.unwrap_or_default());
     }
 
+    /// When a client may come again that was refused without a decision.
+    pub fn retry_after(&self, refusal: Refusal) -> Duration {
+        self.settings.retry_after(refusal)
+    }
+
     /// Counts a refusal of a stream of no known circuit.
     pub fn count(&self, refusal: Refusal) {
         let position = Refusal::ALL.iter().position(|each| *each == refusal);
@@ -784,10 +802,10 @@ impl Circuits {
                     shard.ban(circuit, Some(Monotime(until).since(now)), now);
                 }
                 CircuitState::Vip => shard.promote(circuit, now),
-                CircuitState::Normal => {
+                CircuitState::Unbanned => {
                     shard.unban(circuit, now);
-                    shard.demote(circuit, now);
                 }
+                CircuitState::Demoted => shard.demote(circuit, now),
             }
             let commands = shard.take_commands();
             drop(shard);
@@ -811,7 +829,7 @@ impl Circuits {
             let not_taken = open.entry(visit.hold.circuit()).or_default();
             *not_taken = visit.token_not_taken().or(*not_taken);
         }
-        let counts: Vec<_> = self.shards.iter().map(|shard| lock(shard).counts()).collect();
+        let counts: Vec<_> = self.shards.iter().map(|shard| lock(shard).counts(now)).collect();
         let mut would_refuse: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         let shadows: Vec<_> =
             self.shards.iter().flat_map(|shard| lock(shard).would_refuse().collect::<Vec<_>>()).collect();
@@ -846,6 +864,7 @@ impl Circuits {
             generation: (generation > 0).then_some(generation),
             active: admission.served().into(),
             most_active: self.settings.max_concurrent_connections.get().into(),
+            challenged: admission.challenged().into(),
             waiting: admission.waiting().into(),
             most_waiting: self
                 .settings
@@ -860,7 +879,7 @@ impl Circuits {
             tracked: statistics.circuits.tracked.into(),
             most_tracked: self.settings.table_size.get().into(),
             banned: statistics.circuits.banned.into(),
-            vips: rows.iter().filter(|row| row.state == "vip").count() as u64,
+            vips: statistics.circuits.vips.into(),
             statistics: statistics.to_string(),
             connections: totals.connections.load(Relaxed),
             requests: totals.requests.load(Relaxed),
@@ -1016,6 +1035,18 @@ mod tests {
         .unwrap()
     }
 
+    const fn heavy() -> LoadOrder {
+        LoadOrder {
+            ratio: 10_000,
+            asks_puzzles: true,
+            puzzle_difficulty: 24,
+            page_difficulty: 17,
+            page_waits: true,
+            share: 5_000,
+            relaxes_tokens: false,
+        }
+    }
+
     fn serve(circuits: &Arc<Circuits>, number: u32) -> Arc<Stay> {
         let circuit = circuits.circuit(NonZeroU32::new(number).unwrap());
         match circuits.connect(circuit, Pulse::begin()) {
@@ -1065,15 +1096,7 @@ mod tests {
     #[tokio::test]
     async fn a_load_leaves_less_to_a_circuit_until_it_is_over() {
         let circuits = circuits();
-        let heavy = LoadOrder {
-            ratio: 10_000,
-            asks_puzzles: true,
-            puzzle_difficulty: 24,
-            page_difficulty: 17,
-            page_waits: true,
-            share: 5_000,
-            relaxes_tokens: false,
-        };
+        let heavy = heavy();
         // Of the 32 that may be open half are left, and nobody is asked for a puzzle that he cannot be given.
         circuits.hear_load(Some(heavy));
         let mut stays: Vec<_> = (0..16).map(|_| serve(&circuits, 1)).collect();
@@ -1089,6 +1112,55 @@ mod tests {
         circuits.hear_load(None);
         stays.push(serve(&circuits, 1));
         assert_eq!(circuits.digest().load, None);
+    }
+
+    #[test]
+    fn nobody_comes_again_too_early() {
+        let whole = |milliseconds| whole_seconds(Duration::from_millis(milliseconds));
+        assert_eq!([0, 1, 1_000, 4_999, 5_000, 5_001].map(whole), [1, 1, 1, 5, 5, 6]);
+        let circuits = circuits();
+        // Words of the queue come without a decision.
+        for word in [Refusal::Capacity, Refusal::QueueTimeout, Refusal::Displaced, Refusal::TableFull] {
+            assert_eq!(circuits.retry_after(word), Duration::from_secs(5), "{word:?}");
+        }
+        let full = Ruling {
+            decision: Decision::CapacityExceeded { retry_after: Duration::from_secs(5) },
+            word: Refusal::Capacity,
+            lane: Lane::Normal,
+            action: Action::Deny,
+        };
+        assert_eq!(retry_after(&full), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn vips_are_counted_beyond_the_rows() {
+        let circuits = circuits();
+        let count = u32::try_from(MOST_ROWS).unwrap() + 7;
+        let promoted = (1..=count).filter_map(NonZeroU32::new).map(|circuit| CircuitOrder {
+            circuit,
+            said: 1,
+            state: CircuitState::Vip,
+        });
+        let orders = Orders { circuits: promoted.collect(), ..Orders::default() };
+        assert!(circuits.follow(&Orders::default(), &orders));
+        // None of them has an open connection.
+        let digest = circuits.digest();
+        assert_eq!((digest.vips, digest.circuits.len()), (u64::from(count), 0));
+    }
+
+    #[tokio::test]
+    async fn who_looks_at_a_puzzle_is_told_of_and_is_neither_served_nor_waits() {
+        let settings = CircuitSettings { asks_puzzles: true, ..circuits().settings.clone() };
+        let circuits = Circuits::new(settings, challenges(), NonZeroU32::MIN);
+        circuits.hear_load(Some(heavy()));
+        let Welcome::Challenge(stay) = circuits.connect(circuits.circuit(NonZeroU32::MIN), Pulse::begin())
+        else {
+            panic!("must pay")
+        };
+        let digest = circuits.digest();
+        assert_eq!((digest.challenged, digest.active, digest.waiting), (1, 0, 0));
+        drop(stay);
+        assert_eq!(circuits.digest().challenged, 0);
     }
 
     #[test]

@@ -33,7 +33,7 @@ use tokio::{
 };
 use tunica_core::{
     circuit_policy::Action,
-    refusal::{HttpAnswer, Refusal},
+    refusal::{Class, HttpAnswer, Refusal},
 };
 
 use self::body::{Answer, Asked};
@@ -81,6 +81,8 @@ pub struct HttpSettings {
     pub body_bytes_per_second: u64,
     /// What is said while no backend is well, as HTML.
     pub maintenance: Bytes,
+    /// When to come again then.
+    pub backend_again: Duration,
     /// Whether only GET and HEAD pass, and POST to this path.
     pub post_path: Option<String>,
     /// Whether circuits may be asked for a puzzle, so that [`crate::challenge::PATH`] is the front's own.
@@ -204,6 +206,7 @@ impl Http {
             Err(Some((refusal, retry))) => {
                 visit.refused(refusal);
                 pulse.enter(Phase::Idle);
+                let retry = retry.unwrap_or_else(|| self.retry_after(refusal, visit));
                 self.refused(refusal, retry, pulse)?
             }
         };
@@ -333,8 +336,17 @@ impl Http {
         Ok(())
     }
 
+    /// When to come again, where no decision says so.
+    fn retry_after(&self, refusal: Refusal, visit: &Stay) -> Duration {
+        match refusal.class() {
+            Class::Backend => self.settings.backend_again,
+            Class::Pass | Class::Ban | Class::Circuit | Class::Global => visit.retry_after(refusal),
+            Class::Puzzle | Class::Protocol | Class::Slow | Class::Ours => visit.retry_after(refusal),
+        }
+    }
+
     /// What the client gets. The connection ends with it: what may still come of the request is not read.
-    fn refused(&self, refusal: Refusal, retry: Option<Duration>, pulse: &Pulse) -> Result<Said, Unanswered> {
+    fn refused(&self, refusal: Refusal, retry: Duration, pulse: &Pulse) -> Result<Said, Unanswered> {
         let status = match refusal.http() {
             HttpAnswer::Status(status) | HttpAnswer::RetryLater(status) => status,
             // Puzzles are handed out where the request is at hand; here it was not even read.
@@ -351,8 +363,7 @@ impl Http {
         *said.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let headers = said.headers_mut();
         if matches!(refusal.http(), HttpAnswer::RetryLater(_)) {
-            // Rounded up: never too early.
-            headers.insert(header::RETRY_AFTER, (retry.unwrap_or_default().as_secs() + 1).into());
+            headers.insert(header::RETRY_AFTER, circuits::whole_seconds(retry).into());
         }
         if is_maintenance {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));

@@ -28,7 +28,7 @@ use tunica_config::{Config, LogFormat, LogLevel, Protocol};
 use tunica_core::refusal_log::RefusalLog;
 use tunica_front::{
     arti::{self, Hosted, Plan},
-    backend::Backends,
+    backend::{self, Backends},
     challenge::{ChallengeSettings, Challenges},
     circuits::{self, Circuits},
     http::{Http, HttpSettings},
@@ -179,6 +179,7 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
         body_bytes: ingress.body_bytes.get().into(),
         body_bytes_per_second: ingress.body_bytes_per_second.get().into(),
         maintenance: maintenance_page(ingress)?,
+        backend_again: backend::again(ingress.health_every),
         post_path: restricts_methods.then(|| ingress.post_path.clone()),
         asks_puzzles,
         backend_grants: config.circuits.backend_grants,

@@ -197,10 +197,11 @@ impl Host {
         match &self.carrier {
             Carrier::Http(_) => match refusal.http() {
                 HttpAnswer::Status(status) => answer(&mut stream, status, None).await,
-                HttpAnswer::RetryLater(status) => {
-                    answer(&mut stream, status, Some(retry.unwrap_or_default())).await;
+                later @ (HttpAnswer::RetryLater(_) | HttpAnswer::Challenge) => {
+                    let status = if let HttpAnswer::RetryLater(status) = later { status } else { 503 };
+                    let retry = retry.unwrap_or_else(|| self.circuits.retry_after(refusal));
+                    answer(&mut stream, status, Some(retry)).await;
                 }
-                HttpAnswer::Challenge => answer(&mut stream, 503, Some(retry.unwrap_or_default())).await,
                 HttpAnswer::Reset | HttpAnswer::Tarpit => stream.set_reset(),
                 HttpAnswer::Close | HttpAnswer::Served => {}
             },
@@ -217,8 +218,7 @@ async fn answer(stream: &mut Stream, status: u16, retry: Option<Duration>) {
     let reason = hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let mut text = format!("HTTP/1.1 {status} {}\r\n", reason.unwrap_or("Refused"));
     if let Some(retry) = retry {
-        // Rounded up: never too early.
-        text.push_str(&format!("Retry-After: {}\r\n", retry.as_secs() + 1));
+        text.push_str(&format!("Retry-After: {}\r\n", circuits::whole_seconds(retry)));
     }
     text.push_str("Content-Length: 0\r\nConnection: close\r\n\r\n");
     let polite = async {

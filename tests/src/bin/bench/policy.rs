@@ -122,7 +122,7 @@ impl Table {
             table.last += 1;
             table.visit(table.last)?;
         }
-        let known = table.shard.counts().tracked;
+        let known = table.shard.counts(now).tracked;
         ensure!(known == circuits, "the table knows {known} circuits instead of {circuits}");
         Ok(table)
     }

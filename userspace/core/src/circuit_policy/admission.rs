@@ -390,7 +390,8 @@ impl Admission {
     fn check_room(&self, ask: &Ask) -> Result<(), Denied> {
         let is_full = self.accepted() >= self.settings.maxconn.get();
         if is_full && self.displaceable(ask).is_none() {
-            return Err(Denied { why: Refusal::Capacity, retry_after: self.settings.queue_timeout });
+            let why = Refusal::Capacity;
+            return Err(Denied { why, retry_after: self.settings.retry_after(why) });
         }
         Ok(())
     }

@@ -362,7 +362,7 @@ proptest! {
                 // Who made room is still to be closed, and of its circuit's open ones until then.
                 prop_assert!(hold.is_some() || model.connections[at].is_none());
             }
-            let counts = front.shard.counts();
+            let counts = front.shard.counts(front.now);
             prop_assert_eq!(counts.tracked as usize, model.lives.len());
             let banned = model.lives.values().filter(|life| life.banned_until > 0).count();
             prop_assert_eq!(counts.banned as usize, banned);
@@ -414,10 +414,10 @@ proptest! {
             if let Some(hold) = front.arrive(circuit(number)).hold {
                 front.close(&hold);
             }
-            prop_assert!(front.shard.counts().tracked <= 256);
+            prop_assert!(front.shard.counts(front.now).tracked <= 256);
         }
-        prop_assert_eq!(front.shard.counts().tracked, 256);
-        prop_assert_eq!(front.shard.counts().banned, banned);
+        prop_assert_eq!(front.shard.counts(front.now).tracked, 256);
+        prop_assert_eq!(front.shard.counts(front.now).banned, banned);
         for number in 101..101 + open {
             prop_assert_eq!(front.shard.look(circuit(number), front.now).map(|facts| facts.open), Some(1));
         }

@@ -182,6 +182,20 @@ impl Record {
         self.is_promoted || self.ticket(now).is_some()
     }
 
+    /// The first tick at which it goes past the queue no more, as far as the time decides; 0 where it does not. For counting: a
+    /// ban that is over counts until it is lifted.
+    pub(super) const fn vip_until(&self) -> u32 {
+        if self.number == 0 || self.banned_until > 0 {
+            0
+        } else if self.is_promoted {
+            u32::MAX
+        } else if self.ticket != 0 {
+            self.ticket_until
+        } else {
+            0
+        }
+    }
+
     pub(super) fn has_paid(&self, now: u32) -> bool {
         self.has_solved || self.is_vip(now)
     }

@@ -91,7 +91,7 @@ impl Front {
     }
 
     fn statistics(&mut self, settings: &CircuitSettings) -> String {
-        Statistics::of(settings, &mut self.admission, [self.shard.counts()], self.now).to_string()
+        Statistics::of(settings, &mut self.admission, [self.shard.counts(self.now)], self.now).to_string()
     }
 }
 
@@ -105,6 +105,11 @@ fn open() -> CircuitSettings {
         ban_threshold: 255.try_into().unwrap(),
         ..CircuitSettings::web(ladder())
     }
+}
+
+/// There is no place, and who waits has had his turn or gone by then.
+fn full() -> Decision {
+    Decision::CapacityExceeded { retry_after: Duration::from_secs(5) }
 }
 
 fn high() -> Load {
@@ -149,7 +154,7 @@ fn shield_case_capacity() {
     assert!(actions[200..500].iter().all(|action| *action == Action::Queue));
     assert_eq!(actions[500], Action::Deny);
     let refused = front.connect(502);
-    assert_eq!((refused.decision, refused.word), (Decision::CapacityExceeded, Refusal::Capacity));
+    assert_eq!((refused.decision, refused.word), (full(), Refusal::Capacity));
     assert_eq!((front.admission.served(), front.admission.waiting()), (200, 300));
     // The refused left the rate alone; a place that is free is given.
     assert_eq!(front.admission.rate(front.now), 500);
@@ -498,7 +503,7 @@ fn shield_case_cleanup() {
     {
         front.wait(wait);
         front.shard.advance(front.now);
-        let counts = front.shard.counts();
+        let counts = front.shard.counts(front.now);
         assert_eq!((counts.tracked, counts.banned), (tracked, banned));
         assert!(front.shard.next_deadline() > front.now);
     }
@@ -730,6 +735,39 @@ fn tokens_are_limited_over_all_their_circuits() {
 }
 
 #[test]
+fn vips_are_counted_whether_they_are_open_or_not() {
+    let mut front = Front::new(&open());
+    let until = front.now.after(Duration::from_secs(60));
+    let vips = |front: &Front| front.shard.counts(front.now).vips;
+    for number in [1, 2] {
+        let ticket = front.admission.present(TokenId(7), circuit(number), until, front.now).unwrap();
+        front.shard.bind(circuit(number), ticket, until, front.now);
+    }
+    front.shard.promote(circuit(3), front.now);
+    front.shard.promote(circuit(4), front.now);
+    front.connect(1);
+    assert_eq!((vips(&front), front.visit(5)), (4, Refusal::Served));
+    // A ban costs the token, and an operator's the promotion as well.
+    front.shard.ban(circuit(2), None, front.now);
+    front.shard.ban(circuit(3), Some(Duration::from_secs(5)), front.now);
+    assert_eq!(vips(&front), 2);
+    front.wait(5_100);
+    front.shard.advance(front.now);
+    assert_eq!(vips(&front), 2);
+    front.shard.promote(circuit(3), front.now);
+    assert!(!front.shard.unban(circuit(3), front.now));
+    assert_eq!(vips(&front), 3);
+    front.shard.demote(circuit(4), front.now);
+    front.shard.forget(circuit(3));
+    assert_eq!(vips(&front), 1);
+    // A token expires by itself, to the tick.
+    front.now = Monotime(until.0 - 1);
+    assert_eq!(vips(&front), 1);
+    front.now = until;
+    assert_eq!(vips(&front), 0);
+}
+
+#[test]
 fn a_holder_counts_once_a_minute_and_meets_relaxed_limits_alone() {
     let settings = CircuitSettings {
         max_concurrent_per_circuit: 4.try_into().unwrap(),
@@ -887,13 +925,13 @@ fn bans_climb_and_a_new_tor_forgets_them() {
     }
     let next = CircuitId::new(TorGeneration(2), NonZeroU32::MIN);
     assert_eq!(front.arrive(next).ruling.word, Refusal::Served);
-    assert_eq!(front.shard.counts().banned, 0);
+    assert_eq!(front.shard.counts(front.now).banned, 0);
     // What is left of the old one is reset, and changes nothing.
     assert_eq!((front.connect(1).word, front.request(1).word), (Refusal::OldCircuit, Refusal::OldCircuit));
     assert_eq!(front.connect(1).action, Action::Reset);
     front.shard.forget(circuit(1));
     assert_eq!(front.shard.ban(circuit(1), None, front.now), None);
-    assert_eq!(front.shard.counts().tracked, 1);
+    assert_eq!(front.shard.counts(front.now).tracked, 1);
     assert!(front.shard.look(circuit(1), front.now).is_none() && front.shard.look(next, front.now).is_some());
 }
 
@@ -929,7 +967,7 @@ fn health_closes_marks_and_rarely_cuts() {
             front.shard.closing().collect::<Vec<_>>(),
             Vec::from_iter(closed.map(|why| (circuit(1), why)))
         );
-        assert_eq!(front.shard.counts().marked, u32::from(marked.is_some()));
+        assert_eq!(front.shard.counts(front.now).marked, u32::from(marked.is_some()));
         assert_eq!(front.shard.look(circuit(1), front.now).unwrap().marked, marked);
     }
 }
@@ -955,12 +993,12 @@ fn what_is_due_for_closing_is_said_once_and_stays_so_until_it_is_used_again_or_h
     let hold = front.arrive(circuit(2)).hold.unwrap();
     assert_eq!(closing(&mut front), [1, 3]);
     front.wait(1_000);
-    assert_eq!((front.shard.advance(front.now), front.shard.counts().marked), (Vec::new(), 1));
+    assert_eq!((front.shard.advance(front.now), front.shard.counts(front.now).marked), (Vec::new(), 1));
     // What carries a connection is not forgotten, whatever tor says.
     front.shard.ended(circuit(2));
     front.close(&hold);
     front.wait(1_000);
-    assert_eq!((front.shard.advance(front.now), front.shard.counts().marked), (vec![close(2)], 0));
+    assert_eq!((front.shard.advance(front.now), front.shard.counts(front.now).marked), (vec![close(2)], 0));
     assert_eq!(closing(&mut front), [1, 2, 3]);
     front.shard.ban(circuit(3), None, front.now);
     front.shard.take_commands();
@@ -987,7 +1025,7 @@ fn a_circuit_is_cut_once_for_its_age() {
     let hold = front.arrive(circuit(1)).hold.unwrap();
     for _ in 0..2 {
         front.wait(1_000);
-        assert_eq!((front.shard.advance(front.now), front.shard.counts().marked), (Vec::new(), 1));
+        assert_eq!((front.shard.advance(front.now), front.shard.counts(front.now).marked), (Vec::new(), 1));
         // Whoever can close it still does.
         assert_eq!(front.shard.closing().collect::<Vec<_>>(), [(circuit(1), Refusal::CircuitRotated)]);
     }
@@ -1051,7 +1089,7 @@ fn a_table_full_of_open_circuits_takes_no_more() {
     let mut front = Front::new(&settings);
     assert_eq!([1, 2].map(|number| front.connect(number).word), [Refusal::Served; 2]);
     let refused = front.connect(3);
-    assert_eq!((refused.word, refused.decision), (Refusal::TableFull, Decision::CapacityExceeded));
+    assert_eq!((refused.word, refused.decision), (Refusal::TableFull, full()));
     let hold = front.holds.remove(0);
     front.close(&hold);
     assert_eq!(front.connect(3).word, Refusal::Served);

@@ -7,7 +7,15 @@ use std::{
 };
 
 use super::Budget;
-use crate::{ban_ladder::Ladder, false_positives::relaxed, shadow::Words};
+use crate::{
+    ban_ladder::Ladder,
+    false_positives::relaxed,
+    refusal::{Class, Refusal},
+    shadow::Words,
+};
+
+/// The hint where only the end of another connection helps.
+pub(super) const SOON: Duration = Duration::from_secs(1);
 
 /// Everything of the configuration that decisions about circuits depend on. The configuration crate checks the ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,6 +177,16 @@ impl CircuitSettings {
     pub fn max_concurrent_with_token(&self) -> NonZeroU16 {
         let limit = self.max_concurrent_per_circuit;
         if self.relaxes_tokens { relaxed(limit) } else { limit }
+    }
+
+    /// When to come again after a word of which nothing that is counted tells: for want of room once those that wait have had
+    /// their turn or gone, and otherwise soon.
+    pub const fn retry_after(&self, word: Refusal) -> Duration {
+        match word.class() {
+            Class::Global => self.queue_timeout,
+            Class::Pass | Class::Ban | Class::Circuit | Class::Puzzle => SOON,
+            Class::Protocol | Class::Slow | Class::Backend | Class::Ours => SOON,
+        }
     }
 
     /// TCP: the circuit table. Plain clients cannot answer a puzzle.

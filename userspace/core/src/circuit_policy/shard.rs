@@ -187,7 +187,8 @@ impl CircuitShard {
         }
         if is_new && self.table.is_full() && self.table.longest_unused().is_none() && self.table.banned() == 0
         {
-            return refused(self.ruling(&record, Refusal::TableFull, Duration::ZERO, now));
+            let retry_after = self.settings.retry_after(Refusal::TableFull);
+            return refused(self.ruling(&record, Refusal::TableFull, retry_after, now));
         }
         record.recent_connections.add(record.touched);
         let is_vip = record.is_vip(record.touched);
@@ -453,7 +454,7 @@ impl CircuitShard {
             Class::Puzzle if word == Refusal::PuzzleRequired => {
                 Decision::RequirePow { difficulty: self.load.difficulty }
             }
-            Class::Global if word != Refusal::GlobalRate => Decision::CapacityExceeded,
+            Class::Global if word != Refusal::GlobalRate => Decision::CapacityExceeded { retry_after },
             Class::Circuit | Class::Global | Class::Puzzle | Class::Protocol => {
                 Decision::RateLimited { retry_after }
             }

@@ -12,6 +12,8 @@ pub struct ShardCounts {
     pub tracked: u32,
     /// Circuits banned.
     pub banned: u32,
+    /// Circuits that go past the queue, by token or by the operator's word; none of them is banned.
+    pub vips: u32,
     /// Circuits past their age or latency that carry connections, as the last examination found.
     pub marked: u32,
 }
@@ -54,6 +56,7 @@ impl Sum for ShardCounts {
         counts.fold(Self::default(), |sum, next| Self {
             tracked: sum.tracked.saturating_add(next.tracked),
             banned: sum.banned.saturating_add(next.banned),
+            vips: sum.vips.saturating_add(next.vips),
             marked: sum.marked.saturating_add(next.marked),
         })
     }
@@ -73,7 +76,7 @@ mod tests {
 
     #[test]
     fn the_line_is_exact() {
-        let shard = |tracked, banned| ShardCounts { tracked, banned, marked: 9 };
+        let shard = |tracked, banned| ShardCounts { tracked, banned, vips: 5, marked: 9 };
         let line = Statistics {
             active: 42,
             most_active: 200,

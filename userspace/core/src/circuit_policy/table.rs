@@ -7,7 +7,13 @@
 //!
 //! Memory, once filled: per circuit one [`Record`] (104 bytes), one [`Links`] (12), one head of a chain (4) and one place
 //! in the heap (4): 124 bytes. Each array is reserved at its full size at the start, so none ever doubles, and pages that
-//! no circuit has reached are not resident.
+//! no circuit has reached are not resident. Besides there is one number for each tick at which circuits cease to be VIPs, so
+//! that these can be counted without a walk.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Unbounded},
+};
 
 use super::record::{APART, Home, Record};
 
@@ -32,6 +38,8 @@ pub(super) struct Table {
     known: List,
     /// Slots of the banned: a binary heap whose first has the ban that ends first.
     bans: Vec<u32>,
+    /// How many are VIPs up to which tick: [`Record::vip_until`].
+    vips: BTreeMap<u32, u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +75,7 @@ impl Table {
             passing: list,
             known: list,
             bans: Vec::with_capacity(capacity as usize),
+            vips: BTreeMap::new(),
         }
     }
 
@@ -81,6 +90,11 @@ impl Table {
     /// How many are banned.
     pub(super) fn banned(&self) -> u32 {
         self.bans.len() as u32
+    }
+
+    /// How many go past the queue at the tick `now`; none of them is banned.
+    pub(super) fn vips(&self, now: u32) -> u32 {
+        self.vips.range((Excluded(now), Unbounded)).map(|(_, count)| count).sum()
     }
 
     pub(super) fn get(&self, number: u32) -> Option<&Record> {
@@ -340,7 +354,23 @@ impl Table {
 
     fn write(&mut self, slot: u32, record: Record) {
         if let Some(place) = self.records.get_mut(slot as usize) {
-            *place = record;
+            let before = std::mem::replace(place, record);
+            self.count_vip(before.vip_until(), record.vip_until());
+        }
+    }
+
+    fn count_vip(&mut self, before: u32, after: u32) {
+        if before == after {
+            return;
+        }
+        if let Some(count) = self.vips.get_mut(&before) {
+            *count -= 1;
+            if *count == 0 {
+                self.vips.remove(&before);
+            }
+        }
+        if after > 0 {
+            *self.vips.entry(after).or_default() += 1;
         }
     }
 
@@ -402,17 +432,19 @@ mod tests {
         /// evicts in order, and never a circuit with open connections.
         #[test]
         fn like_a_map_but_bounded(
-            steps in prop::collection::vec((1u32..24, 0u16..3, prop_oneof![Just(0u32), 1u32..50], any::<bool>(), 0u8..5), 1..200),
+            steps in prop::collection::vec((1u32..24, 0u16..3, prop_oneof![Just(0u32), 1u32..50], any::<bool>(), 0u8..5, prop_oneof![3 => Just(0u32), 1 => 1u32..2_000, 1 => Just(u32::MAX)]), 1..200),
             capacity in 1u32..12,
         ) {
             let (mut table, mut model) = (Table::new(capacity), BTreeMap::new());
-            for (step, (number, open, banned_until, has_solved, kind)) in (3..).zip(steps) {
+            for (step, (number, open, banned_until, has_solved, kind, vip_until)) in (3..).zip(steps) {
                 // Some in the same tick and some in the same epoch, as it is where a circuit sends many requests.
                 let now = step / 3 * 30;
                 if kind == 0 {
                     prop_assert_eq!(table.remove(number).map(|gone| gone.touched), model.remove(&number).map(|gone: Record| gone.touched));
                 } else {
-                    let written = record(number, now, open.saturating_sub(1), banned_until, has_solved);
+                    let is_promoted = vip_until == u32::MAX;
+                    let (ticket, ticket_until) = if is_promoted { (0, 0) } else { (vip_until, vip_until) };
+                    let written = Record { is_promoted, ticket, ticket_until, ..record(number, now, open.saturating_sub(1), banned_until, has_solved) };
                     let is_new = !model.contains_key(&number);
                     let expected = if is_new && model.len() == capacity as usize { Some(victim(&model)) } else { None };
                     match (table.put(written), expected) {
@@ -433,6 +465,8 @@ mod tests {
                 }
                 let banned = || model.values().filter(|record| record.home() == Home::Banned);
                 prop_assert_eq!(table.banned() as usize, banned().count());
+                let vips = model.values().filter(|record| record.home() < Home::Banned && record.is_vip(now));
+                prop_assert_eq!(table.vips(now) as usize, vips.count());
                 prop_assert_eq!(table.first_ban().map(|record| record.banned_until), banned().map(|record| record.banned_until).min());
                 let unused = model.values().filter(|record| record.home() < Home::Banned && !record.is_held());
                 let turn = unused.map(Record::turn_to_go).min();

@@ -667,6 +667,7 @@ fn load_up(world: &mut World) {
         world.event(Event::FrontLoad(FrontReading {
             active: 200,
             most_active: 200,
+            challenged: 0,
             queued: 0,
             most_queued: 300,
             wait: Duration::ZERO,

@@ -31,16 +31,18 @@ fn reading() -> impl Strategy<Value = Event> {
             })
         },
     );
-    let front = (0u32..300, 0u32..400, 0u64..7_000).prop_map(|(active, queued, wait)| {
-        Event::Front(FrontReading {
-            active,
-            most_active: 200,
-            queued,
-            most_queued: 300,
-            wait: Duration::from_millis(wait),
-            most_wait: Duration::from_secs(5),
-        })
-    });
+    let front =
+        (0u32..300, 0u32..600, 0u32..400, 0u64..7_000).prop_map(|(active, challenged, queued, wait)| {
+            Event::Front(FrontReading {
+                active,
+                most_active: 200,
+                challenged,
+                queued,
+                most_queued: 300,
+                wait: Duration::from_millis(wait),
+                most_wait: Duration::from_secs(5),
+            })
+        });
     prop_oneof![
         4 => tor,
         4 => front,
@@ -299,7 +301,7 @@ proptest! {
         let desired = load.settled().desired();
         let holds = desired.grounds.iter().any(|ground| ground.holds_level);
         prop_assert_eq!(holds, desired.level > Level::Calm);
-        prop_assert_eq!(desired.grounds.len(), 7);
+        prop_assert_eq!(desired.grounds.len(), 8);
     }
 
     /// For all events, the shard's comparison with the threshold says what the level says, and the ratio lies in the

@@ -36,6 +36,7 @@ pub(super) fn connections(ratio: u32) -> Event {
     Event::Front(FrontReading {
         active: ratio,
         most_active: 10_000,
+        challenged: 0,
         queued: 0,
         most_queued: 300,
         wait: Duration::ZERO,
@@ -223,6 +224,23 @@ fn an_input_at_the_end_of_a_level_holds_it() {
     }
 }
 
+#[test]
+fn who_looks_at_a_puzzle_holds_the_level_that_asks() {
+    for (challenged, level) in [(7_667, Heavy), (7_666, Moderate)] {
+        let mut bench = Bench::at_level(Heavy);
+        for _ in 0..70 {
+            bench.second += 1;
+            let Event::Front(front) = connections(0) else { panic!("a reading of the front") };
+            bench.machine.handle(Event::Front(FrontReading { challenged, ..front }), at(bench.second));
+        }
+        let desired = bench.machine.desired();
+        assert_eq!(desired.level, level, "{challenged}");
+        let ground = desired.grounds.iter().find(|ground| ground.input == Input::Challenged);
+        // What does not hold heavy load holds moderate load.
+        assert_eq!(ground.map(|ground| ground.holds_level), Some(true));
+    }
+}
+
 /// Each input alone, growing or standing for 10 s: its ratio, and the level.
 #[test]
 fn each_input_is_a_share_of_what_it_can_bear() {
@@ -230,13 +248,14 @@ fn each_input_is_a_share_of_what_it_can_bear() {
     let front = FrontReading {
         active: 0,
         most_active: 200,
+        challenged: 0,
         queued: 0,
         most_queued: 300,
         wait: Duration::ZERO,
         most_wait: Duration::from_secs(5),
     };
     let second = |turn: u64, milliseconds: u64| Some(Duration::from_millis(turn * milliseconds));
-    let rows: [(Input, Growing<'_>, u16, Level); 18] = [
+    let rows: [(Input, Growing<'_>, u16, Level); 20] = [
         (Input::TorCpu, &|turn| Event::Tor(TorReading { cpu: second(turn, 450), ..tor }), 5_000, Calm),
         (Input::TorCpu, &|turn| Event::Tor(TorReading { cpu: second(turn, 675), ..tor }), 7_500, Light),
         (Input::TorCpu, &|turn| Event::Tor(TorReading { cpu: second(turn, 1_900), ..tor }), 10_000, Heavy),
@@ -289,6 +308,8 @@ fn each_input_is_a_share_of_what_it_can_bear() {
             10_000,
             Heavy,
         ),
+        (Input::Challenged, &|_| Event::Front(FrontReading { challenged: 150, ..front }), 7_500, Light),
+        (Input::Challenged, &|_| Event::Front(FrontReading { challenged: 500, ..front }), 10_000, Heavy),
         (Input::CpuPressure, &|turn| Event::CpuStalled(Duration::from_millis(400 * turn)), 5_000, Calm),
         (Input::CpuPressure, &|turn| Event::CpuStalled(Duration::from_millis(1_000 * turn)), 10_000, Calm),
     ];
@@ -308,7 +329,7 @@ fn each_input_is_a_share_of_what_it_can_bear() {
             assert_eq!((other.input.kind(), other.ratio), (input.kind(), Ratio::NONE));
         }
         let of_front = desired.grounds.iter().filter(|ground| ground.input.kind() == Kind::Front).count();
-        assert_eq!(of_front, if input.kind() == Kind::Front { 3 } else { 0 });
+        assert_eq!(of_front, if input.kind() == Kind::Front { 4 } else { 0 });
     }
 }
 
@@ -499,6 +520,7 @@ fn words_are_distinct() {
         "queue",
         "wait",
         "connections",
+        "challenged",
         "cpu_pressure",
     ];
     assert_eq!(inputs, expected);

@@ -1,5 +1,6 @@
 //! A service on one virtual clock: visitors, attackers, tor, the front. The level is read every two seconds, and what it
-//! demands acts back: attackers solve no puzzle, so that they lose their places, but not their way to tor.
+//! demands acts back: attackers solve no puzzle, so that they get no places but those where they look at it, and do not lose
+//! their way to tor.
 
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ const CIRCUIT_CPU: Duration = Duration::from_millis(8);
 const REJECTION_CPU: Duration = Duration::from_millis(2);
 /// Seconds for which a visitor keeps a place.
 const VISIT_SECONDS: u32 = 8;
+/// Seconds for which a connection that solves no puzzle is held: as long as it may rest between requests.
+const LOOK_SECONDS: u32 = 2;
 const PLACES: u32 = 200;
 const QUEUE: u32 = 300;
 
@@ -31,6 +34,8 @@ struct World {
     second: u64,
     generation: u64,
     is_tor_up: bool,
+    /// Whether tor, and the host, tell of themselves.
+    is_tor_read: bool,
     cpu: Duration,
     rendezvous: u64,
     rejections: u64,
@@ -38,6 +43,8 @@ struct World {
     /// Connections that end after so many more seconds.
     places: [u32; VISIT_SECONDS as usize],
     queued: u32,
+    /// Connections that look at a puzzle, likewise.
+    challenged: [u32; LOOK_SECONDS as usize],
     /// Each change of the level.
     changes: Vec<(u64, Level)>,
     /// The highest rate that any reading told, in ten-thousandths.
@@ -51,12 +58,14 @@ impl World {
             second: 0,
             generation: 1,
             is_tor_up: true,
+            is_tor_read: true,
             cpu: Duration::ZERO,
             rendezvous: 0,
             rejections: 0,
             stalled: Duration::ZERO,
             places: [0; VISIT_SECONDS as usize],
             queued: 0,
+            challenged: [0; LOOK_SECONDS as usize],
             changes: Vec::new(),
             highest: 0,
         }
@@ -81,6 +90,8 @@ impl World {
         if let Some(last) = self.places.last_mut() {
             *last = 0;
         }
+        self.challenged.rotate_left(1);
+        let mut challenged = 0;
         if self.is_tor_up {
             // Tor rejects first, then builds circuits until its second is over.
             let rejecting = REJECTION_CPU * traffic.forged;
@@ -96,7 +107,11 @@ impl World {
             let is_kept_out =
                 self.machine.desired().load.difficulty > 8 && self.machine.desired().asks_puzzles;
             let attackers = if is_kept_out { 0 } else { built - visitors };
+            challenged = built - visitors - attackers;
             self.queued = (self.queued + visitors + attackers).min(QUEUE);
+        }
+        if let Some(last) = self.challenged.last_mut() {
+            *last = challenged;
         }
         let free = PLACES - self.places.iter().sum::<u32>();
         let served = free.min(self.queued);
@@ -124,6 +139,7 @@ impl World {
         let front = FrontReading {
             active: self.places.iter().sum(),
             most_active: PLACES,
+            challenged: self.challenged.iter().sum(),
             queued: self.queued,
             most_queued: QUEUE,
             // Places come free at 25 a second.
@@ -137,8 +153,11 @@ impl World {
             rejections: Some(self.rejections),
             ..silent_tor(1)
         };
-        let mut events = vec![Event::Front(front), Event::CpuStalled(self.stalled)];
-        if self.is_tor_up {
+        let mut events = vec![Event::Front(front)];
+        if self.is_tor_read {
+            events.push(Event::CpuStalled(self.stalled));
+        }
+        if self.is_tor_up && self.is_tor_read {
             events.push(Event::Tor(tor));
         }
         events
@@ -203,6 +222,17 @@ fn a_sudden_attack_is_met_within_ten_seconds_of_its_first_reading() {
     assert!(world.level() >= Heavy, "{:?}", world.changes);
     world.run(5, attack);
     assert_eq!(world.level(), UnderAttack, "{:?}", world.changes);
+}
+
+#[test]
+fn an_attack_that_the_front_alone_sees_stays_as_long_as_it_looks_at_puzzles() {
+    let mut world = World { is_tor_read: false, ..World::new() };
+    world.run(100, usual);
+    assert_eq!(world.run(100, attack), Heavy, "{:?}", world.changes);
+    let risen = world.changes.len();
+    assert_eq!(world.run(1_800, attack), Heavy);
+    assert_eq!(world.changes.len(), risen, "{:?}", world.changes);
+    assert_eq!(world.run(400, usual), Calm);
 }
 
 #[test]

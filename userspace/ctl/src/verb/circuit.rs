@@ -72,7 +72,7 @@ pub(crate) enum Circuit {
         #[command(flatten)]
         which: Which,
     },
-    /// Treat a circuit as any other again
+    /// Let a circuit go past the queue no longer, and revoke its token
     Demote {
         #[command(flatten)]
         which: Which,
@@ -107,7 +107,8 @@ impl Circuit {
                 };
                 (which, CircuitState::Banned { seconds })
             }
-            Self::Unban { which } | Self::Demote { which } => (which, CircuitState::Normal),
+            Self::Unban { which } => (which, CircuitState::Unbanned),
+            Self::Demote { which } => (which, CircuitState::Demoted),
             Self::Promote { which } => (which, CircuitState::Vip),
             Self::Close { which: Which { circuit, dry_run } } => {
                 return Request::CircuitClose { circuit, dry_run };

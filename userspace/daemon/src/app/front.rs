@@ -285,8 +285,10 @@ impl App {
     pub(super) fn ban_of(&self, circuit: NonZeroU32) -> Option<Monotime> {
         match self.front.orders.get(circuit) {
             Some(CircuitOrder::Banned { until }) => Some(until),
-            Some(CircuitOrder::Vip | CircuitOrder::Normal) => None,
-            None => self.found_by_haproxy().find(|(of, _)| *of == circuit).map(|(_, until)| until),
+            Some(CircuitOrder::Vip | CircuitOrder::Unbanned) => None,
+            Some(CircuitOrder::Demoted) | None => {
+                self.found_by_haproxy().find(|(of, _)| *of == circuit).map(|(_, until)| until)
+            }
         }
     }
 
@@ -332,7 +334,8 @@ impl App {
         let state = |order| match order {
             CircuitOrder::Banned { until } => WireState::Banned { until: until.0 },
             CircuitOrder::Vip => WireState::Vip,
-            CircuitOrder::Normal => WireState::Normal,
+            CircuitOrder::Unbanned => WireState::Unbanned,
+            CircuitOrder::Demoted => WireState::Demoted,
         };
         let circuits = orders.desired().map(|(circuit, order, said)| Wire {
             circuit,
@@ -460,7 +463,13 @@ impl App {
                 )
             }
             CircuitState::Vip => format!("circuit {circuit}: it goes past the queue until it ends"),
-            CircuitState::Normal => format!("circuit {circuit}: what was found out about it is forgotten"),
+            CircuitState::Unbanned => {
+                format!("circuit {circuit}: it is banned no longer, whoever banned it; what else it is stays")
+            }
+            CircuitState::Demoted => format!(
+                "circuit {circuit}: it goes past the queue no longer, and a token that it uses counts no more, for all circuits \
+                 that use it; a ban stays"
+            ),
         }];
         if !is_known {
             said.push(
@@ -487,7 +496,8 @@ fn order(state: CircuitState, now: Monotime) -> CircuitOrder {
             CircuitOrder::Banned { until: now.after(Duration::from_secs(seconds)) }
         }
         CircuitState::Vip => CircuitOrder::Vip,
-        CircuitState::Normal => CircuitOrder::Normal,
+        CircuitState::Unbanned => CircuitOrder::Unbanned,
+        CircuitState::Demoted => CircuitOrder::Demoted,
     }
 }
 
@@ -495,7 +505,7 @@ fn undo(circuit: NonZeroU32, state: CircuitState) -> Option<String> {
     match state {
         CircuitState::Banned { .. } => Some(format!("tunica circuit unban {circuit}")),
         CircuitState::Vip => Some(format!("tunica circuit demote {circuit}")),
-        CircuitState::Normal => None,
+        CircuitState::Unbanned | CircuitState::Demoted => None,
     }
 }
 

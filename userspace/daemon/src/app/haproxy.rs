@@ -10,7 +10,7 @@ use tunica_api::{
 use tunica_core::{
     circuit_orders::CircuitOrder,
     circuit_policy::{ShardCounts, Statistics},
-    haproxy_table::{Standing, Wish},
+    haproxy_table::{Said, Standing, Wish},
     time::Monotime,
 };
 
@@ -104,20 +104,19 @@ impl App {
     /// Says what HAProxy's table should hold.
     pub(super) fn send_wish(&self) {
         let orders = self.circuit_orders();
-        let by_front = self.banned_by_front().map(|(circuit, _)| (circuit, Standing::Banned));
-        let by_orders = orders.desired().map(|(circuit, order, _)| {
-            let standing = match order {
-                CircuitOrder::Banned { .. } => Standing::Banned,
-                CircuitOrder::Vip => Standing::Vip,
-                CircuitOrder::Normal => Standing::Normal,
+        let mut said: BTreeMap<_, _> =
+            self.banned_by_front().map(|(circuit, _)| (circuit, Said::Banned)).collect();
+        for (circuit, order, _) in orders.desired() {
+            let what = match order {
+                CircuitOrder::Banned { .. } => Said::Banned,
+                CircuitOrder::Vip => Said::Vip,
+                CircuitOrder::Unbanned => Said::Unbanned,
+                // The front's ban stays.
+                CircuitOrder::Demoted => said.get(&circuit).copied().unwrap_or(Said::Demoted),
             };
-            (circuit, standing)
-        });
-        let wish = Wish {
-            revision: orders.revision(),
-            mark: self.mark(),
-            standings: by_front.chain(by_orders).collect(),
-        };
+            said.insert(circuit, what);
+        }
+        let wish = Wish { revision: orders.revision(), mark: self.mark(), said };
         self.haproxy.wish.send_if_modified(|before| {
             let is_news = *before != wish;
             *before = wish;
@@ -167,7 +166,12 @@ impl App {
             most_active: self.config.circuits.max_concurrent_connections.get(),
             rate: number(table.connections.div_ceil(10)),
             most_rate: self.config.circuits.max_connections_per_second.get(),
-            circuits: ShardCounts { tracked: number(table.tracked), banned: number(table.banned), marked: 0 },
+            circuits: ShardCounts {
+                tracked: number(table.tracked),
+                banned: number(table.banned),
+                vips: number(table.vips),
+                marked: 0,
+            },
         };
         let digest = Digest {
             active: table.open,

@@ -57,6 +57,7 @@ impl App {
         self.measured(Event::FrontLoad(FrontReading {
             active: count(digest.active),
             most_active: count(digest.most_active),
+            challenged: count(digest.challenged),
             queued: count(digest.waiting),
             most_queued: count(digest.most_waiting),
             wait: span(digest.first_wait_milliseconds),

@@ -103,7 +103,7 @@ impl Known<'_> {
     fn is_by_operator(&self) -> bool {
         match self.order {
             Some(CircuitOrder::Banned { .. }) => !self.is_carried,
-            Some(CircuitOrder::Vip | CircuitOrder::Normal) | None => {
+            Some(CircuitOrder::Vip | CircuitOrder::Unbanned | CircuitOrder::Demoted) | None => {
                 self.row.is_some_and(|row| row.banned_by_operator)
             }
         }
@@ -383,7 +383,7 @@ impl Known<'_> {
             undo.push(format!("lift the ban: `tunica circuit unban {circuit}`"));
         } else {
             if self.is_vip() {
-                undo.push(format!("treat it as any other: `tunica circuit demote {circuit}`"));
+                undo.push(format!("let it go past the queue no longer: `tunica circuit demote {circuit}`"));
             } else if self.row.is_some() {
                 undo.push(format!("let it go past the queue: `tunica circuit promote {circuit}`"));
             }

@@ -196,8 +196,7 @@ fn show(visit: &Stay, asked: &HeaderMap, to: &str, shown: &Shown) -> Said {
         }
         Shown::Full => (AGAIN * 2, is_page.then(|| page::full(&word))),
     };
-    // Rounded up: never too early.
-    headers.insert(header::RETRY_AFTER, (again.as_secs() + 1).into());
+    headers.insert(header::RETRY_AFTER, circuits::whole_seconds(again).into());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(Page { html, policy }) = page {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));

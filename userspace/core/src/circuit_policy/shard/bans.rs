@@ -36,16 +36,17 @@ impl CircuitShard {
         is_banned.then(|| begin(record.banned_until).since(now))
     }
 
-    /// Operator: banned from now on, for `length` or as the ladder says. Returns the length; `None` where the circuit is
-    /// of another tor process. In a table full of circuits with open connections a new one is closed but not remembered.
+    /// Operator: banned from now on, for `length` or as the ladder says, and promoted no longer. Returns the length; `None` where
+    /// the circuit is of another tor process. In a table full of circuits with open connections a new one is closed but not remembered.
     pub fn ban(&mut self, circuit: CircuitId, length: Option<Duration>, now: Monotime) -> Option<Duration> {
         let (mut record, _) = self.load_record(circuit, now)?;
+        record.is_promoted = false;
         let length = self.begin_ban(&mut record, length, None, now);
         self.store(record);
         Some(length)
     }
 
-    /// Operator: banned no longer. Its rung stays. Returns whether it was.
+    /// Operator: banned no longer. Its rung stays, and so does all else. Returns whether it was.
     pub fn unban(&mut self, circuit: CircuitId, now: Monotime) -> bool {
         let Some(mut record) = self.known(circuit, now) else { return false };
         let was_banned = record.is_banned(record.touched);

@@ -10,7 +10,7 @@ use super::{
         Lane,
         budget::{Budget, Debt},
         record::Record,
-        settings::{CircuitSettings, Ratio},
+        settings::{CircuitSettings, Ratio, SOON},
         window::span,
     },
     Load, Usage,
@@ -24,9 +24,6 @@ pub(super) struct Finding {
     /// When to try again, where the finding knows.
     pub(super) retry_after: Duration,
 }
-
-/// The hint where only the end of another connection helps.
-const SOON: Duration = Duration::from_secs(1);
 
 /// A new connection of a circuit that is not banned.
 pub(super) fn connection(

@@ -94,7 +94,12 @@ impl CircuitShard {
     }
 
     /// How many circuits there are.
-    pub fn counts(&self) -> ShardCounts {
-        ShardCounts { tracked: self.table.len(), banned: self.table.banned(), marked: self.marked }
+    pub fn counts(&self, now: Monotime) -> ShardCounts {
+        ShardCounts {
+            tracked: self.table.len(),
+            banned: self.table.banned(),
+            vips: self.table.vips(tick(now)),
+            marked: self.marked,
+        }
     }
 }
