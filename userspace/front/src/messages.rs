@@ -17,6 +17,7 @@ messages! {
     "load_lapsed", "warn", "Nothing was heard of the load for 30 s, so limits and puzzles are as the configuration says until `tunicad` tells again.";
     "accept_failed", "warn", "A connection of tor could not be taken, most likely because no file descriptor is free; see `LimitNOFILE=` of the unit.";
     "stream_unknown", "debug", "A stream was closed unanswered because its PROXY header names no circuit; see that torrc has `HiddenServiceExportCircuitID haproxy`.";
+    "streams_refused", "info", "Streams or requests were refused; `refusal` says by which word, and `count` how many since the line before. It is said with `circuits.log_refusals = true` alone, at most once a second for each word, and names no circuit.";
     "backend_up", "info", "A backend answers its health check again and gets requests.";
     "backend_down", "error", "A backend failed its health check twice in a row, and nothing is sent there until it has passed it twice in a row.";
     "arti_waits", "info", "Another process hosts the onion service; this one takes it over once that one gives it up.";
