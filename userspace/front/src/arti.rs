@@ -482,7 +482,8 @@ impl Circuit {
         let mut idle = FIRST.min(self.idle);
         loop {
             tokio::select! {
-                request = requests.next() => match request {
+                // Once it only waits for its end no stream comes in: its client asks again by another circuit.
+                request = requests.next(), if !(is_leaving && streams.is_empty()) => match request {
                     Some(request) => {
                         if self.open(request, &mut streams).await {
                             self.seat.open.places().stream_began(self.seat.number);
