@@ -165,6 +165,12 @@ fn the_key_of_c_tor_keeps_its_address_and_one_process_at_a_time_hosts_it() {
     refused(&lab, &with_arti, &["mode 0644", "chmod 600"]);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(address(&lab), onion);
+    // It is said before the process that hosts the service ends for this one.
+    let open = lab.path("arti/left by a restore");
+    fs::write(&open, "").unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o666)).unwrap();
+    refused(&lab, &with_arti, &["arti.state_dir", "nobody else may be able to write"]);
+    fs::remove_file(&open).unwrap();
 
     lab.start().unwrap();
     let first = Beside::start_with_arti(&lab).unwrap();

@@ -34,6 +34,9 @@ use tunica_onion::key_file::{ExpandedKey, FILE_BYTES, KeyFileError};
 
 /// The service's name in the state directory. There is one, so nobody needs to choose.
 const NICKNAME: &str = "tunica";
+/// How often the state directory is looked at before what is wrong there is believed, and how long after another look.
+const STATE_LOOKS: u32 = 4;
+const STATE_PAUSE: Duration = Duration::from_millis(50);
 /// Most that Arti holds for circuits and streams that are slower than their senders, bytes: half of what the drop-in of the unit
 /// has beyond what the front has otherwise. Beyond it Arti ends those that hold most.
 const MOST_QUEUED: usize = 256 << 20;
@@ -214,8 +217,23 @@ impl Plan {
             most_connections: usize::try_from(config.ingress.maxconn.get()).unwrap_or(usize::MAX),
             intake: arti.pow.then(|| Intake::new(arti.pow_queue_rate, arti.pow_queue_burst)),
         };
+        plan.check_state_dir()?;
         plan.learn_key()?;
         Ok(plan)
+    }
+
+    /// Whether Arti will take everything in the state directory, by its own measure. Whoever hosts the service meanwhile may end
+    /// for a process that has begun, so what would keep that one from it is said before.
+    fn check_state_dir(&self) -> Result<(), PlanError> {
+        let check = || self.client.fs_mistrust().verifier().check_content().check(&self.state_dir);
+        for _ in 1..STATE_LOOKS {
+            if check().is_ok() {
+                return Ok(());
+            }
+            // Another process may have just renamed a file.
+            std::thread::sleep(STATE_PAUSE);
+        }
+        check().map_err(|error| self.useless(error))
     }
 
     /// The onion address in full. A service that has no key yet gets one.
