@@ -69,6 +69,15 @@ fn address(lab: &Lab) -> String {
     String::from_utf8(said.stdout).unwrap().trim().to_owned()
 }
 
+/// Starts the daemon and a front that hosts the service, and says its address.
+fn hosted(lab: &mut Lab) -> (String, Beside) {
+    lab.start().unwrap();
+    let onion = address(lab);
+    let front = Beside::start_with_arti(lab).unwrap();
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    (onion, front)
+}
+
 /// Waits until a client is served.
 fn reached(lab: &mut Lab, client: &Client, onion: &str) {
     lab.wait_for("the service", |_| Ok(fate::open(client, onion).is_ok())).unwrap();
@@ -104,10 +113,7 @@ fn circuits_of_a_hosted_service_share_the_fate_of_those_of_c_tor() {
     let backend = Backend::start().unwrap();
     let network = network.join().unwrap();
     configure(&lab, &network, &backend, "", fate::CIRCUITS);
-    lab.start().unwrap();
-    let onion = address(&lab);
-    let _front = Beside::start_with_arti(&lab).unwrap();
-    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    let (onion, _front) = hosted(&mut lab);
     let client = network.client().unwrap();
     reached(&mut lab, &client, &onion);
     fate::hold(&mut Stage { lab: &mut lab, client: &client, onion: &onion, backend: &backend }).unwrap();
@@ -135,10 +141,7 @@ fn circuits_of_a_hosted_service_are_closed_for_their_age_as_those_of_c_tor() {
     let mut lab = Lab::new("artirotation").unwrap();
     let backend = Backend::start().unwrap();
     configure(&lab, &network, &backend, "", fate::ROTATION);
-    lab.start().unwrap();
-    let onion = address(&lab);
-    let _front = Beside::start_with_arti(&lab).unwrap();
-    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    let (onion, _front) = hosted(&mut lab);
     let client = network.client().unwrap();
     reached(&mut lab, &client, &onion);
     // What it was reached by is forgotten with its end.

@@ -235,6 +235,22 @@ impl CircuitRegistry {
         self.is_whole
     }
 
+    /// Of circuits that are to be closed: those that tor can close, and those that it has not any more, or needs itself. `None`
+    /// until it has said of all its circuits which there are.
+    pub fn sort_out<T>(
+        &self,
+        unwanted: impl IntoIterator<Item = (NonZeroU32, T)>,
+    ) -> Option<(BTreeMap<NonZeroU32, T>, Vec<NonZeroU32>)> {
+        let (mut there, mut ended) = (BTreeMap::new(), Vec::new());
+        for (circuit, what) in unwanted {
+            match self.closable(circuit) {
+                Ok(_) => drop(there.insert(circuit, what)),
+                Err(_) => ended.push(circuit),
+            }
+        }
+        self.is_whole.then_some((there, ended))
+    }
+
     /// What tor says of a circuit; `None` also while tor is not connected.
     pub fn get(&self, circuit: NonZeroU32) -> Option<&TorFacts> {
         self.circuits.get(&circuit).filter(|_| self.is_connected)
@@ -351,6 +367,10 @@ mod tests {
         assert!(!registry.is_whole(), "connected, and no list yet");
         registry.heard(word(4, 33, JOINED, Step::Repurposed), at(1));
         assert!(!registry.is_whole());
+        let sorted = |registry: &CircuitRegistry| registry.sort_out([33, 34].map(|of| (number(of), ())));
+        assert_eq!(sorted(&registry), None);
+        registry.listed([word(4, 33, JOINED, Step::Repurposed)]);
+        assert_eq!(sorted(&registry), Some(([(number(33), ())].into(), vec![number(34)])));
         registry.listed([]);
         assert!(registry.is_whole());
         // The same tor process, or another, after the connection was lost.

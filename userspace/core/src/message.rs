@@ -13,6 +13,16 @@ pub struct Message {
     pub meaning: &'static str,
 }
 
+/// The messages of a program, as its constant `MESSAGES`: what it is, then each one's id, level and meaning.
+#[macro_export]
+macro_rules! messages {
+    ($( #[$about:meta] )* $( $name:literal, $level:literal, $meaning:literal; )+) => {
+        $( #[$about] )*
+        pub const MESSAGES: &[$crate::message::Message] =
+            &[ $( $crate::message::Message { name: $name, level: $level, meaning: $meaning }, )+ ];
+    };
+}
+
 /// A table of messages in Markdown, by their names.
 pub fn table(messages: impl IntoIterator<Item = Message>) -> String {
     let mut messages: Vec<Message> = messages.into_iter().collect();

@@ -109,15 +109,8 @@ pub fn log_notice(notice: &Notice) {
     }
 }
 
-macro_rules! messages {
-    ($( $name:literal, $level:literal, $meaning:literal; )+) => {
-        /// The messages of the daemon itself; the coordinator's notices are the others.
-        pub const MESSAGES: &[Message] =
-            &[ $( Message { name: $name, level: $level, meaning: $meaning }, )+ ];
-    };
-}
-
-messages! {
+tunica_core::messages! {
+    /// The messages of the daemon itself; the coordinator's notices are the others.
     "daemon_ready", "info", "The daemon has started and answers on its sockets.";
     "daemon_stopping", "info", "The daemon ends; the shield stays attached and goes on with what it was told last.";
     "shield_attached", "info", "The shield was attached to an interface.";

@@ -1,16 +1,9 @@
 //! The lines of this program's log, for the reference. Each bears a `message_id` that never changes meaning.
 
-use tunica_core::message::{Message, table};
+use tunica_core::message::table;
 
-macro_rules! messages {
-    ($( $name:literal, $level:literal, $meaning:literal; )+) => {
-        /// All of them. Lines of libraries, such as Arti's own, bear no id.
-        pub const MESSAGES: &[Message] =
-            &[ $( Message { name: $name, level: $level, meaning: $meaning }, )+ ];
-    };
-}
-
-messages! {
+tunica_core::messages! {
+    /// All of them. Lines of libraries, such as Arti's own, bear no id.
     "front_ready", "info", "The ingress has started, and every worker takes streams.";
     "front_stopping", "info", "The ingress takes no more streams, and ends once those that it has are done, at most 30 s later.";
     "daemon_away", "warn", "`tunicad` does not answer; the ingress goes on with its last orders and asks again every second. It is said once until `tunicad` has answered. If `tunicad` runs, see that the account of `ingress.user` is a member of `control.group`.";

@@ -194,14 +194,12 @@ impl Host {
 
     /// Lets a client know that it is refused, as far as the word says.
     async fn refuse(&self, mut stream: Stream, refusal: Refusal, retry: Option<Duration>) {
+        let again = || Some(retry.unwrap_or_else(|| self.circuits.retry_after(refusal)));
         match &self.carrier {
             Carrier::Http(_) => match refusal.http() {
                 HttpAnswer::Status(status) => answer(&mut stream, status, None).await,
-                later @ (HttpAnswer::RetryLater(_) | HttpAnswer::Challenge) => {
-                    let status = if let HttpAnswer::RetryLater(status) = later { status } else { 503 };
-                    let retry = retry.unwrap_or_else(|| self.circuits.retry_after(refusal));
-                    answer(&mut stream, status, Some(retry)).await;
-                }
+                HttpAnswer::RetryLater(status) => answer(&mut stream, status, again()).await,
+                HttpAnswer::Challenge => answer(&mut stream, 503, again()).await,
                 HttpAnswer::Reset | HttpAnswer::Tarpit => stream.set_reset(),
                 HttpAnswer::Close | HttpAnswer::Served => {}
             },

@@ -211,8 +211,8 @@ impl Rule for ShadowLimit {
             Some(meant) => format!("did you mean \"{meant}\"? Give {}", self.allowed()),
             None => format!("give {}", self.allowed()),
         };
-        match Refusal::ALL.iter().find(|word| word.label() == text) {
-            Some(word) if word.may_be_shadow() => Ok(*word),
+        match Refusal::named(text) {
+            Some(word) if word.may_be_shadow() => Ok(word),
             Some(_) => {
                 Err(Fault::at(value, "this is no limit that could be tried, so it would go on acting", fix))
             }

@@ -192,20 +192,10 @@ impl App {
     /// not among it.
     pub(super) fn close_unwanted(&mut self, unwanted: &[Closing]) -> Vec<NonZeroU32> {
         let Some(acts) = self.tor.acts.clone() else { return Vec::new() };
-        if !self.tor.registry.is_whole() {
-            return Vec::new();
-        }
-        let (mut there, mut ended) = (BTreeMap::new(), Vec::new());
-        for (circuit, why) in unwanted.iter().take(MOST_CLOSING) {
-            match (self.tor.registry.closable(*circuit), Refusal::named(why)) {
-                (Ok(_), Some(why)) => {
-                    there.insert(*circuit, why);
-                }
-                // Of another version than this daemon.
-                (Ok(_), None) => {}
-                (Err(_), _) => ended.push(*circuit),
-            }
-        }
+        // A word that is unknown is of another version than this daemon.
+        let named = unwanted.iter().take(MOST_CLOSING);
+        let named = named.filter_map(|(circuit, why)| Some((*circuit, Refusal::named(why)?)));
+        let Some((there, ended)) = self.tor.registry.sort_out(named) else { return Vec::new() };
         for circuit in self.tor.rotation.due(there) {
             if acts.try_send(TorAct::Close(circuit)).is_err() {
                 self.tor.rotation.failed(circuit);

@@ -455,6 +455,26 @@ mod tests {
         Monotime(seconds * 1_000_000_000)
     }
 
+    /// A circuit of which nobody knows anything.
+    fn blank<'a>(registry: &'a CircuitRegistry, settings: &'a CircuitSettings, now: Monotime) -> Known<'a> {
+        Known {
+            circuit: circuit(),
+            row: None,
+            has_front: true,
+            order: None,
+            is_carried: false,
+            is_found_by_haproxy: false,
+            banned_until: None,
+            registry,
+            has_control: false,
+            is_hosted: false,
+            closed_for: None,
+            gate: None,
+            settings,
+            now,
+        }
+    }
+
     #[test]
     fn each_state_is_said_as_it_is() {
         let settings = settings();
@@ -464,22 +484,7 @@ mod tests {
         let suspect = CircuitRow { violations: 4, rung: 1, ..suspect };
         let with_token = CircuitRow { token: Some("in_force".to_owned()), ..row("vip") };
         let fourth = CircuitRow { token: Some("in_use".to_owned()), ..row("normal") };
-        let blank = Known {
-            circuit: circuit(),
-            row: None,
-            has_front: true,
-            order: None,
-            is_carried: false,
-            is_found_by_haproxy: false,
-            banned_until: None,
-            registry: &nothing,
-            has_control: false,
-            is_hosted: false,
-            closed_for: None,
-            gate: None,
-            settings: &settings,
-            now: at(30),
-        };
+        let blank = blank(&nothing, &settings, at(30));
         assert_eq!(explain(&blank), None, "nobody knows it");
         let ban = Some(CircuitOrder::Banned { until: at(130) });
         // What is known, and what of it must be said: summary, violations, gate, ingress, tor.
@@ -597,22 +602,7 @@ mod tests {
         let settings = settings();
         let registry = registry(CircuitUse::Other);
         let row = CircuitRow { last_refusal: Some("too_many_open".to_owned()), ..row("normal") };
-        let known = Known {
-            circuit: circuit(),
-            row: Some(&row),
-            has_front: true,
-            order: None,
-            is_carried: false,
-            is_found_by_haproxy: false,
-            banned_until: None,
-            registry: &registry,
-            has_control: true,
-            is_hosted: false,
-            closed_for: None,
-            gate: None,
-            settings: &settings,
-            now: at(1),
-        };
+        let known = Known { row: Some(&row), has_control: true, ..blank(&registry, &settings, at(1)) };
         let view = explain(&known).unwrap();
         let limits: Vec<_> =
             view.limits.iter().map(|limit| (limit.key.as_str(), limit.used, limit.limit)).collect();
@@ -661,20 +651,9 @@ mod tests {
         let registry = registry(CircuitUse::ServiceRendezvous { is_joined: true });
         let marked = CircuitRow { marked: Some("circuit_slow".to_owned()), ..row("normal") };
         let known = Known {
-            circuit: circuit(),
             row: Some(&marked),
-            has_front: true,
-            order: None,
-            is_carried: false,
-            is_found_by_haproxy: false,
-            banned_until: None,
-            registry: &registry,
-            has_control: false,
-            is_hosted: false,
             closed_for: Some(Refusal::CircuitAged),
-            gate: None,
-            settings: &settings,
-            now: at(1),
+            ..blank(&registry, &settings, at(1))
         };
         // Control port, Arti; what is said of the ingress, and of age, latency and hard age.
         for (has_control, is_hosted, ingress, then) in [

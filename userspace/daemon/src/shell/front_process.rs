@@ -90,6 +90,13 @@ struct Options {
     tor_user: Option<String>,
 }
 
+impl Options {
+    /// How many sockets a front is handed.
+    fn listening(&self) -> i32 {
+        if self.hosts_itself { 0 } else { 1 + i32::from(self.socket.is_some()) }
+    }
+}
+
 /// Why a front does not run.
 #[derive(Debug, Error)]
 enum StartError {
@@ -373,9 +380,7 @@ impl FrontProcess {
         let failed = |source| StartError::Adopt { pid, source };
         let handle = handle_of(pid).map_err(failed)?;
         let mut sockets = Vec::new();
-        let listening =
-            if self.options.hosts_itself { 0 } else { 1 + i32::from(self.options.socket.is_some()) };
-        for number in 0..listening {
+        for number in 0..self.options.listening() {
             let socket = pidfd_getfd(&handle, FIRST + number, PidfdGetfdFlags::empty());
             let socket = socket.map_err(|error| failed(error.into()))?;
             if !is_listening(&socket, &self.options, number == 0).map_err(failed)? {
