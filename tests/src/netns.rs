@@ -254,7 +254,11 @@ pub fn processes(name: &str) -> Result<Vec<i32>> {
     Ok(inside)
 }
 
-fn end_processes(name: &str) -> Result<()> {
+/// Ends the processes in the namespace, which stays.
+///
+/// # Errors
+/// When one does not end.
+pub fn end_processes(name: &str) -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         for pid in processes(name)? {
             match kill(Pid::from_raw(pid), signal) {

@@ -32,7 +32,7 @@ pub use ring::{Place, SharedRandom, SharedRandoms};
 pub use service::{Backend, ProofOfWork, Service, ServiceOptions, Upload, Uploads};
 pub use socks::connect;
 
-pub use ground::verify_torrc;
+pub use ground::{start_nothing_more, verify_torrc};
 
 use ground::Ground;
 use node::{Node, PATIENCE};

@@ -37,6 +37,7 @@ use tunica_tests::{
     report::{Act, Baseline, Report, Row, machine, svg},
     stage::{ATTACK_SIDE, Attack, CLIENT_SIDE, CONNECTIONS, Stage, VISITORS},
     sys::allow_files,
+    testnet,
     traces::{Traces, remove_folder},
 };
 
@@ -178,6 +179,7 @@ fn clean_up_on_panic(traces: Traces) {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |information| {
         report(information);
+        testnet::start_nothing_more();
         if let Err(error) = traces.remove() {
             eprintln!("error: {error:#}");
         }
@@ -255,13 +257,15 @@ fn play_circuits(arguments: &Arguments, traces: Traces, machine: &str) -> Result
             }
             Ok(News::Progress(_)) => {}
             Err(RecvTimeoutError::Timeout) if INTERRUPTED.load(Ordering::Relaxed) => {
-                // Whoever waits for a process sees its end. A thread that still waits for something else ends with this
-                // process, and so do all children.
-                netns::remove(namespace.name())?;
+                // Whoever waits for a process sees its end, and cannot start the next one.
+                testnet::start_nothing_more();
                 let deadline = Instant::now() + FAREWELL;
                 while !player.is_finished() && Instant::now() < deadline {
+                    netns::end_processes(namespace.name())?;
                     thread::sleep(Duration::from_millis(20));
                 }
+                // A thread that still waits for something else ends with this process.
+                netns::remove(namespace.name())?;
                 bail!("interrupted");
             }
             Err(RecvTimeoutError::Timeout) => {}

@@ -2,18 +2,19 @@
 
 use std::{
     env, fs,
+    io::{self, Write as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    process::{self, Child, Command},
+    process::{self, Child, Command, Output, Stdio},
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
         mpsc::{Sender, channel},
     },
     thread,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::register::{self, Register};
 use crate::{sys::end_with_parent, traces::remove_folder};
@@ -189,17 +190,52 @@ pub fn verify_torrc(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Runs a program to its end with this input. It ends with this process, however this process ends.
+///
+/// # Errors
+/// If it cannot be started, or fails; what it said is in the message.
+pub(super) fn run(mut command: Command, input: &[u8]) -> Result<Output> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let what = format!("{command:?}");
+    let mut child = spawn(command).with_context(|| format!("starting {what}"))?;
+    child.stdin.take().context("no standard input")?.write_all(input).or_else(|error| {
+        // A program that reads nothing may end before.
+        if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
+    })?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        let said =
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        bail!("{what}: {}: {}", output.status, said.trim());
+    }
+    Ok(output)
+}
+
+/// Whether programs may be started; held while one is.
+static IS_OPEN: Mutex<bool> = Mutex::new(true);
+
+/// From now on no network of this process starts a program: who ends them all can be sure that none is added.
+pub fn start_nothing_more() {
+    *IS_OPEN.lock().unwrap_or_else(PoisonError::into_inner) = false;
+}
+
 /// Starts the program from a thread that lives as long as this process: the kernel ends a child together with the *thread*
 /// that started it, and a test's thread may end before the network does.
-fn spawn(command: Command) -> std::io::Result<Child> {
-    type Request = (Command, Sender<std::io::Result<Child>>);
+fn spawn(command: Command) -> io::Result<Child> {
+    type Request = (Command, Sender<io::Result<Child>>);
     static STARTER: OnceLock<Sender<Request>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
         let (requests, inbox) = channel::<Request>();
         let start = move || {
             for (mut command, answer) in inbox {
+                let is_open = IS_OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+                let child = if *is_open {
+                    end_with_parent(&mut command).spawn()
+                } else {
+                    Err(io::Error::other("the network is being ended"))
+                };
                 // Whoever asked waits for the answer.
-                let _ = answer.send(end_with_parent(&mut command).spawn());
+                let _ = answer.send(child);
             }
         };
         // If there is no thread, nobody holds the other end, and sending fails.
@@ -207,8 +243,8 @@ fn spawn(command: Command) -> std::io::Result<Child> {
         requests
     });
     let (answer, inbox) = channel();
-    starter.send((command, answer)).map_err(std::io::Error::other)?;
-    inbox.recv().map_err(std::io::Error::other)?
+    starter.send((command, answer)).map_err(io::Error::other)?;
+    inbox.recv().map_err(io::Error::other)?
 }
 
 #[cfg(test)]

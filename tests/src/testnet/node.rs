@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -18,7 +18,7 @@ use nix::{
 
 use super::{
     control::{Authentication, Control, ControlAddress},
-    ground::Ground,
+    ground::{Ground, run},
     ports::Port,
 };
 
@@ -81,11 +81,10 @@ impl Node {
             Authentication::Cookie => "CookieAuthentication 1".to_owned(),
             Authentication::Password(password) => {
                 let mut tor = self.ground.tor();
-                let output = tor.args(["--quiet", "--hash-password", password]).output()?;
+                tor.args(["--quiet", "--hash-password", password]);
+                let output = run(tor, b"").context("hashing the password")?;
                 let hash = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-                if !output.status.success() || hash.is_empty() {
-                    bail!("tor does not hash the password: {}", output.status);
-                }
+                ensure!(!hash.is_empty(), "tor's hash of the password is empty");
                 format!("CookieAuthentication 0\nHashedControlPassword {hash}")
             }
         };

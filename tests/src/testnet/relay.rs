@@ -3,17 +3,21 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::Write as _,
     path::Path,
-    process::{Command, Stdio},
     sync::Arc,
     thread,
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::{Profile, control::Authentication, ground::Ground, node::Node, ports::Port};
+use super::{
+    Profile,
+    control::Authentication,
+    ground::{Ground, run},
+    node::Node,
+    ports::Port,
+};
 
 /// Authorities of every profile: tor needs a majority of signatures, and two of three outlive the loss of one.
 const AUTHORITIES: usize = 3;
@@ -206,22 +210,6 @@ fn make_relay_keys(node: &Node) -> Result<String> {
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
-}
-
-fn run(mut command: Command, input: &[u8]) -> Result<()> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
-    child.stdin.take().context("no standard input")?.write_all(input).or_else(|error| {
-        // A program that reads nothing may end before.
-        if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
-    })?;
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let said =
-            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        bail!("{command:?}: {}: {}", output.status, said.trim());
-    }
-    Ok(())
 }
 
 /// What a node's control port says of the network, as far as "up" depends on it.
