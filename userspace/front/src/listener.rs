@@ -147,6 +147,9 @@ impl Listener {
             listener.set_nonblocking(true)?;
             return Ok(Self::Unix(UnixListener::from_std(listener)?));
         }
+        // Connections have these from the socket they come by (net/ipv4/tcp_minisocks.c, tcp_create_openreq_child).
+        setsockopt(&own, sockopt::TcpNoDelay, &true)?;
+        bound(&own)?;
         let listener = std::net::TcpListener::from(own);
         listener.set_nonblocking(true)?;
         Ok(Self::Tcp(TcpListener::from_std(listener)?))
@@ -158,12 +161,7 @@ impl Listener {
     /// The kernel's, for example that no file descriptor is free.
     pub async fn accept(&self) -> io::Result<Stream> {
         Ok(match self {
-            Self::Tcp(listener) => {
-                let stream = listener.accept().await?.0;
-                stream.set_nodelay(true)?;
-                bound(&stream)?;
-                Stream::Tcp(stream)
-            }
+            Self::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
             Self::Unix(listener) => {
                 let stream = listener.accept().await?.0;
                 bound(&stream)?;

@@ -1,9 +1,8 @@
 //! What a connection is doing and since when, so that each phase can have its time limit.
 
 use std::{
-    future::poll_fn,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
@@ -13,6 +12,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
@@ -193,16 +193,32 @@ impl Pulse {
 ///
 /// Nothing here blocks, so that is CPU time, and a little more where something else took the CPU in the middle of a turn.
 /// The clock of the thread's own CPU time would leave that out; but it is a system call, dearer than most turns.
-pub async fn metered<T>(pulse: &Pulse, task: impl Future<Output = T>) -> T {
-    let mut task = pin!(task);
-    poll_fn(|context| {
+pub fn metered<T: Future>(pulse: &Pulse, task: T) -> Metered<'_, T> {
+    Metered { pulse, task }
+}
+
+pin_project! {
+    /// See [`metered`]. An `async fn` would hold the task twice, as its argument and as what it waits for, and each connection
+    /// has one.
+    #[derive(Debug)]
+    pub struct Metered<'p, T> {
+        pulse: &'p Pulse,
+        #[pin]
+        task: T,
+    }
+}
+
+impl<T: Future> Future for Metered<'_, T> {
+    type Output = T::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T::Output> {
+        let this = self.project();
         let began = Instant::now();
-        let outcome = task.as_mut().poll(context);
+        let outcome = this.task.poll(context);
         let worked = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        pulse.worked_nanoseconds.fetch_add(worked, Relaxed);
+        this.pulse.worked_nanoseconds.fetch_add(worked, Relaxed);
         outcome
-    })
-    .await
+    }
 }
 
 /// A connection whose first bytes were read already, and whose bytes count.

@@ -2,11 +2,12 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
     pin::Pin,
     task::{Context, Poll},
 };
 
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -33,13 +34,53 @@ impl Stream {
         }
     }
 
+    /// Reads what is there, at most as much as fits.
+    ///
+    /// # Errors
+    /// The kernel's; `WouldBlock` if there is nothing.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+
+    /// Sends what there is room for.
+    ///
+    /// # Errors
+    /// The kernel's; `WouldBlock` if there is none.
+    pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+    }
+
+    /// Sends what there is room for, which may be nothing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.try_when(Interest::WRITABLE, || self.send(bytes)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            outcome => outcome,
+        }
+    }
+
+    /// Notes that all was read that was there, so that the next [`Self::when`] waits for more instead of asking in vain. Only for
+    /// who just read less than there was room for, with nothing awaited since. What comes now is an event of its own, because
+    /// the runtime has edge-triggered ones (epoll(7)); tokio's own reads go by the same rule.
+    pub fn was_emptied(&self) {
+        let _ = self.try_when(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+
+    fn try_when<T>(&self, ready: Interest, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Self::Tcp(stream) => stream.try_io(ready, act),
+            Self::Unix(stream) => stream.try_io(ready, act),
+        }
+    }
+
     /// Says to the other end that nothing more comes.
     ///
     /// # Errors
     /// The kernel's.
     pub fn finish(&self) -> io::Result<()> {
-        use nix::sys::socket::{Shutdown, shutdown};
-        Ok(shutdown(std::os::fd::AsRawFd::as_raw_fd(&self.as_fd()), Shutdown::Write)?)
+        Ok(shutdown(self.as_fd().as_raw_fd(), Shutdown::Write)?)
     }
 
     /// Has the other end meet with a reset instead of an end when this is dropped. A Unix socket knows none, so it only

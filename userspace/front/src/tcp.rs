@@ -1,6 +1,13 @@
-//! TCP mode: bytes go from socket to socket inside the kernel (splice(2)), never through this process.
+//! TCP mode: bytes in bulk go from socket to socket inside the kernel (splice(2)); what fits into a buffer is copied, which
+//! takes fewer system calls.
 
-use std::{cell::RefCell, io, os::fd::OwnedFd, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::OwnedFd,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use nix::{
     fcntl::{OFlag, SpliceFFlags, splice},
@@ -17,12 +24,16 @@ pub mod handshake;
 
 /// Most bytes of one splice, the usual capacity of a pipe (pipe(7)).
 const MOST: usize = 65_536;
+/// Most bytes that are copied at once. Whoever fills it sends in bulk.
+const BUFFER: usize = 32 * 1024;
 /// Empty pipes that a worker keeps.
 const KEPT: usize = 64;
 
 thread_local! {
     /// Pipes without content. One that is in use belongs to a connection only while bytes are on their way.
     static PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    /// Belongs to a connection only while it is read and written, without a wait between.
+    static COPIED: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into());
 }
 
 struct Pipe {
@@ -74,10 +85,26 @@ pub async fn carry(
     }
     pulse.count(first.len(), 0);
     let backend = &*backend;
+    // The second end needs no word: both sockets are closed then.
+    let is_half_done = AtomicBool::new(false);
+    let half = |to: &Stream| {
+        if !is_half_done.swap(true, Relaxed) {
+            // Who has gone needs no end.
+            let _ = to.finish();
+        }
+    };
     let both = async {
         tokio::try_join!(
-            one_way(client, backend, |bytes| pulse.count(bytes, 0)),
-            one_way(backend, client, |bytes| pulse.count(0, bytes)),
+            async {
+                one_way(client, backend, |bytes| pulse.count(bytes, 0)).await?;
+                half(backend);
+                Ok::<_, io::Error>(())
+            },
+            async {
+                one_way(backend, client, |bytes| pulse.count(0, bytes)).await?;
+                half(client);
+                Ok(())
+            },
         )
     };
     tokio::pin!(both);
@@ -93,6 +120,43 @@ pub async fn carry(
 }
 
 async fn one_way(from: &Stream, to: &Stream, count: impl Fn(usize)) -> io::Result<()> {
+    let mut is_bulk = false;
+    loop {
+        let moved =
+            if is_bulk { splice_once(from, to, &count).await? } else { copy_once(from, to, &count).await? };
+        if moved == 0 {
+            return Ok(());
+        }
+        is_bulk = moved >= BUFFER;
+    }
+}
+
+/// Copies what is there, as far as it fits into a buffer. Returns how many bytes that were; none is the end.
+async fn copy_once(from: &Stream, to: &Stream, count: &impl Fn(usize)) -> io::Result<usize> {
+    let copy = || {
+        COPIED.with_borrow_mut(|buffer| {
+            let read = from.receive(buffer)?;
+            let bytes = buffer.get(..read).unwrap_or_default();
+            let sent = if bytes.is_empty() { 0 } else { to.send_now(bytes)? };
+            count(sent);
+            Ok((read, bytes.get(sent..).unwrap_or_default().to_vec()))
+        })
+    };
+    let (read, rest) = from.when(Interest::READABLE, copy).await?;
+    let mut rest = rest.as_slice();
+    if read < BUFFER {
+        from.was_emptied();
+    }
+    while !rest.is_empty() {
+        let sent = to.when(Interest::WRITABLE, || to.send(rest)).await?;
+        rest = rest.get(sent..).unwrap_or_default();
+        count(sent);
+    }
+    Ok(read)
+}
+
+/// Has the kernel move what is there, as far as it fits into a pipe. Returns how many bytes that were; none is the end.
+async fn splice_once(from: &Stream, to: &Stream, count: &impl Fn(usize)) -> io::Result<usize> {
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     // A pipe belongs to a connection only from here to the end of a turn: an idle one holds none.
     let fill = || {
@@ -105,20 +169,14 @@ async fn one_way(from: &Stream, to: &Stream, count: impl Fn(usize)) -> io::Resul
             }
         }
     };
-    loop {
-        let (pipe, mut left) = from.when(Interest::READABLE, fill).await?;
-        if left == 0 {
-            pipe.keep();
-            // Who has gone needs no end.
-            let _ = to.finish();
-            return Ok(());
-        }
-        while left > 0 {
-            let sent =
-                to.when(Interest::WRITABLE, || Ok(splice(&pipe.out, None, to, None, left, flags)?)).await?;
-            left = left.saturating_sub(sent);
-            count(sent);
-        }
-        pipe.keep();
+    let (pipe, moved) = from.when(Interest::READABLE, fill).await?;
+    let mut left = moved;
+    while left > 0 {
+        let sent =
+            to.when(Interest::WRITABLE, || Ok(splice(&pipe.out, None, to, None, left, flags)?)).await?;
+        left = left.saturating_sub(sent);
+        count(sent);
     }
+    pipe.keep();
+    Ok(moved)
 }

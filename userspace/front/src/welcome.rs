@@ -1,7 +1,6 @@
 //! A connection from its first byte to its end.
 
 use std::{
-    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -58,7 +57,7 @@ pub struct Host {
 
 impl Host {
     /// Serves or refuses one connection.
-    pub async fn welcome(self: Rc<Self>, mut stream: Stream) {
+    pub async fn welcome(self: Arc<Self>, mut stream: Stream) {
         let (number, first) = match listener::introduce(&mut stream, self.intro).await {
             Ok(introduced) => introduced,
             Err(error) => {
@@ -78,7 +77,7 @@ impl Host {
     /// Serves or refuses one stream of a circuit that is known without a header. It has its place until what was to go out has
     /// gone, see [`Introduced::out`](crate::worker::Introduced::out): beyond the stream there is more that waits for the client.
     pub async fn serve_circuit(
-        self: Rc<Self>,
+        self: Arc<Self>,
         circuit: RawCircuit,
         stream: Stream,
         out: oneshot::Receiver<()>,
@@ -223,7 +222,7 @@ async fn answer(stream: &mut Stream, status: u16, retry: Option<Duration>) {
         stream.write_all(text.as_bytes()).await?;
         stream.finish()?;
         // What is unread when the socket closes makes a reset of the end, and the answer may be lost with it.
-        let (mut unread, mut bytes) = ([0; 4_096], 0);
+        let (mut unread, mut bytes) = (vec![0; 4_096], 0);
         while bytes < LINGER_BYTES {
             match stream.read(&mut unread).await? {
                 0 => break,

@@ -3,7 +3,6 @@
 use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
-    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -14,7 +13,7 @@ use std::{
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot},
-    task::{LocalSet, spawn_local},
+    task::spawn,
     time::sleep,
 };
 use tunica_core::refusal::Refusal;
@@ -85,22 +84,21 @@ pub fn run(
     patience: Duration,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let local = LocalSet::new();
-    local.block_on(&runtime, async {
-        let host = Rc::new(host);
+    runtime.block_on(async {
+        let host = Arc::new(host);
         match source {
             Source::Sockets(sockets) => {
                 for socket in sockets {
                     let listener = Listener::new(socket)?;
-                    spawn_local(take(listener, Rc::clone(&host), Arc::clone(room)));
+                    spawn(take(listener, Arc::clone(&host), Arc::clone(room)));
                 }
             }
             Source::Within(streams) => {
-                spawn_local(take_within(streams, Rc::clone(&host), Arc::clone(room)));
+                spawn(take_within(streams, Arc::clone(&host), Arc::clone(room)));
             }
         }
         // It takes its turns with the streams, on this thread.
-        spawn_local(member.answer());
+        spawn(member.answer());
         host.circuits.drained().await;
         let ends = tokio::time::Instant::now() + patience;
         while host.circuits.open() > 0 && tokio::time::Instant::now() < ends {
@@ -113,7 +111,7 @@ pub fn run(
     })
 }
 
-async fn take(listener: Listener, host: Rc<Host>, room: Arc<Room>) {
+async fn take(listener: Listener, host: Arc<Host>, room: Arc<Room>) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -123,8 +121,8 @@ async fn take(listener: Listener, host: Rc<Host>, room: Arc<Room>) {
         match accepted {
             Ok(stream) => match room.enter() {
                 Some(guest) => {
-                    let host = Rc::clone(&host);
-                    spawn_local(async move {
+                    let host = Arc::clone(&host);
+                    spawn(async move {
                         host.welcome(stream).await;
                         drop(guest);
                     });
@@ -143,7 +141,7 @@ async fn take(listener: Listener, host: Rc<Host>, room: Arc<Room>) {
     }
 }
 
-async fn take_within(mut streams: mpsc::Receiver<Introduced>, host: Rc<Host>, room: Arc<Room>) {
+async fn take_within(mut streams: mpsc::Receiver<Introduced>, host: Arc<Host>, room: Arc<Room>) {
     loop {
         let introduced = tokio::select! {
             biased;
@@ -154,8 +152,8 @@ async fn take_within(mut streams: mpsc::Receiver<Introduced>, host: Rc<Host>, ro
         let taken = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
         match (taken, room.enter()) {
             (Ok(stream), Some(guest)) => {
-                let host = Rc::clone(&host);
-                spawn_local(async move {
+                let host = Arc::clone(&host);
+                spawn(async move {
                     host.serve_circuit(circuit, Stream::Unix(stream), out).await;
                     drop(guest);
                 });
