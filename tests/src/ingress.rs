@@ -151,6 +151,11 @@ impl Front {
         self.folder.path().join("ingress.sock")
     }
 
+    /// The file that it reads.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("tunica.toml")
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()

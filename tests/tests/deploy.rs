@@ -114,6 +114,7 @@ fn the_front_has_no_capability_no_share_of_the_cpu_and_is_watched() -> Result<()
     let settings = settings(&text, "[Service]");
     for line in [
         "Type=notify",
+        "ExecReload=/bin/kill -HUP $MAINPID",
         "WatchdogSec=30",
         "CapabilityBoundingSet=",
         "AmbientCapabilities=",

@@ -12,18 +12,24 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     num::NonZeroU32,
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
 use tunica_api::front::{CircuitOrder, CircuitState, Digest, Orders};
 use tunica_tests::{
     ingress::{Backend, Front, PATIENCE, free_address, get, header, read_answer},
     notify::NotifySocket,
-    sys::{allow_files, hold_thread},
+    sys::{allow_files, hold_thread, open_process, signal_process},
 };
 
 /// No limit of a circuit is in the way.
@@ -817,6 +823,109 @@ fn systemd_hears_that_it_serves_that_it_lives_and_that_it_ends() {
     assert_eq!(status(&String::from_utf8_lossy(&answer)), 200);
     assert!(front.ended().unwrap().success());
     assert_eq!(systemd.so_far().unwrap(), [""; 0]);
+}
+
+/// A process that is no child of this one, and is ended with the test.
+struct Stranger(OwnedFd);
+
+impl Stranger {
+    /// Waits for its end, after which the kernel lets this be read (pidfd_open(2)).
+    fn ended(&self) {
+        let patience = PollTimeout::try_from(PATIENCE).unwrap();
+        assert_eq!(
+            poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], patience),
+            Ok(1),
+            "it does not end"
+        );
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        // It has ended, or ends now.
+        let _ = signal_process(self.0.as_fd(), Signal::SIGKILL);
+    }
+}
+
+/// The next message but signs of life.
+fn word(systemd: &NotifySocket) -> String {
+    loop {
+        let message = systemd.hear().unwrap();
+        if message != "WATCHDOG=1" {
+            return message;
+        }
+    }
+}
+
+/// Who is the service's main process once a reload has been asked for.
+fn succession(systemd: &NotifySocket) -> (u32, Stranger) {
+    assert!(word(systemd).starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    let said = word(systemd);
+    let next = said.strip_prefix("MAINPID=").and_then(|rest| rest.strip_suffix("\nREADY=1"));
+    let pid = next.unwrap_or_else(|| panic!("{said}")).parse().unwrap();
+    (pid, Stranger(open_process(pid).unwrap()))
+}
+
+#[test]
+fn after_a_reload_another_process_serves_while_what_was_begun_goes_on() {
+    let systemd = NotifySocket::bind().unwrap();
+    let mut front = Front::start_under(&systemd.path(), Duration::from_secs(60), "", OPEN).unwrap();
+    assert_eq!(word(&systemd), "READY=1");
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\n\r\n", "a".repeat(9_000));
+    assert_eq!(status(&front.ask(5, &long).unwrap()), 200);
+    let mut open = front.stream(3).unwrap();
+    open.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        open.read_exact(&mut byte).unwrap();
+        head.extend(byte);
+    }
+    assert_eq!(status(&String::from_utf8(head).unwrap()), 101);
+    let mut echoes = |word: &[u8; 4]| {
+        open.write_all(word).unwrap();
+        let mut echo = [0; 4];
+        open.read_exact(&mut echo).unwrap();
+        assert_eq!(&echo, word);
+    };
+    echoes(b"ping");
+
+    // One that cannot serve changes nothing.
+    let text = std::fs::read_to_string(front.config()).unwrap();
+    std::fs::write(front.config(), format!("{text}[nonsense]\n")).unwrap();
+    front.signal(Signal::SIGHUP).unwrap();
+    assert!(word(&systemd).starts_with("RELOADING=1"));
+    assert_eq!(word(&systemd), "READY=1");
+    let log = front.log();
+    assert!(log.contains("front_reload_failed") && log.contains("nonsense"), "{log}");
+    assert_eq!(status(&front.ask(5, &long).unwrap()), 200);
+
+    // Another one serves by another configuration while the first still has a stream.
+    let other = text.replace("[circuits]", "header_bytes = 8192\n[circuits]");
+    std::fs::write(front.config(), other).unwrap();
+    front.signal(Signal::SIGHUP).unwrap();
+    let (second, successor) = succession(&systemd);
+    front.wait_for("the other one", |front| Ok(status(&front.ask(5, &long)?) == 431)).unwrap();
+    echoes(b"pong");
+    assert_eq!(status(&front.ask(6, &get("/")).unwrap()), 200);
+    drop(open);
+    assert!(front.ended().unwrap().success());
+    // What the first one made is left to the second.
+    assert!(front.socket().exists());
+    front.next_digest().unwrap();
+    assert_eq!(status(&front.ask(6, &get("/")).unwrap()), 200);
+
+    // And so on.
+    signal_process(successor.0.as_fd(), Signal::SIGHUP).unwrap();
+    let (third, last) = succession(&systemd);
+    assert_ne!(second, third);
+    successor.ended();
+    assert_eq!(status(&front.ask(6, &get("/")).unwrap()), 200);
+    signal_process(last.0.as_fd(), Signal::SIGTERM).unwrap();
+    assert_eq!(word(&systemd), "STOPPING=1");
+    last.ended();
+    assert!(TcpStream::connect(front.listen()).is_err());
 }
 
 #[test]

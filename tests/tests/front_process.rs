@@ -324,6 +324,11 @@ fn it_does_not_speak_to_systemd_in_the_daemons_place() {
     assert!(environment(ground.lab.pid().unwrap().as_raw()).contains(&socket));
     let front = environment(ground.front());
     assert!(!front.contains("NOTIFY_SOCKET=") && !front.contains("WATCHDOG_USEC="), "{front}");
+    // Who would reload it by itself is told whose it is.
+    kill(Pid::from_raw(ground.front()), Signal::SIGHUP).unwrap();
+    let is_told = |lab: &mut Lab| Ok(lab.log().contains("front_reload_refused"));
+    ground.lab.wait_for("the warning", is_told).unwrap();
+    assert_eq!(ground.fronts(), [ground.front()]);
     // Nor does it as one of two: the first ends, which is no end of the daemon.
     let before = ground.front();
     ground.configure("nobody", "keep_alive_seconds = 3");

@@ -18,6 +18,7 @@ pub mod pulse;
 pub mod refusals;
 pub mod roll_call;
 pub mod stream;
+pub mod successor;
 mod sys;
 pub mod tcp;
 pub mod welcome;

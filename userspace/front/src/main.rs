@@ -5,7 +5,8 @@ use std::{
     fs,
     io::Write,
     num::NonZeroU32,
-    path::PathBuf,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     thread,
@@ -34,6 +35,7 @@ use tunica_front::{
     http::{Http, HttpSettings},
     link, listener, messages, refusals,
     roll_call::RollCall,
+    successor::{self, Succession, Successor},
     welcome::{Carrier, Host},
     worker::{self, Room, Source},
 };
@@ -53,6 +55,8 @@ const MAINTENANCE: &str = "<!doctype html><title>Maintenance</title><p>The servi
                            back in a few minutes.</p>\n";
 
 /// Tunica's ingress: takes what tor hands over, asks the circuit policy, and forwards what may pass.
+///
+/// SIGHUP starts another one in its place, which reads the configuration anew and serves before this one ends what it began.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -62,6 +66,9 @@ struct Arguments {
     /// So many sockets are handed over, from descriptor 3 on. For tunicad.
     #[arg(long, hide = true)]
     sockets: Option<i32>,
+    /// Say on standard output when it serves. For the process in whose place this one is started, see SIGHUP.
+    #[arg(long, hide = true, requires = "sockets")]
+    succeeds: bool,
     /// Print the address of the onion service that is hosted here (`arti.enabled`), and end.
     #[arg(long)]
     onion_address: bool,
@@ -101,7 +108,35 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    finish(if arguments.onion_address { say_address(plan) } else { serve(&config, handed_over, plan) })
+    if arguments.onion_address {
+        return finish(say_address(plan));
+    }
+    let origin = match (arguments.succeeds, arguments.sockets) {
+        (true, _) => Origin::Predecessor,
+        (false, Some(_)) => Origin::Daemon,
+        (false, None) => Origin::Outside,
+    };
+    finish(serve(&config, &arguments.config, origin, handed_over, plan))
+}
+
+/// Who started this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// systemd, or somebody at a terminal.
+    Outside,
+    /// `tunicad` (`ingress.start_front`), which also replaces it.
+    Daemon,
+    /// The process in whose place it is.
+    Predecessor,
+}
+
+/// How the time in which streams are taken ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Farewell {
+    /// Nobody takes them any more.
+    Stopped,
+    /// Another process takes them.
+    Succeeded,
 }
 
 fn finish(outcome: anyhow::Result<()>) -> ExitCode {
@@ -135,7 +170,13 @@ fn filter(level: LogLevel) -> EnvFilter {
     }
 }
 
-fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<Plan>) -> anyhow::Result<()> {
+fn serve(
+    config: &Config,
+    file: &Path,
+    origin: Origin,
+    handed_over: Vec<OwnedFd>,
+    plan: Option<Plan>,
+) -> anyhow::Result<()> {
     let filter = filter(config.log.level);
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -217,16 +258,18 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
         threads.push(thread::Builder::new().name(format!("worker{number}")).spawn(body)?);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let own = Ended(ended);
+    let ended = Ended(ended);
     let hosted = match plan {
-        Some(plan) => Some(Hosted::begin(plan, Arc::clone(&circuits), within, roll.enrol(), own)?),
+        Some(plan) => Some(Hosted::begin(plan, Arc::clone(&circuits), within, roll.enrol(), ended)?),
         None => {
             drop(within);
             None
         }
     };
     let mut log = config.circuits.log_refusals.then(RefusalLog::default);
-    runtime.block_on(watch_over(config, &circuits, &backends, &systemd, &roll, log.as_mut(), ends))?;
+    let succession = Succession::new(file).context("find this program")?;
+    let own = Own { config, origin, succession, systemd, sockets: &sockets };
+    let farewell = runtime.block_on(watch_over(&own, &circuits, &backends, &roll, log.as_mut(), ends))?;
     circuits.drain();
     let until = Instant::now() + patience;
     for thread in threads {
@@ -241,24 +284,36 @@ fn serve(config: &Config, handed_over: Vec<std::os::fd::OwnedFd>, plan: Option<P
     if let Some(hosted) = hosted {
         hosted.end(until.saturating_duration_since(Instant::now()));
     }
-    if let Some(path) = listener::socket_files(ingress, was_handed_over).filter(|_| listens) {
+    let is_left = listens && farewell == Farewell::Stopped;
+    if let Some(path) = listener::socket_files(ingress, was_handed_over).filter(|_| is_left) {
         // A file that stays is found to be stale by the next process.
         let _ = fs::remove_file(path);
     }
     Ok(())
 }
 
-/// Health checks, the line to the daemon and signs of life, until somebody wants this process to end.
+/// This process, as it was started.
+struct Own<'o> {
+    config: &'o Config,
+    origin: Origin,
+    succession: Succession,
+    systemd: Systemd,
+    sockets: &'o [OwnedFd],
+}
+
+/// Health checks, the line to the daemon and signs of life, until somebody wants this process to end, or another one is in its
+/// place.
 async fn watch_over(
-    config: &Config,
+    own: &Own<'_>,
     circuits: &Arc<Circuits>,
     backends: &Arc<Backends>,
-    systemd: &Systemd,
     roll: &RollCall,
     log: Option<&mut RefusalLog>,
     mut ends: tokio::sync::mpsc::Receiver<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Farewell> {
+    let Own { config, origin, systemd, .. } = own;
     let ingress = &config.ingress;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let path = (ingress.protocol == Protocol::Http).then(|| ingress.health_path.clone());
@@ -270,7 +325,12 @@ async fn watch_over(
         // Each worker listens from here on, so that whoever hears of this one may end another in its place. Where the service is
         // hosted here it is begun; that it is reached may take long, and starting this again would not help.
         roll.call().await;
-        systemd.ready();
+        match origin {
+            Origin::Outside | Origin::Daemon => systemd.ready(),
+            // That one tells systemd. Where it was ended meanwhile, this one was meant as well.
+            Origin::Predecessor => successor::say_that_it_serves()
+                .context("tell the process in whose place this one was started, which has ended already")?,
+        }
         tracing::info!(message_id = "front_ready", "the ingress serves");
         tokio::select! {
             () = Arc::clone(backends).watch(path, ingress.health_every, ingress.connect) => {}
@@ -278,9 +338,28 @@ async fn watch_over(
             () = give_signs_of_life(systemd, roll) => {}
             () = refusals::tell(circuits, log) => {}
         }
+        anyhow::Ok(())
+    };
+    let succeeded = async {
+        loop {
+            if hangup.recv().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+            if let Some(successor) = own.replace().await {
+                return successor;
+            }
+        }
     };
     tokio::select! {
-        () = serving => {}
+        outcome = serving => outcome?,
+        next = succeeded => {
+            systemd.succeeded_by(next.pid);
+            tracing::info!(
+                message_id = "front_succeeded", pid = next.pid,
+                "another process serves in this one's place, which ends what it has"
+            );
+            return Ok(Farewell::Succeeded);
+        }
         // A worker that cannot go on: the others end what they have, and this process says why.
         _ = ends.recv() => {}
         _ = terminate.recv() => {}
@@ -288,7 +367,33 @@ async fn watch_over(
     }
     systemd.stopping();
     tracing::info!(message_id = "front_stopping", "the ingress takes no more streams, and ends those it has");
-    Ok(())
+    Ok(Farewell::Stopped)
+}
+
+impl Own<'_> {
+    /// Has another process in this one's place, if that can be.
+    async fn replace(&self) -> Option<Successor> {
+        if self.origin == Origin::Daemon {
+            tracing::warn!(
+                message_id = "front_reload_refused",
+                "tunicad started this ingress and replaces it: `tunica reload` has both read the configuration anew"
+            );
+            return None;
+        }
+        self.systemd.reloading();
+        match self.succession.begin(self.sockets).await {
+            Ok(successor) => Some(successor),
+            Err(error) => {
+                tracing::error!(
+                    message_id = "front_reload_failed", %error,
+                    "no other process serves in this one's place, which goes on as it is: mend what the message says, and \
+                     reload again"
+                );
+                self.systemd.ready();
+                None
+            }
+        }
+    }
 }
 
 /// Feeds systemd's watchdog as long as all that carries streams takes its turns. Never returns.

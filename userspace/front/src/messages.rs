@@ -6,6 +6,9 @@ tunica_core::messages! {
     /// All of them. Lines of libraries, such as Arti's own, bear no id.
     "front_ready", "info", "The ingress has started, and every worker takes streams.";
     "front_stopping", "info", "The ingress takes no more streams, and ends once those that it has are done, at most 30 s later.";
+    "front_succeeded", "info", "After a reload (SIGHUP) another process serves from the same sockets; this one ends once what it has is done, at most 30 s later.";
+    "front_reload_failed", "error", "After a reload no other process serves: the message and its own lines before this one say why. This process goes on as it was.";
+    "front_reload_refused", "warn", "SIGHUP came to an ingress that `tunicad` started (`ingress.start_front`), and nothing was done: `tunica reload` replaces it.";
     "daemon_away", "warn", "`tunicad` does not answer; the ingress goes on with its last orders and asks again every second. It is said once until `tunicad` has answered. If `tunicad` runs, see that the account of `ingress.user` is a member of `control.group`.";
     "load_lapsed", "warn", "Nothing was heard of the load for 30 s, so limits and puzzles are as the configuration says until `tunicad` tells again.";
     "accept_failed", "warn", "A connection of tor could not be taken, most likely because no file descriptor is free; see `LimitNOFILE=` of the unit.";

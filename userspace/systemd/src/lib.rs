@@ -85,6 +85,12 @@ impl Systemd {
         self.tell("STOPPING=1");
     }
 
+    /// This process has started another one in its place, which serves: from here on that one is the service's main process, and
+    /// a reload that began has ended. With `NotifyAccess=main` only the main process may say so.
+    pub fn succeeded_by(&self, pid: u32) {
+        self.tell(&format!("MAINPID={pid}\nREADY=1"));
+    }
+
     /// A sign of life. Only what has just made progress may give it, so that a loop which hangs is noticed.
     pub fn feed_watchdog(&self) {
         if self.watchdog.is_some() {

@@ -156,11 +156,11 @@ impl App {
         let advice = match (is_ours, &self.front.acts, asked) {
             (true, _, _) => None,
             (false, None, _) if self.config.arti.enabled => Some(
-                "`systemctl restart tunica-front` has it read the file again; until it has published the onion service anew, new \
+                "`systemctl reload tunica-front` has it read the file again; until it has published the onion service anew, new \
                  visitors do not reach it",
             ),
             (false, None, _) => {
-                Some("`systemctl restart tunica-front` has it read the file again, and refuses nobody")
+                Some("`systemctl reload tunica-front` has it read the file again, and refuses nobody")
             }
             (false, Some(_), None) => {
                 self.renew_front();
