@@ -318,6 +318,24 @@ fn what_the_configuration_asks_for_in_vain_is_told() {
     }
 }
 
+/// Whoever forges a PROXY line must be kept out of the file, and tor must not.
+#[test]
+fn tor_reaches_it_by_its_file_and_nobody_else() {
+    let (lab, backend) = on_loopback("haproxyfile");
+    let socket = lab.path("ingress.sock");
+    let ingress = format!("socket = \"{}\"", socket.display());
+    configure(&lab, LISTEN, backend.address(), &ingress, "profile = \"web\"", "[tor]\nuser = \"daemon\"");
+    let _proxy = Proxy::start(&lab, Some(&lab.host), &[], &[]);
+    let found = fs::metadata(&socket).unwrap();
+    let tor = nix::unistd::User::from_name("daemon").unwrap().unwrap();
+    assert_eq!((found.uid(), found.mode() & 0o777), (tor.uid.as_raw(), 0o660));
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.write_all(format!("{}{}", header(7), get("/")).as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut stream, &mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+}
+
 #[test]
 fn a_limit_in_shadow_refuses_and_bans_nobody_and_the_log_names_it() {
     let (lab, backend) = on_loopback("haproxyshadow");

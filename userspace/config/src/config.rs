@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::{NonZeroU16, NonZeroU32},
     path::PathBuf,
     str::FromStr,
@@ -415,6 +415,9 @@ fn as_many_at_once(count: NonZeroU32) -> Pace {
     each_second(count.get(), count.get()).unwrap_or_default()
 }
 
+/// Where `tunica render haproxy` puts the statistics page unless it is told another place.
+pub const HAPROXY_STATISTICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_000);
+
 /// Where the shipped `tunica-front.socket` listens for tor, beside what the file names.
 const SHIPPED_INGRESS_SOCKET: &str = "/run/tunica-front/ingress.sock";
 
@@ -428,7 +431,18 @@ impl Config {
         ];
         places.extend(self.http.enabled.then_some(("http.listen", Place::Tcp(self.http.listen))));
         places.extend(self.tor.control.clone().map(|place| ("tor.control", place)));
+        places.extend(self.tor.metrics.map(|address| ("tor.metrics", Place::Tcp(address))));
+        if let Some(socket) = &self.haproxy.socket {
+            places.push(("haproxy.socket", Place::Unix(socket.clone())));
+            places.push(("HAProxy's statistics", Place::Tcp(HAPROXY_STATISTICS)));
+        }
         places
+    }
+
+    /// What visitors should reach through the ingress alone; nothing where there is none.
+    pub fn guarded_places(&self) -> &[Place] {
+        let has_ingress = self.ingress.enabled || self.haproxy.socket.is_some();
+        if has_ingress { &self.ingress.backends } else { &[] }
     }
 
     /// Where tor is meant to connect to; nowhere without an ingress, or where Arti hosts the service.

@@ -26,9 +26,9 @@ pub use arti::Arti;
 pub use changes::{Change, Written, changes, front_mark};
 pub use circuits::Circuits;
 pub use config::{
-    Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Grant, Http, Ledger, Log, LogFormat,
-    LogLevel, Mode, OnStale, Profile, Protocol, Raise, Sanity, Shield, Syn, Tables, Tor, Uninspected,
-    UnknownWord,
+    Attach, Bans, Config, Control, DropLog, Events, Fallback, GateMode, Grant, HAPROXY_STATISTICS, Http,
+    Ledger, Log, LogFormat, LogLevel, Mode, OnStale, Profile, Protocol, Raise, Sanity, Shield, Syn, Tables,
+    Tor, Uninspected, UnknownWord,
 };
 pub use ingress::{Haproxy, Ingress, Place};
 pub use keys::{KeyDoc, REFERENCE};

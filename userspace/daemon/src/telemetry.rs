@@ -114,7 +114,7 @@ tunica_core::messages! {
     "daemon_ready", "info", "The daemon has started and answers on its sockets.";
     "daemon_stopping", "info", "The daemon ends; the shield stays attached and goes on with what it was told last.";
     "shield_attached", "info", "The shield was attached to an interface.";
-    "services_misled", "error", "By tor's own configuration an onion service publishes what must stay on this host, or none leads to the ingress, or one leads there without telling circuits; the message says what to write in torrc. `tunica status` shows it until tor says otherwise.";
+    "services_misled", "error", "By tor's own configuration an onion service publishes what must stay on this host, or none leads to the ingress, or one leads there without telling circuits, or past it to a backend; the message says what to write in torrc. `tunica status` shows it until tor says otherwise.";
     "shield_attach_failed", "error",
         "The shield could not be attached to an interface, which stays unprotected; it is tried again every 30 s.";
     "shield_detached", "warn", "The shield was detached from an interface, because of a bypass or because the configuration no longer names it.";

@@ -53,6 +53,8 @@ pub struct HaproxyConfig {
     pub listen: SocketAddr,
     /// A Unix socket beside it.
     pub socket: Option<PathBuf>,
+    /// Tor's account, whose that file becomes; `None`: nobody but root and HAProxy's own account can connect.
+    pub tor_user: Option<String>,
     /// Rules for HTTP; `None`: streams carry other bytes.
     pub http: Option<HttpRules>,
     /// Where the service listens; not empty.
@@ -341,7 +343,12 @@ impl HaproxyConfig {
         out.section("frontend tunica_ingress");
         out.line(format_args!("bind {} accept-proxy defer-accept", self.listen));
         if let Some(socket) = &self.socket {
-            out.line(format_args!("bind unix@{} mode 660 accept-proxy", path("ingress.socket", socket)?));
+            let owner = match &self.tor_user {
+                Some(user) => format!(" user {}", name("tor.user", user)?),
+                None => String::new(),
+            };
+            let path = path("ingress.socket", socket)?;
+            out.line(format_args!("bind unix@{path} mode 660{owner} accept-proxy"));
         }
         out.comment(&format!(
             "{MOST_TARPITS} of these may be held in the tarpit; the rest is ingress.maxconn, see below."

@@ -346,6 +346,11 @@ pub enum Exposure {
         /// The line.
         line: usize,
     },
+    /// A service leads to a backend past the ingress.
+    PastIngress {
+        /// The line.
+        line: usize,
+    },
     /// No service leads to the ingress.
     NotIngress,
     /// A service leads to the ingress and does not say through which circuit its streams come.
@@ -357,17 +362,22 @@ pub enum Exposure {
 
 impl Torrc {
     /// What is wrong, where `private` are listeners that no service may publish, each with its key, and `ingress` those that
-    /// tor is meant to connect to; empty where there is no ingress.
+    /// tor is meant to connect to; empty where there is no ingress. Only the ingress is meant to connect to those that are
+    /// `guarded`.
     pub fn exposures(
         &self,
         private: &[(&'static str, Listener<'_>)],
         ingress: &[Listener<'_>],
+        guarded: &[Listener<'_>],
     ) -> Vec<Exposure> {
         let mut exposures = Vec::new();
         let mut has_ingress = ingress.is_empty();
         for port in &self.ports {
             let published = private.iter().filter(|(_, listener)| port.target.reaches(*listener));
             exposures.extend(published.map(|(key, _)| Exposure::Published { key, line: port.line }));
+            if guarded.iter().any(|listener| port.target.reaches(*listener)) {
+                exposures.push(Exposure::PastIngress { line: port.line });
+            }
             if ingress.iter().any(|listener| port.target.reaches(*listener)) {
                 has_ingress = true;
                 if !port.exports_circuit {
@@ -538,12 +548,14 @@ mod tests {
         let private = [("http.listen", Listener::Tcp(([127, 0, 0, 1], 9_187).into()))];
         let ingress =
             [Listener::Tcp(([127, 0, 0, 1], 10_000).into()), Listener::Unix(Path::new("/run/in.sock"))];
+        let guarded = [Listener::Tcp(([127, 0, 0, 1], 8_080).into())];
         let good = format!("{DIRECTORY}HiddenServicePort 80 10000\nHiddenServiceExportCircuitID haproxy\n");
         for (text, is_ingress, expected) in [
             (good.clone(), true, vec![]),
             (good.replace("10000", "unix:/run/in.sock"), true, vec![]),
             (good.replace("haproxy", "none"), true, vec![Exposure::NoCircuit { line: 2 }]),
             (good.replace("10000", "10001"), true, vec![Exposure::NotIngress]),
+            (format!("{good}HiddenServicePort 81 8080\n"), true, vec![Exposure::PastIngress { line: 4 }]),
             (String::new(), true, vec![Exposure::NotIngress]),
             (String::new(), false, vec![]),
             ("%include /etc/torrc.d\n".to_owned(), true, vec![]),
@@ -554,7 +566,7 @@ mod tests {
             ),
         ] {
             let ingress = if is_ingress { &ingress[..] } else { &[] };
-            assert_eq!(Torrc::parse(&text).exposures(&private, ingress), expected, "{text}");
+            assert_eq!(Torrc::parse(&text).exposures(&private, ingress, &guarded), expected, "{text}");
         }
     }
 

@@ -26,12 +26,15 @@ use crate::{
     render, say, say_json,
 };
 
+/// Where tor's configuration is on Debian and most other systems.
+const USUAL_TORRC: &str = "/etc/tor/torrc";
+
 /// See [`super::Verb::Check`].
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     /// The file [default: the one that --config names]
     file: Option<PathBuf>,
-    /// Compare it with this machine as well
+    /// Compare it with this machine and its torrc as well
     #[arg(long)]
     host: bool,
     /// Compare it with what this torrc publishes as well
@@ -46,7 +49,8 @@ impl Check {
         match tunica_config::read_file(&file) {
             Ok(config) => {
                 let mut findings = self.host.then(|| compare(&config, &Host::at("/")));
-                if let Some(path) = &self.torrc {
+                let usual = || self.host.then(|| PathBuf::from(USUAL_TORRC)).filter(|path| path.exists());
+                if let Some(path) = &self.torrc.clone().or_else(usual) {
                     let text = fs::read(path).map_err(|source| torrc_unreadable(path, &source))?;
                     let published = check_torrc(&config, path, &String::from_utf8_lossy(&text));
                     findings.get_or_insert_default().extend(published);
@@ -390,7 +394,8 @@ fn check_torrc(config: &Config, path: &Path, text: &str) -> Vec<Finding> {
     let (private, ingress) = (config.private_places(), config.ingress_places());
     let private: Vec<_> = private.iter().map(|(key, place)| (*key, listener(place))).collect();
     let ingress: Vec<_> = ingress.iter().map(listener).collect();
-    for exposure in torrc.exposures(&private, &ingress) {
+    let guarded: Vec<_> = config.guarded_places().iter().map(listener).collect();
+    for exposure in torrc.exposures(&private, &ingress, &guarded) {
         findings.push(match exposure {
             Exposure::Published { key, line } => finding(
                 CHECK,
@@ -400,6 +405,12 @@ fn check_torrc(config: &Config, path: &Path, text: &str) -> Vec<Finding> {
                     "whoever knows the onion address could reach what must stay on this host; remove the line, or give {key} \
                      another place"
                 ),
+            ),
+            Exposure::PastIngress { line } => finding(
+                CHECK,
+                Level::Warning,
+                format!("{path}: line {line} leads to one of ingress.backends past the ingress"),
+                "no limit of [circuits] acts on whoever comes by that service; lead it to ingress.listen, unless that is meant",
             ),
             Exposure::NotIngress => finding(
                 CHECK,
@@ -499,6 +510,11 @@ mod tests {
         let good = format!("{service}HiddenServicePort 80 127.0.0.1:10000\n");
         let without_ingress = CONFIG.to_owned();
         let metrics_off = format!("{config}[http]\nenabled = false\n");
+        let config = format!("{config}backends = [\"127.0.0.1:8080\"]\n")
+            .replace("[tor]", "[tor]\nmetrics = \"127.0.0.1:9035\"");
+        let haproxy = format!(
+            "{CONFIG}[ingress]\nbackends = [\"127.0.0.1:8080\"]\n[haproxy]\nsocket = \"/run/haproxy/tunica.sock\"\n"
+        );
         let unix_control = config.replace("127.0.0.1:9051", "unix:/run/tor/control");
         let published = |port: &str| format!("{good}HiddenServicePort {port}\n");
         for (config, text, expected) in [
@@ -512,6 +528,20 @@ mod tests {
             (&config, published("9187"), (Level::Failure, "line 4 publishes http.listen")),
             (&config, published("80 localhost:9187"), (Level::Failure, "http.listen")),
             (&metrics_off, published("9187"), (Level::Ok, "2 ports")),
+            (&config, published("80 127.0.0.1:9035"), (Level::Failure, "publishes tor.metrics")),
+            (
+                &config,
+                published("80 127.0.0.1:8080"),
+                (Level::Warning, "line 4 leads to one of ingress.backends"),
+            ),
+            (
+                &haproxy,
+                published("80 unix:/run/haproxy/tunica.sock"),
+                (Level::Failure, "publishes haproxy.socket"),
+            ),
+            (&haproxy, published("80 9000"), (Level::Failure, "publishes HAProxy's statistics")),
+            (&haproxy, published("80 127.0.0.1:8080"), (Level::Warning, "past the ingress")),
+            (&config, published("80 9000"), (Level::Ok, "2 ports")),
             (&config, published("80 127.0.0.1:9051"), (Level::Failure, "publishes tor.control")),
             (&unix_control, published("80 unix:/run/tor/control"), (Level::Failure, "publishes tor.control")),
             (

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::Args;
-use tunica_config::{Config, Place, Protocol};
+use tunica_config::{Config, HAPROXY_STATISTICS, Place, Protocol};
 use tunica_core::{circuit_policy::CircuitSettings, refusal::Refusal};
 use tunica_onion::{
     haproxy_codec::TableName,
@@ -28,7 +28,7 @@ pub(super) struct Haproxy {
     #[arg(long, value_name = "PATH")]
     chroot: Option<PathBuf>,
     /// Statistics page, on loopback
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000")]
+    #[arg(long, value_name = "ADDRESS", default_value_t = HAPROXY_STATISTICS)]
     stats: SocketAddr,
     /// NAME=ADDRESS shares the table; own one first
     #[arg(long = "peer", value_name = "PEER")]
@@ -65,6 +65,12 @@ impl Haproxy {
                  [haproxy] and restart tunicad"
             ));
         }
+        if config.ingress.socket.is_some() && config.tor.user.is_none() {
+            note(
+                "tor.user is not set, so the file of ingress.socket will be root's, and tor cannot connect to it; write \
+                 user = \"debian-tor\" (or the account that your tor runs as) below [tor]",
+            );
+        }
         for difference in differences(config, &circuits) {
             note(&format!("differs from tunica-front: {difference}"));
         }
@@ -92,6 +98,7 @@ impl Haproxy {
         Ok(HaproxyConfig {
             listen: ingress.listen,
             socket: ingress.socket.clone(),
+            tor_user: config.tor.user.clone(),
             http: match ingress.protocol {
                 Protocol::Http => Some(http),
                 Protocol::Tcp => None,

@@ -115,12 +115,17 @@ impl App {
         let (private, ingress) = (self.config.private_places(), self.config.ingress_places());
         let private: Vec<_> = private.iter().map(|(key, place)| (*key, listener(place))).collect();
         let ingress: Vec<_> = ingress.iter().map(listener).collect();
-        let exposures = torrc.exposures(&private, &ingress);
+        let guarded: Vec<_> = self.config.guarded_places().iter().map(listener).collect();
+        let exposures = torrc.exposures(&private, &ingress, &guarded);
         let told = exposures.iter().map(|exposure| match exposure {
             Exposure::Published { key, .. } => format!(
                 "tor publishes {key} as an onion service, so whoever knows the onion address reaches what must stay on this host; \
                  remove that HiddenServicePort and reload tor"
             ),
+            Exposure::PastIngress { .. } => "by tor's configuration a HiddenServicePort leads to one of ingress.backends past the \
+                                             ingress, so no limit of [circuits] acts on whoever comes by it; lead it to \
+                                             ingress.listen and reload tor, unless that is meant"
+                .to_owned(),
             Exposure::NotIngress => "by tor's configuration no HiddenServicePort leads to ingress.listen or ingress.socket; unless a \
                                      controller made the service, the ingress gets no stream and no limit of [circuits] acts; \
                                      `tunica check --torrc` says what to write"

@@ -239,7 +239,7 @@ mod tests {
                 prop_assert_eq!(&torrc.problems, &[]);
                 prop_assert!(torrc.ports.len() == 1 && torrc.ports[0].target == target && torrc.ports[0].exports_circuit);
                 let ingress = [Listener::Unix(&socket), Listener::Tcp(([127, 0, 0, 1], port).into())];
-                prop_assert_eq!(torrc.exposures(&[], &ingress), vec![]);
+                prop_assert_eq!(torrc.exposures(&[], &ingress, &[]), vec![]);
             }
         }
     }
