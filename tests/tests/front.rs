@@ -493,6 +493,29 @@ fn a_backend_that_takes_no_connection_costs_nobody_an_answer() {
 }
 
 #[test]
+fn a_sticky_circuit_keeps_its_backend_and_others_take_turns() {
+    for sticky in [false, true] {
+        let (backend, other) = (Backend::start().unwrap(), Backend::start().unwrap());
+        let places = [backend.address(), other.address()];
+        let front = Front::start_before(&places, backend, &format!("sticky = {sticky}"), OPEN).unwrap();
+        let asked = || [front.backend.requests().len(), other.requests().len()];
+        let mut circuits_of = [0; 2];
+        for circuit in 1..=20 {
+            let before = asked();
+            for _ in 0..3 {
+                assert_eq!(status(&front.ask(circuit, &get("/")).unwrap()), 200);
+            }
+            let now = asked();
+            let got = [now[0] - before[0], now[1] - before[1]];
+            assert_eq!(sticky, got == [3, 0] || got == [0, 3], "circuit {circuit}: {got:?}");
+            circuits_of[usize::from(got[0] == 0)] += 1;
+        }
+        // By the hash of the circuit: a million times less likely than once that all are of one backend.
+        assert!(!sticky || circuits_of[0] > 0 && circuits_of[1] > 0, "{circuits_of:?}");
+    }
+}
+
+#[test]
 fn one_failed_check_is_none() {
     let mut front = Front::start("health_every_seconds = 2", OPEN).unwrap();
     let checks = |front: &Front| front.backend.checks();
