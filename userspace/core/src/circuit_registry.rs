@@ -156,6 +156,8 @@ pub struct CircuitRegistry {
     is_whole: bool,
     circuits: BTreeMap<NonZeroU32, TorFacts>,
     crowded_out: u64,
+    /// The highest number that was not remembered since the last list: of those below, what is not here may exist.
+    not_remembered: Option<NonZeroU32>,
 }
 
 impl CircuitRegistry {
@@ -178,6 +180,7 @@ impl CircuitRegistry {
     /// known from before keep the time of it.
     pub fn listed(&mut self, open: impl IntoIterator<Item = CircuitWord>) {
         let before = std::mem::take(&mut self.circuits);
+        self.not_remembered = None;
         for word in open {
             let known = before.get(&word.circuit.number_for_this_node());
             self.keep(word, known.and_then(|known| known.joined));
@@ -220,7 +223,8 @@ impl CircuitRegistry {
         };
         self.circuits.insert(number, facts);
         if self.circuits.len() > MOST_CIRCUITS {
-            self.circuits.pop_first();
+            let lowest = self.circuits.pop_first().map(|(number, _)| number);
+            self.not_remembered = self.not_remembered.max(lowest);
             self.crowded_out = self.crowded_out.saturating_add(1);
         }
     }
@@ -235,8 +239,8 @@ impl CircuitRegistry {
         self.is_whole
     }
 
-    /// Of circuits that are to be closed: those that tor can close, and those that it has not any more, or needs itself. `None`
-    /// until it has said of all its circuits which there are.
+    /// Of circuits that are to be closed: those that tor can close, and those that it has not any more, or needs itself. Neither
+    /// are those that may not have been remembered. `None` until it has said of all its circuits which there are.
     pub fn sort_out<T>(
         &self,
         unwanted: impl IntoIterator<Item = (NonZeroU32, T)>,
@@ -245,6 +249,7 @@ impl CircuitRegistry {
         for (circuit, what) in unwanted {
             match self.closable(circuit) {
                 Ok(_) => drop(there.insert(circuit, what)),
+                Err(NotClosable::Unknown) if Some(circuit) <= self.not_remembered => {}
                 Err(_) => ended.push(circuit),
             }
         }
@@ -440,6 +445,12 @@ mod tests {
         assert_eq!(registry.circuits().next().unwrap().0, number(11));
         registry.listed((1..=2 * most).map(|circuit| word(4, circuit, JOINED, Step::Built)));
         assert_eq!(registry.circuits().count(), MOST_CIRCUITS);
+        // Nobody says of one that was crowded out that it has ended.
+        let unwanted = [most, most + 1, 2 * most + 1].map(|circuit| (number(circuit), ()));
+        let ended = vec![number(2 * most + 1)];
+        assert_eq!(registry.sort_out(unwanted), Some(([(number(most + 1), ())].into(), ended)));
+        registry.listed([]);
+        assert_eq!(registry.sort_out([(number(most), ())]), Some(([].into(), vec![number(most)])));
         // The bound of the module's page: every node but the root holds at least 5 of its 11 rows.
         let node = 11 * (size_of::<TorFacts>() + size_of::<NonZeroU32>()) + 12 * size_of::<usize>() + 16;
         assert!(MOST_CIRCUITS.div_ceil(5) * node < 8 << 20, "{node}");
