@@ -984,6 +984,53 @@ fn whoever_cannot_serve_never_says_that_it_does() {
     assert_eq!(systemd.so_far().unwrap(), [""; 0]);
 }
 
+/// Bytes of memory that the process holds.
+fn resident(front: &Front) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", front.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
+}
+
+/// What a connection takes in this process, as the unit counts it for `MemoryMax=`.
+const MOST_BYTES_EACH: u64 = 192 * 1_024;
+
+#[test]
+fn what_a_busy_connection_takes_is_bounded() {
+    const MANY: u32 = 190;
+    let head = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {}", "a".repeat(14_000));
+    let body =
+        format!("POST /e HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n{}", "a".repeat(100_000));
+    let rows = [
+        // An answer of a mebibyte that nobody reads.
+        ("http", get("/big")),
+        // A head without an end, and a body that goes on.
+        ("http", head),
+        ("http", body),
+        ("tcp", get("/big")),
+    ];
+    for (protocol, sent) in rows {
+        let ingress = format!("protocol = \"{protocol}\"\nrequest_seconds = 60\nclient_seconds = 60");
+        let mut front = Front::start(&ingress, OPEN).unwrap();
+        // What is set up with the first is none of a connection's.
+        drop(front.stream(1).unwrap());
+        front.next_digest().unwrap();
+        let before = resident(&front);
+        let mut streams = Vec::new();
+        for number in 0..MANY {
+            let mut stream = front.stream(1_000 + number).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            // As much as is taken.
+            let _ = stream.write_all(sent.as_bytes());
+            streams.push(stream);
+        }
+        front.wait_for("all connections", |front| Ok(front.digest().active == u64::from(MANY))).unwrap();
+        front.next_digest().unwrap();
+        let most = resident(&front).saturating_sub(before) / u64::from(MANY);
+        assert_eq!(front.digest().active, u64::from(MANY), "they are still there");
+        assert!(most < MOST_BYTES_EACH, "{protocol}: {most} bytes for each: {:.40}", sent);
+    }
+}
+
 /// Each file descriptor and the most memory that an idle connection takes are counted by the kernel.
 #[test]
 fn ten_thousand_idle_connections_are_held_and_cost_little() {
@@ -1006,11 +1053,6 @@ fn ten_thousand_idle_connections_are_held_and_cost_little() {
             "profile = \"web\"\nmax_concurrent_connections = {most}\nmax_connections_per_second = 100000\npaid_share = 0.0"
         );
         let mut front = Front::start_before(&places, backend, &ingress, &circuits).unwrap();
-        let resident = |front: &Front| {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", front.pid())).unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
-        };
         let before = resident(&front);
         let streams: Vec<TcpStream> = (0..most).map(|number| front.stream(1_000 + number).unwrap()).collect();
         front.wait_for("all connections", |front| Ok(front.digest().active == u64::from(most))).unwrap();

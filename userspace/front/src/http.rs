@@ -92,7 +92,7 @@ pub struct HttpSettings {
 }
 
 /// Most that is held of an answer, bytes.
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 32 * 1024;
 /// How long a connection to a backend is kept for another request.
 const POOL_IDLE: Duration = Duration::from_secs(2);
 
