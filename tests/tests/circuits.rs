@@ -199,6 +199,111 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     assert!(warnings.contains("circuits are neither watched nor closed"), "{warnings}");
 }
 
+/// As the daemon's unit has it: without the capability to look into other processes (CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF are
+/// left) and with a group of its own, in a `/proc` that hides the others (`ProtectProc=invisible`) but from the group of root.
+const AS_THE_UNIT: [&str; 7] = [
+    "unshare",
+    "--mount",
+    "--propagation",
+    "private",
+    "sh",
+    "-c",
+    "mount -t proc -o hidepid=invisible proc /proc && exec setpriv --regid 65534 --clear-groups \
+     --bounding-set=-all,+net_admin,+cap_38,+cap_39 --inh-caps=-all,+net_admin,+cap_38,+cap_39 --no-new-privs \"$0\" \"$@\"",
+];
+
+/// Which tor process each daemon so far took its tor for.
+fn generations(lab: &Lab) -> Vec<u64> {
+    let log = lab.log();
+    let lines = log.lines().filter(|line| line.contains("tor_control_connected"));
+    lines.filter_map(|line| line.split("generation=").nth(1)?.trim().parse().ok()).collect()
+}
+
+#[test]
+fn what_is_known_of_circuits_outlives_daemons_that_cannot_see_tor_s_process() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("hidden").unwrap();
+    let listen = free_address().unwrap();
+    let backend = Backend::start().unwrap();
+    let mut service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        &format!(
+            "[tor]\ncontrol = \"unix:{}\"\n[ingress]\nenabled = true\nlisten = \"{listen}\"\nbackends = [\"{}\"]\n\
+             keep_alive_seconds = 300\n[circuits]\nprofile = \"web\"",
+            service.control_address().socket.display(),
+            backend.address()
+        ),
+    )
+    .unwrap();
+    let stat = format!("/proc/{}/stat", service.pid().unwrap());
+    let sees_tor = |wrapper: &[&str]| {
+        let (first, rest) = wrapper.split_first().unwrap();
+        std::process::Command::new(first).args(rest).args(["cat", &stat]).output().unwrap().status.success()
+    };
+    assert!(sees_tor(&["env"]) && !sees_tor(&AS_THE_UNIT));
+
+    // The ingress follows the daemon that runs now, and which tor process that one takes its tor for.
+    let followed = |lab: &mut Lab, starts: usize| {
+        lab.wait_for("the daemon's tor", |lab| Ok(generations(lab).len() >= starts)).unwrap();
+        let generation = *generations(lab).last().unwrap();
+        lab.wait_for("the ingress", |lab| {
+            let answer = lab.json(&["circuits"])?;
+            Ok(answer["digest"]["generation"].as_u64() == Some(generation))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{:#}", lab.json(&["circuits"]).unwrap()));
+        generation
+    };
+    lab.start_through(&AS_THE_UNIT).unwrap();
+    let mut front = Beside::start(&lab).unwrap();
+    let first = followed(&mut lab, 1);
+
+    // Numbers that tor itself does not come to.
+    let (good, bad) = (4_000_000_001, 4_000_000_002);
+    let stream = |circuit: u32| {
+        let mut stream = TcpStream::connect(listen).unwrap();
+        stream.write_all(header(circuit).as_bytes()).unwrap();
+        stream
+    };
+    let (mut kept, mut banned) = (stream(good), stream(bad));
+    assert!(answers(&mut kept) && answers(&mut banned));
+    lab.must(&["circuit", "ban", &bad.to_string(), "--for", "1h"]).unwrap();
+    lab.wait_for("the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(1.0))).unwrap();
+    assert!(!answers(&mut stream(bad)));
+
+    for (starts, signal) in [(2, Signal::SIGTERM), (3, Signal::SIGKILL), (4, Signal::SIGTERM)] {
+        lab.end(signal).unwrap();
+        lab.start_through(&AS_THE_UNIT).unwrap();
+        assert_eq!(followed(&mut lab, starts), first, "the same tor process");
+        assert!(answers(&mut kept), "an open connection is served on");
+        assert!(!answers(&mut stream(bad)), "the ban stands");
+        lab.wait_for("the ban", |lab| {
+            Ok(rows(lab).iter().any(|row| row["circuit"] == bad && !row["banned_seconds"].is_null()))
+        })
+        .unwrap();
+    }
+    // Nor does it depend on the ingress.
+    lab.end(Signal::SIGTERM).unwrap();
+    drop(front);
+    front = Beside::start(&lab).unwrap();
+    lab.start_through(&AS_THE_UNIT).unwrap();
+    assert_eq!(followed(&mut lab, 5), first);
+    let mut kept = stream(good);
+    assert!(answers(&mut kept));
+
+    // Another process is another one, also if nobody looked on.
+    lab.end(Signal::SIGTERM).unwrap();
+    service.restart().unwrap();
+    lab.start_through(&AS_THE_UNIT).unwrap();
+    let second = followed(&mut lab, 6);
+    assert!(second > first);
+    assert!(!answers(&mut kept), "that stream was of the tor that has ended");
+    service.restart().unwrap();
+    assert!(followed(&mut lab, 7) > second);
+    assert!(answers(&mut stream(bad)), "whoever has the number now has done nothing yet");
+    drop(front);
+}
+
 #[test]
 fn circuits_of_c_tor_share_the_fate_of_those_of_a_hosted_service() {
     let network = shared(Profile::Usual).unwrap();

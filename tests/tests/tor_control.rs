@@ -266,7 +266,7 @@ fn the_cookie_is_proved_and_not_shown() {
             generation
         })
         .collect();
-    // Every daemon gives the same process the same number.
+    // Where `/proc` shows tor, every daemon gives its process the same number, also without a record of the one before.
     assert_eq!(generations.len(), 1, "{generations:?}");
 
     // Tor offers to be shown the cookie as well.

@@ -469,6 +469,11 @@ impl Config {
         self.ledger.path.with_file_name("token.keys")
     }
 
+    /// The file that says which tor process the daemon spoke to last: `tor.process` beside [`Ledger::path`].
+    pub fn tor_process(&self) -> PathBuf {
+        self.ledger.path.with_file_name("tor.process")
+    }
+
     /// What the coordinator decides by. Names of accounts are for the daemon to look up, so nobody may report yet.
     ///
     /// # Errors

@@ -48,6 +48,7 @@ pub mod syncookies;
 pub mod time;
 mod timetable;
 pub mod token_keys;
+pub mod tor_process;
 pub mod tune;
 mod violations;
 pub mod waiting_room;

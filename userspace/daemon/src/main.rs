@@ -130,7 +130,7 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
         } else {
             (None, mpsc::channel(1).1)
         };
-        let (tor_task, tor) = match tor_options(&app.config().tor)? {
+        let (tor_task, tor) = match tor_options(app.config())? {
             Some(options) => {
                 let (control, ends) = tor_control::link(options);
                 app.set_tor(ends.acts);
@@ -181,10 +181,12 @@ fn haproxy_options(config: &Config) -> anyhow::Result<Option<haproxy::HaproxyOpt
 }
 
 /// How tor's control port is reached, where one is named.
-fn tor_options(tor: &tunica_config::Tor) -> anyhow::Result<Option<tor_control::TorControlOptions>> {
+fn tor_options(config: &Config) -> anyhow::Result<Option<tor_control::TorControlOptions>> {
+    let tor = &config.tor;
     let Some(place) = &tor.control else { return Ok(None) };
     let mut options = tor_control::TorControlOptions::new(place.to_string().parse()?);
     options.cookie_file.clone_from(&tor.control_cookie_file);
+    options.process_file = Some(config.tor_process());
     if let Some(path) = &tor.control_password_file {
         let password = std::fs::read_to_string(path).map_err(|error| {
             anyhow::anyhow!(

@@ -152,6 +152,7 @@ tunica_core::messages! {
     "tor_control_login", "debug", "Tor accepted the login; the message says by which proof.";
     "tor_control_missed", "warn", "Changes of tor's circuits were dropped because the daemon was too slow, or could not be read; the whole list of circuits is asked for instead. It is said once for a connection.";
     "tor_control_unread", "warn", "An event from tor could not be read; it is said once for a connection. Tor may be older or newer than the versions that are known.";
+    "tor_process_unkept", "warn", "Which tor process the daemon speaks to could not be read from its file or kept there; the message says what follows. It is said again only for another reason.";
     "tor_peers_read_failed", "warn", "Tor's connections could not be read; the peers known before stay protected for `tor.keep_seconds`.";
     "control_request_refused", "info", "A request on the control socket was refused by the socket's own rules.";
     "control_socket_closed_to_group", "warn", "The control socket could not be opened to its group, so only root and the daemon's user can use it.";

@@ -5,7 +5,8 @@
 //! in, subscribes, and connects again whenever tor has gone; it decides nothing. It tells, in this order:
 //!
 //! 1. [`TorHeard::Gone`] as long as tor cannot be reached, once for each reason.
-//! 2. [`TorHeard::Connected`], with the generation: the same as before if it is the same tor process, else a higher one.
+//! 2. [`TorHeard::Connected`], with the generation: the same as before if it is the same tor process, else a higher one. It is
+//!    the same for the next daemon, too, if there is a [`TorControlOptions::process_file`].
 //! 3. [`TorHeard::Circuits`], every circuit there is. What is not in the list has ended.
 //! 4. [`TorHeard::Circuit`], each change. A change may repeat what the list said already, because tor writes answers before
 //!    events that wait.
@@ -40,6 +41,7 @@ use crate::telemetry;
 
 mod fact;
 mod login;
+mod memory;
 mod outbox;
 mod peers;
 mod process;
@@ -51,8 +53,8 @@ pub use login::{LoginError, Proof};
 pub use peers::TorPeers;
 pub use wire::LinkError;
 
+use memory::Memory;
 use outbox::Outbox;
-use process::Generations;
 use session::{Over, Session};
 
 /// Places of each of the two queues.
@@ -133,6 +135,9 @@ pub struct TorControlOptions {
     pub cookie_file: Option<PathBuf>,
     /// Its password. With this or `cookie_file` a tor that asks for neither is refused.
     pub password: Option<Password>,
+    /// Where it is kept which tor process this was, so that the next daemon gives it the same [`TorGeneration`]; nowhere, if
+    /// absent. Then only the kernel's word makes it the same, which `/proc` may hide.
+    pub process_file: Option<PathBuf>,
     /// How long connecting, and each command, may take.
     pub command_timeout: Duration,
     /// How often peers are asked for when nothing changes.
@@ -152,6 +157,7 @@ impl TorControlOptions {
             address,
             cookie_file: None,
             password: None,
+            process_file: None,
             command_timeout: Duration::from_secs(10),
             peers_every: Duration::from_secs(30),
             retry_least: Duration::from_secs(1),
@@ -240,7 +246,7 @@ pub struct TorControl {
     options: TorControlOptions,
     outbox: Outbox,
     acts: mpsc::Receiver<TorAct>,
-    generations: Generations,
+    memory: Memory,
     /// The reason that was told last, while tor is not connected.
     gone: Option<String>,
 }
@@ -250,8 +256,8 @@ pub fn link(options: TorControlOptions) -> (TorControl, TorEnds) {
     let (sender, heard) = mpsc::channel(QUEUE);
     let (acts, acts_end) = mpsc::channel(QUEUE);
     let outbox = Outbox::new(sender, options.most_waiting);
-    let control =
-        TorControl { options, outbox, acts: acts_end, generations: Generations::default(), gone: None };
+    let memory = Memory::new(options.process_file.clone());
+    let control = TorControl { options, outbox, acts: acts_end, memory, gone: None };
     (control, TorEnds { heard, acts })
 }
 
@@ -276,12 +282,11 @@ impl TorControl {
 
     /// One connection, from its beginning to its end. `Ok` says that the event loop has gone.
     async fn connect(&mut self, pause: &mut Duration) -> Result<(), LinkError> {
-        let Self { options, outbox, acts, generations, gone } = self;
+        let Self { options, outbox, acts, memory, gone } = self;
         let mut wire = wire::Wire::connect(&options.address, options.command_timeout).await?;
         login::login(&mut wire, options).await?;
-        let tor = process::ask(&mut wire).await?;
-        let generation = generations.of(tor.process);
-        let (version, pid) = (tor.version, tor.process.local_pid());
+        let process::Answer { version, seen, local_pid: pid } = process::ask(&mut wire, wire::ignore).await?;
+        let generation = memory.meet(seen);
         tracing::info!(
             message_id = "tor_control_connected",
             version,
@@ -292,7 +297,7 @@ impl TorControl {
         *gone = None;
         *pause = options.retry_least;
         outbox.tell(TorHeard::Connected { generation, version, pid });
-        Session::new(wire, generation, outbox, acts, options).run().await
+        Session::new(wire, generation, memory, outbox, acts, options).run().await
     }
 
     fn tell_gone(&mut self, why: LinkError) {

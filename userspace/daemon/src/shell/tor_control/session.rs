@@ -15,7 +15,7 @@ use tunica_onion::{
 
 use super::{
     CircuitChange, CloseOutcome, LinkError, TorAct, TorControlOptions, TorHeard, fact::TorCircuit,
-    outbox::Outbox, peers::Inquiry, wire::Wire,
+    memory::Memory, outbox::Outbox, peers::Inquiry, process, wire::Wire,
 };
 
 /// What is subscribed to. Bytes come once a second for every circuit, so they are left to whoever carries the streams.
@@ -24,6 +24,9 @@ const EVENTS: &[EventKind] = &[EventKind::Circuit, EventKind::CircuitMinor, Even
 const CIRCUITS_PAUSE: Duration = Duration::from_secs(1);
 /// Least time between two lists of peers: a relay's connections come and go all the time.
 const PEERS_PAUSE: Duration = Duration::from_secs(5);
+/// How soon a young tor is asked once more which process it is: it cannot be recognised before
+/// [`tunica_core::tor_process::SLACK`].
+const SETTLING: Duration = Duration::from_secs(5);
 /// Tor's status for a circuit that it does not know (control-spec, "Status codes").
 const UNKNOWN_ENTITY: u16 = 552;
 
@@ -39,6 +42,9 @@ pub(super) struct Session<'a> {
     wire: Wire,
     acts: &'a mut mpsc::Receiver<TorAct>,
     news: News<'a>,
+    memory: &'a mut Memory,
+    /// When tor is to be asked once more which process it is: what is kept for the next daemon must not be out of date.
+    process_due: Instant,
     peers_every: Duration,
     inquiry: Option<Inquiry>,
     /// When circuits were listed last.
@@ -62,16 +68,21 @@ impl<'a> Session<'a> {
     pub(super) fn new(
         wire: Wire,
         generation: TorGeneration,
+        memory: &'a mut Memory,
         outbox: &'a mut Outbox,
         acts: &'a mut mpsc::Receiver<TorAct>,
         options: &TorControlOptions,
     ) -> Self {
         let now = Instant::now();
         let news = News { generation, outbox, peers_due: now, peers_asked: now, is_unread_reported: false };
+        let process_every =
+            if memory.is_settled() { options.peers_every } else { options.peers_every.min(SETTLING) };
         Self {
             wire,
             acts,
             news,
+            memory,
+            process_due: now + process_every,
             peers_every: options.peers_every,
             inquiry: None,
             listed_at: now,
@@ -120,6 +131,11 @@ impl<'a> Session<'a> {
                     self.ask_services().await?;
                     let inquiry = Inquiry::begin(&mut self.wire, |event| self.news.take(event)).await?;
                     self.inquiry = Some(inquiry);
+                }
+                () = sleep_until(self.process_due) => {
+                    let answer = process::ask(&mut self.wire, |event| self.news.take(event)).await?;
+                    self.memory.meet_again(answer.seen);
+                    self.process_due = Instant::now() + self.peers_every;
                 }
                 () = std::future::ready(()), if self.inquiry.is_some() => self.look_up().await?,
             }

@@ -179,6 +179,37 @@ async fn a_process_that_only_tor_vouches_for_is_known_by_its_uptime() {
 }
 
 #[tokio::test]
+async fn a_young_process_is_asked_once_more_so_that_the_next_daemon_knows_it() {
+    // As young as it says at first, nobody would recognise it; a second later it is older than that.
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
+    let mut fake = Fake::new(move |line| {
+        (line == "GETINFO version process/pid uptime").then(|| {
+            let uptime = if count.fetch_add(1, Ordering::Relaxed) == 0 { 1 } else { 100 };
+            format!("250-version=0\r\n250-process/pid=1\r\n250-uptime={uptime}\r\n250 OK\r\n")
+        })
+    });
+    fake.options.peers_every = Duration::from_millis(50);
+    let path = fake.folder.path().join("tor.process");
+    fake.options.process_file = Some(path.clone());
+    let mut generations = Vec::new();
+    for _ in 0..2 {
+        let (mut ends, task) = fake.start();
+        let TorHeard::Connected { generation, .. } = next(&mut ends).await else { panic!() };
+        generations.push(generation);
+        let kept = async {
+            while !fs::read_to_string(&path).unwrap().contains("process 1 100 ") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, kept).await.unwrap();
+        drop(ends);
+        timeout(PATIENCE, task).await.unwrap().unwrap();
+    }
+    assert_eq!(generations[0], generations[1]);
+}
+
+#[tokio::test]
 async fn a_circuit_that_cannot_be_closed_is_answered_too() {
     let mut fake = Fake::new(|line| match line {
         "CLOSECIRCUIT 1" => Some("551 Internal error\r\n".to_owned()),
