@@ -151,6 +151,8 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     for series in ["tunica_front_up", "tunica_tor_control_up"] {
         lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
     }
+    let answered = |lab: &Lab| metric(lab, "tunica_tor_control_response_seconds_count");
+    assert!(answered(&lab) >= 1.0, "tor has answered the login");
     let client = network.client().unwrap();
     let (mut stream, user) = open(&client, &service).unwrap();
     lab.wait_for("the circuit", |lab| Ok(rows(lab).iter().any(|row| row["open"] == 1))).unwrap();
@@ -160,8 +162,10 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
         known.lines().any(|line| line.starts_with(&format!("{circuit} ")))
     };
     assert!(is_there(&service, &circuit));
+    let before = answered(&lab);
     lab.must(&["circuit", "ban", &circuit, "--for", "1h"]).unwrap();
     lab.wait_for("the circuit's end", |_| Ok(!is_there(&service, &circuit))).unwrap();
+    lab.wait_for("tor's answer", |lab| Ok(answered(lab) > before)).unwrap();
     assert!(!answers(&mut stream), "the client must see it");
     lab.wait_for("the count", |lab| {
         Ok(lab.metric("tunica_tor_circuits_closed_total{outcome=\"accepted\"}")? == Some(1.0))

@@ -134,7 +134,7 @@ fn serve(path: PathBuf, config: Config, text: String) -> anyhow::Result<()> {
             Some(options) => {
                 let (control, ends) = tor_control::link(options);
                 app.set_tor(ends.acts);
-                (Some(tokio::spawn(control.run())), ends.heard)
+                (Some(tokio::spawn(control.counting(app.metrics().tor_responses()).run())), ends.heard)
             }
             None => (None, mpsc::channel(1).1),
         };

@@ -15,7 +15,9 @@ use std::{
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, core::Collector,
+    Registry, TextEncoder,
+    core::{Collector, Desc},
+    proto::MetricFamily,
 };
 use tunica_api::view::{Answer, RefusedCode as Refusal};
 use tunica_common::{
@@ -54,6 +56,9 @@ const REPORTS: [&str; 7] = [
     "failed",
 ];
 const CLOSES: [&str; 5] = ["accepted", "gone", "other_tor", "not_connected", "refused"];
+/// The upper bounds of the buckets for tor's answers, in seconds: tor answers from memory, but one command after another and
+/// between its other work. The last is how long a command has.
+const RESPONSES: [f64; 9] = [0.000_5, 0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 3.0, 10.0];
 const BAN_REFUSALS: [&str; 3] = ["protected", "full", "invalid"];
 
 /// A metric, as the reference lists it.
@@ -97,6 +102,9 @@ kinds! {
     GaugeVec, "gauge", |options, labels| Self::new(options, labels);
     Histogram, "histogram", |options, _labels| {
         Self::with_opts(HistogramOpts::from(options).buckets(newcomers::SCORES.to_vec()))
+    };
+    TorResponses, "histogram", |options, _labels| {
+        Histogram::with_opts(HistogramOpts::from(options).buckets(RESPONSES.to_vec())).map(Self)
     };
 }
 
@@ -221,6 +229,8 @@ metrics! {
         "HTTP requests answered; the path is `other` where there is no such page.";
     tor_control: IntGauge, "tunica_tor_control_up", [],
         "1 while tor's control port is connected, else 0.";
+    tor_responses: TorResponses, "tunica_tor_control_response_seconds", [],
+        "Seconds from a command on tor's control port to tor's answer; a command that has none in time counts with the time it had.";
     tor_closes: IntCounterVec, "tunica_tor_circuits_closed_total", ["outcome"],
         "Circuits that tor was asked to close, by what came of it: accepted; gone, it had ended; other_tor, it belonged to a tor process before; not_connected or refused, which is tried again.";
     gate: IntGauge, "tunica_gate_attached", [],
@@ -817,6 +827,11 @@ impl Metrics {
         HttpRequests(self.families.http.clone())
     }
 
+    /// Where the shell of tor's control port counts how long tor takes to answer.
+    pub fn tor_responses(&self) -> TorResponses {
+        self.families.tor_responses.clone()
+    }
+
     /// Everything in text format 0.0.4.
     ///
     /// # Errors
@@ -883,6 +898,27 @@ impl ControlRequests {
             | Answer::Doctor(_) => "ok",
         };
         self.0.with_label_values(&[verb.unwrap_or("unreadable"), result]).inc();
+    }
+}
+
+/// Counts how long tor takes to answer on its control port.
+#[derive(Clone, Debug)]
+pub struct TorResponses(Histogram);
+
+impl TorResponses {
+    /// Counts one command, which tor answered after this time, or did not answer in it.
+    pub fn observe(&self, after: Duration) {
+        self.0.observe(after.as_secs_f64());
+    }
+}
+
+impl Collector for TorResponses {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.0.collect()
     }
 }
 

@@ -37,7 +37,7 @@ use tracing::Instrument;
 use tunica_core::id::{CircuitId, TorGeneration};
 use tunica_onion::torrc::Torrc;
 
-use crate::telemetry;
+use crate::{metrics::TorResponses, telemetry};
 
 mod fact;
 mod login;
@@ -247,6 +247,7 @@ pub struct TorControl {
     outbox: Outbox,
     acts: mpsc::Receiver<TorAct>,
     memory: Memory,
+    responses: Option<TorResponses>,
     /// The reason that was told last, while tor is not connected.
     gone: Option<String>,
 }
@@ -257,11 +258,17 @@ pub fn link(options: TorControlOptions) -> (TorControl, TorEnds) {
     let (acts, acts_end) = mpsc::channel(QUEUE);
     let outbox = Outbox::new(sender, options.most_waiting);
     let memory = Memory::new(options.process_file.clone());
-    let control = TorControl { options, outbox, acts: acts_end, memory, gone: None };
+    let control = TorControl { options, outbox, acts: acts_end, memory, responses: None, gone: None };
     (control, TorEnds { heard, acts })
 }
 
 impl TorControl {
+    /// Counts how long tor takes to answer.
+    #[must_use]
+    pub fn counting(self, responses: TorResponses) -> Self {
+        Self { responses: Some(responses), ..self }
+    }
+
     /// Runs until the event loop has dropped its ends. Must be called on a tokio runtime with a clock.
     pub async fn run(mut self) {
         let mut pause = self.options.retry_least;
@@ -282,8 +289,9 @@ impl TorControl {
 
     /// One connection, from its beginning to its end. `Ok` says that the event loop has gone.
     async fn connect(&mut self, pause: &mut Duration) -> Result<(), LinkError> {
-        let Self { options, outbox, acts, memory, gone } = self;
-        let mut wire = wire::Wire::connect(&options.address, options.command_timeout).await?;
+        let Self { options, outbox, acts, memory, responses, gone } = self;
+        let mut wire =
+            wire::Wire::connect(&options.address, options.command_timeout, responses.clone()).await?;
         login::login(&mut wire, options).await?;
         let process::Answer { version, seen, local_pid: pid } = process::ask(&mut wire, wire::ignore).await?;
         let generation = memory.meet(seen);

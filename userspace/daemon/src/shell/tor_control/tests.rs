@@ -20,6 +20,7 @@ use tokio::{
 use tunica_onion::control_codec::MessageFault;
 
 use super::*;
+use crate::metrics::Metrics;
 
 /// How long anything may take. Nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -218,7 +219,15 @@ async fn a_circuit_that_cannot_be_closed_is_answered_too() {
         _ => None,
     });
     fake.options.command_timeout = Duration::from_secs(2);
-    let (mut ends, _task) = fake.start();
+    let metrics = Metrics::new("0").unwrap();
+    let counted = |part: &str| -> f64 {
+        let text = metrics.render().unwrap();
+        let start = format!("tunica_tor_control_response_seconds_{part} ");
+        text.lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap()
+    };
+    assert_eq!(counted("count"), 0.0);
+    let (control, mut ends) = link(fake.options.clone());
+    let _task = tokio::spawn(control.counting(metrics.tor_responses()).run());
     let TorHeard::Connected { generation, .. } = next(&mut ends).await else { panic!() };
     for (number, expected) in [(1, CloseOutcome::Refused { status: 551 }), (2, CloseOutcome::NotConnected)] {
         let asked = CircuitId::new(generation, NonZeroU32::new(number).unwrap());
@@ -232,6 +241,11 @@ async fn a_circuit_that_cannot_be_closed_is_answered_too() {
     }
     let TorHeard::Gone { why } = next(&mut ends).await else { panic!() };
     assert!(matches!(why, LinkError::Timeout { command: "CLOSECIRCUIT", .. }), "{why:?}");
+    // Every command counts, and one without an answer with all the time it had.
+    let commands =
+        ["PROTOCOLINFO", "AUTHENTICATE", "GETINFO", "SETEVENTS", "GETINFO", "CLOSECIRCUIT", "CLOSECIRCUIT"];
+    let is_counted = counted("count") >= commands.len() as f64 && counted("sum") >= 2.0;
+    assert!(is_counted, "{}", metrics.render().unwrap());
     // The same process is connected again.
     let TorHeard::Connected { generation: again, .. } = next(&mut ends).await else { panic!() };
     assert_eq!(again, generation);

@@ -6,13 +6,14 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tunica_onion::control_codec::{
     Command, CommandError, DecodeError, Decoder, Limits, Message, ParseError, Refused,
 };
 
 use super::{ControlAddress, LoginError, Place};
+use crate::metrics::TorResponses;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -107,14 +108,19 @@ pub(super) struct Wire {
     whole: u64,
     timeout: Duration,
     peer: Option<u32>,
+    responses: Option<TorResponses>,
 }
 
 impl Wire {
-    /// Connects.
+    /// Connects. How long each command takes from then on is counted in `responses`.
     ///
     /// # Errors
     /// If nobody listens, or nothing comes of it within `patience`, which each command has from then on.
-    pub(super) async fn connect(address: &ControlAddress, patience: Duration) -> Result<Self, LinkError> {
+    pub(super) async fn connect(
+        address: &ControlAddress,
+        patience: Duration,
+        responses: Option<TorResponses>,
+    ) -> Result<Self, LinkError> {
         let connected = async {
             Ok::<(Box<dyn Stream>, _), io::Error>(match &address.0 {
                 Place::Tcp(address) => (Box::new(TcpStream::connect(address).await?), None),
@@ -140,6 +146,7 @@ impl Wire {
             whole: 0,
             timeout: patience,
             peer: peer.and_then(|pid| u32::try_from(pid).ok()),
+            responses,
         })
     }
 
@@ -194,7 +201,14 @@ impl Wire {
                 on_event(&message);
             }
         };
+        let began = Instant::now();
         let answered = timeout(after, exchange).await;
+        // A connection that broke is no word about how tor answers.
+        if !matches!(answered, Ok(Err(_)))
+            && let Some(responses) = &self.responses
+        {
+            responses.observe(began.elapsed());
+        }
         answered.map_err(|_| LinkError::Timeout { command: name_of(command), after })?
     }
 
