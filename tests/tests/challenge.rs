@@ -516,6 +516,47 @@ fn over_tcp_nobody_is_asked_who_cannot_answer() {
 }
 
 #[test]
+fn what_was_asked_before_the_tor_process_had_a_name_is_good_after_it() {
+    for grants in ["normal", "vip"] {
+        let mut front = asked(&format!("pow_difficulty = 8\npow_grants = \"{grants}\""));
+        let given = |front: &Front, circuit| challenge(&front.ask(circuit, &get("/")).unwrap());
+        let (text, other, paid) = (given(&front, 1), given(&front, 2), given(&front, 3));
+        assert_eq!(status(&front.ask(3, &solving("/", &paid, &solve(&paid))).unwrap()), 200);
+        // A connection that is asked, and is kept.
+        let mut kept = front.stream(1).unwrap();
+        let mut say = |request: &str| {
+            let mut answer = Vec::new();
+            kept.write_all(request.as_bytes()).unwrap();
+            read_answer(&mut kept, &mut answer).unwrap();
+            status(&String::from_utf8(answer).unwrap())
+        };
+        assert_eq!(say(&get("/")), 503);
+        front.order(&Orders { revision: 1, generation: Some(500), ..Orders::default() }).unwrap();
+        assert_eq!(say(&solving("/", &text, &solve(&text))), 200, "{grants}");
+        assert_eq!(say(&get("/")), 200);
+        assert_eq!(status(&front.ask(3, &get("/")).unwrap()), 200, "who has paid has paid");
+        // It is another circuit's all the same, and good once.
+        let replayed = solving("/", &paid, &solve(&paid));
+        let (foreign, twice) = (solving("/", &other, &solve(&other)), replayed);
+        assert_eq!(
+            [front.ask(4, &foreign).unwrap(), front.ask(3, &twice).unwrap()].map(|it| status(&it)),
+            [503, 200]
+        );
+        let answer = front.ask(2, &solving("/", &other, &solve(&other))).unwrap();
+        assert_eq!(status(&answer), 200, "{answer}");
+        let digest = front.next_digest().unwrap();
+        assert_eq!((digest.puzzles.solved["program"], digest.puzzles.failed["foreign"]), (3, 1), "{grants}");
+        assert_eq!(digest.refused["old_circuit"], 0);
+        // What circuits of that process had is nobody's once there is another.
+        let text = given(&front, 5);
+        front.order(&Orders { revision: 2, generation: Some(501), ..Orders::default() }).unwrap();
+        assert_eq!(status(&front.ask(5, &solving("/", &text, &solve(&text))).unwrap()), 503);
+        assert_eq!(status(&front.ask(3, &get("/")).unwrap()), 503);
+        assert_eq!(front.next_digest().unwrap().puzzles.failed["foreign"], 2);
+    }
+}
+
+#[test]
 fn what_was_asked_before_a_restart_is_good_no_longer() {
     let before = asked("pow_difficulty = 8");
     let text = challenge(&before.ask(1, &get("/")).unwrap());

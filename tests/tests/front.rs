@@ -413,9 +413,78 @@ fn orders_act_on_open_streams_and_end_with_the_tor_process() {
     let ban = circuit(43, 4, BANNED);
     front.order(&Orders { revision: 4, generation: None, circuits: vec![ban], ..Orders::default() }).unwrap();
     assert!(is_reset(&end(&mut front.stream(43).unwrap())));
+    // That it is known which tor process it is says nothing new of its circuits.
+    let named = |revision, generation| Orders { revision, generation, ..Orders::default() };
+    front.order(&named(5, Some(1))).unwrap();
+    assert!(is_reset(&end(&mut front.stream(43).unwrap())));
     // Another tor process gives the same number to somebody else.
-    front.order(&Orders { revision: 5, generation: Some(1), circuits: vec![], ..Orders::default() }).unwrap();
+    front.order(&named(6, Some(2))).unwrap();
     assert_eq!(status(&front.ask(43, &get("/")).unwrap()), 200);
+}
+
+#[test]
+fn to_hear_which_tor_process_it_is_costs_no_visitor_anything() {
+    let mut front = Front::start("keep_alive_seconds = 60", OPEN).unwrap();
+    let ask = |stream: &mut TcpStream| {
+        let mut answer = Vec::new();
+        let asked = stream.write_all(get("/").as_bytes());
+        asked
+            .and_then(|()| read_answer(stream, &mut answer))
+            .map(|()| status(&String::from_utf8_lossy(&answer)))
+    };
+    let mut kept: Vec<_> = (1..=20).map(|number| front.stream(number).unwrap()).collect();
+    for stream in &mut kept {
+        assert_eq!(ask(stream).unwrap(), 200);
+    }
+    // It has begun before the word comes, and its answer goes out after it.
+    let mut begun = front.stream(21).unwrap();
+    begun.write_all(get("/slow/3000").as_bytes()).unwrap();
+    front
+        .wait_for("the request", |front| Ok(front.backend.requests().iter().any(|it| it.contains("/slow/"))))
+        .unwrap();
+    let promoted = circuit(7, 1, CircuitState::Vip);
+    let orders = Orders { revision: 1, circuits: vec![promoted], ..Orders::default() };
+    front.order(&orders).unwrap();
+    assert_eq!(front.next_digest().unwrap().generation, None);
+    front.order(&Orders { revision: 2, generation: Some(500), ..orders.clone() }).unwrap();
+
+    let mut answer = Vec::new();
+    read_answer(&mut begun, &mut answer).unwrap();
+    assert_eq!(status(&String::from_utf8(answer).unwrap()), 200);
+    kept.push(begun);
+    for (number, stream) in (1..).zip(&mut kept) {
+        assert_eq!(ask(stream).unwrap(), 200, "circuit {number}");
+    }
+    assert_eq!(status(&front.ask(7, &get("/")).unwrap()), 200);
+    let digest = front.next_digest().unwrap();
+    assert_eq!((digest.generation, digest.tracked, digest.active), (Some(500), 21, 21));
+    assert!(digest.refused.values().all(|count| *count == 0), "{:?}", digest.refused);
+    let row = digest.circuits.iter().find(|row| row.circuit.get() == 7).unwrap();
+    assert_eq!((row.state.as_str(), row.requests), ("vip", 3), "what was known of it is known");
+    // To a backend it is the same visitor.
+    let words: std::collections::BTreeSet<_> = front
+        .backend
+        .requests()
+        .iter()
+        .filter_map(|request| {
+            request
+                .to_ascii_lowercase()
+                .lines()
+                .find_map(|line| Some(line.strip_prefix("x-onion-circuit: ")?.to_owned()))
+        })
+        .collect();
+    assert_eq!(words.len(), 21);
+
+    // An earlier process has no streams any more; a later one has all of them.
+    front.order(&Orders { revision: 3, generation: Some(499), ..Orders::default() }).unwrap();
+    assert!(kept.iter_mut().all(|stream| ask(stream).is_ok_and(|status| status == 200)));
+    let banned = circuit(9, 4, BANNED);
+    let orders = Orders { revision: 4, generation: Some(501), circuits: vec![banned], ..Orders::default() };
+    front.order(&orders).unwrap();
+    assert!(kept.iter_mut().all(|stream| ask(stream).is_err()));
+    assert!(is_reset(&end(&mut front.stream(9).unwrap())), "what is said of the new ones is done");
+    let digest = front.next_digest().unwrap();
+    assert_eq!((digest.generation, digest.refused["old_circuit"], digest.vips), (Some(501), 21, 0));
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod ban_ladder;
 pub mod candidate;
 pub mod circuit_closing;
 pub mod circuit_features;
+pub mod circuit_naming;
 pub mod circuit_orders;
 pub mod circuit_policy;
 pub mod circuit_registry;

@@ -29,6 +29,7 @@ use tunica_api::front::{
 use tunica_config::Grant;
 use tunica_core::{
     circuit_features::{MOST_WATCHED, PathClass, Watch},
+    circuit_naming::{CircuitNaming, Naming},
     circuit_policy::{
         Action, Admission, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Place, Ruling,
         Serial, Statistics, TokenRefused, Usage,
@@ -65,7 +66,7 @@ pub struct Circuits {
     visits: Mutex<HashMap<Serial, Arc<Visit>>>,
     /// Makes words and numbers of circuits that say nothing of them outside this process.
     hasher: RandomState,
-    generation: AtomicU64,
+    naming: Mutex<CircuitNaming>,
     load: Mutex<HeldLoad>,
     /// Who can close circuits in this process: where Arti hosts the service. Any other tor is told by the daemon, which reads
     /// of them in the digest.
@@ -354,7 +355,8 @@ impl Drop for Stay {
 impl Circuits {
     /// Nothing is known yet. `shards` is best the number of workers.
     pub fn new(settings: CircuitSettings, challenges: Challenges, shards: NonZeroU32) -> Arc<Self> {
-        let generation = TorGeneration(0);
+        let naming = CircuitNaming::new();
+        let generation = naming.generation();
         let shard = |_| Mutex::new(CircuitShard::new(settings.clone(), shards, generation, now()));
         let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
         let most = MOST_WATCHED / shards;
@@ -370,7 +372,7 @@ impl Circuits {
             tokens: Tokens::default(),
             visits: Mutex::default(),
             hasher: RandomState::new(),
-            generation: AtomicU64::new(generation.0),
+            naming: Mutex::new(naming),
             load: Mutex::default(),
             closer: OnceLock::new(),
             arti: Mutex::default(),
@@ -390,13 +392,33 @@ impl Circuits {
 
     /// The circuit of this number in the tor process that hands over the streams.
     pub fn circuit(&self, number: NonZeroU32) -> CircuitId {
-        CircuitId::new(TorGeneration(self.generation.load(Relaxed)), number)
+        lock(&self.naming).circuit(number)
     }
 
-    /// Streams come from the tor process of this generation from now on: what is known of circuits of an earlier one is
-    /// forgotten.
-    pub fn begin(&self, generation: TorGeneration) {
-        self.generation.store(generation.0, Relaxed);
+    /// Streams come from another tor process of this name from now on: what is known of circuits before is forgotten.
+    pub fn begin(&self, name: TorGeneration) {
+        let generation = {
+            let mut naming = lock(&self.naming);
+            naming.begin(name);
+            naming.generation()
+        };
+        self.forget_before(generation);
+    }
+
+    /// Streams come from the tor process of this name. Returns what that means: of [`Naming::Begun`] alone anything is forgotten.
+    fn hear_name(&self, name: TorGeneration) -> Naming {
+        let (naming, generation) = {
+            let mut naming = lock(&self.naming);
+            (naming.hear(name), naming.generation())
+        };
+        match naming {
+            Naming::Begun => self.forget_before(generation),
+            Naming::Known | Naming::Named => {}
+        }
+        naming
+    }
+
+    fn forget_before(&self, generation: TorGeneration) {
         for shard in &self.shards {
             lock(shard).begin(generation);
         }
@@ -781,17 +803,22 @@ impl Circuits {
 
     /// Does what the daemon says, in place of what it said before. False: it was not for this process, and nothing was done.
     pub fn follow(&self, before: &Orders, orders: &Orders) -> bool {
-        let own = self.generation.load(Relaxed);
+        let said_of = orders.generation.map(TorGeneration);
+        let own = lock(&self.naming).name();
+        let mut heard: HashMap<_, _> =
+            before.circuits.iter().map(|order| (order.circuit, order.said)).collect();
         if self.closer.get().is_some() {
             // The circuits are this process' own. Others are those of the one before it or after it, whose numbers are the same.
-            if orders.generation.is_some_and(|generation| generation != own) {
+            if said_of.is_some() && said_of != own {
                 return false;
             }
-        } else if let Some(generation) = orders.generation.filter(|generation| *generation > own) {
-            // Never back: an earlier process has no streams any more.
-            self.begin(TorGeneration(generation));
+        } else if let Some(name) = said_of {
+            match self.hear_name(name) {
+                // What was done is forgotten with the rest, and is to be done to those that have the numbers now.
+                Naming::Begun => heard.clear(),
+                Naming::Known | Naming::Named => {}
+            }
         }
-        let heard: HashMap<_, _> = before.circuits.iter().map(|order| (order.circuit, order.said)).collect();
         let is_new = |order: &&CircuitOrder| heard.get(&order.circuit) != Some(&order.said);
         for order in orders.circuits.iter().filter(is_new) {
             let circuit = self.circuit(order.circuit);
@@ -812,7 +839,7 @@ impl Circuits {
             self.obey(commands);
         }
         // Numbers are those of the tor process that they were said of.
-        if orders.generation == Some(self.generation.load(Relaxed)) {
+        if said_of.is_some() && said_of == lock(&self.naming).name() {
             orders.ended.iter().for_each(|number| self.ended(self.circuit(*number)));
         }
         true
@@ -821,7 +848,8 @@ impl Circuits {
     /// How the circuits are. What the front is and what its backends do, the caller adds.
     pub fn digest(&self) -> Digest {
         let now = now();
-        let generation = self.generation.load(Relaxed);
+        let naming = *lock(&self.naming);
+        let generation = naming.generation();
         let visits: Vec<Arc<Visit>> = lock(&self.visits).values().cloned().collect();
         let mut open = BTreeMap::new();
         for visit in &visits {
@@ -839,7 +867,7 @@ impl Circuits {
         }
         let mut bans: Vec<_> =
             self.shards.iter().flat_map(|shard| lock(shard).bans().collect::<Vec<_>>()).collect();
-        bans.retain(|(circuit, _)| circuit.generation().0 == generation);
+        bans.retain(|(circuit, _)| circuit.generation() == generation);
         bans.sort_unstable_by_key(|(_, until)| std::cmp::Reverse(*until));
         bans.truncate(MOST_BANS);
         let banned = bans.iter().map(|(circuit, _)| circuit).take(MOST_ROWS);
@@ -849,7 +877,7 @@ impl Circuits {
             .iter()
             .map(|(circuit, not_taken)| (circuit, *not_taken))
             .chain(banned.filter(|circuit| !open.contains_key(circuit)).map(|circuit| (circuit, None)))
-            .filter(|(circuit, _)| circuit.generation().0 == generation)
+            .filter(|(circuit, _)| circuit.generation() == generation)
             .filter_map(|(circuit, not_taken)| self.row(*circuit, not_taken, now))
             .collect();
         rows.sort_by_key(|row| std::cmp::Reverse((row.open, row.requests)));
@@ -861,7 +889,7 @@ impl Circuits {
         let mut admission = lock(&self.admission);
         let statistics = Statistics::of(&self.settings, &mut admission, counts, now);
         Digest {
-            generation: (generation > 0).then_some(generation),
+            generation: naming.name().map(|name| name.0),
             active: admission.served().into(),
             most_active: self.settings.max_concurrent_connections.get().into(),
             challenged: admission.challenged().into(),
@@ -915,25 +943,25 @@ impl Circuits {
     }
 
     /// Circuits of this tor process that another process is to close.
-    fn closing(&self, generation: u64) -> Vec<front::Closing> {
+    fn closing(&self, generation: TorGeneration) -> Vec<front::Closing> {
         if self.closer.get().is_some() {
             return Vec::new();
         }
         let due = self.shards.iter().flat_map(|shard| lock(shard).closing().collect::<Vec<_>>());
-        let mut due: Vec<_> = due.filter(|(circuit, _)| circuit.generation().0 == generation).collect();
+        let mut due: Vec<_> = due.filter(|(circuit, _)| circuit.generation() == generation).collect();
         due.sort_unstable_by_key(|(circuit, _)| circuit.number_for_this_node());
         due.truncate(MOST_CLOSING);
         due.iter().map(|(circuit, why)| (circuit.number_for_this_node(), why.label().to_owned())).collect()
     }
 
     /// Circuits of this tor process whose first seconds are over and that were not told of before; and how many never are.
-    fn newcomers(&self, generation: u64, now: Monotime) -> (Vec<Newcomer>, u64) {
+    fn newcomers(&self, generation: TorGeneration, now: Monotime) -> (Vec<Newcomer>, u64) {
         let (mut newcomers, mut unwatched) = (Vec::new(), 0);
         for watch in &self.watches {
             let mut watch = lock(watch);
             let room = MOST_NEWCOMERS.saturating_sub(newcomers.len());
             let over = watch.take(room, now).into_iter();
-            let present = over.filter(|glimpse| glimpse.circuit.generation().0 == generation);
+            let present = over.filter(|glimpse| glimpse.circuit.generation() == generation);
             newcomers.extend(
                 present
                     .map(|glimpse| (glimpse.circuit.number_for_this_node(), glimpse.path, glimpse.features)),
