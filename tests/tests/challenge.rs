@@ -185,7 +185,7 @@ fn a_solution_is_good_once_and_may_make_a_vip() {
     // Demoted, the circuit has paid no more, and cannot pay with the same coin.
     let circuit = CircuitOrder { circuit: NonZeroU32::MIN, said: 1, state: CircuitState::Demoted };
     front
-        .order(&Orders { revision: 1, generation: None, circuits: vec![circuit], ..Orders::default() })
+        .order(&Orders { revision: 1, generation: Some(4), circuits: vec![circuit], ..Orders::default() })
         .unwrap();
     assert_eq!(status(&front.ask(1, &get("/")).unwrap()), 503);
     let answer = front.ask(1, &solving("/", &text, &nonce)).unwrap();

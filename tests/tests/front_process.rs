@@ -201,6 +201,52 @@ fn it_outlives_the_daemon_and_the_next_one_has_its_sockets() {
 }
 
 #[test]
+fn a_ban_that_outlives_the_front_keeps_its_rung() {
+    let mut ground = Ground::new("frontrung");
+    let limits = "requests_per_10_seconds = 3\nslow_requests_per_10_seconds = 2\nban_threshold = 1";
+    ground.configure_with("nobody", "", limits);
+    ground.lab.start().unwrap();
+    ground.serves();
+    let is_banned_on = |ground: &mut Ground, rung: u64| {
+        ground
+            .lab
+            .wait_for(&format!("the ban on rung {rung}"), |lab| {
+                let answer = lab.json(&["circuits"])?;
+                let rows = answer["digest"]["circuits"].as_array().cloned().unwrap_or_default();
+                Ok(rows
+                    .iter()
+                    .any(|row| row["circuit"] == 7 && row["state"] == "banned" && row["rung"] == rung))
+            })
+            .unwrap();
+    };
+    let offends = |ground: &mut Ground, rung: u64| {
+        // What counted before the last ban counts still, and a refused stream costs nothing.
+        (0..6).for_each(|_| drop(ground.asks(7, "/")));
+        is_banned_on(ground, rung);
+    };
+    let is_forgiven = |ground: &mut Ground| {
+        ground.lab.must(&["circuit", "unban", "7"]).unwrap();
+        ground
+            .lab
+            .wait_for("the end of the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(0.0)))
+            .unwrap();
+    };
+    offends(&mut ground, 1);
+    is_forgiven(&mut ground);
+    offends(&mut ground, 2);
+    for _ in 0..2 {
+        let before = ground.front();
+        kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+        // Of another circuit: whoever comes meanwhile waits.
+        assert_eq!(ground.asks(8, "/"), SERVED);
+        assert_ne!(ground.front(), before);
+        is_banned_on(&mut ground, 2);
+    }
+    is_forgiven(&mut ground);
+    offends(&mut ground, 3);
+}
+
+#[test]
 fn another_configuration_refuses_nobody_and_a_faulty_one_changes_nothing() {
     let mut ground = Ground::new("frontrenew");
     ground.lab.start().unwrap();

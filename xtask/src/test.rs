@@ -31,6 +31,7 @@ const SLOW: &[&str] = &[
     "browse",
     "circuits",
     "cookies",
+    "crowd",
     "demo",
     "evidence",
     "forged_sources",

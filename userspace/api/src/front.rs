@@ -28,6 +28,8 @@ pub const MOST_ROWS: usize = 1_000;
 pub const MOST_NEWCOMERS: usize = 256;
 /// Most bans of [`Digest::bans`].
 pub const MOST_BANS: usize = MOST_CARRIED;
+/// Most rungs of [`Digest::rungs`].
+pub const MOST_RUNGS: usize = MOST_BANS / 2;
 /// Most rows of [`Digest::closing`]; the others are told of once these have ended.
 pub const MOST_CLOSING: usize = 1_024;
 /// Most tokens of [`Digest::revoked`]; the others are told in the next seconds.
@@ -122,6 +124,10 @@ pub struct Digest {
     /// Circuits that are banned, at most [`MOST_BANS`], those whose bans end last.
     #[serde(default)]
     pub bans: Vec<Ban>,
+    /// Those of [`Self::bans`] that are on a higher rung of the ladder than the first, at most [`MOST_RUNGS`], those whose bans end
+    /// last. For the daemon alone, which tells the next front.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rungs: Vec<Rung>,
     /// Circuits that the policy has closed at tor, at most [`MOST_CLOSING`]: those with the lowest numbers, again and again until
     /// they have ended. They carried no connection a moment ago, unless they outlived `circuits.rotate_hard_after_secs`. For the
     /// daemon alone; none where the front hosts the service itself.
@@ -146,6 +152,9 @@ pub type Newcomer = (NonZeroU32, PathClass, Features);
 /// A circuit's number in its tor process, and when its ban ends, nanoseconds of `CLOCK_MONOTONIC`: short, because there may be
 /// thousands each second.
 pub type Ban = (NonZeroU32, u64);
+
+/// A circuit's number in its tor process, and the rung of the ladder that its ban is on, counted from 1.
+pub type Rung = (NonZeroU32, u8);
 
 /// A circuit's number in its tor process, and the refusal's word for why it is to be closed: one of [`Refusal::CLOSES`].
 pub type Closing = (NonZeroU32, String);
@@ -399,6 +408,10 @@ pub struct Orders {
     /// Circuits of [`Digest::closing`] that tor does not have any more, or never had for a client; goes into no revision either.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ended: Vec<NonZeroU32>,
+    /// Those of [`Self::circuits`] that an earlier front banned on a higher rung of the ladder than the first: the next ban of each
+    /// is on the one above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rungs: Vec<Rung>,
 }
 
 /// [`CircuitRow::token`] of a circuit with a token in force.
@@ -524,6 +537,7 @@ mod tests {
             revoked: vec![revoked; MOST_NEWLY_REVOKED],
             circuits: vec![row; MOST_ROWS],
             bans: vec![(circuit, u64::MAX); MOST_BANS],
+            rungs: vec![(circuit, u8::MAX); MOST_RUNGS],
             closing: vec![(circuit, longest.to_owned()); MOST_CLOSING],
             newcomers: vec![(circuit, PathClass::NONE, Features([u16::MAX; COUNT])); MOST_NEWCOMERS],
             refused: Refusal::ALL.iter().map(|word| (word.label().to_owned(), u64::MAX)).collect(),

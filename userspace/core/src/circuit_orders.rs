@@ -2,11 +2,7 @@
 //!
 //! Circuits end with their tor process, so nothing here is durable, and all of it goes with a new generation.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    num::NonZeroU32,
-    time::Duration,
-};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use crate::{
     id::TorGeneration,
@@ -53,8 +49,17 @@ pub struct CircuitOrders {
     generation: Option<TorGeneration>,
     revision: u64,
     orders: BTreeMap<NonZeroU32, Standing>,
-    /// Those of them that are bans of fronts that have ended, and nobody ordered.
-    carried: BTreeSet<NonZeroU32>,
+    /// Those of them that are bans of fronts that have ended, and nobody ordered; and the rung of the ladder that each was on.
+    carried: BTreeMap<NonZeroU32, u8>,
+}
+
+/// A ban that a front told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToldBan {
+    /// When it ends.
+    pub until: Monotime,
+    /// The rung of the ladder that it is on, counted from 1.
+    pub rung: u8,
 }
 
 /// An order, and what is needed to see whether it was followed.
@@ -93,7 +98,7 @@ impl CircuitOrders {
             CircuitOrder::Banned { .. } | CircuitOrder::Vip => order,
             CircuitOrder::Unbanned | CircuitOrder::Demoted => order,
         };
-        let is_more = before.is_none() || self.carried.contains(&circuit);
+        let is_more = before.is_none() || self.carried.contains_key(&circuit);
         if is_more && self.orders.len().saturating_sub(self.carried.len()) >= MOST_ORDERS {
             return Err(OrderError::Full);
         }
@@ -119,19 +124,19 @@ impl CircuitOrders {
     }
 
     /// The front that knew these bans has ended, and the one after it knows none: they become orders, as far as there is room
-    /// and nothing else was said of their circuits.
-    pub fn carry(&mut self, bans: impl IntoIterator<Item = (NonZeroU32, Monotime)>, now: Now) {
+    /// and nothing else was said of their circuits. The next ban of such a circuit is as long as if one front had known of all.
+    pub fn carry(&mut self, bans: impl IntoIterator<Item = (NonZeroU32, ToldBan)>, now: Now) {
         // Where there is no room the front finds out again.
         let room = MOST_CARRIED.saturating_sub(self.carried.len());
-        let is_new = |(circuit, until): &(NonZeroU32, Monotime)| {
-            *until > now.mono && !self.orders.contains_key(circuit)
+        let is_new = |(circuit, ban): &(NonZeroU32, ToldBan)| {
+            ban.until > now.mono && !self.orders.contains_key(circuit)
         };
         let new: Vec<_> = bans.into_iter().filter(is_new).take(room).collect();
-        for (circuit, until) in new {
+        for (circuit, ToldBan { until, rung }) in new {
             self.revision += 1;
             let order = CircuitOrder::Banned { until };
             self.orders.insert(circuit, Standing { order, said: now.mono, revision: self.revision });
-            self.carried.insert(circuit);
+            self.carried.insert(circuit, rung);
         }
     }
 
@@ -141,7 +146,7 @@ impl CircuitOrders {
         self.orders.retain(|_, it| !matches!(it.order, CircuitOrder::Banned { until } if until <= now.mono));
         if self.orders.len() != before {
             self.revision += 1;
-            self.carried.retain(|circuit| self.orders.contains_key(circuit));
+            self.carried.retain(|circuit, _| self.orders.contains_key(circuit));
         }
     }
 
@@ -179,7 +184,13 @@ impl CircuitOrders {
 
     /// Whether what stands of a circuit is a ban that an earlier front set by its own rules.
     pub fn is_carried(&self, circuit: NonZeroU32) -> bool {
-        self.carried.contains(&circuit)
+        self.carried.contains_key(&circuit)
+    }
+
+    /// The rungs of bans that earlier fronts set by their own rules, for the front to know: none of the first, on which every ban
+    /// begins.
+    pub fn rungs(&self) -> impl Iterator<Item = (NonZeroU32, u8)> {
+        self.carried.iter().map(|(circuit, rung)| (*circuit, *rung)).filter(|(_, rung)| *rung > 1)
     }
 
     /// The front follows this revision: what it has done once needs no word of ours any more.
@@ -217,6 +228,10 @@ mod tests {
 
     fn at(seconds: u64) -> Now {
         Now { mono: Monotime(seconds * 1_000_000_000), wall: WallTime(1_000_000 + seconds) }
+    }
+
+    fn told(seconds: u64, rung: u8) -> ToldBan {
+        ToldBan { until: at(seconds).mono, rung }
     }
 
     fn circuit(number: u32) -> NonZeroU32 {
@@ -316,17 +331,17 @@ mod tests {
         let mut orders = CircuitOrders::default();
         orders.set(circuit(1), CircuitOrder::Unbanned, at(1)).unwrap();
         orders.set(circuit(2), CircuitOrder::Vip, at(1)).unwrap();
-        orders.carry([1, 2, 3].map(|number| (circuit(number), at(9).mono)), at(2));
-        orders.carry([(circuit(4), at(2).mono)], at(2));
+        orders.carry([(1, 2), (2, 3), (3, 4)].map(|(number, rung)| (circuit(number), told(9, rung))), at(2));
+        orders.carry([(circuit(4), told(2, 1))], at(2));
         let ban = CircuitOrder::Banned { until: at(9).mono };
         assert_eq!(
             [1, 2, 3, 4].map(|number| orders.get(circuit(number))),
             [Some(CircuitOrder::Unbanned), Some(CircuitOrder::Vip), Some(ban), None]
         );
         assert_eq!([1, 2, 3].map(|number| orders.is_carried(circuit(number))), [false, false, true]);
-        assert_eq!(orders.revision(), 3);
+        assert_eq!((orders.revision(), orders.rungs().collect()), (3, vec![(circuit(3), 4)]));
         // No more than there is room for, and no harm in more. None of it is operators' room.
-        orders.carry((10..30_000).map(|number| (circuit(number), at(9).mono)), at(2));
+        orders.carry((10..30_000).map(|number| (circuit(number), told(9, 1))), at(2));
         assert_eq!(orders.desired().count(), MOST_CARRIED + 2);
         for number in 40_002..50_000 {
             orders.set(circuit(number), ban, at(2)).unwrap();
@@ -340,14 +355,16 @@ mod tests {
         orders.forget(circuit(40_002));
         // What an operator says of a carried one is his from then on, and leaves room for another.
         orders.set(circuit(10), CircuitOrder::Unbanned, at(3)).unwrap();
-        orders.carry([10, 29_999, 29_998].map(|number| (circuit(number), at(9).mono)), at(3));
+        orders.carry([10, 29_999, 29_998].map(|number| (circuit(number), told(9, 2))), at(3));
         assert_eq!(orders.desired().count(), MOST_ORDERS + MOST_CARRIED);
         assert_eq!(
             [10, 29_999, 29_998].map(|number| orders.is_carried(circuit(number))),
             [false, true, false]
         );
+        // The first rung is where every ban begins, and needs no word.
+        assert_eq!(orders.rungs().collect::<Vec<_>>(), [(circuit(3), 4), (circuit(29_999), 2)]);
         orders.advance(at(9));
-        assert_eq!(orders.desired().count(), 3);
+        assert_eq!((orders.desired().count(), orders.rungs().count()), (3, 0));
     }
 
     #[test]

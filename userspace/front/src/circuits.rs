@@ -24,7 +24,7 @@ use tokio::{
 };
 use tunica_api::front::{
     self, CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_CLOSING, MOST_NEWCOMERS,
-    MOST_ROWS, Newcomer, Orders,
+    MOST_ROWS, MOST_RUNGS, Newcomer, Orders,
 };
 use tunica_config::Grant;
 use tunica_core::{
@@ -819,6 +819,7 @@ impl Circuits {
                 Naming::Known | Naming::Named => {}
             }
         }
+        let rungs: HashMap<_, _> = orders.rungs.iter().copied().collect();
         let is_new = |order: &&CircuitOrder| heard.get(&order.circuit) != Some(&order.said);
         for order in orders.circuits.iter().filter(is_new) {
             let circuit = self.circuit(order.circuit);
@@ -827,6 +828,9 @@ impl Circuits {
             match order.state {
                 CircuitState::Banned { until } => {
                     shard.ban(circuit, Some(Monotime(until).since(now)), now);
+                    if let Some(rung) = rungs.get(&order.circuit) {
+                        shard.remember_rung(circuit, *rung, now);
+                    }
                 }
                 CircuitState::Vip => shard.promote(circuit, now),
                 CircuitState::Unbanned => {
@@ -868,7 +872,7 @@ impl Circuits {
         let mut bans: Vec<_> =
             self.shards.iter().flat_map(|shard| lock(shard).bans().collect::<Vec<_>>()).collect();
         bans.retain(|(circuit, _)| circuit.generation() == generation);
-        bans.sort_unstable_by_key(|(_, until)| std::cmp::Reverse(*until));
+        bans.sort_unstable_by_key(|(_, ban)| std::cmp::Reverse(ban.until));
         bans.truncate(MOST_BANS);
         let banned = bans.iter().map(|(circuit, _)| circuit).take(MOST_ROWS);
         let closing = self.closing(generation);
@@ -932,9 +936,15 @@ impl Circuits {
             revoked,
             arti: lock(&self.arti).clone(),
             circuits: rows,
+            rungs: bans
+                .iter()
+                .filter(|(_, ban)| ban.rung > 1)
+                .take(MOST_RUNGS)
+                .map(|(circuit, ban)| (circuit.number_for_this_node(), ban.rung))
+                .collect(),
             bans: bans
                 .into_iter()
-                .map(|(circuit, until)| (circuit.number_for_this_node(), until.0))
+                .map(|(circuit, ban)| (circuit.number_for_this_node(), ban.until.0))
                 .collect(),
             newcomers,
             unwatched,

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     ban_ladder::Ladder,
+    circuit_orders::ToldBan,
     false_positives::Holders,
     id::{CircuitId, TorGeneration},
     refusal::Refusal,
@@ -378,7 +379,8 @@ fn shield_case_manual_ban() {
     let hour = Duration::from_secs(3_600);
     assert_eq!(front.shard.ban(circuit(1), Some(hour), front.now), Some(hour));
     assert_eq!(front.bans(), [(300, None), (3_600, None)]);
-    assert_eq!(front.shard.bans().collect::<Vec<_>>(), [(circuit(1), front.now.after(hour))]);
+    let told = ToldBan { until: front.now.after(hour), rung: 2 };
+    assert_eq!(front.shard.bans().collect::<Vec<_>>(), [(circuit(1), told)]);
     front.shard.promote(circuit(1), front.now);
     assert_eq!(front.connect(1).lane, Lane::Vip);
     front.shard.demote(circuit(1), front.now);
@@ -933,6 +935,29 @@ fn bans_climb_and_a_new_tor_forgets_them() {
     assert_eq!(front.shard.ban(circuit(1), None, front.now), None);
     assert_eq!(front.shard.counts(front.now).tracked, 1);
     assert!(front.shard.look(circuit(1), front.now).is_none() && front.shard.look(next, front.now).is_some());
+}
+
+#[test]
+fn a_rung_that_a_front_before_knew_is_climbed_from() {
+    for (rung, lengths) in [(0, [1_800, 14_400]), (1, [1_800, 14_400]), (2, [14_400, DAY]), (9, [DAY, DAY])] {
+        let mut front = Front::new(&open());
+        // Of a circuit that is not banned nothing need be known.
+        front.shard.remember_rung(circuit(1), rung, front.now);
+        assert!(front.shard.look(circuit(1), front.now).is_none());
+        // The ban that goes on is as long as it was.
+        front.shard.ban(circuit(1), Some(Duration::from_secs(7)), front.now);
+        front.shard.remember_rung(circuit(1), rung, front.now);
+        let facts = front.shard.look(circuit(1), front.now).unwrap();
+        assert_eq!((facts.rung, facts.banned_for), (rung.max(1), Some(Duration::from_secs(7))));
+        for length in lengths {
+            front.wait(1_000);
+            assert_eq!(
+                front.shard.ban(circuit(1), None, front.now),
+                Some(Duration::from_secs(length)),
+                "{rung}"
+            );
+        }
+    }
 }
 
 #[test]

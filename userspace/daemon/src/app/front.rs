@@ -10,15 +10,15 @@ use std::{
 use tokio::sync::{mpsc, watch};
 use tunica_api::{
     front::{
-        CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Closing, Digest, LoadOrder, MOST_ROWS,
-        Orders,
+        Ban, CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Closing, Digest, LoadOrder,
+        MOST_ROWS, Orders,
     },
     request::{self, CircuitSort, CircuitState},
     view::{self, Answer, Done, RefusedCode},
 };
 use tunica_config::front_mark;
 use tunica_core::{
-    circuit_orders::{CircuitOrder, CircuitOrders},
+    circuit_orders::{CircuitOrder, CircuitOrders, ToldBan},
     circuit_policy::CircuitSettings,
     id::{CircuitId, TorGeneration},
     time::Monotime,
@@ -42,7 +42,7 @@ pub(super) struct Front {
     /// What it last said, and when.
     last: Option<(Box<Digest>, Monotime)>,
     /// Which process of the front told of these bans. They outlive it: the next one is told of them.
-    bans: (u64, BTreeMap<NonZeroU32, Monotime>),
+    bans: (u64, BTreeMap<NonZeroU32, ToldBan>),
     orders: CircuitOrders,
     /// Circuits that the front wants closed and that tor does not have, as it was told last.
     ended: Vec<NonZeroU32>,
@@ -220,8 +220,12 @@ impl App {
                 if is_present {
                     self.follow_unwanted(&unwanted);
                 }
-                let bans = digest.bans.iter().filter(|_| is_present);
-                let bans = bans.map(|(circuit, until)| (*circuit, Monotime(*until))).collect();
+                let rungs: BTreeMap<_, _> = std::mem::take(&mut digest.rungs).into_iter().collect();
+                let ban = |(circuit, until): &Ban| {
+                    let rung = rungs.get(circuit).copied().unwrap_or(1);
+                    (*circuit, ToldBan { until: Monotime(*until), rung })
+                };
+                let bans = digest.bans.iter().filter(|_| is_present).map(ban).collect();
                 let (before, lost) = std::mem::replace(&mut self.front.bans, (digest.process, bans));
                 let process = digest.process;
                 self.front.last = Some((digest, self.now().mono));
@@ -277,7 +281,7 @@ impl App {
     /// Those that the front banned.
     pub(super) fn banned_by_front(&self) -> impl Iterator<Item = (NonZeroU32, Monotime)> + '_ {
         let now = self.now().mono;
-        let by_front = self.front.bans.1.iter().map(|(circuit, until)| (*circuit, *until));
+        let by_front = self.front.bans.1.iter().map(|(circuit, ban)| (*circuit, ban.until));
         by_front.filter(move |(_, until)| *until > now)
     }
 
@@ -349,6 +353,7 @@ impl App {
             load: Some(self.coordinator.load_level().front().into()),
             tokens: self.tokens.order(),
             ended: self.front.ended.clone(),
+            rungs: orders.rungs().collect(),
         });
     }
 
@@ -379,7 +384,7 @@ impl App {
         rows.truncate(limit);
         let mut digest = Digest { circuits: rows, newcomers: Vec::new(), ..Digest::clone(digest) };
         digest.bans =
-            self.front.bans.1.iter().map(|(circuit, until)| (*circuit, until.0)).take(limit).collect();
+            self.front.bans.1.iter().map(|(circuit, ban)| (*circuit, ban.until.0)).take(limit).collect();
         for (why, count) in self.closed_circuits() {
             *digest.closed.entry((*why).to_owned()).or_default() += count;
         }

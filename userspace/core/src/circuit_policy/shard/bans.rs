@@ -46,6 +46,15 @@ impl CircuitShard {
         Some(length)
     }
 
+    /// A front before this one had banned the circuit on this rung of the ladder, counted from 1: its next ban is on the one above.
+    /// Nothing where it is not remembered, or stands higher.
+    pub fn remember_rung(&mut self, circuit: CircuitId, rung: u8, now: Monotime) {
+        if let Some(mut record) = self.known(circuit, now) {
+            record.rung = record.rung.max(rung);
+            self.store(record);
+        }
+    }
+
     /// Operator: banned no longer. Its rung stays, and so does all else. Returns whether it was.
     pub fn unban(&mut self, circuit: CircuitId, now: Monotime) -> bool {
         let Some(mut record) = self.known(circuit, now) else { return false };

@@ -5,13 +5,13 @@ use std::time::Duration;
 use super::{
     super::{
         Lane,
-        record::{BY_OPERATOR, MARKED, SLOW},
+        record::{BY_OPERATOR, MARKED, Record, SLOW},
         statistics::ShardCounts,
         window::{begin, tick},
     },
     CircuitShard, Usage, judge, number,
 };
-use crate::{id::CircuitId, refusal::Refusal, shadow::WouldRefuse, time::Monotime};
+use crate::{circuit_orders::ToldBan, id::CircuitId, refusal::Refusal, shadow::WouldRefuse, time::Monotime};
 
 /// What is known of one circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +84,9 @@ impl CircuitShard {
     }
 
     /// Every ban and when it ends, in no order: what gate, HAProxy and tor should have in force.
-    pub fn bans(&self) -> impl Iterator<Item = (CircuitId, Monotime)> {
-        self.table.bans().filter_map(|record| Some((self.id(record.number)?, begin(record.banned_until))))
+    pub fn bans(&self) -> impl Iterator<Item = (CircuitId, ToldBan)> {
+        let ban = |record: &Record| ToldBan { until: begin(record.banned_until), rung: record.rung };
+        self.table.bans().filter_map(move |record| Some((self.id(record.number)?, ban(record))))
     }
 
     /// What limits that are shadows would have refused here, see [`crate::circuit_policy::CircuitSettings::shadow`].
