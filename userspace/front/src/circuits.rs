@@ -1236,6 +1236,39 @@ mod tests {
     }
 
     #[test]
+    fn a_name_changes_nothing_and_another_process_is_told_everything_anew() {
+        let circuits = circuits();
+        let one = NonZeroU32::MIN;
+        let ban = |generation, said, until| Orders {
+            generation,
+            circuits: vec![CircuitOrder { circuit: one, said, state: CircuitState::Banned { until } }],
+            rungs: vec![(one, 3)],
+            ..Orders::default()
+        };
+        let state = || {
+            let digest = circuits.digest();
+            (digest.generation, digest.bans.len(), digest.rungs)
+        };
+        // The daemon has begun anew as well, and does not know of which process it speaks.
+        let unnamed = ban(None, 1, u64::MAX);
+        let word = serve(&circuits, 2).word().clone();
+        assert!(circuits.follow(&Orders::default(), &unnamed));
+        assert_eq!(state(), (None, 1, vec![(one, 3)]));
+        let named = Orders { generation: Some(7), circuits: Vec::new(), ..unnamed.clone() };
+        assert!(circuits.follow(&unnamed, &named));
+        assert_eq!(state(), (Some(7), 1, vec![(one, 3)]));
+        assert_eq!(*serve(&circuits, 2).word(), word);
+        // The same words are of other circuits now, and are followed again.
+        let again = Orders { generation: Some(8), ..unnamed.clone() };
+        assert!(circuits.follow(&unnamed, &again));
+        assert_eq!(state(), (Some(8), 1, vec![(one, 3)]));
+        // One before it has no streams: its name is not taken.
+        assert!(circuits.follow(&again, &Orders { generation: Some(7), ..again.clone() }));
+        assert_eq!(state(), (Some(8), 1, vec![(one, 3)]));
+        assert_ne!(*serve(&circuits, 2).word(), word);
+    }
+
+    #[test]
     fn words_of_circuits_say_nothing_and_differ() {
         let circuits = circuits();
         let (one, same, other) = (serve(&circuits, 1), serve(&circuits, 1), serve(&circuits, 2));
