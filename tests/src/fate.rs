@@ -34,11 +34,12 @@ pub struct Stage<'a> {
 type Row = fn(&mut Stage<'_>) -> Result<()>;
 
 /// Each sentence, and what shows that it holds.
-const ROWS: [(&str, Row); 5] = [
+const ROWS: [(&str, Row); 6] = [
     ("streams of one circuit are one row, and those of another are another", one_row),
     ("a backend knows circuits apart, and clients cannot say theirs", told_apart),
     ("a circuit has its limit, and another does not feel it", limited),
     ("a circuit that breaks its limits is banned and closed, and another does not feel it", banned_by_policy),
+    ("an operator's word closes the circuit, and nothing else comes of it", closed_by_operator),
     ("an operator's ban closes the circuit, and its visitor comes back by another", banned_by_operator),
 ];
 
@@ -252,6 +253,24 @@ fn banned_by_policy(stage: &mut Stage<'_>) -> Result<()> {
     ensure!(!streams.iter_mut().any(answers), "every stream of the banned circuit must end");
     ensure!(answers(&mut other), "another circuit must not feel it");
     stage.comes_back(&user, &circuit)?;
+    Ok(())
+}
+
+fn closed_by_operator(stage: &mut Stage<'_>) -> Result<()> {
+    let (mut first, user) = stage.open()?;
+    let (mut other, _) = stage.open()?;
+    let mut second = stage.another(&user)?;
+    ensure!(answers(&mut first) && answers(&mut second), "both are served");
+    let circuit = stage.number_of(2)?;
+    stage.lab.must(&["circuit", "close", &circuit, "--dry-run"])?;
+    ensure!(answers(&mut first), "a dry run closes nothing");
+    stage.lab.must(&["circuit", "close", &circuit])?;
+    stage.lab.wait_for("the end of its streams", |_| Ok(!answers(&mut first)))?;
+    ensure!(!answers(&mut second), "the circuit ends with all its streams");
+    ensure!(answers(&mut other), "another circuit must not feel it");
+    stage.comes_back(&user, &circuit)?;
+    let explained = stage.lab.json(&["explain", "circuit", &circuit])?;
+    ensure!(explained.get("ban").is_none_or(Value::is_null), "it is not banned: {explained}");
     Ok(())
 }
 

@@ -412,6 +412,10 @@ pub struct Orders {
     /// is on the one above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rungs: Vec<Rung>,
+    /// Circuits that operators want closed, and when they said so, nanoseconds of `CLOCK_MONOTONIC`: for a front that hosts the
+    /// service, since only that one can. Goes into no revision; what comes once more is done already.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub close: Vec<(NonZeroU32, u64)>,
 }
 
 /// [`CircuitRow::token`] of a circuit with a token in force.

@@ -378,9 +378,11 @@ impl Host {
                     let closer = self.open.places().closer(circuit.number_for_this_node()).map(Arc::clone);
                     match closer {
                         Some(closer) => {
-                            let is_at_once = matches!(why, Refusal::Banned | Refusal::CircuitRotated);
+                            let is_at_once = matches!(why, None | Some(Refusal::Banned | Refusal::CircuitRotated));
                             if is_at_once { closer.at_once.notify_one() } else { closer.once_done.notify_one() }
-                            if !closer.is_told.swap(true, Relaxed) {
+                            if !closer.is_told.swap(true, Relaxed)
+                                && let Some(why) = why
+                            {
                                 self.circuits.closed(why);
                             }
                         }

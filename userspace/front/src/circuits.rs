@@ -5,7 +5,7 @@
 //! an `await`. What new circuits do is counted behind locks of its own, which are held with no other.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     num::NonZeroU32,
     ops::Deref,
@@ -130,8 +130,9 @@ pub struct Stay {
 pub struct Closing {
     /// Which.
     pub circuit: CircuitId,
-    /// Why: with all that is open for [`Refusal::Banned`] and [`Refusal::CircuitRotated`], else once what was begun has gone out.
-    pub why: Refusal,
+    /// Why: with all that is open for [`Refusal::Banned`] and [`Refusal::CircuitRotated`], and where an operator said so (`None`);
+    /// else once what was begun has gone out.
+    pub why: Option<Refusal>,
 }
 
 /// What becomes of a new connection.
@@ -438,7 +439,7 @@ impl Circuits {
         note(lock(&self.arti).get_or_insert_default());
     }
 
-    fn close(&self, circuit: CircuitId, why: Refusal) {
+    fn close(&self, circuit: CircuitId, why: Option<Refusal>) {
         if let Some(closer) = self.closer.get() {
             // Whoever has gone has closed them all.
             let _ = closer.send(Closing { circuit, why });
@@ -780,13 +781,13 @@ impl Circuits {
             match command {
                 Command::Ban { circuit, .. } => {
                     self.end_all(circuit, Refusal::Banned);
-                    self.close(circuit, Refusal::Banned);
+                    self.close(circuit, Some(Refusal::Banned));
                 }
                 Command::Close { circuit, why } => {
                     if why == Refusal::CircuitRotated {
                         self.end_all(circuit, why);
                     }
-                    self.close(circuit, why);
+                    self.close(circuit, Some(why));
                 }
                 Command::ReleaseToken { ticket, circuit } => self.release(ticket, circuit),
                 Command::RevokeToken { ticket } => self.revoke(ticket),
@@ -841,6 +842,10 @@ impl Circuits {
             let commands = shard.take_commands();
             drop(shard);
             self.obey(commands);
+        }
+        let has_heard: HashSet<_> = before.close.iter().collect();
+        for (number, _) in orders.close.iter().filter(|close| !has_heard.contains(close)) {
+            self.close(self.circuit(*number), None);
         }
         // Numbers are those of the tor process that they were said of.
         if said_of.is_some() && said_of == lock(&self.naming).name() {
@@ -1221,7 +1226,7 @@ mod tests {
         circuits.begin(TorGeneration(7));
         assert!(circuits.follow(&nothing, &ban(Some(7), one, 1)));
         let circuit = circuits.circuit(one);
-        assert_eq!(closed.try_recv(), Ok(Closing { circuit, why: Refusal::Banned }));
+        assert_eq!(closed.try_recv(), Ok(Closing { circuit, why: Some(Refusal::Banned) }));
         assert!(is_banned(one));
         // Of a process that came later, and of one before: its own bans stay, and nothing of theirs is done.
         for other in [9, 5] {

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tunica_api::{
     front::{
         Ban, CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Closing, Digest, LoadOrder,
-        MOST_ROWS, Orders,
+        MOST_CLOSING, MOST_ROWS, Orders,
     },
     request::{self, CircuitSort, CircuitState},
     view::{self, Answer, Done, RefusedCode},
@@ -37,6 +37,9 @@ use crate::{
 /// How long another front may take to serve in the place of the one that runs.
 const RENEWAL: Duration = Duration::from_secs(60);
 
+/// How long a front is told of a circuit that is to be closed: it hears of all orders within 10 s.
+const CLOSE_TOLD: Duration = Duration::from_secs(30);
+
 /// What is known of the front.
 pub(super) struct Front {
     /// What it last said, and when.
@@ -46,6 +49,8 @@ pub(super) struct Front {
     orders: CircuitOrders,
     /// Circuits that the front wants closed and that tor does not have, as it was told last.
     ended: Vec<NonZeroU32>,
+    /// Circuits that operators want closed by a front that hosts the service.
+    close: Vec<(NonZeroU32, Monotime)>,
     sender: watch::Sender<Orders>,
     /// The shell that starts the front, where this daemon does.
     acts: Option<mpsc::Sender<FrontAct>>,
@@ -60,6 +65,7 @@ impl Default for Front {
             bans: Default::default(),
             orders: CircuitOrders::default(),
             ended: Vec::new(),
+            close: Vec::new(),
             sender: watch::Sender::new(Orders::default()),
             acts: None,
             renewed_for: None,
@@ -354,6 +360,7 @@ impl App {
             tokens: self.tokens.order(),
             ended: self.front.ended.clone(),
             rungs: orders.rungs().collect(),
+            close: self.front.close.iter().map(|(circuit, said)| (*circuit, said.0)).collect(),
         });
     }
 
@@ -452,15 +459,50 @@ impl App {
         views::refused(RefusedCode::NotFound, why.to_owned())
     }
 
+    /// Has the front, which hosts the service, end a circuit.
+    pub(super) fn close_hosted(&mut self, circuit: NonZeroU32, dry_run: bool) -> Answer {
+        if self.front.last.is_none() {
+            return self.no_front();
+        }
+        let mut changes = vec![format!(
+            "circuit {circuit}: the ingress ends it with its streams; it is not banned, so its client may come back by a new circuit"
+        )];
+        changes.extend(self.doubt(circuit));
+        if !dry_run {
+            let now = self.now().mono;
+            let close = &mut self.front.close;
+            close.retain(|(other, said)| *other != circuit && now.since(*said) < CLOSE_TOLD);
+            if close.len() >= MOST_CLOSING {
+                let message = format!(
+                    "{MOST_CLOSING} circuits are being closed: nothing was changed; ask again in {} s, or see whether limits \
+                     under [circuits] do the work",
+                    CLOSE_TOLD.as_secs()
+                );
+                return views::refused(RefusedCode::Failed, message);
+            }
+            close.push((circuit, now));
+            self.send_orders();
+        }
+        Answer::Done(Done { dry_run, changes, undo: None })
+    }
+
+    /// What to say of a circuit that nothing is known of.
+    fn doubt(&self, circuit: NonZeroU32) -> Option<String> {
+        let is_known = self.front.rows().iter().any(|row| row.circuit == circuit)
+            || self.registry().get(circuit).is_some()
+            || self.is_known_to_haproxy(circuit);
+        (!is_known).then(|| {
+            "it is not among the busiest circuits, so whether there is one of this number is not known"
+                .to_owned()
+        })
+    }
+
     /// Has the front treat a circuit otherwise.
     pub(super) fn order_circuit(&mut self, request: request::CircuitOrder) -> Answer {
         let request::CircuitOrder { circuit, state, dry_run } = request;
         if self.front.last.is_none() && !self.is_haproxy_here() {
             return self.no_front();
         }
-        let is_known = self.front.rows().iter().any(|row| row.circuit == circuit)
-            || self.registry().get(circuit).is_some()
-            || self.is_known_to_haproxy(circuit);
         let mut said = vec![match state {
             CircuitState::Banned { seconds } => {
                 format!(
@@ -476,12 +518,7 @@ impl App {
                  that use it; a ban stays"
             ),
         }];
-        if !is_known {
-            said.push(
-                "it is not among the busiest circuits, so whether there is one of this number is not known"
-                    .to_owned(),
-            );
-        }
+        said.extend(self.doubt(circuit));
         if !dry_run
             && let Err(error) = self.front.orders.set(circuit, order(state, self.now().mono), self.now())
         {

@@ -150,9 +150,7 @@ impl App {
     pub(super) fn close_circuit(&mut self, circuit: NonZeroU32, dry_run: bool) -> Answer {
         let Some(acts) = &self.tor.acts else {
             if self.config.arti.enabled {
-                let message = "the ingress hosts the service itself, and closes a circuit only together with a ban; refuse its \
-                               streams and close it with `tunica circuit ban`";
-                return views::refused(RefusedCode::NotFound, message);
+                return self.close_hosted(circuit, dry_run);
             }
             let message = "tunicad has no control port of tor, so it cannot close circuits; set control under [tor] and \
                            restart tunicad, or refuse its streams with `tunica circuit ban`";
