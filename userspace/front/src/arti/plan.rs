@@ -511,6 +511,25 @@ mod tests {
     }
 
     #[test]
+    fn arti_is_told_the_limits_of_introductions_and_streams_as_they_are_configured() {
+        let all = "num_intro_points = 7\nintro_per_second = 20\nintro_burst = 45\nmax_streams_per_circuit = 9";
+        for (lines, points, limit, streams) in [
+            ("", 3, Some((50, 100)), 100),
+            (all, 7, Some((20, 45)), 9),
+            // The consensus's, which Arti asks introduction points for by saying nothing.
+            ("intro_per_second = 0", 3, None, 100),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let plan = plan(folder.path(), lines).unwrap();
+            let service = plan.service();
+            let limit = limit.map(|(rate, burst)| TokenBucketConfig::new(rate, burst));
+            assert_eq!(*service.rate_limit_at_intro(), limit, "{lines}");
+            assert_eq!(*service.num_intro_points(), points, "{lines}");
+            assert_eq!(*service.max_concurrent_streams_per_circuit(), streams, "{lines}");
+        }
+    }
+
+    #[test]
     fn proof_of_work_is_asked_for_only_by_a_program_that_has_it() {
         assert!(check_pow(true, true).is_ok() && check_pow(false, false).is_ok());
         let said = check_pow(true, false).unwrap_err().to_string();
