@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -295,6 +295,31 @@ pub fn free_address() -> io::Result<SocketAddr> {
 pub fn header(circuit: u32) -> String {
     let (high, low) = (circuit >> 16, circuit & 0xffff);
     format!("PROXY TCP6 fc00:dead:beef:4dad::{high:x}:{low:x} ::1 {low} 80\r\n")
+}
+
+/// Whether the kernel holds a client's connection to itself until bytes come (`TCP_DEFER_ACCEPT`, tcp(7)): to the client it is
+/// established, and the listener has nothing to accept yet. To be called in the listener's network namespace.
+///
+/// # Errors
+/// If the kernel knows no such connection.
+pub fn is_deferred(client: &TcpStream) -> Result<bool> {
+    // Ends of connections as `/proc/net/tcp` has them: the address as the kernel holds it, in the byte order of this machine.
+    let text = |end: SocketAddr| match end.ip() {
+        IpAddr::V4(address) => Ok(format!("{:08X}:{:04X}", u32::from_ne_bytes(address.octets()), end.port())),
+        IpAddr::V6(_) => bail!("{end} is no address of IPv4"),
+    };
+    let (own, listener) = (text(client.local_addr()?)?, text(client.peer_addr()?)?);
+    let table = fs::read_to_string("/proc/thread-self/net/tcp")?;
+    let state = table.lines().skip(1).find_map(|row| {
+        let mut columns = row.split_whitespace().skip(1);
+        (columns.next()? == listener && columns.next()? == own).then(|| columns.next())?
+    });
+    // 01 is ESTABLISHED, 03 SYN_RECV (include/net/tcp_states.h).
+    match state {
+        Some("01") => Ok(false),
+        Some("03") => Ok(true),
+        other => bail!("{own} to {listener} is in the state {other:?}: {table}"),
+    }
 }
 
 /// A request for a path.

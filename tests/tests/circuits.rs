@@ -1085,7 +1085,11 @@ fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
         Ok(lab.metric("tunica_front_connections_total")? == Some(connections + 1.0))
     })
     .unwrap();
-    assert_eq!(metric(&lab, "tunica_front_refused_total{refusal=\"banned\"}"), 0.0, "the ingress was asked");
+    // Also not by a connection that came without a byte: it has none to accept.
+    for word in ["banned", "not_a_circuit", "proxy_timeout"] {
+        let count = metric(&lab, &format!("tunica_front_refused_total{{refusal=\"{word}\"}}"));
+        assert_eq!(count, 0.0, "the ingress was woken: {word}");
+    }
     // What the gate cannot read whole the ingress reads.
     assert!(!is_served(&lab, 7, 10));
     lab.wait_for("the ingress", |lab| {

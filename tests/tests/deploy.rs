@@ -130,8 +130,11 @@ fn the_front_has_no_capability_no_share_of_the_cpu_and_is_watched() -> Result<()
     );
     // Sockets are held by systemd, and tor's account alone reaches the file.
     let socket = fs::read_to_string(root()?.join("deploy/tunica-front.socket"))?;
-    for line in ["ListenStream=127.0.0.1:10000", "SocketMode=0660"] {
-        ensure!(socket.lines().any(|given| given == line), "{line} is missing");
+    // Connections without a byte are kept from the front as long as the front itself would wait for a request.
+    let config = tunica_config::read("[shield]\ninterfaces = [\"eth0\"]", "the defaults")?;
+    let defers = format!("DeferAcceptSec={}", config.ingress.request.as_secs());
+    for line in ["ListenStream=127.0.0.1:10000", "SocketMode=0660", "NoDelay=yes", &defers] {
+        ensure!(crate::settings(&socket, "[Socket]").contains(&line), "{line} is missing");
     }
     Ok(())
 }

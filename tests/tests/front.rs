@@ -27,7 +27,7 @@ use nix::{
 };
 use tunica_api::front::{CircuitOrder, CircuitState, Digest, Orders};
 use tunica_tests::{
-    ingress::{Backend, Front, PATIENCE, free_address, get, header, read_answer},
+    ingress::{Backend, Front, PATIENCE, free_address, get, header, is_deferred, read_answer},
     notify::NotifySocket,
     sys::{allow_files, hold_thread, open_process, signal_process},
 };
@@ -103,6 +103,32 @@ fn a_stream_without_a_circuit_is_closed_and_nothing_of_it_reaches_the_backend() 
     assert_eq!(status(&answer), 400);
     let digest = front.next_digest().unwrap();
     assert_eq!((digest.connections, digest.new_circuits), (4, 3), "{digest:?}");
+}
+
+#[test]
+fn a_connection_without_a_byte_stays_with_the_kernel() {
+    // For longer than the test lasts.
+    let mut front = Front::start("request_seconds = 60", OPEN).unwrap();
+    let silent: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(front.listen()).unwrap()).collect();
+    // Whoever came later is served, so the front would have taken these as well.
+    assert_eq!(status(&front.ask(7, &get("/")).unwrap()), 200);
+    for each in &silent {
+        assert!(is_deferred(each).unwrap());
+    }
+    let mut late = TcpStream::connect(front.listen()).unwrap();
+    assert!(is_deferred(&late).unwrap());
+    late.set_read_timeout(Some(PATIENCE)).unwrap();
+    late.write_all(format!("{}{}", header(8), get("/")).as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut late, &mut answer).unwrap();
+    assert_eq!(status(&String::from_utf8(answer).unwrap()), 200);
+    assert!(!is_deferred(&late).unwrap(), "its first bytes hand it over");
+    let digest = front.next_digest().unwrap();
+    let count = |word: &str| digest.refused.get(word).copied().unwrap_or(0);
+    assert_eq!((digest.connections, count("not_a_circuit"), count("proxy_timeout")), (2, 0, 0), "{digest:?}");
+    // An end is handed over like a byte.
+    drop(silent);
+    assert_eq!(front.refused("not_a_circuit").unwrap(), 3);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use nix::{
 use tunica_tests::{
     armed::program,
     beside::arti_front,
-    ingress::{Backend, PATIENCE, get, header, read_answer},
+    ingress::{Backend, PATIENCE, get, header, is_deferred, read_answer},
     lab::Lab,
     notify::NotifySocket,
 };
@@ -160,6 +160,9 @@ fn it_runs_without_rights_and_whoever_comes_while_it_starts_again_waits() {
     ground.lab.start().unwrap();
     ground.serves();
     assert_eq!(ground.asks(7, "/"), SERVED);
+    // The daemon made the socket, and the front has the kernel wait for the first bytes of each connection.
+    let waits = ground.lab.host.run(|| is_deferred(&TcpStream::connect(SocketAddr::from(LISTEN))?)).unwrap();
+    assert!(waits, "it wakes up for nothing");
     let before = ground.front();
     let status = fs::read_to_string(format!("/proc/{before}/status")).unwrap();
     let field =

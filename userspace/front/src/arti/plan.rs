@@ -512,7 +512,8 @@ mod tests {
 
     #[test]
     fn arti_is_told_the_limits_of_introductions_and_streams_as_they_are_configured() {
-        let all = "num_intro_points = 7\nintro_per_second = 20\nintro_burst = 45\nmax_streams_per_circuit = 9";
+        let all =
+            "num_intro_points = 7\nintro_per_second = 20\nintro_burst = 45\nmax_streams_per_circuit = 9";
         for (lines, points, limit, streams) in [
             ("", 3, Some((50, 100)), 100),
             (all, 7, Some((20, 45)), 9),
