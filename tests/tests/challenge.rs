@@ -356,6 +356,36 @@ fn without_scripts_there_is_a_picture_and_few_tries() {
     assert_eq!(digest.banned, 1);
 }
 
+#[test]
+fn whoever_gives_way_to_the_next_is_told_to_come_again() {
+    let circuits = format!("{ASKED}max_concurrent_connections = 2");
+    let ingress = "maxconn = 2\nkeep_alive_seconds = 60\nqueue_seconds = 7";
+    let mut front = Front::start(ingress, &circuits).unwrap();
+    let is_open = |front: &mut Front, count| {
+        front.wait_for("the connections", |front| Ok(front.digest().challenged == count)).unwrap();
+    };
+    let told = |mut stream: TcpStream| {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8(answer).unwrap()
+    };
+    // Nothing was asked yet: what comes now is answered.
+    let silent = front.stream(1).unwrap();
+    is_open(&mut front, 1);
+    let mut asked = front.stream(2).unwrap();
+    asked.write_all(get("/").as_bytes()).unwrap();
+    read_answer(&mut asked, &mut Vec::new()).unwrap();
+    let third = front.stream(3).unwrap();
+    let answer = told(silent);
+    assert_eq!((status(&answer), header(&answer, "retry-after")), (503, Some("7")), "{answer}");
+    assert_eq!(header(&answer, "tunica-challenge"), None, "{answer}");
+    // Between two requests: a browser that finds it closed asks again over another.
+    let _fourth = front.stream(4).unwrap();
+    assert_eq!(told(asked), "");
+    assert_eq!(front.refused("displaced").unwrap(), 2);
+    drop(third);
+}
+
 /// A place that browsers can connect to: what comes goes to the front as streams of one circuit, as tor has it.
 fn bridge(front: &Front, circuit: u32) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

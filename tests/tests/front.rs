@@ -230,7 +230,18 @@ fn pipelined_requests_and_upgrades_and_continuations_pass() {
     let mut answer = Vec::new();
     read_answer(&mut stream, &mut answer).unwrap();
     assert!(answer.ends_with(b"\r\n\r\nabc"));
-    let mut stream = front.stream(3).unwrap();
+    let mut stream = switched(&front, 3);
+    for word in [b"ping", b"pong"] {
+        echo(&mut stream, word).unwrap();
+    }
+    drop(stream);
+    let big = front.ask(4, &get("/big")).unwrap();
+    assert_eq!(big.split("\r\n\r\n").nth(1).map(str::len), Some(1 << 20));
+}
+
+/// A stream of a circuit that has become a WebSocket, as far as the front looks into it.
+fn switched(front: &Front, number: u32) -> TcpStream {
+    let mut stream = front.stream(number).unwrap();
     stream
         .write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         .unwrap();
@@ -241,15 +252,147 @@ fn pipelined_requests_and_upgrades_and_continuations_pass() {
         head.extend(byte);
     }
     assert_eq!(status(&String::from_utf8(head).unwrap()), 101);
-    for word in [b"ping", b"pong"] {
-        stream.write_all(word).unwrap();
-        let mut echo = [0; 4];
-        stream.read_exact(&mut echo).unwrap();
-        assert_eq!(&echo, word);
+    stream
+}
+
+/// Sends it, and reads as much again; it must be the same.
+fn echo(stream: &mut TcpStream, sent: &[u8]) -> io::Result<()> {
+    stream.write_all(sent)?;
+    let mut got = vec![0; sent.len()];
+    stream.read_exact(&mut got)?;
+    assert!(got == sent, "another text came back");
+    Ok(())
+}
+
+#[test]
+fn a_ban_resets_a_stream_that_was_switched() {
+    let mut front = Front::start("", OPEN).unwrap();
+    let (mut banned, mut other) = (switched(&front, 41), switched(&front, 42));
+    echo(&mut banned, b"ping").unwrap();
+    let ban = circuit(41, 1, BANNED);
+    front.order(&Orders { revision: 1, generation: None, circuits: vec![ban], ..Orders::default() }).unwrap();
+    assert!(is_reset(&end(&mut banned)));
+    echo(&mut other, b"ping").unwrap();
+    assert_eq!(front.refused("banned").unwrap(), 1);
+    front.wait_for("its end", |front| Ok(front.digest().active == 1)).unwrap();
+}
+
+#[test]
+fn a_stream_that_was_switched_ends_when_nothing_moves_for_as_long_as_it_may_rest() {
+    // Not by the times of requests.
+    let ingress = "client_seconds = 3\nkeep_alive_seconds = 1\nrequest_seconds = 1\nserver_seconds = 1";
+    let mut front = Front::start(ingress, OPEN).unwrap();
+    let mut stream = switched(&front, 43);
+    // Longer than it may rest, and it never does.
+    for _ in 0..10 {
+        echo(&mut stream, b"ping").unwrap();
+        thread::sleep(Duration::from_millis(500));
     }
-    drop(stream);
-    let big = front.ask(4, &get("/big")).unwrap();
-    assert_eq!(big.split("\r\n\r\n").nth(1).map(str::len), Some(1 << 20));
+    assert_eq!(front.digest().refused["idle"], 0);
+    echo(&mut stream, b"last").unwrap();
+    assert_eq!(end(&mut stream).unwrap(), b"", "an end, no reset");
+    // Circuits that have a stream are told of.
+    let _open = switched(&front, 43);
+    let digest = front.next_digest().unwrap();
+    let row = digest.circuits.iter().find(|row| row.circuit.get() == 43).unwrap();
+    assert_eq!((digest.refused["idle"], row.violations, row.open), (1, 0, 1), "{digest:?}");
+}
+
+#[test]
+fn what_a_stream_that_was_switched_moves_is_counted_while_it_is_open_and_bounded() {
+    let circuits = format!("{OPEN}\nmebibytes_per_minute = 1\nban_threshold = 2");
+    let mut front = Front::start("", &circuits).unwrap();
+    let row = |front: &Front, number: u32| {
+        front.digest().circuits.into_iter().find(|row| row.circuit.get() == number).unwrap()
+    };
+    let piece = [b'x'; 50_000];
+    let mut modest = switched(&front, 44);
+    for _ in 0..4 {
+        echo(&mut modest, &piece).unwrap();
+    }
+    front.next_digest().unwrap();
+    let counted = row(&front, 44);
+    // What was asked and said at first is beside it.
+    for bytes in [counted.bytes_in, counted.bytes_out] {
+        assert!((200_000..201_000).contains(&bytes), "{counted:?}");
+    }
+    assert_eq!((counted.open, counted.requests, counted.violations), (1, 1, 0), "{counted:?}");
+    let mut greedy = switched(&front, 45);
+    while echo(&mut greedy, &piece).is_ok() {
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(is_reset(&end(&mut greedy)) || end(&mut greedy).is_ok_and(|rest| rest.is_empty()));
+    front.wait_for("the ban", |front| Ok(front.digest().banned == 1)).unwrap();
+    let counted = row(&front, 45);
+    assert!(counted.state == "banned" && counted.bytes_in + counted.bytes_out > 2 << 20, "{counted:?}");
+    echo(&mut modest, b"ping").unwrap();
+}
+
+#[test]
+fn a_stream_that_was_switched_goes_on_while_the_front_drains_and_ends_with_it() {
+    let mut front = Front::start("server_seconds = 3", &format!("{OPEN}\nlog_refusals = true")).unwrap();
+    let mut stream = switched(&front, 46);
+    front.signal(Signal::SIGTERM).unwrap();
+    front.wait_for("its last words", |front| Ok(front.log().contains("front_stopping"))).unwrap();
+    echo(&mut stream, b"ping").unwrap();
+    assert_eq!(end(&mut stream).unwrap(), b"", "an end, no reset");
+    assert!(front.ended().unwrap().success());
+    let log = front.log();
+    assert!(log.contains("message_id=\"streams_refused\" refusal=\"draining\" count=1"), "{log}");
+}
+
+#[test]
+fn whoever_has_no_answer_when_the_front_ends_is_told_to_come_again() {
+    // Longer than the front waits for its streams.
+    let times = "server_seconds = 2\nclient_seconds = 60\nrequest_seconds = 60\nkeep_alive_seconds = 60";
+    let mut front = Front::start(times, &format!("{OPEN}\nlog_refusals = true")).unwrap();
+    let send = |number: u32, text: &str| {
+        let mut stream = front.stream(number).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream
+    };
+    let mut between = send(51, &get("/"));
+    read_answer(&mut between, &mut Vec::new()).unwrap();
+    let (mut silent, mut half) = (send(52, ""), send(53, "GET / HTTP/1.1\r\nHost: "));
+    let mut asked = send(54, &get("/slow/30000"));
+    // More than is taken of it meanwhile.
+    let mut begun = send(55, &get("/bytes/40000000"));
+    begun.read_exact(&mut [0; 41]).unwrap();
+    front
+        .wait_for("the requests", |front| {
+            Ok(front.backend.requests().len() == 3 && front.digest().active == 5)
+        })
+        .unwrap();
+    front.signal(Signal::SIGTERM).unwrap();
+    // It is not in the middle of anything.
+    assert_eq!(end(&mut between).unwrap(), b"");
+    for (what, stream) in [("nothing", &mut silent), ("half a head", &mut half), ("a request", &mut asked)] {
+        let answer = String::from_utf8(end(stream).unwrap()).unwrap();
+        assert_eq!(hint(&answer), (503, Some(1)), "{what}: {answer}");
+        assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{what}: {answer}");
+    }
+    assert!(front.ended().unwrap().success());
+    let cut = end(&mut begun);
+    assert!(is_reset(&cut), "half an answer must not look like a whole one: {:?}", cut.map(|rest| rest.len()));
+    let log = front.log();
+    let counts = log.lines().filter_map(|line| line.split("refusal=\"draining\" count=").nth(1));
+    assert_eq!(counts.map(|count| count.trim().parse::<u32>().unwrap()).sum::<u32>(), 4, "{log}");
+}
+
+#[test]
+fn a_program_that_begins_in_another_version_is_told_so() {
+    let mut front = Front::start("", OPEN).unwrap();
+    // RFC 9113 section 3.4, with the empty SETTINGS that follow.
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for _ in 0..6 {
+        assert_eq!(status(&front.ask(56, preface).unwrap()), 505);
+    }
+    // Circuits that have a stream are told of.
+    let _open = switched(&front, 56);
+    let digest = front.next_digest().unwrap();
+    let row = digest.circuits.iter().find(|row| row.circuit.get() == 56).unwrap();
+    assert_eq!((digest.refused["version_unsupported"], row.violations), (6, 0), "it is no attack");
+    assert_eq!(digest.refused["malformed"], 0);
 }
 
 #[test]

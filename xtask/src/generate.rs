@@ -109,6 +109,17 @@ fn refusals() -> String {
          `circuit_aged` and `circuit_slow` meet no stream: they are what circuits are closed for, and the label of \
          `tunica_circuits_closed_total`.\n\
          A violation counts towards `circuits.ban_threshold`.\n\n\
+         Over HTTP a status is the answer to the request that is refused.\n\
+         Where the whole connection is to end, as by `displaced` and `draining`, a request that is under way is told, and so is \
+         a connection on which none has come yet; one that waits between two requests is closed, and an answer that has begun \
+         has one second more before a reset.\n\
+         A stream that was switched to WebSocket ends as one over TCP.\n\n\
+         No status speaks of a request line that is too long, of another version of HTTP than the preface of HTTP/2, or of an \
+         upgrade.\n\
+         hyper reads request line and header lines as one head with one limit (`ingress.header_bytes`, 431), and says of any other \
+         version only that the request is malformed (400).\n\
+         An upgrade to anything but WebSocket is left out of what the backend gets, and the request served as it is (RFC 9110 \
+         section 7.8).\n\n\
          | refusal | meaning | over HTTP | over TCP | violation |\n|---|---|---|---|---|\n",
     );
     for refusal in Refusal::ALL {

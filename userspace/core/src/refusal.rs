@@ -60,6 +60,16 @@ pub enum TcpAnswer {
     Challenge,
 }
 
+impl TcpAnswer {
+    /// Whether the client meets with a reset rather than an end.
+    pub const fn is_reset(self) -> bool {
+        match self {
+            Self::Reset | Self::Tarpit => true,
+            Self::Served | Self::Close | Self::Challenge => false,
+        }
+    }
+}
+
 /// Whether an outcome speaks against its circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Blame {
@@ -183,20 +193,16 @@ refusals! {
     Malformed = "malformed", Protocol, Status(400), Close, Violation, "the request is not valid HTTP/1.1";
     /// Request smuggling.
     AmbiguousLength = "ambiguous_length", Protocol, Status(400), Close, Violation, "the request's length can be read in two ways, as in request smuggling";
-    /// Another HTTP version.
-    VersionUnsupported = "version_unsupported", Protocol, Status(505), Close, None, "the request speaks another version of HTTP";
+    /// The preface of HTTP/2 (RFC 9113 section 3.4): a program that was told to begin with it. Any other version of HTTP is malformed.
+    VersionUnsupported = "version_unsupported", Protocol, Status(505), Close, None, "the client begins in HTTP/2, and the front speaks HTTP/1.1 alone";
     /// The method rules.
     MethodDenied = "method_denied", Protocol, Status(405), Close, None, "the method is not allowed here";
-    /// A request line over its limit.
-    UriTooLong = "uri_too_long", Protocol, Status(414), Close, None, "the request line is longer than the limit";
-    /// Header over its limit, in bytes or lines.
-    HeaderTooLarge = "header_too_large", Protocol, Status(431), Close, Violation, "the request's header is larger than the limit";
+    /// Request line and header lines together over their limit, in bytes or lines.
+    HeaderTooLarge = "header_too_large", Protocol, Status(431), Close, Violation, "the request's line and header are larger than the limit";
     /// Body over its limit.
     BodyTooLarge = "body_too_large", Protocol, Status(413), Close, None, "the request's body is larger than the limit";
     /// `Expect` with anything but `100-continue`.
     ExpectationFailed = "expectation_failed", Protocol, Status(417), Close, None, "the request expects what the front does not know";
-    /// An upgrade that is switched off.
-    UpgradeDenied = "upgrade_denied", Protocol, Status(403), Close, None, "the connection may not change its protocol here";
 
     /// The PROXY header did not come in time.
     ProxyTimeout = "proxy_timeout", Slow, Close, Close, None, "the PROXY header did not arrive in time";

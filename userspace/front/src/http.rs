@@ -27,9 +27,9 @@ use hyper_util::{
 };
 use thiserror::Error;
 use tokio::{
-    io::{AsyncWriteExt, copy_bidirectional},
+    io::copy_bidirectional,
     sync::Notify,
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 use tunica_core::{
     circuit_policy::Action,
@@ -43,6 +43,7 @@ use crate::{
     circuits::{self, Stay},
     pulse::{self, Late, Patience, Phase, Pulse, Watched},
     stream::Stream,
+    welcome,
 };
 
 /// What the backend is told about who asks: a word that stays the same for a circuit as long as it and this process live.
@@ -93,6 +94,8 @@ pub struct HttpSettings {
 
 /// Most that is held of an answer, bytes.
 const BUFFER: usize = 32 * 1024;
+/// How long what is being answered may take to come to its end when its connection must end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a connection to a backend is kept for another request.
 const POOL_IDLE: Duration = Duration::from_secs(2);
 
@@ -147,6 +150,8 @@ impl Http {
             client: self.settings.client,
         };
         let mut is_draining = false;
+        // Why it ends, and until when what is under way may come to its own end.
+        let mut ending: Option<(Refusal, Instant)> = None;
         let refusal = loop {
             let wait = match pulse.late(&patience) {
                 Ok(wait) => wait,
@@ -159,8 +164,24 @@ impl Http {
                 // What was read with the header is a request that was begun.
                 biased;
                 ended = timeout(wait, &mut connection) => ended,
-                refusal = visit.cut() => {
+                refusal = visit.cut(), if ending.is_none() => {
+                    if refusal.http() == HttpAnswer::Reset {
+                        pulse.reset();
+                        break refusal;
+                    }
+                    if !pulse.is_in_exchange() {
+                        break refusal;
+                    }
+                    ending = Some((refusal, Instant::now() + FAREWELL));
+                    Pin::new(&mut connection).graceful_shutdown();
+                    continue;
+                }
+                refusal = ended_at(ending) => {
                     pulse.reset();
+                    if pulse.is_idle() {
+                        // It was told, or had its whole answer, and does not take it.
+                        return;
+                    }
                     break refusal;
                 }
                 () = pulse.idles() => continue,
@@ -172,6 +193,7 @@ impl Http {
             };
             match ended {
                 Ok(Ok(())) => return,
+                Ok(Err(error)) if error.is_parse_version_h2() => break Refusal::VersionUnsupported,
                 Ok(Err(error)) if error.is_parse_too_large() => break Refusal::HeaderTooLarge,
                 Ok(Err(error)) if error.is_parse() => break Refusal::Malformed,
                 // Refused without a word, or the client has gone.
@@ -180,16 +202,21 @@ impl Http {
             }
         };
         visit.refused(refusal);
-        if let HttpAnswer::Status(status) = refusal.http()
-            && matches!(refusal, Refusal::SlowHeaders)
-            && let Some(parts) = connection.into_parts()
-        {
+        // hyper has answered these itself. Whoever waits between requests asks again elsewhere if the connection just ends.
+        let is_told = matches!(refusal, Refusal::HeaderTooLarge | Refusal::Malformed);
+        if is_told || pulse.is_in_exchange() || pulse.is_idle() {
+            return;
+        }
+        let (status, retry) = match refusal.http() {
+            HttpAnswer::Status(status) => (status, None),
+            HttpAnswer::RetryLater(status) => (status, Some(self.retry_after(refusal, &visit))),
+            // None of these ends a connection that is served, or there is nothing to say.
+            HttpAnswer::Served | HttpAnswer::Challenge | HttpAnswer::Tarpit => return,
+            HttpAnswer::Reset | HttpAnswer::Close => return,
+        };
+        if let Some(parts) = connection.into_parts() {
             // hyper has said nothing yet, and says nothing any more.
-            let answer = format!(
-                "HTTP/1.1 {status} Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-            );
-            let _ =
-                timeout(self.settings.keep_alive, parts.io.into_inner().write_all(answer.as_bytes())).await;
+            welcome::answer(&mut parts.io.into_inner(), status, retry).await;
         }
     }
 
@@ -200,7 +227,13 @@ impl Http {
         // Before anything is asked about the request, and before anybody else reads it.
         let reader = token::reader(request.headers());
         let not_taken = token::take(request.headers_mut()).and_then(|shown| visit.present(&shown));
-        let mut said = match self.try_answer(request, visit).await {
+        let outcome = tokio::select! {
+            biased;
+            // The connection is to end, and this request is told why.
+            refusal = visit.cut() => Err(because(refusal)),
+            outcome = self.try_answer(request, visit) => outcome,
+        };
+        let mut said = match outcome {
             Ok(said) => said,
             Err(None) => return Err(Unanswered),
             Err(Some((refusal, retry))) => {
@@ -373,6 +406,17 @@ impl Http {
     }
 }
 
+/// Returns when a connection that is ending may take no longer, and why it ends. Never for one that is not.
+async fn ended_at(ending: Option<(Refusal, Instant)>) -> Refusal {
+    match ending {
+        Some((refusal, at)) => {
+            sleep_until(at.into()).await;
+            refusal
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// A refusal and when to come again; `None`: nobody is there any more to be told.
 type Refused = Option<(Refusal, Option<Duration>)>;
 
@@ -475,7 +519,10 @@ fn switch(
                         }
                     }
                     refusal = visit.cut() => {
-                        visit.pulse().reset();
+                        // It carries no requests any more: what ends it is what would end it over TCP.
+                        if refusal.tcp().is_reset() {
+                            visit.pulse().reset();
+                        }
                         visit.refused(refusal);
                         break;
                     }

@@ -155,6 +155,16 @@ impl Pulse {
         self.phase.load(Relaxed) == Phase::New as u8
     }
 
+    /// Whether a request is being answered, or the end of its answer is still on its way.
+    pub fn is_in_exchange(&self) -> bool {
+        self.phase.load(Relaxed) == Phase::Exchange as u8 || self.blocked_since.load(Relaxed) != 0
+    }
+
+    /// Whether the connection waits for another request.
+    pub fn is_idle(&self) -> bool {
+        self.phase.load(Relaxed) == Phase::Idle as u8
+    }
+
     /// So many bytes went from the client and to it, past [`Watched`].
     pub fn count(&self, bytes_in: usize, bytes_out: usize) {
         self.bytes_in.fetch_add(bytes_in as u64, Relaxed);
@@ -328,7 +338,9 @@ mod tests {
         assert_eq!(late(&pulse), Some(Late::First));
         pulse.read(1);
         assert_eq!(late(&pulse), Some(Late::Head));
+        assert!(!pulse.is_in_exchange());
         pulse.enter(Phase::Exchange);
+        assert!(pulse.is_in_exchange());
         assert_eq!(late(&pulse), None, "whoever waits for the backend is not late");
         pulse.wrote(&Poll::Pending);
         assert_eq!(late(&pulse), Some(Late::Reader));
@@ -338,8 +350,10 @@ mod tests {
         assert_eq!(late(&pulse), Some(Late::Idle));
         pulse.wrote(&Poll::Pending);
         assert_eq!(late(&pulse), Some(Late::Reader), "the end of the answer is not with the client yet");
+        assert!(pulse.is_idle() && pulse.is_in_exchange());
         pulse.wrote(&Poll::Ready(Ok(0)));
         assert_eq!(late(&pulse), Some(Late::Idle));
+        assert!(pulse.is_idle() && !pulse.is_in_exchange());
         pulse.read(2);
         assert_eq!(late(&pulse), Some(Late::Head), "another request has begun");
         assert_eq!(pulse.bytes(), (3, 5));

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::oneshot,
     time::timeout,
 };
@@ -154,7 +154,9 @@ impl Host {
                         tcp::End::Idle => Refusal::Idle,
                     },
                     refusal = stay.cut() => {
-                        stream.set_reset();
+                        if refusal.tcp().is_reset() {
+                            stream.set_reset();
+                        }
                         refusal
                     }
                 };
@@ -210,8 +212,12 @@ impl Host {
     }
 }
 
-/// Answers a request that was not read.
-async fn answer(stream: &mut Stream, status: u16, retry: Option<Duration>) {
+/// Answers a request that was not read, or not to its end.
+pub(crate) async fn answer(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    status: u16,
+    retry: Option<Duration>,
+) {
     let reason = hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let mut text = format!("HTTP/1.1 {status} {}\r\n", reason.unwrap_or("Refused"));
     if let Some(retry) = retry {
@@ -220,7 +226,7 @@ async fn answer(stream: &mut Stream, status: u16, retry: Option<Duration>) {
     text.push_str("Content-Length: 0\r\nConnection: close\r\n\r\n");
     let polite = async {
         stream.write_all(text.as_bytes()).await?;
-        stream.finish()?;
+        stream.shutdown().await?;
         // What is unread when the socket closes makes a reset of the end, and the answer may be lost with it.
         let (mut unread, mut bytes) = (vec![0; 4_096], 0);
         while bytes < LINGER_BYTES {

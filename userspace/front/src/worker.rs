@@ -14,7 +14,7 @@ use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot},
     task::spawn,
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tunica_core::refusal::Refusal;
 use tunica_onion::circuit::RawCircuit;
@@ -23,6 +23,8 @@ use crate::{listener::Listener, roll_call::Member, stream::Stream, welcome::Host
 
 /// How long to wait after a connection could not be taken, most likely because no descriptor is free.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long connections that are to end may take to say so.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Connections that are held by all workers, whatever is done with them.
 #[derive(Debug)]
@@ -100,15 +102,19 @@ pub fn run(
         // It takes its turns with the streams, on this thread.
         spawn(member.answer());
         host.circuits.drained().await;
-        let ends = tokio::time::Instant::now() + patience;
-        while host.circuits.open() > 0 && tokio::time::Instant::now() < ends {
-            sleep(PAUSE).await;
-        }
+        emptied(&host, patience).await;
         host.circuits.end_everything();
-        // For what was just ended to be ended.
-        sleep(PAUSE).await;
+        emptied(&host, FAREWELL).await;
         Ok(())
     })
+}
+
+/// Waits until no connection is left, or until `patience` is over.
+async fn emptied(host: &Host, patience: Duration) {
+    let ends = Instant::now() + patience;
+    while host.circuits.open() > 0 && Instant::now() < ends {
+        sleep(PAUSE).await;
+    }
 }
 
 async fn take(listener: Listener, host: Arc<Host>, room: Arc<Room>) {
