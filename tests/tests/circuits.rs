@@ -198,6 +198,7 @@ fn a_ban_closes_the_circuit_at_tor_and_ends_with_the_tor_process() {
     // A tor that is gone is said, and tells nothing of those who are served.
     drop(service);
     lab.wait_for("the end of tor", |lab| Ok(lab.metric("tunica_tor_control_up")? == Some(0.0))).unwrap();
+    assert_eq!(metric(&lab, "tunica_tor_control_wanted"), 1.0);
     let status = lab.json(&["status"]).unwrap();
     let warnings = status["warnings"].to_string();
     assert!(warnings.contains("circuits are neither watched nor closed"), "{warnings}");
@@ -1049,7 +1050,7 @@ fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
     lab.configure("mode = \"observe\"", &configuration("enforce")).unwrap();
     lab.start().unwrap();
     let _front = Beside::start_on_host(&lab).unwrap();
-    for series in ["tunica_front_up", "tunica_gate_attached"] {
+    for series in ["tunica_front_up", "tunica_gate_wanted", "tunica_gate_attached"] {
         lab.wait_for(series, |lab| Ok(lab.metric(series)? == Some(1.0))).unwrap();
     }
     let outcome = |lab: &Lab, outcome: &str| {
@@ -1119,5 +1120,8 @@ fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
     lab.configure("mode = \"observe\"", "").unwrap();
     lab.start().unwrap();
     lab.wait_for("the gate to go", |lab| Ok(!is_pinned(lab))).unwrap();
+    for series in ["tunica_gate_wanted", "tunica_gate_attached", "tunica_tor_control_wanted"] {
+        assert_eq!(metric(&lab, series), 0.0, "{series}");
+    }
     assert!(lab.log().contains("gate_detached"), "{}", lab.log());
 }

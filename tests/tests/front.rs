@@ -373,7 +373,11 @@ fn whoever_has_no_answer_when_the_front_ends_is_told_to_come_again() {
     }
     assert!(front.ended().unwrap().success());
     let cut = end(&mut begun);
-    assert!(is_reset(&cut), "half an answer must not look like a whole one: {:?}", cut.map(|rest| rest.len()));
+    assert!(
+        is_reset(&cut),
+        "half an answer must not look like a whole one: {:?}",
+        cut.map(|rest| rest.len())
+    );
     let log = front.log();
     let counts = log.lines().filter_map(|line| line.split("refusal=\"draining\" count=").nth(1));
     assert_eq!(counts.map(|count| count.trim().parse::<u32>().unwrap()).sum::<u32>(), 4, "{log}");

@@ -314,6 +314,7 @@ impl App {
             concerns: Vec::new(),
             verified: 0,
         };
+        app.metrics.set_tor_control_wanted(app.config.tor.control.is_some());
         app.open_tokens();
         app.open_gate();
         app.follow_gate();

@@ -231,10 +231,14 @@ metrics! {
         "1 while tor's control port is connected, else 0.";
     tor_responses: TorResponses, "tunica_tor_control_response_seconds", [],
         "Seconds from a command on tor's control port to tor's answer; a command that has none in time counts with the time it had.";
+    tor_control_wanted: IntGauge, "tunica_tor_control_wanted", [],
+        "1 where `tor.control` names a control port, else 0.";
     tor_closes: IntCounterVec, "tunica_tor_circuits_closed_total", ["outcome"],
         "Circuits that tor was asked to close, by what came of it: accepted; gone, it had ended; other_tor, it belonged to a tor process before; not_connected or refused, which is tried again.";
     gate: IntGauge, "tunica_gate_attached", [],
         "1 while the circuit gate is attached to `lo`, else 0.";
+    gate_wanted: IntGauge, "tunica_gate_wanted", [],
+        "1 where the circuit gate is to be attached: where there is an ingress or HAProxy, and `ingress.gate` is not `off`; else 0.";
     gate_segments: IntCounterVec, "tunica_gate_segments_total", ["outcome"],
         "Segments with data to the ingress' port, by what the circuit gate did: refused; would_refuse; unanswered, of a banned circuit and passed because no reset could be made; or passed, because it carries not the first bytes of a connection (not_first), no PROXY header as tor writes it (no_header), part of one (split), or one of a circuit that is not banned (not_banned).";
     haproxy: IntGauge, "tunica_haproxy_up", [],
@@ -262,7 +266,7 @@ metrics! {
     circuits_tracked: IntGauge, "tunica_circuits_tracked", [],
         "Circuits that the ingress remembers.";
     circuits_capacity: IntGauge, "tunica_circuits_capacity", [],
-        "How many circuits it can remember.";
+        "How many circuits it can remember. Full is an ordinary state, so no alert watches it: the circuit that was used longest ago is forgotten first, before those that paid or broke a limit, and banned ones go last. None that carries connections is forgotten; where all do, newcomers are refused as `table_full`.";
     circuits_banned: IntGauge, "tunica_circuits_banned", [],
         "Circuits that are banned.";
     circuits_vip: IntGauge, "tunica_circuits_vip", [],
@@ -525,8 +529,9 @@ impl Metrics {
         })
     }
 
-    /// Shows whether the circuit gate is attached.
-    pub fn set_gate(&self, is_attached: bool) {
+    /// Shows whether the circuit gate is to be attached, and whether it is.
+    pub fn set_gate(&self, is_wanted: bool, is_attached: bool) {
+        self.families.gate_wanted.set(i64::from(is_wanted));
         self.families.gate.set(i64::from(is_attached));
     }
 
@@ -535,6 +540,11 @@ impl Metrics {
         for (outcome, follower) in GateOutcome::ALL.into_iter().zip(&self.gate) {
             follower.follow(totals.of(outcome));
         }
+    }
+
+    /// Shows whether a control port of tor is configured.
+    pub fn set_tor_control_wanted(&self, is_wanted: bool) {
+        self.families.tor_control_wanted.set(i64::from(is_wanted));
     }
 
     /// Shows whether tor's control port is connected.

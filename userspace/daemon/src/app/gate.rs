@@ -37,7 +37,7 @@ impl App {
             }
             Err(error) => self.note_gate(format!("the circuit gate is not attached: {error}")),
         }
-        self.metrics.set_gate(self.gate.gate.is_some());
+        self.metrics.set_gate(true, self.gate.gate.is_some());
     }
 
     /// Detaches the gate, also one that an earlier daemon left.
@@ -46,7 +46,7 @@ impl App {
         let gate = match self.gate.gate.take() {
             Some(gate) => Ok(gate),
             None if Gate::was_left(pins) => Gate::open(pins, &[]),
-            None => return,
+            None => return self.metrics.set_gate(false, false),
         };
         match gate.map(Gate::detach) {
             Ok(Ok(())) => {
@@ -58,7 +58,7 @@ impl App {
                 self.note_gate(format!("the circuit gate of an earlier daemon stays on lo: {error}"))
             }
         }
-        self.metrics.set_gate(false);
+        self.metrics.set_gate(false, false);
     }
 
     fn note_gate(&mut self, text: String) {
