@@ -8,6 +8,9 @@
     reason = "a helper that fails is a test that fails"
 )]
 
+#[path = "challenge/reader.rs"]
+mod reader;
+
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -25,6 +28,8 @@ use tunica_tests::{
     browser::Browser,
     ingress::{self, Front, get, read_answer},
 };
+
+use self::reader::Reader;
 
 const PATH: &str = "/.well-known/tunica/challenge";
 
@@ -354,6 +359,36 @@ fn without_scripts_there_is_a_picture_and_few_tries() {
     let digest = front.next_digest().unwrap();
     assert_eq!((digest.puzzles.failed["misread"], digest.refused["puzzle_attempts"]), (5, 2));
     assert_eq!(digest.banned, 1);
+}
+
+#[test]
+fn whoever_reads_a_picture_is_served() {
+    let mut front = asked("pow_difficulty = 8");
+    let reader = Reader::learn();
+    // Each from a circuit of its own, so that none has too many tries.
+    let paid = (1..=400).find(|number| {
+        let answer = front.ask(*number, &page(&format!("{PATH}?see=picture&to=/a"))).unwrap();
+        let image = answer.split("data:image/png;base64,").nth(1).and_then(|rest| rest.split('"').next());
+        let ink = reader::pixels(&reader::from_base64(image.unwrap()));
+        let Some(text) = reader.read(&ink) else { return false };
+        // As people type.
+        let text = text.to_lowercase();
+        let form = post(&format!("picture={}&text={text}&to=%2Fa", hidden(&answer, "picture")));
+        let answer = front.ask(*number, &form).unwrap();
+        if status(&answer) == 303 {
+            assert_eq!(header(&answer, "location"), Some("/a"), "{answer}");
+            return true;
+        }
+        assert!(answer.contains("These were other characters."), "{answer}");
+        assert!(front.backend.requests().is_empty(), "{answer}");
+        false
+    });
+    let paid = paid.expect("one of 400 pictures is legible");
+    assert_eq!(status(&front.ask(paid, &get("/a")).unwrap()), 200);
+    assert_eq!(status(&front.ask(1_000, &get("/a")).unwrap()), 503, "another circuit");
+    let puzzles = front.next_digest().unwrap().puzzles;
+    assert_eq!(puzzles.solved["picture"], 1);
+    assert_eq!(front.backend.requests().len(), 1);
 }
 
 #[test]

@@ -135,6 +135,7 @@ const WALLS: &[Wall] = &[
             "tunica-config",
             "tunica-core",
             "tunica-ctl",
+            "tunica-front",
             "tunica-nft",
             "tunica-onion",
             "tunica-pow",
