@@ -5,11 +5,15 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    ops::Range,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    process::{self, Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -283,12 +287,26 @@ impl Drop for Front {
     }
 }
 
-/// An address of loopback with a port that was free a moment ago, for a program that takes no socket over.
+/// An address of loopback with a port that was free a moment ago, for a program that takes no socket over. None of those that
+/// the kernel gives to connections (by default from 32768 on, ip(7)), one of which could take it meanwhile; and each but once.
 ///
 /// # Errors
 /// The kernel's.
 pub fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
+    const PORTS: Range<u16> = 12_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let count = u32::from(PORTS.end - PORTS.start);
+    let mut last = io::ErrorKind::AddrInUse.into();
+    for _ in 0..count {
+        // Programs that run beside this one begin elsewhere.
+        let step = process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Relaxed)) % count;
+        let port = PORTS.start + u16::try_from(step).map_err(io::Error::other)?;
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(listener) => return listener.local_addr(),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// The line that tor writes before a stream of a circuit (`connection_edge.c`).

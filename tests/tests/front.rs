@@ -1250,7 +1250,7 @@ fn what_a_busy_connection_takes_is_bounded() {
         ("http", body),
         ("tcp", get("/big")),
     ];
-    for (protocol, sent) in rows {
+    let measure = |protocol: &str, sent: &str| {
         let ingress = format!("protocol = \"{protocol}\"\nrequest_seconds = 60\nclient_seconds = 60");
         let mut front = Front::start(&ingress, OPEN).unwrap();
         // What is set up with the first is none of a connection's.
@@ -1270,7 +1270,12 @@ fn what_a_busy_connection_takes_is_bounded() {
         let most = resident(&front).saturating_sub(before) / u64::from(MANY);
         assert_eq!(front.digest().active, u64::from(MANY), "they are still there");
         assert!(most < MOST_BYTES_EACH, "{protocol}: {most} bytes for each: {:.40}", sent);
-    }
+    };
+    thread::scope(|scope| {
+        for (protocol, sent) in &rows {
+            scope.spawn(|| measure(protocol, sent));
+        }
+    });
 }
 
 /// Each file descriptor and the most memory that an idle connection takes are counted by the kernel.
