@@ -206,6 +206,14 @@ impl Visit {
         }
     }
 
+    /// The word for it, once the connection must end. It costs less than [`Self::cut`], and wakes nobody.
+    pub fn must_end(&self) -> Option<Refusal> {
+        match *self.fate.borrow() {
+            Fate::Ends(refusal) => Some(refusal),
+            Fate::Waits | Fate::Served => None,
+        }
+    }
+
     /// Its turn has come, unless it must end.
     fn serve(&self) {
         self.fate.send_if_modified(|fate| {

@@ -8,7 +8,10 @@ pub mod puzzle;
 pub mod token;
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -152,6 +155,7 @@ impl Http {
         let mut is_draining = false;
         // Why it ends, and until when what is under way may come to its own end.
         let mut ending: Option<(Refusal, Instant)> = None;
+        let mut cut = pin!(visit.cut());
         let refusal = loop {
             let wait = match pulse.late(&patience) {
                 Ok(wait) => wait,
@@ -164,7 +168,7 @@ impl Http {
                 // What was read with the header is a request that was begun.
                 biased;
                 ended = timeout(wait, &mut connection) => ended,
-                refusal = visit.cut(), if ending.is_none() => {
+                refusal = &mut cut, if ending.is_none() => {
                     if refusal.http() == HttpAnswer::Reset {
                         pulse.reset();
                         break refusal;
@@ -229,8 +233,9 @@ impl Http {
         let not_taken = token::take(request.headers_mut()).and_then(|shown| visit.present(&shown));
         let outcome = tokio::select! {
             biased;
-            // The connection is to end, and this request is told why.
-            refusal = visit.cut() => Err(because(refusal)),
+            // The connection is to end, and this request is told why. Whoever serves the connection waits for that, and comes by
+            // here when it is so.
+            refusal = poll_fn(|_| visit.must_end().map_or(Poll::Pending, Poll::Ready)) => Err(because(refusal)),
             outcome = self.try_answer(request, visit) => outcome,
         };
         let mut said = match outcome {
