@@ -5,15 +5,11 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    ops::Range,
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    process::{self, Child, Command, ExitStatus, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -32,7 +28,7 @@ use tunica_core::token_keys::TokenKey;
 use crate::{
     armed::program,
     sys::end_with_parent,
-    testnet::{Client, Service},
+    testnet::{Client, Port, Service},
 };
 
 /// How long anything may take that should happen within seconds.
@@ -287,26 +283,12 @@ impl Drop for Front {
     }
 }
 
-/// An address of loopback with a port that was free a moment ago, for a program that takes no socket over. None of those that
-/// the kernel gives to connections (by default from 32768 on, ip(7)), one of which could take it meanwhile; and each but once.
+/// An address of loopback with a port that was free a moment ago, for a program that takes no socket over.
 ///
 /// # Errors
-/// The kernel's.
-pub fn free_address() -> io::Result<SocketAddr> {
-    const PORTS: Range<u16> = 12_000..32_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let count = u32::from(PORTS.end - PORTS.start);
-    let mut last = io::ErrorKind::AddrInUse.into();
-    for _ in 0..count {
-        // Programs that run beside this one begin elsewhere.
-        let step = process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Relaxed)) % count;
-        let port = PORTS.start + u16::try_from(step).map_err(io::Error::other)?;
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            Ok(listener) => return listener.local_addr(),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+/// If no port is free.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(Port::take()?.address)
 }
 
 /// The line that tor writes before a stream of a circuit (`connection_edge.c`).

@@ -34,6 +34,8 @@ pub use socks::connect;
 
 pub use ground::{start_nothing_more, verify_torrc};
 
+pub(crate) use ports::Port;
+
 use ground::Ground;
 use node::{Node, PATIENCE};
 

@@ -1138,23 +1138,8 @@ fn after_a_reload_another_process_serves_while_what_was_begun_goes_on() {
     assert_eq!(word(&systemd), "READY=1");
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\n\r\n", "a".repeat(9_000));
     assert_eq!(status(&front.ask(5, &long).unwrap()), 200);
-    let mut open = front.stream(3).unwrap();
-    open.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-        .unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        open.read_exact(&mut byte).unwrap();
-        head.extend(byte);
-    }
-    assert_eq!(status(&String::from_utf8(head).unwrap()), 101);
-    let mut echoes = |word: &[u8; 4]| {
-        open.write_all(word).unwrap();
-        let mut echo = [0; 4];
-        open.read_exact(&mut echo).unwrap();
-        assert_eq!(&echo, word);
-    };
-    echoes(b"ping");
+    let mut open = switched(&front, 3);
+    echo(&mut open, b"ping").unwrap();
 
     // One that cannot serve changes nothing.
     let text = std::fs::read_to_string(front.config()).unwrap();
@@ -1172,7 +1157,7 @@ fn after_a_reload_another_process_serves_while_what_was_begun_goes_on() {
     front.signal(Signal::SIGHUP).unwrap();
     let (second, successor) = succession(&systemd);
     front.wait_for("the other one", |front| Ok(status(&front.ask(5, &long)?) == 431)).unwrap();
-    echoes(b"pong");
+    echo(&mut open, b"pong").unwrap();
     assert_eq!(status(&front.ask(6, &get("/")).unwrap()), 200);
     drop(open);
     assert!(front.ended().unwrap().success());

@@ -18,9 +18,9 @@ static NEXT: Mutex<Option<u16>> = Mutex::new(None);
 
 /// A free port of 127.0.0.1.
 #[derive(Debug)]
-pub(super) struct Port {
+pub(crate) struct Port {
     /// Where the program shall listen.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     // Nobody else can listen there as long as this does.
     held: Option<TcpListener>,
 }
@@ -30,7 +30,7 @@ impl Port {
     ///
     /// # Errors
     /// If there is none.
-    pub(super) fn take() -> Result<Self> {
+    pub(crate) fn take() -> Result<Self> {
         let mut next = NEXT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for _ in RANGE {
             // Another process that looks at the same moment begins elsewhere.
@@ -49,7 +49,7 @@ impl Port {
     }
 
     /// Lets the program have it.
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.held = None;
     }
 }
