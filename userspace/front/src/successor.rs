@@ -4,18 +4,15 @@
 use std::{
     env,
     io::{self, Write as _},
-    os::fd::{OwnedFd, RawFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
-use command_fds::{CommandFdExt as _, FdMapping, FdMappingCollision};
 use thiserror::Error;
 use tokio::{io::AsyncReadExt as _, net::unix::pipe::Receiver, time::timeout};
 
-/// The first descriptor behind the three of every process (sd_listen_fds(3)).
-const FIRST: RawFd = 3;
 /// The line that a successor writes to its standard output, on which nothing else is said, once each of its workers listens.
 const SERVES: &[u8] = b"serves\n";
 /// How long it may take until then. What may take long, such as Arti's way into the Tor network, comes after it.
@@ -34,9 +31,6 @@ pub enum SuccessionError {
     /// It cannot be started.
     #[error("it cannot be started ({0})")]
     Start(#[source] io::Error),
-    /// Two of its descriptors would have one number.
-    #[error("its sockets cannot be handed over ({0})")]
-    Sockets(#[source] FdMappingCollision),
     /// It ended before it served.
     #[error("it ended with {0}; its log says why")]
     Ended(ExitStatus),
@@ -93,12 +87,7 @@ impl Succession {
             command.env_remove(variable);
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut mappings = Vec::new();
-        for (child_fd, socket) in (FIRST..).zip(sockets) {
-            let parent_fd = socket.try_clone().map_err(SuccessionError::Start)?;
-            mappings.push(FdMapping { parent_fd, child_fd });
-        }
-        command.fd_mappings(mappings).map_err(SuccessionError::Sockets)?;
+        tunica_systemd::hand_over(&mut command, sockets).map_err(SuccessionError::Start)?;
         command.spawn().map_err(SuccessionError::Start)
     }
 }

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use tunica_systemd::FIRST_SOCKET;
+
 /// Has the kernel hand over connections only once their first bytes are there, or after `patience` (`TCP_DEFER_ACCEPT`,
 /// tcp(7)).
 ///
@@ -29,6 +31,6 @@ pub fn handed_over(by_daemon: Option<i32>) -> Vec<OwnedFd> {
     let is_for_us = number("LISTEN_PID") == i32::try_from(std::process::id()).ok();
     let by_systemd = || number("LISTEN_FDS").filter(|_| is_for_us);
     let count = by_daemon.or_else(by_systemd).unwrap_or(0).clamp(0, 64);
-    // SAFETY: whoever started it opened these for this process, from 3 on, and nobody else here owns them.
-    (3..3 + count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+    // SAFETY: whoever started it opened these for this process, from there on, and nobody else here owns them.
+    (FIRST_SOCKET..FIRST_SOCKET + count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
 }

@@ -1,4 +1,4 @@
-//! What systemd wants to hear of a service of `Type=notify` or `notify-reload` (sd_notify(3)).
+//! What systemd wants to hear of a service of `Type=notify` or `notify-reload` (sd_notify(3)), and sockets handed over as it does.
 //!
 //! Without `NOTIFY_SOCKET` in the environment every message is dropped.
 #![forbid(unsafe_code)]
@@ -8,22 +8,41 @@ use std::{
     ffi::OsStr,
     io,
     os::{
+        fd::{OwnedFd, RawFd},
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
             net::{SocketAddr, UnixDatagram},
         },
     },
-    process,
+    process::{self, Command},
     time::Duration,
 };
 
+use command_fds::{CommandFdExt as _, FdMapping};
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
 /// By these systemd says where and how often it wants to hear of the service. A service that starts another process takes them
 /// out of its environment, or that process would speak for it.
 pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// The first descriptor that is handed over, behind the three of every process (sd_listen_fds(3)).
+pub const FIRST_SOCKET: RawFd = 3;
+
+/// Has a process that is about to be started find these sockets at its descriptors from [`FIRST_SOCKET`] on, in this order.
+///
+/// # Errors
+/// The kernel's, if a descriptor cannot be copied.
+pub fn hand_over(command: &mut Command, sockets: &[OwnedFd]) -> io::Result<()> {
+    let mappings = (FIRST_SOCKET..).zip(sockets).map(|(child_fd, socket)| {
+        let parent_fd = socket.try_clone()?;
+        Ok(FdMapping { parent_fd, child_fd })
+    });
+    let mappings = mappings.collect::<io::Result<Vec<_>>>()?;
+    command.fd_mappings(mappings).map_err(io::Error::other)?;
+    Ok(())
+}
 
 /// The line to systemd.
 #[derive(Debug, Default)]

@@ -78,7 +78,7 @@ const WALLS: &[Wall] = &[
         name: "tunica-systemd",
         folder: "userspace/systemd",
         ours: &[],
-        foreign: Foreign::Only(&["nix", "thiserror"]),
+        foreign: Foreign::Only(&["command-fds", "nix", "thiserror"]),
     },
     Wall {
         name: "tunica-config",

@@ -23,7 +23,6 @@ use std::{
     time::Duration,
 };
 
-use command_fds::{CommandFdExt, FdMapping};
 use nix::{
     sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt},
     unistd::{Group, User},
@@ -41,9 +40,8 @@ use tokio::{
 };
 use tunica_config::Config;
 use tunica_core::{restarts::Restarts, time::Monotime};
+use tunica_systemd::FIRST_SOCKET;
 
-/// The first descriptor that is handed over, as by systemd (sd_listen_fds(3)).
-const FIRST: i32 = 3;
 /// `EX_CONFIG` of sysexits.h: starting it again would not help.
 const BAD_CONFIGURATION: i32 = 78;
 /// How long a front of an earlier daemon has to tell that it is there. It looks for the daemon each second.
@@ -381,7 +379,7 @@ impl FrontProcess {
         let handle = handle_of(pid).map_err(failed)?;
         let mut sockets = Vec::new();
         for number in 0..self.options.listening() {
-            let socket = pidfd_getfd(&handle, FIRST + number, PidfdGetfdFlags::empty());
+            let socket = pidfd_getfd(&handle, FIRST_SOCKET + number, PidfdGetfdFlags::empty());
             let socket = socket.map_err(|error| failed(error.into()))?;
             if !is_listening(&socket, &self.options, number == 0).map_err(failed)? {
                 return Err(failed(io::Error::other("they are not those of the configuration")));
@@ -401,10 +399,6 @@ impl FrontProcess {
         let user = user.ok_or_else(|| StartError::NoAccount { name: options.user.clone() })?;
         // The group of the control socket, which is also the front's.
         let group = Group::from_name(&options.group).ok().flatten().map_or(user.gid, |group| group.gid);
-        let mut mappings = Vec::new();
-        for (child_fd, socket) in (FIRST..).zip(&self.sockets) {
-            mappings.push(FdMapping { parent_fd: socket.try_clone().map_err(failed)?, child_fd });
-        }
         let mut command = Command::new(&options.program);
         command.arg("--config").arg(&options.config);
         command.arg("--sockets").arg(self.sockets.len().to_string());
@@ -417,7 +411,7 @@ impl FrontProcess {
         if nix::unistd::geteuid().is_root() {
             command.uid(user.uid.as_raw()).gid(group.as_raw());
         }
-        command.fd_mappings(mappings).map_err(|error| failed(io::Error::other(error)))?;
+        tunica_systemd::hand_over(&mut command, &self.sockets).map_err(failed)?;
         let child = command.spawn().map_err(failed)?;
         self.restarts.started(now());
         let pid = i32::try_from(child.id()).map_err(|error| failed(io::Error::other(error)))?;
