@@ -412,10 +412,6 @@ pub struct Orders {
     /// is on the one above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rungs: Vec<Rung>,
-    /// Circuits that operators want closed, and when they said so, nanoseconds of `CLOCK_MONOTONIC`: for a front that hosts the
-    /// service, since only that one can. Goes into no revision; what comes once more is done already.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub close: Vec<(NonZeroU32, u64)>,
 }
 
 /// [`CircuitRow::token`] of a circuit with a token in force.
@@ -500,6 +496,8 @@ pub enum CircuitState {
     Unbanned,
     /// It goes past the queue no longer, and its token counts nowhere; a ban stays.
     Demoted,
+    /// It ends with its streams. For a front that hosts the service, since no other can.
+    Closed,
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub enum CircuitOrder {
     Unbanned,
     /// It goes past the queue no longer, and its token counts nowhere. A ban stays.
     Demoted,
+    /// It ends with its streams, where the front hosts the service.
+    Closed,
 }
 
 /// Why an order was not taken.
@@ -79,14 +81,15 @@ impl CircuitOrder {
     const fn stands(self) -> bool {
         match self {
             Self::Banned { .. } | Self::Vip => true,
-            Self::Unbanned | Self::Demoted => false,
+            Self::Unbanned | Self::Demoted | Self::Closed => false,
         }
     }
 }
 
 impl CircuitOrders {
     /// Says what a circuit of the present generation is to be, in place of what was said before. A promotion outlives the end of
-    /// a ban, which it has ended itself; a ban has ended what made its circuit a VIP, and outlives the word that says so.
+    /// a ban, which it has ended itself; a ban has ended what made its circuit a VIP, and outlives the word that says so. It has
+    /// closed its circuit, too.
     ///
     /// # Errors
     /// [`OrderError`]; nothing is changed then.
@@ -94,9 +97,13 @@ impl CircuitOrders {
         let before = self.orders.get(&circuit).map(|it| it.order);
         let order = match order {
             CircuitOrder::Unbanned if before == Some(CircuitOrder::Vip) => CircuitOrder::Vip,
-            CircuitOrder::Demoted if before.is_some_and(|before| before.bans_at(now.mono)) => return Ok(()),
+            CircuitOrder::Demoted | CircuitOrder::Closed
+                if before.is_some_and(|before| before.bans_at(now.mono)) =>
+            {
+                return Ok(());
+            }
             CircuitOrder::Banned { .. } | CircuitOrder::Vip => order,
-            CircuitOrder::Unbanned | CircuitOrder::Demoted => order,
+            CircuitOrder::Unbanned | CircuitOrder::Demoted | CircuitOrder::Closed => order,
         };
         let is_more = before.is_none() || self.carried.contains_key(&circuit);
         if is_more && self.orders.len().saturating_sub(self.carried.len()) >= MOST_ORDERS {
@@ -154,7 +161,8 @@ impl CircuitOrders {
     pub fn next_deadline(&self) -> Option<Monotime> {
         let ends = self.orders.values().filter_map(|it| match it.order {
             CircuitOrder::Banned { until } => Some(until),
-            CircuitOrder::Vip | CircuitOrder::Unbanned | CircuitOrder::Demoted => None,
+            CircuitOrder::Vip | CircuitOrder::Unbanned => None,
+            CircuitOrder::Demoted | CircuitOrder::Closed => None,
         });
         ends.min()
     }
@@ -209,7 +217,7 @@ impl CircuitOrders {
             match it.order {
                 CircuitOrder::Banned { until } => drop(banned.insert(*circuit, until)),
                 CircuitOrder::Vip | CircuitOrder::Unbanned => drop(banned.remove(circuit)),
-                CircuitOrder::Demoted => {}
+                CircuitOrder::Demoted | CircuitOrder::Closed => {}
             }
         }
         banned
@@ -296,6 +304,8 @@ mod tests {
             (None, CircuitOrder::Demoted, 2, CircuitOrder::Demoted),
             (Some(ban), CircuitOrder::Unbanned, 2, CircuitOrder::Unbanned),
             (Some(ban), CircuitOrder::Demoted, 2, ban),
+            (None, CircuitOrder::Closed, 2, CircuitOrder::Closed),
+            (Some(ban), CircuitOrder::Closed, 2, ban),
             (Some(ban), CircuitOrder::Demoted, 9, CircuitOrder::Demoted),
             (Some(ban), CircuitOrder::Vip, 2, CircuitOrder::Vip),
             (Some(CircuitOrder::Vip), CircuitOrder::Unbanned, 2, CircuitOrder::Vip),

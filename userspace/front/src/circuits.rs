@@ -5,7 +5,7 @@
 //! an `await`. What new circuits do is counted behind locks of its own, which are held with no other.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     hash::{BuildHasher, RandomState},
     num::NonZeroU32,
     ops::Deref,
@@ -846,14 +846,11 @@ impl Circuits {
                     shard.unban(circuit, now);
                 }
                 CircuitState::Demoted => shard.demote(circuit, now),
+                CircuitState::Closed => self.close(circuit, None),
             }
             let commands = shard.take_commands();
             drop(shard);
             self.obey(commands);
-        }
-        let has_heard: HashSet<_> = before.close.iter().collect();
-        for (number, _) in orders.close.iter().filter(|close| !has_heard.contains(close)) {
-            self.close(self.circuit(*number), None);
         }
         // Numbers are those of the tor process that they were said of.
         if said_of.is_some() && said_of == lock(&self.naming).name() {

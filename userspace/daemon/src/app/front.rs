@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tunica_api::{
     front::{
         Ban, CircuitOrder as Wire, CircuitRow, CircuitState as WireState, Closing, Digest, LoadOrder,
-        MOST_CLOSING, MOST_ROWS, Orders,
+        MOST_ROWS, Orders,
     },
     request::{self, CircuitSort, CircuitState},
     view::{self, Answer, Done, RefusedCode},
@@ -37,9 +37,6 @@ use crate::{
 /// How long another front may take to serve in the place of the one that runs.
 const RENEWAL: Duration = Duration::from_secs(60);
 
-/// How long a front is told of a circuit that is to be closed: it hears of all orders within 10 s.
-const CLOSE_TOLD: Duration = Duration::from_secs(30);
-
 /// What is known of the front.
 pub(super) struct Front {
     /// What it last said, and when.
@@ -49,8 +46,6 @@ pub(super) struct Front {
     orders: CircuitOrders,
     /// Circuits that the front wants closed and that tor does not have, as it was told last.
     ended: Vec<NonZeroU32>,
-    /// Circuits that operators want closed by a front that hosts the service.
-    close: Vec<(NonZeroU32, Monotime)>,
     sender: watch::Sender<Orders>,
     /// The shell that starts the front, where this daemon does.
     acts: Option<mpsc::Sender<FrontAct>>,
@@ -65,7 +60,6 @@ impl Default for Front {
             bans: Default::default(),
             orders: CircuitOrders::default(),
             ended: Vec::new(),
-            close: Vec::new(),
             sender: watch::Sender::new(Orders::default()),
             acts: None,
             renewed_for: None,
@@ -296,7 +290,7 @@ impl App {
         match self.front.orders.get(circuit) {
             Some(CircuitOrder::Banned { until }) => Some(until),
             Some(CircuitOrder::Vip | CircuitOrder::Unbanned) => None,
-            Some(CircuitOrder::Demoted) | None => {
+            Some(CircuitOrder::Demoted | CircuitOrder::Closed) | None => {
                 self.found_by_haproxy().find(|(of, _)| *of == circuit).map(|(_, until)| until)
             }
         }
@@ -346,6 +340,7 @@ impl App {
             CircuitOrder::Vip => WireState::Vip,
             CircuitOrder::Unbanned => WireState::Unbanned,
             CircuitOrder::Demoted => WireState::Demoted,
+            CircuitOrder::Closed => WireState::Closed,
         };
         let circuits = orders.desired().map(|(circuit, order, said)| Wire {
             circuit,
@@ -360,7 +355,6 @@ impl App {
             tokens: self.tokens.order(),
             ended: self.front.ended.clone(),
             rungs: orders.rungs().collect(),
-            close: self.front.close.iter().map(|(circuit, said)| (*circuit, said.0)).collect(),
         });
     }
 
@@ -468,22 +462,22 @@ impl App {
             "circuit {circuit}: the ingress ends it with its streams; it is not banned, so its client may come back by a new circuit"
         )];
         changes.extend(self.doubt(circuit));
-        if !dry_run {
-            let now = self.now().mono;
-            let close = &mut self.front.close;
-            close.retain(|(other, said)| *other != circuit && now.since(*said) < CLOSE_TOLD);
-            if close.len() >= MOST_CLOSING {
-                let message = format!(
-                    "{MOST_CLOSING} circuits are being closed: nothing was changed; ask again in {} s, or see whether limits \
-                     under [circuits] do the work",
-                    CLOSE_TOLD.as_secs()
-                );
-                return views::refused(RefusedCode::Failed, message);
-            }
-            close.push((circuit, now));
-            self.send_orders();
+        if let Err(refused) = self.order(circuit, CircuitOrder::Closed, dry_run) {
+            return refused;
         }
         Answer::Done(Done { dry_run, changes, undo: None })
+    }
+
+    /// Has what an operator said of a circuit followed, unless it is only tried.
+    fn order(&mut self, circuit: NonZeroU32, order: CircuitOrder, dry_run: bool) -> Result<(), Answer> {
+        if dry_run {
+            return Ok(());
+        }
+        let set = self.front.orders.set(circuit, order, self.now());
+        set.map_err(|error| views::refused(RefusedCode::Failed, error.to_string()))?;
+        self.send_orders();
+        self.follow_bans();
+        Ok(())
     }
 
     /// What to say of a circuit that nothing is known of.
@@ -519,14 +513,8 @@ impl App {
             ),
         }];
         said.extend(self.doubt(circuit));
-        if !dry_run
-            && let Err(error) = self.front.orders.set(circuit, order(state, self.now().mono), self.now())
-        {
-            return views::refused(RefusedCode::Failed, error.to_string());
-        }
-        if !dry_run {
-            self.send_orders();
-            self.follow_bans();
+        if let Err(refused) = self.order(circuit, order(state, self.now().mono), dry_run) {
+            return refused;
         }
         Answer::Done(Done { dry_run, changes: said, undo: undo(circuit, state) })
     }

@@ -113,6 +113,8 @@ impl App {
                 CircuitOrder::Unbanned => Said::Unbanned,
                 // The front's ban stays.
                 CircuitOrder::Demoted => said.get(&circuit).copied().unwrap_or(Said::Demoted),
+                // That is for a front that hosts the service.
+                CircuitOrder::Closed => continue,
             };
             said.insert(circuit, what);
         }

@@ -103,9 +103,10 @@ impl Known<'_> {
     fn is_by_operator(&self) -> bool {
         match self.order {
             Some(CircuitOrder::Banned { .. }) => !self.is_carried,
-            Some(CircuitOrder::Vip | CircuitOrder::Unbanned | CircuitOrder::Demoted) | None => {
-                self.row.is_some_and(|row| row.banned_by_operator)
-            }
+            Some(
+                CircuitOrder::Vip | CircuitOrder::Unbanned | CircuitOrder::Demoted | CircuitOrder::Closed,
+            )
+            | None => self.row.is_some_and(|row| row.banned_by_operator),
         }
     }
 
