@@ -10,7 +10,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     num::NonZeroUsize,
     os::unix::net::UnixStream,
@@ -536,6 +536,21 @@ fn circuits_are_joined_with_what_tor_says_explained_and_closed() {
     assert!(ran.code == Some(3) && ran.err.contains("tor needs itself"), "{ran:?}");
     let ran = lab.tunica(&["circuit", "close", "4000000000"]).unwrap();
     assert!(ran.code == Some(4) && ran.err.contains("no open circuit"), "{ran:?}");
+    let ran = lab.tunica(&["circuit", "ban", own]).unwrap();
+    assert!(ran.code == Some(3) && ran.err.contains("tor needs itself"), "{ran:?}");
+    // Nor where a process of this host has it banned, which names its number to the ingress.
+    for _ in 0..20 {
+        let mut forged = TcpStream::connect(listen).unwrap();
+        let number: u32 = own.parse().unwrap();
+        if forged.write_all(format!("{}nonsense\r\n\r\n", header(number)).as_bytes()).is_ok() {
+            let _ = forged.read_to_end(&mut Vec::new());
+        }
+    }
+    lab.wait_for("the forged ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(1.0))).unwrap();
+    lab.wait_for("its gate", |lab| Ok(lab.json(&["explain", "circuit", own])?["ban"] != Value::Null))
+        .unwrap();
+    lab.must(&["circuit", "unban", own]).unwrap();
+    lab.wait_for("its end", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(0.0))).unwrap();
     assert!(has_circuit(&service, own));
     let dry = lab.json(&["circuit", "close", &circuit, "--dry-run"]).unwrap();
     assert_eq!(dry["dry_run"], true);

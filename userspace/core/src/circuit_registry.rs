@@ -142,7 +142,7 @@ pub enum NotClosable {
     /// It is tor's own.
     #[error(
         "this circuit is no rendezvous of the service with a client but one that tor needs itself (introduction point, \
-         descriptor, spare), so it is not closed"
+         descriptor, spare)"
     )]
     TorsOwn,
 }

@@ -20,6 +20,7 @@ use tunica_config::front_mark;
 use tunica_core::{
     circuit_orders::{CircuitOrder, CircuitOrders, ToldBan},
     circuit_policy::CircuitSettings,
+    circuit_registry::NotClosable,
     id::{CircuitId, TorGeneration},
     time::Monotime,
 };
@@ -255,8 +256,11 @@ impl App {
 
     /// Another tor process hands over the streams, or it is known now which.
     pub(super) fn begin_generation(&mut self, generation: TorGeneration) {
-        // Whoever stands behind a number now has done nothing yet.
-        if self.front.orders.generation().is_some_and(|before| before != generation) {
+        // Whoever stands behind a number now has done nothing yet. Without a word of tor until now the front's bans were taken as
+        // they came; it may have said of which process they are.
+        let by_front = self.front.last.as_ref().and_then(|(digest, _)| digest.generation).map(TorGeneration);
+        let before = self.front.orders.generation().or(by_front);
+        if before.is_some_and(|before| before != generation) {
             self.front.bans.1.clear();
             self.front.ended.clear();
             self.forget_judged();
@@ -496,6 +500,15 @@ impl App {
         let request::CircuitOrder { circuit, state, dry_run } = request;
         if self.front.last.is_none() && !self.is_haproxy_here() {
             return self.no_front();
+        }
+        if matches!(state, CircuitState::Banned { .. } | CircuitState::Vip) && self.is_tors_own(circuit) {
+            return views::refused(
+                RefusedCode::Protected,
+                format!(
+                    "circuit {circuit}: {}; it carries no stream, so nothing was changed",
+                    NotClosable::TorsOwn
+                ),
+            );
         }
         let mut said = vec![match state {
             CircuitState::Banned { seconds } => {

@@ -179,10 +179,13 @@ impl App {
         Answer::Done(Done { dry_run, changes, undo: None })
     }
 
-    /// Has tor close the circuits that are banned, by the ingress or by an operator.
+    /// Has tor close the circuits that are banned, by the ingress or by an operator. Not its own: they carry no stream, so whoever
+    /// had one banned only named its number, as any process can that reaches the ingress over TCP.
     pub(super) fn close_banned(&mut self) {
         let Some(acts) = self.tor.acts.clone() else { return };
-        let banned = self.banned_circuits().into_keys().map(|circuit| (circuit, Refusal::Banned)).collect();
+        let banned = self.banned_circuits().into_keys();
+        let banned = banned.filter(|circuit| !self.is_tors_own(*circuit));
+        let banned = banned.map(|circuit| (circuit, Refusal::Banned)).collect();
         for circuit in self.tor.closing.due(banned) {
             if acts.try_send(TorAct::Close(circuit)).is_err() {
                 self.tor.closing.failed(circuit);
@@ -205,6 +208,11 @@ impl App {
             }
         }
         ended
+    }
+
+    /// Whether tor needs a circuit itself.
+    pub(super) fn is_tors_own(&self, circuit: NonZeroU32) -> bool {
+        self.tor.registry.closable(circuit) == Err(NotClosable::TorsOwn)
     }
 
     /// For what tor was asked to close a circuit that is not banned.
