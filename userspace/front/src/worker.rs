@@ -102,17 +102,18 @@ pub fn run(
         // It takes its turns with the streams, on this thread.
         spawn(member.answer());
         host.circuits.drained().await;
-        emptied(&host, patience).await;
+        emptied(&host, room, patience).await;
         host.circuits.end_everything();
-        emptied(&host, FAREWELL).await;
+        emptied(&host, room, FAREWELL).await;
         Ok(())
     })
 }
 
-/// Waits until no connection is left, or until `patience` is over.
-async fn emptied(host: &Host, patience: Duration) {
+/// Waits until no connection is left, or until `patience` is over. One that was taken and has not said its circuit yet is a
+/// guest of the room alone, one that was switched to another protocol is known to the circuits alone.
+async fn emptied(host: &Host, room: &Room, patience: Duration) {
     let ends = Instant::now() + patience;
-    while host.circuits.open() > 0 && Instant::now() < ends {
+    while host.circuits.open() + room.held.load(Relaxed) > 0 && Instant::now() < ends {
         sleep(PAUSE).await;
     }
 }
