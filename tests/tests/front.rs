@@ -688,6 +688,36 @@ fn those_beyond_the_places_wait_and_those_beyond_the_queue_are_refused() {
 }
 
 #[test]
+fn who_asks_much_gives_up_its_place_to_those_who_wait() {
+    let circuits = "profile = \"web\"\nmax_concurrent_connections = 1\npaid_share = 0.0\nslow_requests_per_10_seconds = 3";
+    let mut front =
+        Front::start("queue_seconds = 5\nkeep_alive_seconds = 2\nclient_seconds = 30", circuits).unwrap();
+    let mut busy = front.stream(1).unwrap();
+    let ask = |busy: &mut TcpStream| {
+        let mut answer = Vec::new();
+        busy.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        read_answer(busy, &mut answer).unwrap();
+        status(&String::from_utf8(answer).unwrap())
+    };
+    assert_eq!([0; 3].map(|_| ask(&mut busy)), [200; 3]);
+    thread::scope(|scope| {
+        let mut other = front.stream(2).unwrap();
+        other.write_all(get("/").as_bytes()).unwrap();
+        front.wait_for("the one that waits", |front| Ok(front.next_digest()?.waiting == 1)).unwrap();
+        let other = scope.spawn(move || {
+            let mut answer = Vec::new();
+            read_answer(&mut other, &mut answer).unwrap();
+            status(&String::from_utf8(answer).unwrap())
+        });
+        // It holds the only place, and would hold it for as long as the other one has patience.
+        assert_eq!(ask(&mut busy), 200);
+        assert_eq!(other.join().unwrap(), 200);
+    });
+    assert!(front.refused("slow_lane").unwrap() >= 1);
+    assert_eq!(front.refused("queue_timeout").unwrap(), 0);
+}
+
+#[test]
 fn six_hundred_at_once_fill_five_hundred_places() {
     let circuits = "profile = \"web\"\nmax_connections_per_second = 10000";
     let mut front =
@@ -1176,6 +1206,29 @@ fn after_a_reload_another_process_serves_while_what_was_begun_goes_on() {
     assert_eq!(word(&systemd), "STOPPING=1");
     last.ended();
     assert!(TcpStream::connect(front.listen()).is_err());
+}
+
+#[test]
+fn who_was_taken_and_had_not_said_a_circuit_yet_is_served_by_the_process_that_was_replaced() {
+    let systemd = NotifySocket::bind().unwrap();
+    let mut front = Front::start_under(&systemd.path(), Duration::from_secs(60), "", OPEN).unwrap();
+    assert_eq!(word(&systemd), "READY=1");
+    let line = header(7);
+    let (begun, rest) = line.split_at(20);
+    let mut stream = TcpStream::connect(front.listen()).unwrap();
+    stream.write_all(begun.as_bytes()).unwrap();
+    // The queue is served in order, so the one before this was taken when this is answered.
+    assert_eq!(status(&front.ask(5, &get("/")).unwrap()), 200);
+    front.signal(Signal::SIGHUP).unwrap();
+    let (_, successor) = succession(&systemd);
+    stream.write_all(format!("{rest}{}", get("/")).as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut stream, &mut answer).unwrap();
+    assert_eq!(status(&String::from_utf8(answer).unwrap()), 200);
+    drop(stream);
+    assert!(front.ended().unwrap().success());
+    signal_process(successor.0.as_fd(), Signal::SIGTERM).unwrap();
+    successor.ended();
 }
 
 #[test]

@@ -162,7 +162,7 @@ refusals! {
     /// `maxconn`.
     Capacity = "capacity", Global, RetryLater(503), Close, None, "as many connections are open and waiting as the front may hold";
     /// A circuit that paid took the place.
-    Displaced = "displaced", Global, RetryLater(503), Close, None, "the front was full, and a circuit that paid took this place in the queue";
+    Displaced = "displaced", Global, RetryLater(503), Close, None, "the front was full, and a circuit that paid took this place";
     /// `timeout queue`.
     QueueTimeout = "queue_timeout", Global, RetryLater(503), Close, None, "the connection waited in the queue for as long as it may";
     /// The circuit table holds only circuits with open connections.

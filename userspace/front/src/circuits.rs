@@ -20,7 +20,7 @@ use hyper::header::HeaderValue;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tunica_api::front::{
     self, CircuitOrder, CircuitRow, CircuitState, Digest, LoadOrder, MOST_BANS, MOST_CLOSING, MOST_NEWCOMERS,
@@ -50,9 +50,6 @@ use crate::{
 pub mod tokens;
 
 use tokens::{GrantedBy, Shown, Tokens};
-
-/// How long a request in the slow lane lets others go before, and looks again.
-const STEP_ASIDE: Duration = Duration::from_millis(50);
 
 /// Everything that is known of circuits, shared by the workers.
 pub struct Circuits {
@@ -225,6 +222,17 @@ impl Visit {
         });
     }
 
+    /// It lets others go before, unless it must end.
+    fn wait(&self) {
+        self.fate.send_if_modified(|fate| {
+            let is_served = *fate == Fate::Served;
+            if is_served {
+                *fate = Fate::Waits;
+            }
+            is_served
+        });
+    }
+
     fn end(&self, refusal: Refusal) {
         self.fate.send_replace(Fate::Ends(refusal));
     }
@@ -253,12 +261,12 @@ impl Stay {
         self.circuits.turn(&self.visit).await
     }
 
-    /// A request of a connection that is served. In the slow lane it lets those that wait go before.
-    pub async fn request(&self) -> Ruling {
-        self.circuits.request(&self.visit).await
+    /// A request of a connection that is served. In the slow lane it lets those that wait go before: see [`Self::settle`].
+    pub fn request(&self) -> Ruling {
+        self.circuits.request(&self.visit)
     }
 
-    /// Returns once a connection that was given a puzzle may be served; at once if it was given none.
+    /// Returns once a connection may be served that was given a puzzle, or that let others go before; at once if neither is so.
     ///
     /// # Errors
     /// Why it may not be served.
@@ -627,7 +635,7 @@ impl Circuits {
         self.turn(visit).await
     }
 
-    async fn request(&self, visit: &Visit) -> Ruling {
+    fn request(&self, visit: &Visit) -> Ruling {
         self.totals.requests.fetch_add(1, Relaxed);
         let (ruling, commands) = {
             let circuit = visit.hold.circuit();
@@ -646,13 +654,11 @@ impl Circuits {
         self.obey(commands);
         if ruling.action == Action::SlowLane {
             self.count(Refusal::SlowLane);
-            let patience = self.settings.queue_timeout;
-            let _ = timeout(patience, async {
-                while lock(&self.admission).waiting() > 0 {
-                    sleep(STEP_ASIDE).await;
-                }
-            })
-            .await;
+            let mut admission = lock(&self.admission);
+            if admission.step_aside(visit.hold.serial(), now()) {
+                visit.wait();
+                self.start_those_whose_turn_it_is(&mut admission);
+            }
         }
         ruling
     }
@@ -687,9 +693,15 @@ impl Circuits {
     }
 
     fn start_those_whose_turn_it_is(&self, admission: &mut Admission) {
-        while let Some(next) = admission.start_next() {
-            if let Some(next) = lock(&self.visits).get(&next) {
-                next.serve();
+        loop {
+            while let Some(next) = admission.start_next() {
+                if let Some(next) = lock(&self.visits).get(&next) {
+                    next.serve();
+                }
+            }
+            let Some(last) = admission.give_way(now()) else { return };
+            if let Some(last) = lock(&self.visits).get(&last) {
+                last.end(Refusal::Displaced);
             }
         }
     }
@@ -741,7 +753,12 @@ impl Circuits {
             };
             self.obey(commands);
         }
-        lock(&self.admission).advance(now);
+        {
+            let mut admission = lock(&self.admission);
+            admission.advance(now);
+            // Who did not pay may have been served for long enough by now.
+            self.start_those_whose_turn_it_is(&mut admission);
+        }
         self.challenges.advance(now);
         self.change_load(|lease| lease.advance(now));
     }

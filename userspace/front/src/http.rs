@@ -264,7 +264,7 @@ impl Http {
         }
         let is_write = !matches!(*request.method(), Method::GET | Method::HEAD);
         visit.asks_for(request.uri().path(), is_write);
-        let ruling = visit.request().await;
+        let ruling = visit.request();
         match ruling.action {
             Action::Serve | Action::Queue | Action::SlowLane => {}
             Action::Challenge => {
@@ -277,7 +277,7 @@ impl Http {
                 return Err(Some((ruling.word, circuits::retry_after(&ruling))));
             }
         }
-        // A connection that was given a puzzle has no place yet.
+        // A connection that was given a puzzle has no place yet, and one in the slow lane may have given up its own.
         visit.settle().await.map_err(because)?;
         let number = self.backends.choose(visit.hash()).ok_or(because(Refusal::BackendDown))?;
         let (head, body) = request.into_parts();

@@ -104,7 +104,7 @@ pub struct Admission {
     challenged: BTreeSet<Serial>,
     tarpit: BTreeSet<Serial>,
     served_paid: u32,
-    served_unpaid: u32,
+    served_unpaid: BTreeSet<Serial>,
     rate: SecondRing,
     rate_unpaid: SecondRing,
     turned: u32,
@@ -117,6 +117,8 @@ struct Held {
     place: Place,
     lane: Lane,
     is_paid: bool,
+    /// The token that it came with.
+    ticket: Option<Ticket>,
     /// When it was admitted.
     since: Monotime,
 }
@@ -134,7 +136,7 @@ impl Admission {
             challenged: BTreeSet::new(),
             tarpit: BTreeSet::new(),
             served_paid: 0,
-            served_unpaid: 0,
+            served_unpaid: BTreeSet::new(),
             rate: SecondRing::new(),
             rate_unpaid: SecondRing::new(),
             turned: 0,
@@ -166,7 +168,9 @@ impl Admission {
                 self.check_rate(ask.is_paid, now).or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 self.check_room(&ask)?;
                 if let Some(ticket) = ask.ticket {
-                    let counted = self.tokens.connect(ticket, self.settings.token_per_10_seconds(), now);
+                    let most_open = self.settings.max_concurrent_with_token();
+                    let counted =
+                        self.tokens.connect(ticket, self.settings.token_per_10_seconds(), most_open, now);
                     self.note_holder(ticket, counted, now);
                     counted.or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 }
@@ -195,11 +199,45 @@ impl Admission {
     /// Starts to serve the connection whose turn it is, if a place is free for it: VIP, normal, suspect, in each the one
     /// that waited longest. Call it after each [`Self::close`] until it returns `None`.
     pub fn start_next(&mut self) -> Option<Serial> {
-        let paid = self.waiting_paid.first().filter(|_| self.has_place(true));
-        let unpaid = self.waiting_unpaid.first().filter(|_| self.has_place(false));
-        let (_, serial) = *paid.into_iter().chain(unpaid).min()?;
+        let serial = self.next()?;
         self.move_to(serial, Place::Served);
         Some(serial)
+    }
+
+    fn next(&self) -> Option<Serial> {
+        let paid = self.waiting_paid.first().filter(|_| self.has_place(true));
+        let unpaid = self.waiting_unpaid.first().filter(|_| self.has_place(false));
+        paid.into_iter().chain(unpaid).min().map(|(_, serial)| *serial)
+    }
+
+    /// A connection that is served lets those that wait go before it, if one of them can start in its place: then it waits
+    /// itself, behind them. Returns whether it does; call [`Self::start_next`] then.
+    pub fn step_aside(&mut self, serial: Serial, now: Monotime) -> bool {
+        let Some(held) = self.held.get(&serial).copied().filter(|held| held.place == Place::Served) else {
+            return false;
+        };
+        self.forget(serial);
+        self.remember(serial, Held { place: Place::Waiting, lane: Lane::Suspect, since: now, ..held });
+        let steps = self.next().is_some_and(|next| next != serial);
+        if !steps {
+            self.forget(serial);
+            self.remember(serial, held);
+        }
+        steps
+    }
+
+    /// The connection that must end for one that paid and waits: where all places are taken, and those who did not pay hold more
+    /// than the part that is theirs, since it became less meanwhile. It is the one held longest, and none is that has not been
+    /// held for as long as others wait at most: places that come free by themselves are enough then. It has left the books
+    /// already; its word is [`Refusal::Displaced`]. Call [`Self::start_next`] after it.
+    pub fn give_way(&mut self, now: Monotime) -> Option<Serial> {
+        let part = self.settings.unpaid_part(self.settings.max_concurrent_connections);
+        if self.waiting_paid.is_empty() || self.has_place(true) || self.served_unpaid.len() as u32 <= part {
+            return None;
+        }
+        let first = *self.served_unpaid.first()?;
+        let is_long = now.since(self.held.get(&first)?.since) > self.settings.queue_timeout;
+        is_long.then(|| self.forget(first)).flatten().map(|_| first)
     }
 
     /// A connection with a puzzle has paid: it is served, or waits. Returns where it is; `None` where it had to make
@@ -225,8 +263,8 @@ impl Admission {
     }
 
     /// Connections being served.
-    pub const fn served(&self) -> u32 {
-        self.served_paid + self.served_unpaid
+    pub fn served(&self) -> u32 {
+        self.served_paid + self.served_unpaid.len() as u32
     }
 
     /// Connections in the queue.
@@ -293,7 +331,7 @@ impl Admission {
     /// Counts the holder of a token as seen, and as refused where a limit that acts speaks against it.
     fn note_holder(&mut self, ticket: Ticket, counted: Result<(), Denied>, now: u32) {
         let acts =
-            |denied: Denied| denied.why == Refusal::VipRate && !self.settings.shadow.contains(denied.why);
+            |denied: Denied| denied.why != Refusal::TokenGone && !self.settings.shadow.contains(denied.why);
         let is_refused = counted.is_err_and(acts);
         self.tokens.note(ticket, is_refused, now);
     }
@@ -410,7 +448,8 @@ impl Admission {
 
     fn has_place(&self, is_paid: bool) -> bool {
         let most = self.settings.max_concurrent_connections;
-        self.served() < most.get() && (is_paid || self.served_unpaid < self.settings.unpaid_part(most))
+        self.served() < most.get()
+            && (is_paid || (self.served_unpaid.len() as u32) < self.settings.unpaid_part(most))
     }
 
     /// Whether a place is free and nobody of this lane or a better one waits for it.
@@ -425,7 +464,10 @@ impl Admission {
     fn hold(&mut self, ask: Ask, place: Place, ends: Option<(Serial, Refusal)>, since: Monotime) -> Admitted {
         let serial = Serial(self.next_serial);
         self.next_serial += 1;
-        self.remember(serial, Held { place, lane: ask.lane, is_paid: ask.is_paid, since });
+        self.remember(
+            serial,
+            Held { place, lane: ask.lane, is_paid: ask.is_paid, ticket: ask.ticket, since },
+        );
         Admitted { serial, place, ends }
     }
 
@@ -447,7 +489,7 @@ impl Admission {
             Place::Challenged | Place::Waiting => Place::Waiting,
             Place::Served | Place::Tarpit => held.place,
         };
-        self.remember(serial, Held { place, lane, is_paid, since: held.since });
+        self.remember(serial, Held { place, lane, is_paid, ..held });
         Some(place)
     }
 
@@ -459,9 +501,12 @@ impl Admission {
 
     fn remember(&mut self, serial: Serial, held: Held) {
         self.held.insert(serial, held);
+        held.ticket.into_iter().for_each(|ticket| self.tokens.opened(ticket));
         match (held.place, held.is_paid) {
             (Place::Served, true) => self.served_paid += 1,
-            (Place::Served, false) => self.served_unpaid += 1,
+            (Place::Served, false) => {
+                self.served_unpaid.insert(serial);
+            }
             (Place::Waiting, true) => {
                 self.waiting_paid.insert((held.lane, serial));
             }
@@ -479,9 +524,12 @@ impl Admission {
 
     fn forget(&mut self, serial: Serial) -> Option<Held> {
         let held = self.held.remove(&serial)?;
+        held.ticket.into_iter().for_each(|ticket| self.tokens.closed(ticket));
         match (held.place, held.is_paid) {
             (Place::Served, true) => self.served_paid -= 1,
-            (Place::Served, false) => self.served_unpaid -= 1,
+            (Place::Served, false) => {
+                self.served_unpaid.remove(&serial);
+            }
             (Place::Waiting, true) => {
                 self.waiting_paid.remove(&(held.lane, serial));
             }

@@ -737,6 +737,99 @@ fn tokens_are_limited_over_all_their_circuits() {
 }
 
 #[test]
+fn a_token_holds_so_many_connections_over_all_its_circuits() {
+    let mut front =
+        Front::new(&CircuitSettings { max_concurrent_per_circuit: 4.try_into().unwrap(), ..open() });
+    let until = front.now.after(Duration::from_secs(60));
+    for number in [1, 2] {
+        let ticket = front.admission.present(TokenId(7), circuit(number), until, front.now).unwrap();
+        front.shard.bind(circuit(number), ticket, until, front.now);
+    }
+    let words = [1, 2, 1, 2, 1, 2, 3].map(|number| front.connect(number).word);
+    let (served, refused) = (Refusal::Served, Refusal::TooManyOpen);
+    assert_eq!(words, [served, served, served, served, refused, refused, served]);
+    assert_eq!(front.admission.holders().refused, 1, "for the budget of false positives");
+    let hold = front.holds.remove(0);
+    front.close(&hold);
+    assert_eq!([2, 1].map(|number| front.connect(number).word), [served, refused]);
+}
+
+#[test]
+fn a_token_buys_no_bytes() {
+    let settings = CircuitSettings { bytes: Some(Budget::a_minute(6_000.try_into().unwrap())), ..open() };
+    let mut front = Front::new(&settings);
+    let until = front.now.after(Duration::from_secs(60));
+    let ticket = front.admission.present(TokenId(7), circuit(1), until, front.now).unwrap();
+    front.shard.bind(circuit(1), ticket, until, front.now);
+    assert_eq!((front.visit(1), front.request(1).word), (Refusal::Served, Refusal::Served));
+    uses(&mut front, 1, 6_000, Duration::ZERO);
+    assert_eq!((front.request(1).word, front.visit(1)), (Refusal::ByteBudget, Refusal::ByteBudget));
+}
+
+#[test]
+fn who_is_in_the_slow_lane_gives_up_its_place_to_those_who_can_take_it() {
+    let settings = CircuitSettings { max_concurrent_connections: 1.try_into().unwrap(), ..open() };
+    let mut front = Front::new(&settings);
+    front.connect(1);
+    let slow = front.holds[0].serial();
+    assert!(!front.admission.step_aside(slow, front.now), "nobody waits");
+    assert_eq!(front.admission.place(slow), Some(Place::Served));
+    front.connect(2);
+    front.connect(3);
+    let [_, second, third] = [0, 1, 2].map(|at| front.holds[at].serial());
+    front.wait(1_000);
+    assert!(front.admission.step_aside(slow, front.now));
+    assert_eq!(front.admission.start_next(), Some(second));
+    assert_eq!((front.admission.place(slow), front.admission.waiting()), (Some(Place::Waiting), 2));
+    // It waits from now on, behind those who came after it.
+    front.wait(2_000);
+    assert_eq!(front.admission.first_wait(front.now), Some(Duration::from_secs(3)));
+    assert!(!front.admission.step_aside(slow, front.now), "it waits already");
+    front.admission.close(second);
+    assert_eq!(front.admission.start_next(), Some(third));
+    front.admission.close(third);
+    assert_eq!(front.admission.start_next(), Some(slow));
+    assert_eq!((front.admission.served(), front.admission.waiting()), (1, 0));
+}
+
+#[test]
+fn places_that_were_taken_before_the_share_was_kept_come_free_for_those_who_pay() {
+    let calm = CircuitSettings {
+        max_concurrent_connections: 4.try_into().unwrap(),
+        paid_share: Ratio::NONE,
+        ..open()
+    };
+    let mut front = Front::new(&calm);
+    for number in 1..=4 {
+        front.connect(number);
+    }
+    let held: Vec<Serial> = front.holds.iter().map(Hold::serial).collect();
+    front.wait(1_000);
+    // Nobody who paid waits, then nobody has been served for long enough.
+    front.admission.set_settings(CircuitSettings { paid_share: Ratio::HALF, ..calm.clone() });
+    front.connect(5);
+    front.wait(3_000);
+    assert_eq!(front.admission.give_way(front.now), None);
+    for number in 6..=8 {
+        front.shard.promote(circuit(number), front.now);
+        front.connect(number);
+    }
+    assert_eq!(front.admission.give_way(front.now), None);
+    let queue = u64::try_from(calm.queue_timeout.as_millis()).unwrap();
+    front.wait(queue - 4_000);
+    assert_eq!(front.admission.give_way(front.now), None, "to the tick");
+    front.wait(1);
+    let mut ends = Vec::new();
+    while let Some(serial) = front.admission.give_way(front.now) {
+        ends.push((serial, front.admission.start_next().unwrap()));
+    }
+    let waiting: Vec<Serial> = front.holds[5..].iter().map(Hold::serial).collect();
+    // Those who did not pay keep their part; the third who paid waits on.
+    assert_eq!(ends, [(held[0], waiting[0]), (held[1], waiting[1])]);
+    assert_eq!((front.admission.served(), front.admission.waiting()), (4, 2));
+}
+
+#[test]
 fn vips_are_counted_whether_they_are_open_or_not() {
     let mut front = Front::new(&open());
     let until = front.now.after(Duration::from_secs(60));
@@ -1278,7 +1371,7 @@ fn what_a_circuit_uses_is_bounded_and_comes_back() {
         assert_eq!((front.visit(1), front.request(1).word), (Refusal::Served, Refusal::Served));
         // One burst of refusals is one violation.
         assert_eq!(front.shard.look(circuit(1), front.now).unwrap().violations, 1);
-        // A VIP has no such limit.
+        // One that an operator promoted has no such limit.
         uses(&mut front, 1, bytes, cpu);
         assert_eq!(front.visit(1), word);
         front.shard.promote(circuit(1), front.now);

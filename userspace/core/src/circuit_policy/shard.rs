@@ -262,7 +262,11 @@ impl CircuitShard {
                 Err(denied) if self.shadows.acts(denied.why, true) => {
                     Finding { word: denied.why, retry_after: denied.retry_after }
                 }
-                Ok(()) | Err(_) => Finding { word: Refusal::Served, retry_after: Duration::ZERO },
+                Ok(()) | Err(_) => {
+                    let acts = |word| self.shadows.acts(word, true);
+                    let used_up = judge::used_up(&record, &self.settings, acts);
+                    used_up.unwrap_or(Finding { word: Refusal::Served, retry_after: Duration::ZERO })
+                }
             },
             None => {
                 let is_vip = record.is_vip(record.touched);
@@ -293,8 +297,8 @@ impl CircuitShard {
         record.bytes_in = record.bytes_in.saturating_add(usage.bytes_in);
         record.bytes_out = record.bytes_out.saturating_add(usage.bytes_out);
         record.cpu_nanoseconds = record.cpu_nanoseconds.saturating_add(usage.cpu_nanoseconds);
-        // What a VIP uses is not held against it once it is none any more.
-        let (bytes_now, is_judged) = (record.bytes(), !record.is_vip(record.touched));
+        // What a circuit uses that an operator promoted is not held against it once it is no VIP any more.
+        let (bytes_now, is_judged) = (record.bytes(), !record.is_promoted);
         if let Some(budget) = self.settings.bytes.filter(|_| is_judged) {
             record.bytes.add(budget, bytes, bytes_now);
         }
@@ -304,7 +308,8 @@ impl CircuitShard {
         usage.latency.into_iter().for_each(|sample| record.note_latency(sample));
         // What is refused to new connections does not end those that are open; a ban does. Who has stopped offends no more.
         let over = judge::usage(&record, usage, &self.settings).filter(|_| !record.is_banned(record.touched));
-        if let Some(word) = over.filter(|word| self.shadows.acts(*word, false)) {
+        let is_vip = record.is_vip(record.touched);
+        if let Some(word) = over.filter(|word| self.shadows.acts(*word, is_vip)) {
             self.offend(&mut record, word, now);
         }
         self.store(record);

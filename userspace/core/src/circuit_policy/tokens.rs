@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::{
     admission::{Denied, Ticket},
     revoked::Revoked,
+    settings::SOON,
     window::{Ring, begin, span, tick, ticks},
 };
 use crate::{
@@ -114,6 +115,8 @@ struct Token {
     /// The minutes in which its holder was last seen and refused, counted from 1.
     seen_in: u32,
     refused_in: u32,
+    /// Connections that came with it and are open, of all its circuits.
+    open: u32,
     connections: TokenRing,
     requests: TokenRing,
 }
@@ -180,16 +183,48 @@ impl Tokens {
         let (connections, requests) = (TokenRing::new(), TokenRing::new());
         let turned = tick(now);
         let (seen_in, refused_in) = (0, 0);
-        let token =
-            Token { id, until, circuits: vec![circuit], turned, seen_in, refused_in, connections, requests };
+        let token = Token {
+            id,
+            until,
+            circuits: vec![circuit],
+            turned,
+            seen_in,
+            refused_in,
+            open: 0,
+            connections,
+            requests,
+        };
         self.by_ticket.insert(ticket, token);
         self.tickets.insert(id, ticket);
         self.by_expiry.insert((until, ticket));
         Ok(ticket)
     }
 
-    pub(super) fn connect(&mut self, ticket: Ticket, limit: NonZeroU16, now: u32) -> Result<(), Denied> {
-        count(self.turned(ticket, now)?, |token| &mut token.connections, limit)
+    pub(super) fn connect(
+        &mut self,
+        ticket: Ticket,
+        limit: NonZeroU16,
+        most_open: NonZeroU16,
+        now: u32,
+    ) -> Result<(), Denied> {
+        let token = self.turned(ticket, now)?;
+        let has_room = token.open < u32::from(most_open.get());
+        count(token, |token| &mut token.connections, limit)?;
+        if has_room { Ok(()) } else { Err(Denied { why: Refusal::TooManyOpen, retry_after: SOON }) }
+    }
+
+    /// A connection that came with a token is held.
+    pub(super) fn opened(&mut self, ticket: Ticket) {
+        if let Some(token) = self.by_ticket.get_mut(&ticket) {
+            token.open = token.open.saturating_add(1);
+        }
+    }
+
+    /// It is held no more.
+    pub(super) fn closed(&mut self, ticket: Ticket) {
+        if let Some(token) = self.by_ticket.get_mut(&ticket) {
+            token.open = token.open.saturating_sub(1);
+        }
     }
 
     pub(super) fn request(&mut self, ticket: Ticket, limit: NonZeroU16, now: u32) -> Result<(), Denied> {

@@ -51,7 +51,7 @@ impl Http {
         request: Request<Incoming>,
         visit: &Arc<Stay>,
     ) -> Result<Said, Refused> {
-        let ruling = visit.request().await;
+        let ruling = visit.request();
         let is_asked = match ruling.action {
             Action::Serve | Action::Queue | Action::SlowLane => false,
             Action::Challenge => true,

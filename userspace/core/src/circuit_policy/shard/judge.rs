@@ -40,12 +40,12 @@ pub(super) fn connection(
     {
         return Finding { word: Refusal::TooManyOpen, retry_after: SOON };
     }
-    // A VIP is judged by its open connections and its token's rate alone.
+    if let Some(spent) = used_up(record, settings, &mut acts) {
+        return spent;
+    }
+    // Besides, a VIP is judged by its open connections and its token's rate alone.
     if record.is_vip(now) {
         return served();
-    }
-    if let Some(spent) = spent(record, settings).filter(|finding| acts(finding.word)) {
-        return spent;
     }
     if let Some(limit) = limit(settings.connections_per_10_seconds)
         && record.recent_connections.sum() >= limit
@@ -77,6 +77,9 @@ pub(super) fn request(
     mut acts: impl FnMut(Refusal) -> bool,
 ) -> Finding {
     let now = record.touched;
+    if let Some(spent) = used_up(record, settings, &mut acts) {
+        return spent;
+    }
     let count = record.recent_requests.sum();
     let over = |limit: u32, word| {
         (count >= limit).then(|| {
@@ -88,9 +91,6 @@ pub(super) fn request(
         let limit = settings.vip_rate().get();
         let over = over(u32::from(limit), Refusal::VipRate);
         return over.filter(|finding| acts(finding.word)).unwrap_or_else(served);
-    }
-    if let Some(spent) = spent(record, settings).filter(|finding| acts(finding.word)) {
-        return spent;
     }
     let Some(rates) = settings.requests else { return served() };
     let deny = u32::from(rates.deny.get());
@@ -105,8 +105,20 @@ pub(super) fn request(
         .unwrap_or_else(served)
 }
 
-/// What a circuit has used up.
+/// What a circuit has used up, where that acts.
+pub(super) fn used_up(
+    record: &Record,
+    settings: &CircuitSettings,
+    acts: impl FnOnce(Refusal) -> bool,
+) -> Option<Finding> {
+    spent(record, settings).filter(|finding| acts(finding.word))
+}
+
+/// What a circuit has used up. Nothing is held against one that an operator promoted.
 fn spent(record: &Record, settings: &CircuitSettings) -> Option<Finding> {
+    if record.is_promoted {
+        return None;
+    }
     let spent = |debt: Debt, budget: Option<Budget>, word| {
         let wait = Duration::from_secs(debt.seconds_left().into());
         budget.filter(|_| debt.is_spent()).map(|_| Finding { word, retry_after: wait })
@@ -117,7 +129,7 @@ fn spent(record: &Record, settings: &CircuitSettings) -> Option<Finding> {
 
 /// What a circuit's open connections go on using beyond twice a budget. New ones were refused long before.
 pub(super) fn usage(record: &Record, usage: Usage, settings: &CircuitSettings) -> Option<Refusal> {
-    if record.is_vip(record.touched) {
+    if record.is_promoted {
         return None;
     }
     let over = |debt: Debt, budget: Option<Budget>| budget.is_some() && debt.is_spent_twice();
