@@ -1124,6 +1124,19 @@ fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
     lab.wait_for("the ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(2.0))).unwrap();
     assert!(!is_served(&lab, 8, 1));
     lab.wait_for("the count", |lab| Ok(outcome(lab, "would_refuse") == 1.0)).unwrap();
+    // Bypassed, neither refuses anybody, whatever comes; what was banned is banned again afterwards.
+    lab.must(&["bypass", "on", "--reason", "a test"]).unwrap();
+    lab.wait_for("the bypass", |lab| Ok(is_served(lab, 7, 1) && is_served(lab, 8, 1))).unwrap();
+    let text = lab.must(&["explain", "circuit", "7"]).unwrap();
+    assert!(text.contains("tunica bypass off"), "{text}");
+    let violations = metric(&lab, "tunica_front_refused_total{refusal=\"connection_rate\"}");
+    assert!((0..150).all(|_| is_served(&lab, 9, 1)), "beyond the limit of connections");
+    assert_eq!(metric(&lab, "tunica_front_refused_total{refusal=\"connection_rate\"}"), violations);
+    lab.must(&["circuit", "ban", "9"]).unwrap();
+    lab.wait_for("another ban", |lab| Ok(lab.metric("tunica_circuits_banned")? == Some(3.0))).unwrap();
+    assert!(is_served(&lab, 9, 1));
+    lab.must(&["bypass", "off"]).unwrap();
+    lab.wait_for("its end", |lab| Ok([7, 8, 9].iter().all(|circuit| !is_served(lab, *circuit, 1)))).unwrap();
     // Without an ingress nothing of it stays, also not what another daemon attached.
     let is_pinned = |lab: &Lab| {
         let mut entries = fs::read_dir(lab.pins()).unwrap().flatten();

@@ -412,6 +412,10 @@ pub struct Orders {
     /// is on the one above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rungs: Vec<Rung>,
+    /// Whether limits and bans refuse nobody, by the operator's word (`tunica bypass on`). Goes into no revision, as the load, and
+    /// does not lapse.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bypass: bool,
 }
 
 /// [`CircuitRow::token`] of a circuit with a token in force.

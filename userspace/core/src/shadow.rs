@@ -52,6 +52,11 @@ impl Words {
         1 << word as u64
     }
 
+    /// Every limit that may be a shadow.
+    pub(crate) fn of_all_limits() -> Self {
+        Refusal::ALL.iter().copied().filter(|word| word.may_be_shadow()).collect()
+    }
+
     /// Whether the word is one of them.
     pub const fn contains(self, word: Refusal) -> bool {
         self.0 & Self::bit(word) != 0

@@ -318,6 +318,7 @@ impl App {
         app.open_tokens();
         app.open_gate();
         app.follow_gate();
+        app.follow_bypass();
         app.read_totals();
         app.count_verified();
         app.read_host();
@@ -413,6 +414,7 @@ impl App {
         self.tell(&notices);
         self.sync(reach.with(&outcome.commands));
         self.follow_load();
+        self.follow_bypass();
         Ok(outcome.reply)
     }
 

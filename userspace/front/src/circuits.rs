@@ -80,6 +80,8 @@ struct HeldLoad {
     lease: LoadLease,
     /// What the shards know of it.
     known: Option<FrontLoad>,
+    /// Whether limits and bans refuse nobody, by the operator's word. It does not lapse.
+    is_bypassed: bool,
 }
 
 /// Counters since this process began.
@@ -566,7 +568,7 @@ impl Circuits {
         let is_banned = |shard: MutexGuard<'_, CircuitShard>| {
             shard.look(circuit, now).is_some_and(|facts| facts.banned_for.is_some())
         };
-        if self.shard(circuit).is_some_and(is_banned) {
+        if self.shard(circuit).is_some_and(is_banned) && !self.is_bypassed() {
             visit.end(Refusal::Banned);
         }
         match lock(&self.admission).place(visit.hold.serial()) {
@@ -760,32 +762,45 @@ impl Circuits {
             self.start_those_whose_turn_it_is(&mut admission);
         }
         self.challenges.advance(now);
-        self.change_load(|lease| lease.advance(now));
+        self.change_load(|held| held.lease.advance(now));
     }
 
     /// Holds to what the daemon says of the load.
     pub fn hear_load(&self, load: Option<LoadOrder>) {
-        self.change_load(|lease| lease.hear(load.map(FrontLoad::from), now()));
+        self.change_load(|held| held.lease.hear(load.map(FrontLoad::from), now()));
     }
 
-    fn change_load(&self, change: impl FnOnce(&mut LoadLease)) {
+    /// Whether limits and bans refuse nobody from now on.
+    pub fn hear_bypass(&self, is_bypassed: bool) {
+        self.change_load(|held| held.is_bypassed = is_bypassed);
+    }
+
+    fn is_bypassed(&self) -> bool {
+        lock(&self.load).is_bypassed
+    }
+
+    fn change_load(&self, change: impl FnOnce(&mut HeldLoad)) {
         let mut held = lock(&self.load);
-        change(&mut held.lease);
+        let was_bypassed = held.is_bypassed;
+        change(&mut held);
         let desired = held.lease.desired();
-        if desired == held.known {
+        if desired == held.known && held.is_bypassed == was_bypassed {
             return;
         }
-        if desired.is_none() {
+        if desired.is_none() && held.known.is_some() {
             tracing::warn!(
                 message_id = "load_lapsed",
                 "nothing was heard of the load for {} s; the limits are as they are configured",
                 LEASE.as_secs()
             );
         }
-        let (load, share) = FrontLoad::of_shard(desired, &self.settings);
+        let acting = desired.filter(|_| !held.is_bypassed);
+        let (load, share) = FrontLoad::of_shard(acting, &self.settings);
         let relaxes_tokens = desired.is_some_and(|held| held.relaxes_tokens);
-        let settings = CircuitSettings { relaxes_tokens, ..self.settings.clone() };
-        let has_changed = held.known.is_some_and(|known| known.relaxes_tokens) != relaxes_tokens;
+        let is_bypassed = held.is_bypassed;
+        let settings = CircuitSettings { relaxes_tokens, is_bypassed, ..self.settings.clone() };
+        let has_changed = held.known.is_some_and(|known| known.relaxes_tokens) != relaxes_tokens
+            || is_bypassed != was_bypassed;
         for shard in &self.shards {
             let mut shard = lock(shard);
             if has_changed {
@@ -794,7 +809,7 @@ impl Circuits {
             shard.set_load(load);
             shard.set_share(share);
         }
-        self.challenges.set_terms(desired.map(|held| held.puzzles.into()));
+        self.challenges.set_terms(acting.map(|held| held.puzzles.into()));
         let mut admission = lock(&self.admission);
         admission.set_settings(FrontLoad::of_admission(load, &settings));
         self.start_those_whose_turn_it_is(&mut admission);
@@ -804,6 +819,8 @@ impl Circuits {
     fn obey(&self, commands: Vec<Command>) {
         for command in commands {
             match command {
+                // It is remembered, and acts once the bypass is over.
+                Command::Ban { .. } if self.is_bypassed() => {}
                 Command::Ban { circuit, .. } => {
                     self.end_all(circuit, Refusal::Banned);
                     self.close(circuit, Some(Refusal::Banned));

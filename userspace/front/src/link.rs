@@ -78,6 +78,7 @@ async fn converse(
                 let new: Orders = wire::read_message(&line).map_err(io::Error::other)?;
                 line.clear();
                 circuits.hear_load(new.load);
+                circuits.hear_bypass(new.bypass);
                 circuits.hear_tokens(new.tokens.as_ref());
                 // What is not for this process it has not followed, and does not say so.
                 if circuits.follow(orders, &new) {

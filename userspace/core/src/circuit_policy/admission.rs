@@ -127,7 +127,7 @@ impl Admission {
     /// A machine that holds nothing.
     pub fn new(settings: CircuitSettings) -> Self {
         Self {
-            shadows: Shadows::new(settings.shadow),
+            shadows: Shadows::new(settings.shadows()),
             settings,
             next_serial: 0,
             held: BTreeMap::new(),
@@ -146,7 +146,7 @@ impl Admission {
 
     /// Other limits from now on. Connections held stay, also those beyond a lowered limit.
     pub fn set_settings(&mut self, settings: CircuitSettings) {
-        self.shadows.set_words(settings.shadow);
+        self.shadows.set_words(settings.shadows());
         self.settings = settings;
     }
 
@@ -330,8 +330,9 @@ impl Admission {
 
     /// Counts the holder of a token as seen, and as refused where a limit that acts speaks against it.
     fn note_holder(&mut self, ticket: Ticket, counted: Result<(), Denied>, now: u32) {
-        let acts =
-            |denied: Denied| denied.why != Refusal::TokenGone && !self.settings.shadow.contains(denied.why);
+        let acts = |denied: Denied| {
+            denied.why != Refusal::TokenGone && !self.settings.shadows().contains(denied.why)
+        };
         let is_refused = counted.is_err_and(acts);
         self.tokens.note(ticket, is_refused, now);
     }

@@ -737,6 +737,26 @@ fn tokens_are_limited_over_all_their_circuits() {
 }
 
 #[test]
+fn bypassed_nothing_is_refused_or_held_against_a_circuit_and_bans_are_remembered() {
+    let settings = CircuitSettings {
+        connections_per_10_seconds: 3.try_into().ok(),
+        ban_threshold: 2.try_into().unwrap(),
+        ..open()
+    };
+    let mut front = Front::new(&settings);
+    front.shard.ban(circuit(1), Some(Duration::from_secs(60)), front.now);
+    let bypassed = CircuitSettings { is_bypassed: true, ..settings.clone() };
+    front.shard.set_settings(bypassed.clone());
+    front.admission.set_settings(bypassed);
+    assert!((0..9).all(|_| front.visit(1) == Refusal::Served && front.visit(2) == Refusal::Served));
+    assert!((0..9).all(|_| front.shard.violation(circuit(2), Refusal::Malformed, front.now).is_none()));
+    assert_eq!(front.request(2).word, Refusal::Served);
+    front.shard.set_settings(settings.clone());
+    front.admission.set_settings(settings);
+    assert_eq!((front.visit(1), front.visit(2)), (Refusal::Banned, Refusal::ConnectionRate));
+}
+
+#[test]
 fn a_token_holds_so_many_connections_over_all_its_circuits() {
     let mut front =
         Front::new(&CircuitSettings { max_concurrent_per_circuit: 4.try_into().unwrap(), ..open() });

@@ -50,6 +50,9 @@ pub struct CircuitSettings {
     pub token_life: Duration,
     /// Whether limits of token holders are relaxed by one step, see [`crate::false_positives`].
     pub relaxes_tokens: bool,
+    /// Whether `tunica bypass` is on: limits refuse nobody, bans refuse nobody, and nothing is held against a circuit. What guards
+    /// memory and places stays.
+    pub is_bypassed: bool,
     /// Violations of a circuit before it is banned.
     pub ban_threshold: NonZeroU8,
     /// Length of the first ban, and the least of a later one.
@@ -173,6 +176,11 @@ impl CircuitSettings {
         if self.relaxes_tokens { relaxed(limit) } else { limit }
     }
 
+    /// The limits that refuse nobody now.
+    pub fn shadows(&self) -> Words {
+        if self.is_bypassed { Words::of_all_limits() } else { self.shadow }
+    }
+
     /// Open connections of a circuit, if it has a token.
     pub fn max_concurrent_with_token(&self) -> NonZeroU16 {
         let limit = self.max_concurrent_per_circuit;
@@ -207,6 +215,7 @@ impl CircuitSettings {
             circuits_per_token: number8(3),
             token_life: Duration::from_secs(30 * 60),
             relaxes_tokens: false,
+            is_bypassed: false,
             ban_threshold: number8(5),
             ban_duration: Duration::from_secs(300),
             ladder,

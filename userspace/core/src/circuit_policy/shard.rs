@@ -125,7 +125,7 @@ impl CircuitShard {
         let health_at = now.after(settings.health_interval);
         let load = Load { ratio: Ratio::NONE, difficulty: settings.pow_difficulty };
         Self {
-            shadows: Shadows::new(settings.shadow),
+            shadows: Shadows::new(settings.shadows()),
             settings,
             generation,
             load,
@@ -143,7 +143,7 @@ impl CircuitShard {
 
     /// Other limits from now on. The table keeps its size and bans in force their length.
     pub fn set_settings(&mut self, settings: CircuitSettings) {
-        self.shadows.set_words(settings.shadow);
+        self.shadows.set_words(settings.shadows());
         self.settings = settings;
     }
 
@@ -182,7 +182,7 @@ impl CircuitShard {
         let Some((mut record, is_new)) = self.load_record(circuit, now) else {
             return refused(old_circuit());
         };
-        if let Some(ruling) = banned(&record, now) {
+        if let Some(ruling) = self.banned(&record, now) {
             return refused(ruling);
         }
         if is_new && self.table.is_full() && self.table.longest_unused().is_none() && self.table.banned() == 0
@@ -208,7 +208,7 @@ impl CircuitShard {
         };
         // A violation may tip the circuit into a ban, which gives it no place.
         if self.offend(&mut record, word, now) {
-            let ruling = banned(&record, now).unwrap_or_else(old_circuit);
+            let ruling = self.banned(&record, now).unwrap_or_else(old_circuit);
             self.store(record);
             return refused(ruling);
         }
@@ -237,7 +237,7 @@ impl CircuitShard {
                 record.lose_token(denied.why);
                 let is_banned = self.offend(&mut record, denied.why, now);
                 let ruling = self.ruling(&record, denied.why, denied.retry_after, now);
-                let ruling = if is_banned { banned(&record, now).unwrap_or(ruling) } else { ruling };
+                let ruling = if is_banned { self.banned(&record, now).unwrap_or(ruling) } else { ruling };
                 self.store_if_worth(record, is_new);
                 refused(ruling)
             }
@@ -252,7 +252,7 @@ impl CircuitShard {
         token: impl FnOnce(Ticket) -> Result<(), Denied>,
     ) -> Ruling {
         let Some((mut record, is_new)) = self.load_record(circuit, now) else { return old_circuit() };
-        if let Some(ruling) = banned(&record, now) {
+        if let Some(ruling) = self.banned(&record, now) {
             return ruling;
         }
         record.recent_requests.add(record.touched);
@@ -276,7 +276,7 @@ impl CircuitShard {
         };
         let is_banned = self.offend(&mut record, finding.word, now);
         let ruling = self.ruling(&record, finding.word, finding.retry_after, now);
-        let ruling = if is_banned { banned(&record, now).unwrap_or(ruling) } else { ruling };
+        let ruling = if is_banned { self.banned(&record, now).unwrap_or(ruling) } else { ruling };
         self.store_if_worth(record, is_new);
         ruling
     }
@@ -388,6 +388,14 @@ impl CircuitShard {
         }
     }
 
+    /// What a ban makes of a stream.
+    fn banned(&self, record: &Record, now: Monotime) -> Option<Ruling> {
+        let remaining = begin(record.banned_until).since(now);
+        let decision = Decision::Banned { remaining };
+        let acts = record.is_banned(record.touched) && !self.settings.is_bypassed;
+        acts.then(|| Ruling::new(decision, Refusal::Banned, Lane::Suspect))
+    }
+
     // The table.
 
     /// A copy of the circuit's record, moved on to `now`, and whether it is new; `None` for another tor process.
@@ -473,12 +481,6 @@ impl CircuitShard {
 
 fn refused(ruling: Ruling) -> Arrival {
     Arrival { ruling, hold: None, ends: None }
-}
-
-fn banned(record: &Record, now: Monotime) -> Option<Ruling> {
-    let remaining = begin(record.banned_until).since(now);
-    let decision = Decision::Banned { remaining };
-    record.is_banned(record.touched).then(|| Ruling::new(decision, Refusal::Banned, Lane::Suspect))
 }
 
 /// Nothing will ever come of it: its tor process is gone.

@@ -391,7 +391,10 @@ impl Coordinator {
         }
         Ok(Plan {
             commands: vec![Command::SetBypass { fact: BypassFact { since: now.wall, reason } }],
-            changes: vec!["the shield is detached; no packet is inspected until the bypass ends".into()],
+            changes: vec![
+                "the shield is detached; no packet is inspected and no circuit refused until the bypass ends"
+                    .into(),
+            ],
             undo: Some("tunica bypass off".into()),
         })
     }

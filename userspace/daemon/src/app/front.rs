@@ -359,7 +359,21 @@ impl App {
             tokens: self.tokens.order(),
             ended: self.front.ended.clone(),
             rungs: orders.rungs().collect(),
+            bypass: self.is_bypassed(),
         });
+    }
+
+    /// Whether nothing is to be refused by an operator's word.
+    pub(super) fn is_bypassed(&self) -> bool {
+        !self.coordinator.desired().attached
+    }
+
+    /// Has ingress and gate refuse nobody, or do so again, as the shield does.
+    pub(super) fn follow_bypass(&mut self) {
+        if self.front.sender.borrow().bypass != self.is_bypassed() {
+            self.send_orders();
+            self.follow_bans();
+        }
     }
 
     /// How the ingress does, with `limit` circuits beside what tor says of them.
@@ -407,7 +421,7 @@ impl App {
     pub(super) fn explain_circuit(&self, circuit: NonZeroU32) -> Answer {
         let relaxes_tokens = self.front.held().is_some_and(|held| held.relaxes_tokens);
         let settings = match self.config.circuit_settings() {
-            Ok(settings) => CircuitSettings { relaxes_tokens, ..settings },
+            Ok(settings) => CircuitSettings { relaxes_tokens, is_bypassed: self.is_bypassed(), ..settings },
             Err(error) => return views::refused(RefusedCode::Failed, error.to_string()),
         };
         let known = Known {

@@ -107,7 +107,7 @@ impl App {
         let bans =
             self.banned_circuits().into_iter().map(|(circuit, until)| (circuit, Ban { until, ban_id: 0 }));
         let mode = match self.config.ingress.gate {
-            _ if !self.coordinator.desired().attached => Mode::Off,
+            _ if self.is_bypassed() => Mode::Off,
             GateMode::Off => Mode::Off,
             GateMode::Observe => Mode::Observe,
             GateMode::Enforce => Mode::Enforce,

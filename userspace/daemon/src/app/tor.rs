@@ -184,7 +184,7 @@ impl App {
     pub(super) fn close_banned(&mut self) {
         let Some(acts) = self.tor.acts.clone() else { return };
         let banned = self.banned_circuits().into_keys();
-        let banned = banned.filter(|circuit| !self.is_tors_own(*circuit));
+        let banned = banned.filter(|circuit| !self.is_bypassed() && !self.is_tors_own(*circuit));
         let banned = banned.map(|circuit| (circuit, Refusal::Banned)).collect();
         for circuit in self.tor.closing.due(banned) {
             if acts.try_send(TorAct::Close(circuit)).is_err() {

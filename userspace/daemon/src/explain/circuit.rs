@@ -321,6 +321,9 @@ impl Known<'_> {
         if !self.has_front {
             return "does not report to this daemon, so what it does is not known".to_owned();
         }
+        if self.settings.is_bypassed {
+            return "refuses nobody for a limit or a ban until `tunica bypass off`".to_owned();
+        }
         if self.is_banned() {
             return format!("{}: each of its streams is reset", Refusal::Banned.sentence());
         }

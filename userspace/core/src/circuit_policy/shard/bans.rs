@@ -67,7 +67,7 @@ impl CircuitShard {
     /// Counts a violation, if it is one. Returns whether the circuit is banned for it.
     pub(super) fn offend(&mut self, record: &mut Record, why: Refusal, now: Monotime) -> bool {
         record.note(why);
-        if !why.is_violation() {
+        if !why.is_violation() || self.settings.is_bypassed {
             return false;
         }
         let quiet = span(record.touched.saturating_sub(record.last_violation));
