@@ -30,7 +30,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = workspace::root()?;
     if !has_cargo_deny()? {
         let mut cargo = process::command("cargo")?;
-        cargo.args(["install", "cargo-deny", "--version", CARGO_DENY, "--locked"]);
+        // Not optimised: that would take longer than all its runs do.
+        cargo.args(["install", "--debug", "cargo-deny", "--version", CARGO_DENY, "--locked"]);
         process::run(cargo.current_dir(&root))?;
     }
     let advisories: &[&str] = if arguments.advisories { &["advisories"] } else { &[] };

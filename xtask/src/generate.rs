@@ -1,6 +1,6 @@
 //! `cargo xtask generate`: files that are written from code, so that they cannot say anything else than the code.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -67,10 +67,16 @@ fn check(root: &Path, files: &[Generated]) -> Result<()> {
 }
 
 /// What a program prints. It is run, not linked: xtask must stay quick to build.
-fn asked_of(package: &str, arguments: &[&str]) -> Result<String> {
+fn asked_of(program: &str, arguments: &[&str]) -> Result<String> {
+    let root = workspace::root()?;
     let mut cargo = process::command("cargo")?;
-    cargo.current_dir(workspace::root()?);
-    process::capture(cargo.args(["run", "--quiet", "--package", package, "--"]).args(arguments))
+    // All of them, as the tests have them built: alone a package gets other features of what it depends on, and all that is built
+    // again.
+    cargo.args(["build", "--workspace", "--bins", "--message-format=json-render-diagnostics"]);
+    let messages = process::capture(cargo.current_dir(&root)).context("building the programs")?;
+    let program = workspace::executable(&messages, "bin", program)
+        .with_context(|| format!("`{program}` is no program of this workspace"))?;
+    process::capture(Command::new(program).current_dir(&root).args(arguments))
 }
 
 /// The messages of both programs, as each lists its own.
@@ -94,10 +100,7 @@ fn messages() -> Result<String> {
 
 /// What `tunica render haproxy` makes of the example file, in which every key has its default.
 fn rendered_haproxy() -> Result<String> {
-    let root = workspace::root()?;
-    let mut cargo = process::command("cargo")?;
-    cargo.current_dir(&root).args(["run", "--quiet", "--package", "tunica-ctl", "--"]);
-    process::capture(cargo.args(["render", "haproxy", "--config", "deploy/tunica.toml"]))
+    asked_of("tunica", &["render", "haproxy", "--config", "deploy/tunica.toml"])
 }
 
 fn refusals() -> String {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::process;
 
@@ -73,4 +74,32 @@ pub(crate) fn files(root: &Path) -> Result<Vec<PathBuf>> {
     files.sort();
     files.dedup();
     Ok(files)
+}
+
+/// The program of a target, as the messages of `cargo build --message-format=json-render-diagnostics` tell it. `kind` is `bin` or
+/// `test`.
+pub(crate) fn executable(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let target = message.get("target")?;
+        let is_kind = target.get("kind")?.as_array()?.iter().any(|known| known == kind);
+        let path = message.get("executable")?.as_str().filter(|_| is_kind && target["name"] == name)?;
+        Some(PathBuf::from(path))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_found_in_cargos_messages() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"kind\":[\"bin\"],\"name\":\"aged\"},\
+                        \"executable\":\"/x\"}\n\
+                        {\"reason\":\"compiler-artifact\",\"target\":{\"kind\":[\"test\"],\"name\":\"aged\"},\
+                        \"executable\":\"/target/aged-1\"}\n{\"reason\":\"build-finished\",\"success\":true}\n";
+        assert_eq!(executable(messages, "test", "aged"), Some(PathBuf::from("/target/aged-1")));
+        assert_eq!(executable(messages, "bin", "aged"), Some(PathBuf::from("/x")));
+        assert_eq!(executable(messages, "test", "other"), None);
+    }
 }

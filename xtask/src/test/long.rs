@@ -10,10 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
 use super::Sum;
-use crate::process;
+use crate::{process, workspace};
 
 /// Such a test: its binary, and its only test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +52,7 @@ impl Running {
         let messages = process::capture(build.current_dir(root)).context("building the tests")?;
         let mut running = Self { children: Vec::new(), started: Instant::now() };
         for test in TESTS {
-            let program = executable(&messages, test.binary)
+            let program = workspace::executable(&messages, "test", test.binary)
                 .with_context(|| format!("`{}` is no test binary of this workspace", test.binary))?;
             let path = folder.join(format!("{}.log", test.binary));
             let log = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
@@ -130,34 +129,13 @@ fn remove_remains(owner: u32) {
     }
 }
 
-/// The program of a test binary, as cargo's messages tell it.
-fn executable(messages: &str, binary: &str) -> Option<PathBuf> {
-    messages.lines().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let target = message.get("target")?;
-        let is_test = target.get("kind")?.as_array()?.iter().any(|kind| kind == "test");
-        let path = message.get("executable")?.as_str().filter(|_| is_test && target["name"] == binary)?;
-        Some(PathBuf::from(path))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_test_binary_is_found_in_cargos_messages() {
-        let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"kind\":[\"bin\"],\"name\":\"aged\"},\
-                        \"executable\":\"/x\"}\n\
-                        {\"reason\":\"compiler-artifact\",\"target\":{\"kind\":[\"test\"],\"name\":\"aged\"},\
-                        \"executable\":\"/target/aged-1\"}\n{\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(executable(messages, "aged"), Some(PathBuf::from("/target/aged-1")));
-        assert_eq!(executable(messages, "other"), None);
-    }
-
-    #[test]
     fn each_is_the_only_test_of_its_binary_and_slow() {
-        let folder = crate::workspace::root().unwrap().join("tests/tests");
+        let folder = workspace::root().unwrap().join("tests/tests");
         for test in TESTS {
             let text = fs::read_to_string(folder.join(format!("{}.rs", test.binary))).unwrap();
             assert_eq!(text.matches("#[test]").count(), 1, "{test:?}");
