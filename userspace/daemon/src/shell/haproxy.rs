@@ -3,7 +3,8 @@
 //! Each visit is a connection of its own and short. One that stayed would stay with the old process after a reload, keep it
 //! alive, and edit a table that nobody asks any more. Visits come every [`HaproxyOptions::visit_every`], and at once when
 //! something else is wanted; the table itself is read every [`HaproxyOptions::read_every`], and whenever another process
-//! answers.
+//! answers. Each visit writes the mark of a table that bears it once more, which `show table` would not do: its row is one that
+//! HAProxy's rules never touch, and the first to expire or to make room.
 //!
 //! Of the table only the rows that matter are asked for: what is not normal, and circuits with open connections.
 
@@ -323,10 +324,19 @@ impl Haproxy {
             view = Some(self.read(&mut line, &info).await?);
         }
         said.extend(view.map(|view| HaproxyHeard::Table(Box::new(view))));
+        if let Some(mark) = self.table.mark_to_keep() {
+            // No edit: it says what the table says already.
+            self.set_mark(&mut line, mark).await?;
+        }
         Ok(said)
     }
 
     async fn apply(&mut self, line: &mut Line, edit: Edit) -> Result<(), HaproxyError> {
+    async fn set_mark(&self, line: &mut Line, mark: u32) -> Result<(), HaproxyError> {
+        let command = Command::SetMark { table: &self.options.table, mark };
+        Ok(changed(&line.ask("a change of its table", &command).await?)?)
+    }
+
         let table = &self.options.table;
         let set = |circuit, tag| Command::SetTag { table, circuit: RawCircuit::new(circuit), tag };
         let command = match edit {
