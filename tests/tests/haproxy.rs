@@ -10,7 +10,7 @@
 
 use std::{
     env, fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     os::unix::{
         fs::{FileTypeExt as _, MetadataExt as _},
@@ -142,7 +142,7 @@ fn answer(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     match read_answer(stream, &mut answer) {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => "reset".to_owned(),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => "reset".to_owned(),
         Err(error) => panic!("{error}"),
         Ok(()) if answer.is_empty() => "closed".to_owned(),
         Ok(()) => String::from_utf8_lossy(&answer).into_owned(),
@@ -411,6 +411,18 @@ fn a_limit_in_shadow_refuses_and_bans_nobody_and_the_log_names_it() {
     assert_eq!(got.iter().position(|answer| !is_served(answer)), Some(4), "{got:?}");
     assert!(proxy.table().contains("gpt0=2 "), "{}", proxy.table());
     assert!(!proxy.ask("show events tunica_log").contains("would_refuse"));
+    drop(proxy);
+
+    // The rate of all, which is judged before any request: the first connection is the only one of its second, or not.
+    let one_a_second = "shadow = [\"global_rate\"]\nprofile = \"web\"\nmax_connections_per_second = 1";
+    configure(&lab, LISTEN, backend.address(), "", one_a_second, "");
+    let proxy = Proxy::start(&lab, Some(&lab.host), &[], &["-db"]);
+    let named = || proxy.ask("show events tunica_log").matches(" would_refuse=global_rate ").count();
+    assert!(self::is_served(&lab, 6) && named() == 0);
+    wait("a connection too many", || {
+        assert!((0..3).all(|_| self::is_served(&lab, 6)), "it refuses nobody");
+        named() > 0
+    });
 }
 
 /// The checklist: PROXY header, table, tracking, ban, VIP, timeouts, health, socket, log, permissions.
@@ -517,6 +529,8 @@ fn haproxy_does_what_the_front_does() {
         ("POST /verify-captcha HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", "200"),
         ("POST /verify-captcha HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n", "413"),
         ("nonsense\r\n\r\n", "400"),
+        // Another version, whose requests no limit of connections would count (RFC 9113, section 3.4).
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", "400"),
         // Timeouts: a head that does not end.
         ("GET / HTTP/1.1\r\nHost: a\r\n", "408"),
     ] {
@@ -619,6 +633,134 @@ fn of_600_requests_at_once_500_are_taken_and_no_vip_is_refused() {
     assert!((499..=510).contains(&served), "{served} served, {refused} refused");
 }
 
+/// A flood of circuits that never end their heads, by far more than the rate of all lets in.
+fn flood(lab: &Lab, is_over: &Arc<AtomicBool>) -> thread::JoinHandle<Result<()>> {
+    let is_over = Arc::clone(is_over);
+    lab.host
+        .spawn("a flood", move || {
+            let mut held = Vec::new();
+            for circuit in 0x10_0000.. {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                // Those that are reset may be so at once.
+                if let Ok(stream) = stream(circuit, "GET / HTTP/1.1\r\nHost: a\r\n") {
+                    stream.set_nonblocking(true)?;
+                    held.push(stream);
+                }
+                if circuit % 100 == 0 {
+                    let is_open = |stream: &TcpStream| {
+                        stream.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+                    };
+                    held.retain(is_open);
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        })
+        .unwrap()
+}
+
+#[test]
+fn in_a_flood_vips_get_in_and_as_many_others_as_the_rate_lets_in() {
+    let (lab, backend) = on_loopback("haproxyflood");
+    for protocol in ["http", "tcp"] {
+        let circuits = "profile = \"web\"\nmax_connections_per_second = 20\nmax_concurrent_connections = 200";
+        // Of the flood's heads none comes to its end by itself while this goes on.
+        let ingress = format!("protocol = \"{protocol}\"\nrequest_seconds = 60\nmaxconn = 300");
+        configure(&lab, LISTEN, backend.address(), &ingress, circuits, "");
+        let proxy = Proxy::start(&lab, Some(&lab.host), &[], &["-db"]);
+        let statistic = |name: &str| -> u64 {
+            let all = proxy.ask("show stat tunica_ingress 1 -1");
+            let mut lines = all.lines().map(|line| line.trim_start_matches("# ").split(','));
+            let column = lines.next().unwrap().position(|column| column == name).unwrap();
+            lines.next().unwrap().nth(column).unwrap().parse().unwrap()
+        };
+        proxy.ask("set table tunica_circuits key fc00:dead:beef:4dad::ffff data.gpt0 1");
+        let is_over = Arc::new(AtomicBool::new(false));
+        let flood = flood(&lab, &is_over);
+        // Enough have come to fill the frontend, were it open to them.
+        wait("the flood", || {
+            assert!(!flood.is_finished(), "it broke off");
+            statistic("conn_tot") >= 2_500
+        });
+        for _ in 0..5 {
+            assert!(is_served(&lab, 0xffff), "{protocol}: a VIP");
+        }
+        let (mut circuit, mut served) = (0x1000, 0);
+        wait("others to be served", || {
+            for _ in 0..20 {
+                circuit += 1;
+                // To be reset may come before everything is written.
+                let got =
+                    lab.host.run(|| Ok(stream(circuit, &get("/")).map(|mut stream| answer(&mut stream))));
+                served += u32::from(got.unwrap().is_ok_and(|got| got.starts_with("HTTP/1.1 200")));
+            }
+            served >= 10
+        });
+        let all = proxy.ask("show table tunica_all");
+        let rate = all.split("conn_rate(1000)=").nth(1).and_then(|rest| rest.trim().parse::<u32>().ok());
+        // The flood alone is many times that. VIPs count, too, and several threads may look at once.
+        assert!(rate.is_some_and(|rate| (1..=40).contains(&rate)), "{protocol}: {all}");
+        // 1 300 have room. The flood took its share of the rate besides what was held before it was reset.
+        assert!(statistic("smax") < 1_300, "{protocol}: {} at once", statistic("smax"));
+        assert!(!flood.is_finished(), "{protocol}: it broke off");
+        is_over.store(true, Ordering::Relaxed);
+        flood.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn the_tables_mark_does_not_run_down_and_without_it_nothing_is_forgotten() {
+    let network = shared(Profile::Usual).unwrap();
+    let mut lab = Lab::new("haproxymark").unwrap();
+    let (listen, stats) = (free_address().unwrap(), free_address().unwrap().to_string());
+    let backend = Backend::start().unwrap();
+    let service = network.service(&ServiceOptions::new(80, Behind::Tcp(listen))).unwrap();
+    let tor = format!("[tor]\ncontrol = \"unix:{}\"", service.control_address().socket.display());
+    configure(&lab, listen, backend.address(), "", "profile = \"web\"", &tor);
+    let proxy = Proxy::start(&lab, None, &["--stats", &stats], &["-db"]);
+    lab.start().unwrap();
+    let row = |key: &str| proxy.ask(&format!("show table tunica_circuits key {key}"));
+    let left = || {
+        let row = row("100::1");
+        row.split(" exp=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok())
+    };
+    lab.wait_for("the mark", |_| Ok(left().is_some())).unwrap();
+    // It would only ever fall.
+    let three_visits = || {
+        for _ in 0..3 {
+            let mut least = left().unwrap();
+            wait("a visit that writes it again", || {
+                let now = left().unwrap();
+                let is_more = now > least;
+                least = now;
+                is_more
+            });
+        }
+    };
+    three_visits();
+    let emptied = |lab: &Lab| metric(lab, "tunica_haproxy_edits_total{edit=\"clear\"}");
+    assert_eq!(emptied(&lab), 1.0, "at the start it was not known whose the rows were");
+
+    // As where its row made room: violations, and a find that nobody has read, stay.
+    proxy.ask("set table tunica_circuits key fc00:dead:beef:4dad::7fff data.gpc0 3");
+    proxy.ask("set table tunica_circuits key fc00:dead:beef:4dad::7ffe data.gpt0 2");
+    for circuit in ["7001", "7002"] {
+        proxy.ask("clear table tunica_circuits key 100::1");
+        assert_eq!(left(), None);
+        // The table is read after an edit, and so before the mark is back.
+        lab.must(&["circuit", "promote", circuit]).unwrap();
+        lab.wait_for("the mark", |_| Ok(left().is_some())).unwrap();
+        three_visits();
+        assert!(row("fc00:dead:beef:4dad::7fff").contains("gpc0=3"), "{}", proxy.table());
+        assert!(row("fc00:dead:beef:4dad::7ffe").contains("gpt0=2"), "{}", proxy.table());
+        assert_eq!(emptied(&lab), 1.0, "nothing was emptied");
+    }
+    lab.wait_for("the find", |lab| Ok(metric(lab, "tunica_haproxy_circuits{state=\"banned\"}") == 1.0))
+        .unwrap();
+}
+
 #[test]
 fn the_daemon_keeps_the_table_as_it_should_be() {
     let (mut lab, backend) = on_loopback("haproxydaemon");
@@ -662,12 +804,10 @@ fn the_daemon_keeps_the_table_as_it_should_be() {
         proxy.table().contains("::b use=0") && proxy.table().contains("gpt0=2 gpc0=5")
     });
     // Killed and restarted, its table begins empty, and holds again what it should.
-    lab.wait_for("the find", |lab| {
-        // A table is read after each edit, too.
-        lab.must(&["circuit", "promote", "12"])?;
-        Ok(metric(lab, "tunica_haproxy_circuits{state=\"banned\"}") == 2.0)
-    })
-    .unwrap();
+    lab.wait_for("the find", |lab| Ok(metric(lab, "tunica_haproxy_circuits{state=\"banned\"}") == 2.0))
+        .unwrap();
+    lab.must(&["circuit", "promote", "12"]).unwrap();
+    lab.wait_for("the VIP", |_| Ok(proxy.table().contains("gpt0=1"))).unwrap();
     proxy.signal(Signal::SIGKILL);
     proxy.child.wait().unwrap();
     lab.wait_for("its end", |lab| Ok(metric(lab, "tunica_haproxy_up") == 0.0)).unwrap();

@@ -7,6 +7,9 @@
 //! The table carries a mark that names the tor process. A table with another mark, or none, is of circuits that are not known
 //! to be those of today: it is emptied, since otherwise its bans would hit strangers. As long as it is not known which tor
 //! process hands over the streams, no table is.
+//!
+//! The mark is a row like others, so it can expire or make room in a full table. A table that is known to have borne a mark
+//! bears it still when that row alone is gone, as long as the same HAProxy process answers and nobody emptied it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -121,6 +124,8 @@ pub struct HaproxyTable {
     /// What the table holds, once it was read.
     seen: Option<Seen>,
     process: Option<u64>,
+    /// The process whose table was last seen to bear a mark, and which one it was.
+    confirmed: Option<(u64, u32)>,
     /// Circuits that are not normal because of us, so that they are not taken for HAProxy's own finds.
     ours: BTreeSet<NonZeroU32>,
     /// Circuits that were made normal while the wish speaks of them.
@@ -138,6 +143,7 @@ impl HaproxyTable {
             found: BTreeMap::new(),
             seen: None,
             process: None,
+            confirmed: None,
             ours: BTreeSet::new(),
             reset: BTreeSet::new(),
             is_emptied: false,
@@ -147,8 +153,8 @@ impl HaproxyTable {
     /// Takes in what is wanted now, in place of what was wanted before.
     pub fn wish(&mut self, wish: Wish) {
         if wish.mark != self.wish.mark {
-            let is_same =
-                self.wish.mark.is_none() && self.seen.as_ref().is_some_and(|seen| seen.mark == wish.mark);
+            let is_same = self.wish.mark.is_none()
+                && self.seen.as_ref().is_some_and(|seen| self.borne(seen) == wish.mark);
             if !is_same {
                 self.found.clear();
                 self.ours.clear();
@@ -170,7 +176,10 @@ impl HaproxyTable {
         let is_same_process = self.process == Some(seen.process);
         self.process = Some(seen.process);
         let is_emptied = std::mem::take(&mut self.is_emptied);
-        let is_trusted = !is_emptied && (self.wish.mark.is_none() || seen.mark == self.wish.mark);
+        if let Some(mark) = seen.mark {
+            self.confirmed = Some((seen.process, mark));
+        }
+        let is_trusted = !is_emptied && (self.wish.mark.is_none() || self.borne(&seen) == self.wish.mark);
         if !is_same_process {
             self.ours.clear();
         }
@@ -235,6 +244,19 @@ impl HaproxyTable {
         self.wish.mark
     }
 
+    /// The mark that the table bears as it should, and that is to be written again and again so that its row does not expire;
+    /// `None` as long as the table was not read, or has to be emptied first.
+    pub fn mark_to_keep(&self) -> Option<u32> {
+        let borne = self.borne(self.seen.as_ref()?);
+        borne.filter(|_| borne == self.wish.mark)
+    }
+
+    /// The mark of a table, be it that its row alone is gone.
+    fn borne(&self, seen: &Seen) -> Option<u32> {
+        let confirmed = self.confirmed.filter(|(process, _)| *process == seen.process);
+        seen.mark.or(confirmed.map(|(_, mark)| mark))
+    }
+
     /// The bans that HAProxy found, and when they end.
     pub fn found_bans(&self) -> impl Iterator<Item = (NonZeroU32, Monotime)> {
         self.found.iter().filter_map(|(circuit, found)| match found {
@@ -256,7 +278,8 @@ impl HaproxyTable {
         if let Some(mark) = self.wish.mark
             && seen.mark != Some(mark)
         {
-            return vec![Edit::Forget, Edit::Mark(mark)];
+            let is_known = self.borne(seen) == Some(mark);
+            return if is_known { vec![Edit::Mark(mark)] } else { vec![Edit::Forget, Edit::Mark(mark)] };
         }
         let desired = self.desired();
         let mut changes = differences(&seen.standings, &desired);
@@ -270,7 +293,11 @@ impl HaproxyTable {
     /// An edit was done.
     pub fn applied(&mut self, edit: Edit) {
         match edit {
-            Edit::Forget => self.is_emptied = true,
+            Edit::Forget => {
+                self.is_emptied = true;
+                // Should the mark not be written after it, nobody knows whose rows are in the table then.
+                self.confirmed = None;
+            }
             // What is left now has to be looked at.
             Edit::Mark(_) => self.seen = None,
             Edit::Set(circuit, standing) => {
@@ -351,6 +378,8 @@ mod tests {
         mark: Option<u32>,
         rows: Standings,
         in_use: BTreeSet<NonZeroU32>,
+        /// How often all rows were removed.
+        emptied: u32,
     }
 
     impl Model {
@@ -365,6 +394,7 @@ mod tests {
         fn apply(&mut self, edit: Edit) {
             match edit {
                 Edit::Forget => {
+                    self.emptied += 1;
                     self.mark = None;
                     self.rows.retain(|circuit, _| self.in_use.contains(circuit));
                 }
@@ -479,6 +509,70 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_that_expired_is_written_again_and_nothing_else_is_touched() {
+        let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
+        assert_eq!(table.mark_to_keep(), None, "nothing is known of the table");
+        table.wish(wish(0, Some(7), &[]));
+        haproxy.visit(&mut table, at(0));
+        assert_eq!(table.mark_to_keep(), Some(7));
+        // What HAProxy found since the table was read, and its mark's row made room.
+        (haproxy.mark, haproxy.rows) = (None, standings(&[(5, Banned), (6, Vip)]));
+        table.observe(haproxy.seen(), at(1));
+        assert!(table.edits() == [Edit::Mark(7)] && table.mark_to_keep() == Some(7));
+        assert_eq!(haproxy.visit(&mut table, at(2)), 1);
+        assert_eq!((haproxy.mark, haproxy.rows.clone()), (Some(7), standings(&[(5, Banned), (6, Vip)])));
+        assert_eq!(table.found_bans().collect::<Vec<_>>(), [(circuit(5), at(301))]);
+        // As well while HAProxy did not answer, or it was not known which tor process it is.
+        haproxy.mark = None;
+        table.lost();
+        assert_eq!((table.mark_to_keep(), haproxy.visit(&mut table, at(3))), (None, 1));
+        haproxy.mark = None;
+        table.wish(wish(1, None, &[]));
+        assert_eq!((haproxy.visit(&mut table, at(4)), table.mark_to_keep()), (0, None));
+        table.wish(wish(2, Some(7), &[]));
+        assert_eq!(haproxy.visit(&mut table, at(5)), 1);
+        assert_eq!((haproxy.rows.len(), table.found_bans().count()), (2, 1));
+    }
+
+    #[test]
+    fn a_table_without_its_mark_is_emptied_where_it_may_be_of_another_tor_process() {
+        let marked = || {
+            let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
+            table.wish(wish(0, Some(7), &[]));
+            haproxy.visit(&mut table, at(0));
+            (haproxy.mark, haproxy.rows) = (None, standings(&[(5, Banned)]));
+            (table, haproxy)
+        };
+        let begins_anew = |table: &HaproxyTable, mark| {
+            table.edits() == [Edit::Forget, Edit::Mark(mark)] && table.mark_to_keep().is_none()
+        };
+        // Another HAProxy process.
+        let (mut table, mut haproxy) = marked();
+        haproxy.process += 1;
+        table.observe(haproxy.seen(), at(1));
+        assert!(begins_anew(&table, 7));
+        // Another tor process.
+        let (mut table, haproxy) = marked();
+        table.wish(wish(1, Some(8), &[]));
+        table.observe(haproxy.seen(), at(1));
+        assert!(begins_anew(&table, 8));
+        // Another mark.
+        let (mut table, mut haproxy) = marked();
+        haproxy.mark = Some(9);
+        table.observe(haproxy.seen(), at(1));
+        assert!(begins_anew(&table, 7));
+        // One that was emptied, and whose mark was not written any more: its rows in use are of the tor process before.
+        let (mut table, haproxy) = marked();
+        table.wish(wish(1, Some(8), &[]));
+        table.observe(haproxy.seen(), at(1));
+        table.applied(Edit::Forget);
+        table.lost();
+        table.wish(wish(2, Some(7), &[]));
+        table.observe(haproxy.seen(), at(2));
+        assert!(begins_anew(&table, 7) && table.found_bans().count() == 0);
+    }
+
+    #[test]
     fn the_end_of_a_ban_forgets_what_was_found_and_is_done_once_each_time_it_is_said() {
         let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
         haproxy.rows = standings(&[(5, Banned)]);
@@ -552,6 +646,7 @@ mod tests {
         Wish(Option<u32>, BTreeMap<NonZeroU32, Said>),
         Rules(Standings),
         Restart,
+        MarkExpires,
         Gone,
         Visit,
     }
@@ -561,6 +656,7 @@ mod tests {
             (proptest::option::of(1_u32..4), said()).prop_map(|(mark, said)| Happening::Wish(mark, said)),
             rows().prop_map(Happening::Rules),
             Just(Happening::Restart),
+            Just(Happening::MarkExpires),
             Just(Happening::Gone),
             Just(Happening::Visit),
         ]
@@ -568,11 +664,13 @@ mod tests {
 
     proptest! {
         /// For all wishes, finds and restarts, a visit leaves the table as it is desired, and a second one finds nothing to do.
+        /// A mark that expires removes no row.
         #[test]
         fn the_table_comes_to_what_is_desired(happenings in proptest::collection::vec(happening(), 0..40)) {
             let (mut table, mut haproxy) = (HaproxyTable::new(LENGTH), Model::default());
             let mut revision = 0;
             for (second, happening) in (0..).zip(happenings) {
+                let (emptied, expires) = (haproxy.emptied, matches!(happening, Happening::MarkExpires));
                 match happening {
                     Happening::Wish(mark, said) => {
                         revision += 1;
@@ -583,10 +681,12 @@ mod tests {
                         haproxy.rows.retain(|_, standing| *standing != Normal);
                     }
                     Happening::Restart => haproxy.restart(),
+                    Happening::MarkExpires => haproxy.mark = None,
                     Happening::Gone => table.lost(),
                     Happening::Visit => {}
                 }
                 haproxy.visit(&mut table, at(second));
+                prop_assert!(!expires || haproxy.emptied == emptied);
                 prop_assert_eq!(&haproxy.rows, &table.desired());
                 prop_assert_eq!(table.followed(), Some(revision));
                 prop_assert_eq!(haproxy.visit(&mut table, at(second)), 0);

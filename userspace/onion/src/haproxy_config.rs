@@ -28,6 +28,9 @@ pub const BANNED: u32 = 2;
 /// Connections that may be held in the tarpit. HAProxy counts them as connections of the frontend, so its `maxconn` has room
 /// for them beside those that are served or wait.
 const MOST_TARPITS: u64 = 1_000;
+/// Of these places, those that only VIPs and connections without violation and within the rate of all take. Without them
+/// connections that are to be refused, and take their time to say anything, would fill the frontend for everybody.
+const KEPT_FREE: u64 = MOST_TARPITS / 2;
 /// How long a connection is held in the tarpit.
 const TARPIT: Duration = Duration::from_secs(10);
 /// Where the statistics page is.
@@ -287,6 +290,12 @@ impl HaproxyConfig {
         out.line(format_args!("log global"));
         out.comment("Refused streams would push all others out of the ring.");
         out.line(format_args!("option dontlognull"));
+        if self.http.is_some() {
+            out.comment(
+                "A client that begins with HTTP/2's preface would have a hundred requests under way in a connection that counts as one.",
+            );
+            out.line(format_args!("option disable-h2-upgrade"));
+        }
         for (what, time) in [
             ("connect", self.connect),
             ("client", self.client),
@@ -351,7 +360,8 @@ impl HaproxyConfig {
             out.line(format_args!("bind unix@{path} mode 660{owner} accept-proxy"));
         }
         out.comment(&format!(
-            "{MOST_TARPITS} of these may be held in the tarpit; the rest is ingress.maxconn, see below."
+            "ingress.maxconn is {}. The other {MOST_TARPITS} are for the tarpit, and for whoever has not said yet what it wants.",
+            self.maxconn
         ));
         out.line(format_args!("maxconn {}", self.frontend_maxconn()));
         let status =
@@ -370,6 +380,9 @@ impl HaproxyConfig {
         out.line(format_args!("acl banned sc0_get_gpt0 eq {BANNED}"));
         out.line(format_args!("acl violation var(sess.violation) -m found"));
         out.line(format_args!("acl held var(sess.violation) -m str connection_rate"));
+        if !self.connections_per_second.is_shadow {
+            out.line(format_args!("acl over var(sess.over) -m bool"));
+        }
         out.comment("Who is no circuit, and whose circuit is banned, is reset before it is read.");
         out.line(format_args!("tcp-request session reject if !from_tor"));
         out.line(format_args!("tcp-request session track-sc0 src table {table}"));
@@ -402,13 +415,40 @@ impl HaproxyConfig {
             self.ban_threshold
         ));
         out.line(format_args!("tcp-request session reject if banned"));
-        out.line(format_args!("tcp-request session track-sc1 int(1) table tunica_all if !violation"));
+        self.rate_of_all(out);
         match &self.http {
             Some(http) => self.requests(out, http)?,
             None => self.bytes(out),
         }
         out.line(format_args!("default_backend tunica_service"));
         Ok(())
+    }
+
+    /// Rules about the connections of all circuits together.
+    fn rate_of_all(&self, out: &mut Text) {
+        let limit = self.connections_per_second;
+        let over = format!("!violation !vip {{ int(1),table_conn_rate(tunica_all) ge {} }}", limit.number);
+        let refuse = if limit.is_shadow {
+            out.line(format_args!(
+                "tcp-request session set-var(sess.would_refuse,ifnotset) str(global_rate) if {over}"
+            ));
+            ""
+        } else {
+            out.comment(
+                "Too many within this second. It is judged before it is counted: what is refused takes no place in the rate from others.",
+            );
+            out.line(format_args!("tcp-request session set-var(sess.over) bool(true) if {over}"));
+            " !over"
+        };
+        let most = self.frontend_maxconn() - KEPT_FREE;
+        out.comment(&format!(
+            "Whoever is to be refused is told so while there is room, and reset unread otherwise: above {most} connections the last {KEPT_FREE} places are for the others.",
+        ));
+        if !limit.is_shadow {
+            out.line(format_args!("tcp-request session reject if over {{ fe_conn gt {most} }}"));
+        }
+        out.line(format_args!("tcp-request session reject if violation !vip {{ fe_conn gt {most} }}"));
+        out.line(format_args!("tcp-request session track-sc1 int(1) table tunica_all if !violation{refuse}"));
     }
 
     /// Rules of `mode http`.
@@ -479,12 +519,9 @@ impl HaproxyConfig {
             deny(503, self.queue.as_secs()),
             self.maxconn
         ));
-        let limit = self.connections_per_second;
-        out.line(format_args!(
-            "{} if !vip {{ http_first_req }} {{ sc1_conn_rate gt {} }}",
-            act(limit, "global_rate", deny(503, 1)),
-            limit.number
-        ));
+        if !self.connections_per_second.is_shadow {
+            out.line(format_args!("http-request {} if !vip over {{ http_first_req }}", deny(503, 1)));
+        }
         out.comment(
             "Who waits: VIPs first, then those without violation, then the others; many requests go last.",
         );
@@ -513,13 +550,9 @@ impl HaproxyConfig {
             "tcp-request content reject if !vip {{ be_conn(tunica_service) ge {} }}",
             self.maxconn
         ));
-        let limit = self.connections_per_second;
-        let action =
-            if limit.is_shadow { "set-var(sess.would_refuse,ifnotset) str(global_rate)" } else { "reject" };
-        out.line(format_args!(
-            "tcp-request content {action} if !vip {{ sc1_conn_rate gt {} }}",
-            limit.number
-        ));
+        if !self.connections_per_second.is_shadow {
+            out.line(format_args!("tcp-request content reject if !vip over"));
+        }
         out.line(format_args!("tcp-request content set-priority-class int(-1) if vip"));
         out.line(format_args!(
             "tcp-request content set-priority-class int(1) if !vip {{ sc0_get_gpc0 gt 0 }}"

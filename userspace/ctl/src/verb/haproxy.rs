@@ -211,7 +211,7 @@ fn differences(config: &Config, circuits: &CircuitSettings) -> Vec<String> {
     );
     tell(
         true,
-        "refused attempts count towards the limits of connections, violations are forgotten only with their circuit, and \
+        "refused attempts count towards a circuit's limits of connections, violations are forgotten only with their circuit, and \
          Retry-After is the same for everybody",
     );
     tell(
@@ -219,7 +219,12 @@ fn differences(config: &Config, circuits: &CircuitSettings) -> Vec<String> {
         "a slow body is bounded by client_seconds of silence alone, and one without a length by nothing; body_bytes counts only \
          where the request names its length",
     );
-    tell(is_http, "a head that is too large is answered with 400");
+    tell(is_http, "a head that is too large is answered with 400, and so is HTTP/2");
+    tell(
+        true,
+        "of the connections that are to be refused as many are answered or held as have room; then the newest is reset, not the \
+         oldest",
+    );
     tell(
         true,
         "a banned stream that has sent nothing is closed with FIN, not RST; the circuit gate resets it, where it is attached",
