@@ -1131,6 +1131,42 @@ fn the_gate_refuses_banned_circuits_before_the_ingress_wakes() {
     assert!(lab.log().contains("gate_detached"), "{}", lab.log());
 }
 
+#[test]
+fn a_gate_that_cannot_be_attached_again_is_not_said_to_be_there() {
+    let mut lab = Lab::new("ungated").unwrap();
+    lab.host.ip(&["link", "set", "lo", "up"]).unwrap();
+    lab.configure(
+        "mode = \"observe\"",
+        "[ingress]\nenabled = true\nbackends = [\"127.0.0.1:10001\"]\n[circuits]\nprofile = \"web\"",
+    )
+    .unwrap();
+    lab.start().unwrap();
+    assert_eq!(metric(&lab, "tunica_gate_attached"), 1.0);
+    let directory = |lab: &Lab| {
+        let mut entries = fs::read_dir(lab.pins()).unwrap().flatten().map(|entry| entry.path());
+        entries.find(|path| path.to_string_lossy().contains("/gate-v"))
+    };
+    // What bpftool says of the link that is pinned there.
+    let link = |lab: &Lab| {
+        let pin = directory(lab).unwrap().join("link-lo");
+        let said = lab.run_in_host("bpftool", &["-j", "link", "show", "pinned", pin.to_str().unwrap()]);
+        serde_json::from_str::<Value>(&said.unwrap()).unwrap()["id"].to_string()
+    };
+    let before = link(&lab);
+    // The pin goes, and the directory in which another would lie: so the link goes as well, and none can be made.
+    fs::remove_dir_all(directory(&lab).unwrap()).unwrap();
+    lab.wait_for("the metric", |lab| Ok(lab.metric("tunica_gate_attached")? == Some(0.0))).unwrap();
+    assert_eq!(metric(&lab, "tunica_gate_wanted"), 1.0);
+    assert!(lab.run_in_host("bpftool", &["link", "show", "id", &before]).is_err(), "it is still attached");
+    let status = lab.json(&["status"]).unwrap();
+    assert!(status["warnings"].to_string().contains("circuit gate"), "{status:#}");
+    // The next audit makes all of it anew.
+    lab.wait_for("the gate", |lab| Ok(lab.metric("tunica_gate_attached")? == Some(1.0))).unwrap();
+    assert_ne!(link(&lab), before);
+    let status = lab.json(&["status"]).unwrap();
+    assert!(!status["warnings"].to_string().contains("circuit gate"), "{status:#}");
+}
+
 /// Of an ingress that has not come yet the alerts know by what is configured.
 #[test]
 fn what_is_to_stand_before_the_service_is_said_from_the_start() {
