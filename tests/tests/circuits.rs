@@ -13,7 +13,7 @@ use std::{
     io::Write as _,
     net::{SocketAddr, TcpStream},
     num::NonZeroUsize,
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
 };
 
 use nix::sys::signal::Signal;
@@ -1193,4 +1193,38 @@ fn what_is_to_stand_before_the_service_is_said_from_the_start() {
         }
         lab.end(Signal::SIGTERM).unwrap();
     }
+}
+
+/// As behind a tunica-front.socket of which a drop-in took the port away (docs/guide.md).
+#[test]
+fn behind_the_socket_file_alone_the_ingress_opens_no_port() {
+    let mut lab = Lab::new("portless").unwrap();
+    lab.host.ip(&["link", "set", "lo", "up"]).unwrap();
+    let backend = lab.host.run(Backend::start).unwrap();
+    let file = lab.path("ingress.sock");
+    let ingress =
+        format!("enabled = true\nsocket = \"{}\"\nbackends = [\"{}\"]", file.display(), backend.address());
+    lab.configure("mode = \"observe\"", &format!("[ingress]\n{ingress}\n[circuits]\nprofile = \"web\""))
+        .unwrap();
+    lab.start().unwrap();
+    let connects = |lab: &Lab| {
+        let port = SocketAddr::from(([127, 0, 0, 1], 10_000));
+        lab.host.run(|| Ok(TcpStream::connect(port)?)).is_ok()
+    };
+    let front = Beside::start_behind(&lab, UnixListener::bind(&file).unwrap().into()).unwrap();
+    lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
+    let backend_up = "tunica_front_backend_up{backend=\"1\"}";
+    lab.wait_for("the backend", |lab| Ok(lab.metric(backend_up)? == Some(1.0))).unwrap();
+    let mut stream = UnixStream::connect(&file).unwrap();
+    stream.write_all(format!("{}{}", header(7), get("/")).as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    read_answer(&mut stream, &mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    assert!(!connects(&lab));
+    // Without a socket that is handed over it opens both.
+    drop(front);
+    fs::remove_file(&file).unwrap();
+    let _front = Beside::start_on_host(&lab).unwrap();
+    lab.wait_for("the port", |lab| Ok(connects(lab))).unwrap();
+    assert!(UnixStream::connect(&file).is_ok());
 }
