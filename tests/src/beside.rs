@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::process::CommandExt as _,
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -77,6 +77,16 @@ impl Beside {
         Self::run(lab, lab.host.command(Path::new(&program)))
     }
 
+    /// On the lab's host, behind a socket that somebody else listens on, as systemd does.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_behind(lab: &Lab, socket: OwnedFd) -> Result<Self> {
+        let mut command = lab.host.command(Path::new("sh"));
+        command.args(["-c", "exec 3<&0 </dev/null && exec \"$0\" --sockets 1 \"$@\""]);
+        Self::run_with(lab, command.arg(program("tunica-front")?), socket.into())
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -99,11 +109,15 @@ impl Beside {
     }
 
     fn run(lab: &Lab, mut command: Command) -> Result<Self> {
+        Self::run_with(lab, &mut command, Stdio::null())
+    }
+
+    fn run_with(lab: &Lab, command: &mut Command, input: Stdio) -> Result<Self> {
         // One may begin while another still writes.
         let log = fs::OpenOptions::new().create(true).append(true).open(lab.path("front.log"))?;
-        command.arg("--config").arg(lab.path("tunica.toml")).stdin(Stdio::null());
+        command.arg("--config").arg(lab.path("tunica.toml")).stdin(input);
         command.stdout(log.try_clone()?).stderr(log);
-        let child = end_with_parent(&mut command).spawn().context("starting the ingress")?;
+        let child = end_with_parent(command).spawn().context("starting the ingress")?;
         Ok(Self { child, log: lab.path("front.log") })
     }
 }

@@ -116,6 +116,7 @@ fn what_the_guide_installs_it_enables_and_removes() {
         "multi-user.target.wants/tunica-front.service",
         "sockets.target.wants/tunica-front.socket",
         "system/tunica-front.service.d",
+        "system/tunica-front.socket.d",
     ] {
         assert!(between.lines().any(|line| line.ends_with(made)), "{made} is not there:\n{between}");
     }

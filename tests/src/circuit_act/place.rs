@@ -176,8 +176,12 @@ impl<'a> Guard<'a> {
     }
 
     fn wait_until_ready(&self, interrupted: &AtomicBool) -> Result<()> {
-        let backend = format!("tunica_front_backend_up{{backend=\"{BACKEND}\"}}");
-        let wanted = ["tunica_front_up", "tunica_tor_control_up", "tunica_gate_attached", &backend];
+        let wanted = [
+            "tunica_front_up",
+            "tunica_tor_control_up",
+            "tunica_gate_attached",
+            "tunica_front_backend_up{backend=\"1\"}",
+        ];
         let deadline = Instant::now() + PATIENCE;
         loop {
             go_on(interrupted)?;

@@ -653,7 +653,7 @@ keys! {
     ARTI_ENABLED: Switch = "arti.enabled",
         Absent::Default("false"),
         Switch,
-        "Whether `tunica-front` hosts the onion service. It then accepts no connection: `ingress.socket` and `ingress.gate` mean nothing, `ingress.listen` neither, and no local process can forge a circuit. What `tunica-front.socket`, or `tunicad` with `ingress.start_front`, listens on all the same is never answered.";
+        "Whether `tunica-front` hosts the onion service. It then accepts no connection: `ingress.socket` and `ingress.gate` mean nothing, `ingress.listen` neither, and no local process can forge a circuit. What `tunica-front.socket` listens on all the same is never answered.";
     ARTI_STATE: AbsolutePath = "arti.state_dir",
         Absent::Default(r#""/var/lib/tunica-front/arti""#),
         AbsolutePath { example: "/var/lib/tunica-front/arti", is_file: false, longest: None, dotless: None },

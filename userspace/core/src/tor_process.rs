@@ -81,7 +81,7 @@ impl Sighting {
         }
         // One that was started after the first answer has run no longer than the time since then.
         let between = later.asked_at.saturating_sub(self.asked_at);
-        self.is_settled() && (self.uptime + between).abs_diff(later.uptime) <= SLACK
+        self.is_settled() && self.uptime.saturating_add(between).abs_diff(later.uptime) <= SLACK
     }
 
     /// Whether it has run for long enough to be recognised by its uptime.
@@ -195,6 +195,12 @@ mod tests {
     fn seen(pid: u32, started_tick: Option<u64>, uptime: u64, asked_at: u64) -> Sighting {
         let seconds = Duration::from_secs;
         Sighting { pid, started_tick, uptime: seconds(uptime), asked_at: seconds(asked_at) }
+    }
+
+    /// As control port and file tell it: seconds, and milliseconds since the host's boot.
+    fn sighting(pid: u32, started_tick: Option<u64>, uptime: u64, asked_at: u64) -> Sighting {
+        let uptime = Duration::from_secs(uptime);
+        Sighting { pid, started_tick, uptime, asked_at: Duration::from_millis(asked_at) }
     }
 
     fn first(seen: Sighting) -> KnownTor {
@@ -333,12 +339,30 @@ mod tests {
         /// For all processes: what one daemon keeps, the next reads, and none after another start of the host.
         #[test]
         fn what_is_kept_is_read_again(
-            pid: u32, started_tick: Option<u64>, uptime in 0..1_000_000_000_u64, asked_at in 0..1_000_000_000_u64
+            pid: u32, started_tick: Option<u64>, uptime: u64, asked_at: u64
         ) {
-            let known = first(seen(pid, started_tick, uptime, asked_at));
+            let known = first(sighting(pid, started_tick, uptime, asked_at));
             let text = known.text("a");
             prop_assert_eq!(KnownTor::read(&text, "a"), Ok(Some(known)));
             prop_assert_eq!(KnownTor::read(&text, "b"), Ok(None));
+        }
+
+        /// For all that a control port and a file may say: the number of a process never falls.
+        #[test]
+        fn no_number_is_too_large(
+            // One pid in two, or nothing else would be compared.
+            before in (0..2_u32, any::<Option<u64>>(), any::<u64>(), any::<u64>()),
+            after in (0..2_u32, any::<Option<u64>>(), any::<u64>(), any::<u64>()),
+            generation: u64,
+            ticks_a_second in 1..1_000_000_u64,
+        ) {
+            let of = |(pid, tick, uptime, asked_at)| sighting(pid, tick, uptime, asked_at);
+            let known = KnownTor { seen: of(before), generation: TorGeneration(generation) };
+            let next = KnownTor::meet(Some(&known), of(after), ticks_a_second);
+            prop_assert!(next.generation() >= known.generation());
+            let mut again = known;
+            again.meet_again(of(after));
+            prop_assert_eq!(again.generation(), known.generation());
         }
 
         /// For all moments and delays: daemons that ask the same process after one another, and may not look into `/proc`,

@@ -314,7 +314,9 @@ impl App {
             concerns: Vec::new(),
             verified: 0,
         };
+        // None of them can change while the daemon runs.
         app.metrics.set_tor_control_wanted(app.config.tor.control.is_some());
+        app.metrics.set_ingresses_wanted(app.config.ingress.enabled, app.is_haproxy_configured());
         app.open_tokens();
         app.open_gate();
         app.follow_gate();

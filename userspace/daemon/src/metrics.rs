@@ -243,6 +243,8 @@ metrics! {
         "Segments with data to the ingress' port, by what the circuit gate did: refused; would_refuse; unanswered, of a banned circuit and passed because no reset could be made; or passed, because it carries not the first bytes of a connection (not_first), no PROXY header as tor writes it (no_header), part of one (split), or one of a circuit that is not banned (not_banned).";
     haproxy: IntGauge, "tunica_haproxy_up", [],
         "1 while HAProxy answers on the socket that `haproxy.socket` names, else 0.";
+    haproxy_wanted: IntGauge, "tunica_haproxy_wanted", [],
+        "1 where `haproxy.socket` names a socket of HAProxy, else 0.";
     haproxy_edits: IntCounterVec, "tunica_haproxy_edits_total", ["edit"],
         "Changes of HAProxy's table of circuits: ban, promote, reset (normal again), or clear (all of it, because tor has started again).";
     haproxy_failures: IntCounter, "tunica_haproxy_failures_total", [],
@@ -251,6 +253,8 @@ metrics! {
         "Circuits in HAProxy's table: tracked, all of them; banned and vip, as far as they are.";
     front_up: IntGauge, "tunica_front_up", [],
         "1 while the ingress reports to this daemon, else 0.";
+    front_wanted: IntGauge, "tunica_front_wanted", [],
+        "1 where `ingress.enabled` says that there is to be an ingress, else 0.";
     front_active: IntGauge, "tunica_front_active", [],
         "Connections that the ingress serves now.";
     front_most_active: IntGauge, "tunica_front_active_max", [],
@@ -276,7 +280,7 @@ metrics! {
     circuits_closed: IntCounterVec, "tunica_circuits_closed_total", ["refusal"],
         "Circuits that were closed and not banned, by the word for why: circuit_aged and circuit_slow, without a connection; circuit_rotated, with all of them. Without tor's control port or Arti none is.";
     front_backend: IntGaugeVec, "tunica_front_backend_up", ["backend"],
-        "1 if the backend answered its last health check, else 0; labelled as in the configuration.";
+        "1 if the backend answered its last health check, else 0; `backend` is its place in `ingress.backends`, from 1 on, and `tunica circuits` lists them in that order with their addresses.";
     front_connections: IntCounter, "tunica_front_connections_total", [],
         "Connections that tor handed to the ingress.";
     front_requests: IntCounter, "tunica_front_requests_total", [],
@@ -550,6 +554,12 @@ impl Metrics {
     /// Shows whether tor's control port is connected.
     pub fn set_tor_control(&self, is_up: bool) {
         self.families.tor_control.set(i64::from(is_up));
+    }
+
+    /// Shows whether there is to be an ingress of ours, and whether HAProxy is to be one.
+    pub fn set_ingresses_wanted(&self, is_front: bool, is_haproxy: bool) {
+        self.families.front_wanted.set(i64::from(is_front));
+        self.families.haproxy_wanted.set(i64::from(is_haproxy));
     }
 
     /// Shows whether HAProxy answers, and what its table held last: all circuits, banned ones, VIPs.

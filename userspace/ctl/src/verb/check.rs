@@ -49,11 +49,12 @@ impl Check {
         match tunica_config::read_file(&file) {
             Ok(config) => {
                 let mut findings = self.host.then(|| compare(&config, &Host::at("/")));
-                let usual = || self.host.then(|| PathBuf::from(USUAL_TORRC)).filter(|path| path.exists());
-                if let Some(path) = &self.torrc.clone().or_else(usual) {
+                if let Some(path) = &self.torrc {
                     let text = fs::read(path).map_err(|source| torrc_unreadable(path, &source))?;
                     let published = check_torrc(&config, path, &String::from_utf8_lossy(&text));
                     findings.get_or_insert_default().extend(published);
+                } else if let Some(findings) = &mut findings {
+                    findings.extend(check_usual_torrc(&config, Path::new(USUAL_TORRC)));
                 }
                 if let Some(findings) = &mut findings {
                     findings.sort_by_key(|finding| Reverse(finding.level));
@@ -368,6 +369,20 @@ fn check_syncookies(config: &Config, host: &Host) -> Finding {
     finding("syncookies", level, format!("net.ipv4.tcp_syncookies {value}{}", fit.clause()), fit.advice())
 }
 
+/// As [`check_torrc`], of a file that nobody named: it may be missing, and all else is said where it cannot be read.
+fn check_usual_torrc(config: &Config, path: &Path) -> Vec<Finding> {
+    match fs::read(path) {
+        Ok(text) => check_torrc(config, path, &String::from_utf8_lossy(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => vec![finding(
+            "torrc",
+            Level::Warning,
+            format!("{} cannot be read ({error})", path.display()),
+            "what tor publishes was not compared; run as root, or name the file that your tor reads with --torrc",
+        )],
+    }
+}
+
 /// What services of tor's publish of this configuration's listeners.
 fn check_torrc(config: &Config, path: &Path, text: &str) -> Vec<Finding> {
     const CHECK: &str = "torrc";
@@ -647,5 +662,20 @@ mod tests {
                 expected.map(|(_, level)| level).or(Some(Level::Ok))
             );
         }
+    }
+
+    #[test]
+    fn a_torrc_that_nobody_named_is_no_reason_to_say_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let config = tunica_config::read(CONFIG, "test").unwrap();
+        let torrc = root.path().join("torrc");
+        assert!(check_usual_torrc(&config, &torrc).is_empty());
+        // Whoever runs this, root too, cannot read it.
+        fs::create_dir(&torrc).unwrap();
+        let findings = check_usual_torrc(&config, &torrc);
+        let [only] = findings.as_slice() else { panic!("{findings:?}") };
+        assert_eq!((only.check.as_str(), only.level), ("torrc", Level::Warning));
+        assert!(only.found.contains(&format!("{} cannot be read", torrc.display())), "{only:?}");
+        assert!(only.advice.contains("was not compared") && only.advice.contains("--torrc"), "{only:?}");
     }
 }

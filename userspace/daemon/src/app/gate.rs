@@ -11,6 +11,7 @@ use crate::shell::gate::{Ban, Desired, Gate};
 /// The gate, where an ingress is configured.
 #[derive(Default)]
 pub(super) struct AtGate {
+    /// Attached, as far as is known.
     gate: Option<Gate>,
 }
 
@@ -37,6 +38,10 @@ impl App {
             }
             Err(error) => self.note_gate(format!("the circuit gate is not attached: {error}")),
         }
+        self.show_gate();
+    }
+
+    fn show_gate(&self) {
         self.metrics.set_gate(true, self.gate.gate.is_some());
     }
 
@@ -48,7 +53,9 @@ impl App {
             None if Gate::was_left(pins) => Gate::open(pins, &[]),
             None => return self.metrics.set_gate(false, false),
         };
-        match gate.map(Gate::detach) {
+        let detached = gate.map(Gate::detach);
+        self.metrics.set_gate(false, !matches!(detached, Ok(Ok(()))));
+        match detached {
             Ok(Ok(())) => {
                 tracing::info!(message_id = "gate_detached", "the circuit gate is detached from lo");
                 self.troubles.gate = None;
@@ -58,7 +65,6 @@ impl App {
                 self.note_gate(format!("the circuit gate of an earlier daemon stays on lo: {error}"))
             }
         }
-        self.metrics.set_gate(false, false);
     }
 
     fn note_gate(&mut self, text: String) {
@@ -78,12 +84,18 @@ impl App {
         }
     }
 
-    /// Compares the gate with what it should be, and repairs it.
+    /// Compares the gate with what it should be, and repairs it. One that cannot be attached again is given up, so that the
+    /// next audit makes all of it anew, its pins included.
     pub(super) fn audit_gate(&mut self) {
         self.open_gate();
         let desired = self.at_gate();
         let Some(gate) = &mut self.gate.gate else { return };
-        match gate.audit(&desired) {
+        let audited = gate.audit(&desired);
+        if !gate.attachment().is_attached() {
+            self.gate.gate = None;
+        }
+        self.show_gate();
+        match audited {
             Ok(_) => self.troubles.gate = None,
             Err(error) => self.note_gate(error.to_string()),
         }

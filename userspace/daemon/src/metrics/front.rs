@@ -136,8 +136,9 @@ impl Metrics {
         }
         families.front_arti_circuits.set(gauge(of.arti.as_ref().map_or(0, |arti| arti.circuits)));
         families.front_backend.reset();
-        for backend in &of.backends {
-            families.front_backend.with_label_values(&[&backend.place]).set(i64::from(backend.is_well));
+        // By its place in the configuration, since its address must stand in no label.
+        for (number, backend) in (1_u32..).zip(&of.backends) {
+            families.front_backend.with_label_values(&[&number.to_string()]).set(i64::from(backend.is_well));
         }
         let Some(digest) = digest else { return };
         let front = &self.front;
@@ -232,7 +233,10 @@ pub(super) mod tests {
                 holders_refused: 48,
                 has_key: true,
             },
-            backends: vec![BackendHealth { place: "127.0.0.1:1".to_owned(), is_well: true }],
+            backends: vec![
+                BackendHealth { place: "127.0.0.1:1".to_owned(), is_well: true },
+                BackendHealth { place: "unix:/run/app.sock".to_owned(), is_well: false },
+            ],
             arti: Some(Arti { state: "running".to_owned(), circuits: 51, rendezvous: 52 }),
             ..Digest::default()
         }
@@ -290,7 +294,8 @@ pub(super) mod tests {
             ("tunica_front_refused_total{refusal=\"capacity\"}", 0),
             ("tunica_front_would_refuse_total{refusal=\"request_rate\",whose=\"anybody\"}", 20),
             ("tunica_front_would_refuse_total{refusal=\"request_rate\",whose=\"vip\"}", 17),
-            ("tunica_front_backend_up{backend=\"127.0.0.1:1\"}", 1),
+            ("tunica_front_backend_up{backend=\"1\"}", 1),
+            ("tunica_front_backend_up{backend=\"2\"}", 0),
         ] {
             assert!(text.contains(&format!("\n{series} {value}\n")), "{series} {value} in\n{text}");
         }
@@ -298,6 +303,7 @@ pub(super) mod tests {
             !text.contains("no_word_of_ours") && !text.contains("\"other\""),
             "a label from outside the closed set"
         );
+        assert!(!text.contains("127.0.0.1") && !text.contains("app.sock"), "an address in\n{text}");
     }
 
     #[test]

@@ -201,15 +201,16 @@ impl Gate {
     }
 
     /// Reads maps and link back and puts right what differs from `desired`: rows that somebody removed, a program that
-    /// somebody detached.
+    /// somebody detached, also where the rows cannot be put right.
     ///
     /// # Errors
-    /// [`GateError`], or [`GateError::Table`] with the first row that could not be written.
+    /// [`GateError`], or [`GateError::Table`] with the first row that could not be written. [`Attachment::is_attached`]
+    /// says what is still attached; a gate that is not is best opened anew.
     pub fn audit(&mut self, desired: &Desired) -> Result<Repairs, GateError> {
-        self.tables.read_back()?;
-        let written = self.tables.follow(desired).map_err(|error| error.first)?;
+        let read = self.tables.read_back();
+        let written = read.and_then(|()| self.tables.follow(desired).map_err(|error| error.first));
         let link = self.attachment.repair(program(&mut self.ebpf)?)?;
-        Ok(Repairs { link: u64::from(link), ..written })
+        Ok(Repairs { link: u64::from(link), ..written? })
     }
 
     /// How often each outcome was.

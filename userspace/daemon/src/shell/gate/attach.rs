@@ -102,7 +102,7 @@ enum Hold {
     Link(FdLink),
     /// A filter of `clsact`.
     Filter,
-    /// Nothing, since attaching again failed.
+    /// Nothing, or nothing that is known of, since attaching again failed.
     Nothing,
 }
 
@@ -132,6 +132,14 @@ impl Attachment {
             return Ok(Self { hold: Hold::Link(link), pin });
         }
         Ok(Self { hold: hold(program, &pin)?, pin })
+    }
+
+    /// Whether the program was attached when that was last looked at.
+    pub const fn is_attached(&self) -> bool {
+        match self.hold {
+            Hold::Link(_) | Hold::Filter => true,
+            Hold::Nothing => false,
+        }
     }
 
     /// The word for how the program is attached: `tcx`, `clsact` or `none`.

@@ -67,7 +67,7 @@ fn start_of(stat: &str) -> Option<u64> {
 /// Whether a process that was started at `tick` can be the tor that says it has run for `uptime`.
 fn is_age(tick: u64, ticks_a_second: u64, uptime: Duration, asked_at: Duration) -> bool {
     let age = asked_at.saturating_sub(Duration::from_secs(tick / ticks_a_second));
-    uptime <= age + MOST_AHEAD && age <= uptime + MOST_BEHIND
+    uptime <= age + MOST_AHEAD && age <= uptime.saturating_add(MOST_BEHIND)
 }
 
 /// The clock that `starttime` counts in (Linux, fs/proc/array.c, `do_task_stat`: `start_boottime`).
@@ -100,6 +100,8 @@ mod tests {
             (seconds(92), seconds(100), true),
             (seconds(93), seconds(100), false),
             (seconds(0), seconds(100), false),
+            // Whatever it says.
+            (seconds(u64::MAX), seconds(100), false),
         ] {
             assert_eq!(is_age(1_000, 100, uptime, asked_at), is_believed, "{uptime:?} {asked_at:?}");
         }
