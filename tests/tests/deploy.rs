@@ -292,7 +292,9 @@ impl Alert<'_> {
 fn every_alert_has_its_words_its_cases_and_its_runbook() -> Result<()> {
     let root = root()?;
     let rules = fs::read_to_string(root.join("deploy/prometheus/tunica.rules.yml"))?;
-    let cases = fs::read_to_string(root.join("deploy/prometheus/tunica.rules.test.yml"))?;
+    // First the cases that last for hours, then those of days; an alert may have one of each.
+    let cases = fs::read_to_string(root.join("deploy/prometheus/tunica.rules.test.yml"))?
+        + &fs::read_to_string(root.join("deploy/prometheus/tunica.rules.days.test.yml"))?;
     let alerts = alerts(&rules);
     ensure!(alerts.len() == rules.matches("alert:").count() && !alerts.is_empty(), "the rules were misread");
     for alert in &alerts {
