@@ -27,12 +27,21 @@ pub(super) const SLOW: u8 = 8;
 /// Another: its connections were cut for its age.
 pub(super) const CUT: u8 = 16;
 
-/// One circuit. Plain data without links, so that a decision works on a copy and writes it back, or does not.
+/// Another: it solved a puzzle.
+pub(super) const SOLVED: u8 = 32;
+/// Another: it is a VIP by an operator's word.
+pub(super) const PROMOTED: u8 = 64;
+/// Another: it was tarpitted since its violations began.
+pub(super) const TARPITTED: u8 = 128;
+
+/// One circuit. Plain data without links, so that a decision works on a copy and writes it back, or does not. Three halves of a
+/// cache line, and aligned to one half, so that none lies in more than two lines.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 pub(super) struct Record {
-    pub(super) bytes_in: u64,
-    pub(super) bytes_out: u64,
-    pub(super) cpu_nanoseconds: u64,
+    pub(super) bytes_in: Total,
+    pub(super) bytes_out: Total,
+    pub(super) cpu_nanoseconds: Total,
     /// The circuit's number; 0 in a free slot.
     pub(super) number: u32,
     /// The tick of the last use, to which the rings are turned.
@@ -58,16 +67,36 @@ pub(super) struct Record {
     pub(super) rung: u8,
     pub(super) bytes: Debt,
     pub(super) cpu: Debt,
-    pub(super) has_solved: bool,
-    pub(super) is_promoted: bool,
-    pub(super) was_tarpitted: bool,
-    /// Some of [`MARKED`], [`BY_OPERATOR`], [`APART`], [`SLOW`] and [`CUT`].
+    /// Some of [`MARKED`], [`BY_OPERATOR`], [`APART`], [`SLOW`], [`CUT`], [`SOLVED`], [`PROMOTED`] and [`TARPITTED`].
     pub(super) signs: u8,
     /// What was last refused: 1 and its place in [`Refusal::ALL`]; 0: nothing.
     pub(super) refusal: u8,
 }
 
+const _: () = assert!(size_of::<Record>() == 96, "a record in three cache lines costs a decision the third");
 const _: () = assert!(Refusal::ALL.len() < u8::MAX as usize, "a record has one byte for the last word");
+
+/// What a circuit has used in all its life, in 48 bits: of bytes 256 TiB, of nanoseconds three days. It stays at its maximum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Total {
+    low: u16,
+    middle: u16,
+    high: u16,
+}
+
+impl Total {
+    const MAX: u64 = (1 << 48) - 1;
+
+    pub(super) const fn get(self) -> u64 {
+        (self.high as u64) << 32 | (self.middle as u64) << 16 | self.low as u64
+    }
+
+    pub(super) fn add(&mut self, more: u64) {
+        let sum = self.get().saturating_add(more).min(Self::MAX);
+        // Each keeps the bits of its place.
+        *self = Self { low: sum as u16, middle: (sum >> 16) as u16, high: (sum >> 32) as u16 };
+    }
+}
 
 /// Where a record stands when room is needed: earlier ones go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,9 +115,9 @@ const EPOCH: u32 = 100;
 impl Record {
     pub(super) fn new(number: u32, now: u32) -> Self {
         Self {
-            bytes_in: 0,
-            bytes_out: 0,
-            cpu_nanoseconds: 0,
+            bytes_in: Total::default(),
+            bytes_out: Total::default(),
+            cpu_nanoseconds: Total::default(),
             number,
             touched: now,
             first_seen: now,
@@ -107,9 +136,6 @@ impl Record {
             rung: 0,
             bytes: Debt::default(),
             cpu: Debt::default(),
-            has_solved: false,
-            is_promoted: false,
-            was_tarpitted: false,
             signs: 0,
             refusal: 0,
         }
@@ -145,7 +171,7 @@ impl Record {
         self.touched = self.touched.max(now);
         if self.touched.saturating_sub(self.last_violation) >= ticks(life) {
             self.violations = 0;
-            self.was_tarpitted = false;
+            self.set(TARPITTED, false);
         }
     }
 
@@ -163,7 +189,7 @@ impl Record {
 
     /// In both directions.
     pub(super) const fn bytes(&self) -> u64 {
-        self.bytes_in.saturating_add(self.bytes_out)
+        self.bytes_in.get().saturating_add(self.bytes_out.get())
     }
 
     /// The token in force.
@@ -179,7 +205,7 @@ impl Record {
     }
 
     pub(super) fn is_vip(&self, now: u32) -> bool {
-        self.is_promoted || self.ticket(now).is_some()
+        self.has(PROMOTED) || self.ticket(now).is_some()
     }
 
     /// The first tick at which it goes past the queue no more, as far as the time decides; 0 where it does not. For counting: a
@@ -187,7 +213,7 @@ impl Record {
     pub(super) const fn vip_until(&self) -> u32 {
         if self.number == 0 || self.banned_until > 0 {
             0
-        } else if self.is_promoted {
+        } else if self.has(PROMOTED) {
             u32::MAX
         } else if self.ticket != 0 {
             self.ticket_until
@@ -197,12 +223,12 @@ impl Record {
     }
 
     pub(super) fn has_paid(&self, now: u32) -> bool {
-        self.has_solved || self.is_vip(now)
+        self.has(SOLVED) || self.is_vip(now)
     }
 
     /// Independent of the time, so that it changes only when the record is written.
     pub(super) const fn home(&self) -> Home {
-        let is_known = self.has_solved || self.is_promoted || self.ticket != 0;
+        let is_known = self.has(SOLVED) || self.has(PROMOTED) || self.ticket != 0;
         if self.banned_until > 0 {
             Home::Banned
         } else if is_known || self.violations > 0 || self.rung > 0 {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 use super::{
     Action, Arrival, Decision, Hold, Lane, Ruling,
     admission::{Admitted, Ask, Denied, Place, Ticket, Want},
-    record::{Home, Record},
+    record::{Home, PROMOTED, Record, SOLVED},
     settings::{CircuitSettings, Ratio},
     table::Table,
     window::{begin, tick, tick_from},
@@ -293,17 +293,17 @@ impl CircuitShard {
     /// come of it.
     pub fn report(&mut self, circuit: CircuitId, usage: Usage, now: Monotime) {
         let Some(mut record) = self.known(circuit, now) else { return };
-        let (bytes, cpu) = (record.bytes(), record.cpu_nanoseconds);
-        record.bytes_in = record.bytes_in.saturating_add(usage.bytes_in);
-        record.bytes_out = record.bytes_out.saturating_add(usage.bytes_out);
-        record.cpu_nanoseconds = record.cpu_nanoseconds.saturating_add(usage.cpu_nanoseconds);
+        let (bytes, cpu) = (record.bytes(), record.cpu_nanoseconds.get());
+        record.bytes_in.add(usage.bytes_in);
+        record.bytes_out.add(usage.bytes_out);
+        record.cpu_nanoseconds.add(usage.cpu_nanoseconds);
         // What a circuit uses that an operator promoted is not held against it once it is no VIP any more.
-        let (bytes_now, is_judged) = (record.bytes(), !record.is_promoted);
+        let (bytes_now, is_judged) = (record.bytes(), !record.has(PROMOTED));
         if let Some(budget) = self.settings.bytes.filter(|_| is_judged) {
             record.bytes.add(budget, bytes, bytes_now);
         }
         if let Some(budget) = self.settings.cpu.filter(|_| is_judged) {
-            record.cpu.add(budget, cpu, record.cpu_nanoseconds);
+            record.cpu.add(budget, cpu, record.cpu_nanoseconds.get());
         }
         usage.latency.into_iter().for_each(|sample| record.note_latency(sample));
         // What is refused to new connections does not end those that are open; a ban does. Who has stopped offends no more.
@@ -319,7 +319,7 @@ impl CircuitShard {
 
     /// It solved a puzzle. That lasts for as long as the circuit is remembered.
     pub fn pay(&mut self, circuit: CircuitId, now: Monotime) {
-        self.change(circuit, now, |record| record.has_solved = true);
+        self.change(circuit, now, |record| record.set(SOLVED, true));
     }
 
     /// It showed a token, good until `until`, for which [`super::Admission::present`] gave the ticket.
@@ -334,7 +334,7 @@ impl CircuitShard {
     /// Operator: a VIP without a token, banned no longer.
     pub fn promote(&mut self, circuit: CircuitId, now: Monotime) {
         self.change(circuit, now, |record| {
-            record.is_promoted = true;
+            record.set(PROMOTED, true);
             lift(record);
         });
     }
@@ -346,7 +346,8 @@ impl CircuitShard {
             if let Some(ticket) = Ticket::new(record.ticket) {
                 self.commands.push(Command::RevokeToken { ticket });
             }
-            (record.is_promoted, record.ticket, record.ticket_until) = (false, 0, 0);
+            (record.ticket, record.ticket_until) = (0, 0);
+            record.set(PROMOTED, false);
             self.store(record);
         }
     }

@@ -5,8 +5,8 @@
 //! moves it in no list. Whoever looks for the first one that may be evicted takes those that may not out of its way; each comes
 //! back when it is closed, so that for one closed no more than one is ever passed over.
 //!
-//! Memory, once filled: per circuit one [`Record`] (104 bytes), one [`Links`] (12), one head of a chain (4) and one place
-//! in the heap (4): 124 bytes. Each array is reserved at its full size at the start, so none ever doubles, and pages that
+//! Memory, once filled: per circuit one [`Record`] (96 bytes), one [`Links`] (12), one head of a chain (4) and one place
+//! in the heap (4): 116 bytes. Each array is reserved at its full size at the start, so none ever doubles, and pages that
 //! no circuit has reached are not resident. Besides there is one number for each tick at which circuits cease to be VIPs, so
 //! that these can be counted without a walk.
 
@@ -399,10 +399,15 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        super::record::{PROMOTED, SOLVED},
+        *,
+    };
 
     fn record(number: u32, now: u32, open: u16, banned_until: u32, has_solved: bool) -> Record {
-        Record { open, banned_until, has_solved, ..Record::new(number, now) }
+        let mut record = Record { open, banned_until, ..Record::new(number, now) };
+        record.set(SOLVED, has_solved);
+        record
     }
 
     /// What the table should evict: the lowest home; in it the longest unused, or of the banned the one free first.
@@ -424,7 +429,7 @@ mod tests {
             + (table.heads.capacity() + table.bans.capacity()) * size_of::<u32>();
         assert_eq!(table.len(), capacity);
         assert_eq!(bytes, capacity as usize * BYTES_PER_CIRCUIT);
-        assert_eq!(BYTES_PER_CIRCUIT, 124);
+        assert_eq!(BYTES_PER_CIRCUIT, 116);
     }
 
     proptest! {
@@ -444,7 +449,8 @@ mod tests {
                 } else {
                     let is_promoted = vip_until == u32::MAX;
                     let (ticket, ticket_until) = if is_promoted { (0, 0) } else { (vip_until, vip_until) };
-                    let written = Record { is_promoted, ticket, ticket_until, ..record(number, now, open.saturating_sub(1), banned_until, has_solved) };
+                    let mut written = Record { ticket, ticket_until, ..record(number, now, open.saturating_sub(1), banned_until, has_solved) };
+                    written.set(PROMOTED, is_promoted);
                     let is_new = !model.contains_key(&number);
                     let expected = if is_new && model.len() == capacity as usize { Some(victim(&model)) } else { None };
                     match (table.put(written), expected) {

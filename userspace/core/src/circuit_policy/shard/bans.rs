@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     super::{
         admission::Ticket,
-        record::{BY_OPERATOR, Record},
+        record::{BY_OPERATOR, PROMOTED, Record, TARPITTED},
         window::{begin, span, tick_from},
     },
     CircuitShard, Command, lift,
@@ -40,7 +40,7 @@ impl CircuitShard {
     /// the circuit is of another tor process. In a table full of circuits with open connections a new one is closed but not remembered.
     pub fn ban(&mut self, circuit: CircuitId, length: Option<Duration>, now: Monotime) -> Option<Duration> {
         let (mut record, _) = self.load_record(circuit, now)?;
-        record.is_promoted = false;
+        record.set(PROMOTED, false);
         let length = self.begin_ban(&mut record, length, None, now);
         self.store(record);
         Some(length)
@@ -76,8 +76,8 @@ impl CircuitShard {
             return false;
         }
         let is_tarpit = why == Refusal::ConnectionRate;
-        let is_repeat = is_tarpit && record.was_tarpitted && quiet >= OFFENCE;
-        record.was_tarpitted |= is_tarpit;
+        let is_repeat = is_tarpit && record.has(TARPITTED) && quiet >= OFFENCE;
+        record.set(TARPITTED, is_tarpit || record.has(TARPITTED));
         record.violations = record.violations.saturating_add(1);
         record.last_violation = record.touched;
         if is_repeat || record.violations >= self.settings.ban_threshold.get() {

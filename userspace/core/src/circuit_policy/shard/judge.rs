@@ -9,7 +9,7 @@ use super::{
     super::{
         Lane,
         budget::{Budget, Debt},
-        record::Record,
+        record::{PROMOTED, Record},
         settings::{CircuitSettings, Ratio, SOON},
         window::span,
     },
@@ -116,7 +116,7 @@ pub(super) fn used_up(
 
 /// What a circuit has used up. Nothing is held against one that an operator promoted.
 fn spent(record: &Record, settings: &CircuitSettings) -> Option<Finding> {
-    if record.is_promoted {
+    if record.has(PROMOTED) {
         return None;
     }
     let spent = |debt: Debt, budget: Option<Budget>, word| {
@@ -129,7 +129,7 @@ fn spent(record: &Record, settings: &CircuitSettings) -> Option<Finding> {
 
 /// What a circuit's open connections go on using beyond twice a budget. New ones were refused long before.
 pub(super) fn usage(record: &Record, usage: Usage, settings: &CircuitSettings) -> Option<Refusal> {
-    if record.is_promoted {
+    if record.has(PROMOTED) {
         return None;
     }
     let over = |debt: Debt, budget: Option<Budget>| budget.is_some() && debt.is_spent_twice();

@@ -73,9 +73,9 @@ impl CircuitShard {
             age: now.since(begin(record.first_seen)),
             marked: record.has(MARKED).then_some(if record.has(SLOW) { slow } else { aged }),
             usage: Usage {
-                bytes_in: record.bytes_in,
-                bytes_out: record.bytes_out,
-                cpu_nanoseconds: record.cpu_nanoseconds,
+                bytes_in: record.bytes_in.get(),
+                bytes_out: record.bytes_out.get(),
+                cpu_nanoseconds: record.cpu_nanoseconds.get(),
                 latency: (record.latency_microseconds > 0)
                     .then(|| Duration::from_micros(record.latency_microseconds.into())),
             },
