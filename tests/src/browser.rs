@@ -62,7 +62,11 @@ impl Browser {
     fn start(command: &mut Command) -> Result<Self> {
         let folder = tempfile::tempdir().context("making a folder for the browser")?;
         command.args(ARGUMENTS).arg(format!("--user-data-dir={}", folder.path().display()));
-        command.env("HOME", folder.path()).stderr(Stdio::null()).process_group(0);
+        command
+            .env("HOME", folder.path())
+            .env("TMPDIR", folder.path())
+            .stderr(Stdio::null())
+            .process_group(0);
         let child =
             end_with_parent(command).spawn().context("starting chromium of Debian's package chromium")?;
         Ok(Self { child, _folder: folder })
