@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
@@ -18,30 +18,49 @@ use crate::{
     tidy, workspace,
 };
 
+mod beside;
+mod binary;
+mod lanes;
 mod long;
+
+use binary::Binary;
 
 /// The package of tests that need root, namespaces and the real kernel.
 const SYSTEM_TESTS: &str = "tunica-tests";
 
-/// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run.
+/// How many binaries of that package run at a time.
+const LANES: usize = 2;
+
+/// Test binaries of that package that take longer than a few seconds, which `--quick` leaves to the full run; those that take
+/// longest first, so that no lane works on one of them while the other has nothing left.
 const SLOW: &[&str] = &[
-    "abuse",
-    "aged",
-    "arti",
-    "browse",
+    "demo",
     "circuits",
     "cookies",
-    "crowd",
-    "demo",
-    "evidence",
-    "forged_sources",
+    "sybil",
     "front",
-    "metrics",
-    "privacy",
-    "self_test",
-    "soak",
+    "load",
     "testnet",
+    "soak",
+    "haproxy",
+    "arti",
+    "handover",
     "tor_control",
+    "challenge",
+    "metrics",
+    "crowd",
+    "self_test",
+    "front_process",
+    "abuse",
+    "translation",
+    "operations",
+    "privacy",
+    "evidence",
+    "deploy",
+    "tokens",
+    "forged_sources",
+    "aged",
+    "browse",
 ];
 
 /// What `cargo xtask test` is asked.
@@ -50,6 +69,33 @@ pub(crate) struct Arguments {
     /// Unit tests of all crates and the fast tests of the kernel program; says what it leaves to the full run.
     #[arg(long)]
     quick: bool,
+    /// Only these parts of the full run, one after the other.
+    #[arg(long, conflicts_with = "quick")]
+    part: Vec<Part>,
+}
+
+/// A part of the full run that can be asked for alone. It writes into a folder of its own below `target`, so that cargo can work
+/// on another one at the same time.
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    /// Builds the kernel programs anew: whether they are the prebuilt ones, come out the same elsewhere, and build with their log.
+    Kernel,
+    /// Builds the ingress with Arti, as the system's tests start it, and runs its unit tests.
+    Arti,
+}
+
+impl Part {
+    fn run(self, root: &Path) -> Result<()> {
+        let build = |check, prove, log| build_ebpf::run(&build_ebpf::Arguments { check, prove, log });
+        match self {
+            Self::Kernel => {
+                step("the prebuilt kernel programs", || build(true, false, false))?;
+                step("the same bytes from two folders", || build(false, true, false))?;
+                step("the kernel program with its debugging log", || build(false, false, true))
+            }
+            Self::Arti => step("the ingress with Arti", || with_arti(root)),
+        }
+    }
 }
 
 /// Runs the command.
@@ -63,6 +109,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         setup::ensure(true)?;
     }
     need_everything()?;
+    if !arguments.part.is_empty() {
+        return arguments.part.iter().try_for_each(|part| part.run(&root));
+    }
     let left = if arguments.quick { quick(&root)? } else { full(&root)? };
     println!("Passed in {} s.", started.elapsed().as_secs());
     if !left.is_empty() {
@@ -107,9 +156,14 @@ fn step(name: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn full(root: &Path) -> Result<Vec<String>> {
     programs(root)?;
+    let mut binaries = Vec::new();
+    step("test binaries", || {
+        binaries = binary::build(root, &["--workspace"])?;
+        Ok(())
+    })?;
     let mut long = None;
     step("tests that run beside everything else: start", || {
-        long = Some(long::Running::start(root)?);
+        long = Some(long::Running::start(root, &binaries)?);
         Ok(())
     })?;
     step("lock files", || locked(root))?;
@@ -122,39 +176,57 @@ fn full(root: &Path) -> Result<Vec<String>> {
     })?;
     step("tidy", tidy::run)?;
     step("generated files", || generate::run(&generate::Arguments { check: true }))?;
-    step("clippy", || {
-        process::run(cargo(root)?.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    // Where cargo waits for one large crate, the other cargo has something for the second processor.
+    let parts = beside::Parts::start(root, &[Part::Kernel, Part::Arti])?;
+    let cheap = lints_and_documentation(root);
+    let parts = step("the kernel programs and the ingress with Arti", || parts.finish());
+    both(cheap, parts)?;
+    let (system, units) = parted(root, binaries);
+    let outcomes = [
+        // They compute more than they wait.
+        step("unit tests", || lanes::run(root, units, 1).and_then(Sum::judge)),
+        step("examples in the documentation", || {
+            run_tests(cargo(root)?.args(["test", "--workspace", "--doc", "--no-fail-fast"]))
+        }),
+        step("tests of the system", || lanes::run(root, system, LANES).and_then(Sum::judge)),
+        // Also after a failure: they are nearly done.
+        step("tests that run beside everything else: outcome", || match long {
+            Some(long) => long.finish().and_then(Sum::judge),
+            None => bail!("they were not started"),
+        }),
+    ];
+    outcomes.into_iter().reduce(both).unwrap_or(Ok(()))?;
+    Ok(Vec::new())
+}
+
+/// All failures at once are worth more than one.
+fn both(one: Result<()>, other: Result<()>) -> Result<()> {
+    match (one, other) {
+        (Err(one), Err(other)) => bail!("{one:#}; and {other:#}"),
+        (one, other) => one.and(other),
+    }
+}
+
+fn lints_and_documentation(root: &Path) -> Result<()> {
+    let lints = ["--all-targets", "--", "-D", "warnings"];
+    step("clippy", || process::run(cargo(root)?.args(["clippy", "--workspace"]).args(lints)))?;
+    step("clippy of the ingress with Arti", || {
+        process::run(cargo(root)?.arg("clippy").args(INGRESS).args(WITH_POW).args(lints))
     })?;
     step("documentation", || {
         let mut doc = cargo(root)?;
         process::run(doc.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
-    })?;
-    step("the prebuilt kernel program", || {
-        build_ebpf::run(&build_ebpf::Arguments { check: true, prove: false, log: false })
-    })?;
-    step("the same bytes from two folders", || {
-        build_ebpf::run(&build_ebpf::Arguments { check: false, prove: true, log: false })
-    })?;
-    step("the kernel program with its debugging log", || {
-        build_ebpf::run(&build_ebpf::Arguments { check: false, prove: false, log: true })
-    })?;
-    step("the ingress with Arti", || with_arti(root))?;
-    let others = step("tests", || {
-        let mut tests = cargo(root)?;
-        tests.args(["test", "--workspace", "--no-fail-fast", "--"]);
-        tests.args(long::TESTS.iter().flat_map(|test| ["--skip", test.name]));
-        run_tests(&mut tests)
-    });
-    // Also after a failure: they are nearly done, and all failures at once are worth more than one.
-    let beside = step("tests that run beside everything else: outcome", || match long {
-        Some(long) => long.finish().and_then(Sum::judge),
-        None => bail!("they were not started"),
-    });
-    match (others, beside) {
-        (Err(one), Err(other)) => bail!("{one:#}; and {other:#}"),
-        (one, other) => one.and(other)?,
-    }
-    Ok(Vec::new())
+    })
+}
+
+/// The system's tests, in the order in which they begin, and all others. Those that run beside everything else are in neither.
+fn parted(root: &Path, mut binaries: Vec<Binary>) -> (Vec<Binary>, Vec<Binary>) {
+    binaries.retain(|binary| long::TESTS.iter().all(|test| test.binary != binary.name));
+    let (mut system, units): (Vec<_>, Vec<_>) =
+        binaries.into_iter().partition(|binary| binary.is_of(&root.join("tests")));
+    let place = |binary: &Binary| SLOW.iter().position(|slow| *slow == binary.name).unwrap_or(SLOW.len());
+    system.sort_by_key(place);
+    (system, units)
 }
 
 /// Whether every lock file says what its manifests ask for.
@@ -184,20 +256,21 @@ fn quick(root: &Path) -> Result<Vec<String>> {
     if let Some(unknown) = SLOW.iter().find(|slow| !targets.iter().any(|target| target == *slow)) {
         bail!("xtask/src/test.rs calls `{unknown}` slow, but {SYSTEM_TESTS} has no such test");
     }
+    let (slow, fast): (Vec<_>, Vec<_>) =
+        targets.iter().map(String::as_str).partition(|target| SLOW.contains(target));
+    left.extend(slow.iter().map(|target| format!("{SYSTEM_TESTS}'s {target}")));
     programs(root)?;
-    step("unit tests", || {
-        run_tests(cargo(root)?.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]))
+    let mut binaries = Vec::new();
+    step("test binaries", || {
+        binaries = binary::build(root, &["--workspace", "--exclude", SYSTEM_TESTS])?;
+        let mut system = vec!["--package", SYSTEM_TESTS, "--lib", "--bins"];
+        system.extend(fast.iter().flat_map(|target| ["--test", target]));
+        binaries.extend(binary::build(root, &system)?);
+        Ok(())
     })?;
-    let mut system = cargo(root)?;
-    system.args(["test", "--package", SYSTEM_TESTS, "--no-fail-fast", "--lib", "--bins"]);
-    for target in &targets {
-        if SLOW.contains(&target.as_str()) {
-            left.push(format!("{SYSTEM_TESTS}'s {target}"));
-        } else {
-            system.args(["--test", target]);
-        }
-    }
-    step("fast tests of the system", || run_tests(&mut system))?;
+    step("unit tests, and fast tests of the system", || {
+        lanes::run(root, binaries, LANES).and_then(Sum::judge)
+    })?;
     Ok(left)
 }
 
@@ -206,21 +279,23 @@ fn programs(root: &Path) -> Result<()> {
     step("programs", || process::run(cargo(root)?.args(["build", "--workspace", "--bins"])))
 }
 
+const INGRESS: [&str; 2] = ["--package", "tunica-front"];
+const WITH_ARTI: [&str; 2] = ["--features", "arti"];
+/// With Arti's proof of work as well.
+const WITH_POW: [&str; 2] = ["--features", "arti-pow"];
+
 /// The front's feature that hosts the onion service, in a folder of its own below the others, so that neither program takes the
-/// other's place: what clippy says of it, its unit tests, and the program that the system tests start.
+/// other's place: the programs that the system tests start, and its unit tests.
 fn with_arti(root: &Path) -> Result<()> {
-    const FRONT: [&str; 4] = ["--package", "tunica-front", "--target-dir", "target/arti"];
-    const ARTI: [&str; 2] = ["--features", "arti"];
-    // With Arti's proof of work as well.
-    const POW: [&str; 2] = ["--features", "arti-pow"];
-    let lints = ["--all-targets", "--", "-D", "warnings"];
-    process::run(cargo(root)?.arg("clippy").args(FRONT).args(POW).args(lints))?;
-    process::run(cargo(root)?.arg("build").args(FRONT).args(POW))?;
+    const FOLDER: [&str; 2] = ["--target-dir", "target/arti"];
+    // All that the unit tests need is built with the programs, so that nothing is built twice.
+    const TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
+    process::run(cargo(root)?.arg("build").args(INGRESS).args(FOLDER).args(TARGETS).args(WITH_POW))?;
     // Cargo gives both programs one place, so this one moves away before the other comes.
     let built = root.join("target/arti/debug");
     fs::rename(built.join("tunica-front"), built.join("tunica-front-pow")).context("keeping the program")?;
-    process::run(cargo(root)?.arg("build").args(FRONT).args(ARTI))?;
-    run_tests(cargo(root)?.arg("test").args(FRONT).args(ARTI).args(["--lib", "arti"]))
+    process::run(cargo(root)?.arg("build").args(INGRESS).args(FOLDER).args(TARGETS).args(WITH_ARTI))?;
+    run_tests(cargo(root)?.arg("test").args(INGRESS).args(FOLDER).args(WITH_ARTI).args(["--lib", "arti"]))
 }
 
 /// The test binaries of the system tests, or `None` where the workspace has no such package.
@@ -251,6 +326,16 @@ struct Sum {
 }
 
 impl Sum {
+    /// Both together.
+    fn and(self, other: Self) -> Self {
+        Self {
+            binaries: self.binaries + other.binaries,
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+        }
+    }
+
     /// Adds a line such as `test result: ok. 3 passed; 0 failed; 0 ignored; …`; any other line is none.
     fn add(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };

@@ -1,18 +1,14 @@
 //! Tests that wait for minutes and need next to no CPU time meanwhile: the full run starts them before everything else, does
 //! the rest beside them, and asks for their outcome at the end.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Instant,
-};
+use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::Sum;
-use crate::{process, workspace};
+use super::{
+    Sum,
+    binary::{self, Binary, Process},
+};
 
 /// Such a test: its binary, and its only test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,44 +26,33 @@ pub(super) const TESTS: [Test; 2] = [
     Test { binary: "browse", name: "a_browser_that_clicks_for_five_minutes_is_refused_nothing" },
 ];
 
-/// Where the kernel's BPF objects of the tests are pinned.
-const PINS: &str = "/sys/fs/bpf";
-
-/// The test processes. Dropping this ends those that run still, by their pids, and removes what they leave behind.
+/// The processes of these tests. Dropping this ends those that run still.
 pub(super) struct Running {
-    children: Vec<(Test, Child, PathBuf)>,
+    processes: Vec<Process>,
     started: Instant,
 }
 
 impl Running {
-    /// Starts them. All test binaries are built before, as the later run needs them.
+    /// Starts them.
     ///
     /// # Errors
-    /// When they do not build, or one of them is not there.
-    pub(super) fn start(root: &Path) -> Result<Self> {
-        let folder = root.join("target/long");
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        let mut build = process::command("cargo")?;
-        build.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
-        let messages = process::capture(build.current_dir(root)).context("building the tests")?;
-        let mut running = Self { children: Vec::new(), started: Instant::now() };
+    /// When one of them is not among the binaries.
+    pub(super) fn start(root: &Path, binaries: &[Binary]) -> Result<Self> {
+        let logs = binary::logs(root, "long")?;
+        let mut running = Self { processes: Vec::new(), started: Instant::now() };
         for test in TESTS {
-            let program = workspace::executable(&messages, "test", test.binary)
+            let binary = binaries
+                .iter()
+                .find(|binary| binary.name == test.binary)
                 .with_context(|| format!("`{}` is no test binary of this workspace", test.binary))?;
-            let path = folder.join(format!("{}.log", test.binary));
-            let log = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
-            // It ends with this process, also when that is killed; what it started ends with it.
-            let mut command = process::command("setpriv")?;
-            command
-                .args(["--pdeathsig", "KILL"])
-                .arg(&program)
-                .arg("--exact")
-                .arg(test.name)
-                .current_dir(root.join("tests"));
-            command.stdin(Stdio::null()).stdout(log.try_clone().context("sharing a log")?).stderr(log);
-            let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
-            println!("{} runs beside everything else (pid {}, {})", test.binary, child.id(), path.display());
-            running.children.push((test, child, path));
+            let process = binary.start(&["--exact", test.name], &logs)?;
+            println!(
+                "{} runs beside everything else (pid {}, {})",
+                test.binary,
+                process.id(),
+                process.log.display()
+            );
+            running.processes.push(process);
         }
         Ok(running)
     }
@@ -76,18 +61,16 @@ impl Running {
     ///
     /// # Errors
     /// Names those that failed.
-    pub(super) fn finish(mut self) -> Result<Sum> {
+    pub(super) fn finish(self) -> Result<Sum> {
         let mut sum = Sum::default();
         let mut failed = Vec::new();
-        for (test, child, log) in &mut self.children {
-            let status = child.wait().with_context(|| format!("waiting for {}", test.binary))?;
-            let said = fs::read(&*log).with_context(|| format!("reading {}", log.display()))?;
-            // Where this goes is where the failure is looked for; if it is closed the error still names the test.
-            let _ = std::io::stdout().write_all(&said);
-            let before = sum;
-            String::from_utf8_lossy(&said).lines().for_each(|line| sum.add(line));
-            if !status.success() || sum.passed != before.passed + 1 {
-                failed.push(test.binary);
+        for process in self.processes {
+            let name = process.name.clone();
+            let outcome = process.finish()?;
+            println!("{}", outcome.said);
+            sum = sum.and(outcome.sum);
+            if !outcome.is_good || outcome.sum.passed != 1 {
+                failed.push(name);
             }
         }
         println!("The last of them ended {} s after all were started.", self.started.elapsed().as_secs());
@@ -98,40 +81,12 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        for (_, child, _) in &mut self.children {
-            if matches!(child.try_wait(), Ok(None)) {
-                // With a test process end its daemon, its tors and its browser; what they lived in stays.
-                let _ = child.kill();
-                let _ = child.wait();
-                remove_remains(child.id());
-            }
-        }
-    }
-}
-
-/// Removes namespaces and pins that a killed test process made; their names tell whose they are.
-fn remove_remains(owner: u32) {
-    let owned = |name: &str| {
-        let mut words = name.split('-');
-        words.next() == Some("tunica") && words.nth(1).is_some_and(|pid| pid == owner.to_string())
-    };
-    let names = |folder: &str| -> Vec<String> {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| owned(name)).collect()
-    };
-    for name in names(PINS) {
-        let _ = fs::remove_dir_all(Path::new(PINS).join(name));
-    }
-    for name in names("/run/netns") {
-        let _ = Command::new("ip").args(["netns", "delete", &name]).status();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::workspace;
 
     #[test]
     fn each_is_the_only_test_of_its_binary_and_slow() {
