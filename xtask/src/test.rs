@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::Value;
 
 use crate::{
@@ -18,7 +18,6 @@ use crate::{
     tidy, workspace,
 };
 
-mod beside;
 mod binary;
 mod lanes;
 mod long;
@@ -69,33 +68,6 @@ pub(crate) struct Arguments {
     /// Unit tests of all crates and the fast tests of the kernel program; says what it leaves to the full run.
     #[arg(long)]
     quick: bool,
-    /// Only these parts of the full run, one after the other.
-    #[arg(long, conflicts_with = "quick")]
-    part: Vec<Part>,
-}
-
-/// A part of the full run that can be asked for alone. It writes into a folder of its own below `target`, so that cargo can work
-/// on another one at the same time.
-#[derive(Clone, Copy, ValueEnum)]
-enum Part {
-    /// Builds the kernel programs anew: whether they are the prebuilt ones, come out the same elsewhere, and build with their log.
-    Kernel,
-    /// Builds the ingress with Arti, as the system's tests start it, and runs its unit tests.
-    Arti,
-}
-
-impl Part {
-    fn run(self, root: &Path) -> Result<()> {
-        let build = |check, prove, log| build_ebpf::run(&build_ebpf::Arguments { check, prove, log });
-        match self {
-            Self::Kernel => {
-                step("the prebuilt kernel programs", || build(true, false, false))?;
-                step("the same bytes from two folders", || build(false, true, false))?;
-                step("the kernel program with its debugging log", || build(false, false, true))
-            }
-            Self::Arti => step("the ingress with Arti", || with_arti(root)),
-        }
-    }
 }
 
 /// Runs the command.
@@ -109,9 +81,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         setup::ensure(true)?;
     }
     need_everything()?;
-    if !arguments.part.is_empty() {
-        return arguments.part.iter().try_for_each(|part| part.run(&root));
-    }
     let left = if arguments.quick { quick(&root)? } else { full(&root)? };
     println!("Passed in {} s.", started.elapsed().as_secs());
     if !left.is_empty() {
@@ -176,11 +145,12 @@ fn full(root: &Path) -> Result<Vec<String>> {
     })?;
     step("tidy", tidy::run)?;
     step("generated files", || generate::run(&generate::Arguments { check: true }))?;
-    // Where cargo waits for one large crate, the other cargo has something for the second processor.
-    let parts = beside::Parts::start(root, &[Part::Kernel, Part::Arti])?;
-    let cheap = lints_and_documentation(root);
-    let parts = step("the kernel programs and the ingress with Arti", || parts.finish());
-    both(cheap, parts)?;
+    lints_and_documentation(root)?;
+    let build = |check, prove, log| build_ebpf::run(&build_ebpf::Arguments { check, prove, log });
+    step("the prebuilt kernel program", || build(true, false, false))?;
+    step("the same bytes from two folders", || build(false, true, false))?;
+    step("the kernel program with its debugging log", || build(false, false, true))?;
+    step("the ingress with Arti", || with_arti(root))?;
     let (system, units) = parted(root, binaries);
     let outcomes = [
         // They compute more than they wait.
@@ -246,10 +216,16 @@ fn locked(root: &Path) -> Result<()> {
 
 /// Returns what it left to the full run.
 fn quick(root: &Path) -> Result<Vec<String>> {
-    let mut left: Vec<String> =
-        ["format", "tidy", "generated files", "clippy", "documentation", "the kernel program's rebuild"]
-            .map(str::to_owned)
-            .to_vec();
+    let mut left: Vec<String> = [
+        "format",
+        "tidy",
+        "generated files",
+        "clippy",
+        "documentation and its examples",
+        "the kernel program's rebuild",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let Some(targets) = system_test_targets(root)? else {
         bail!("no package {SYSTEM_TESTS} in the workspace");
     };

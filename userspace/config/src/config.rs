@@ -447,10 +447,23 @@ impl Config {
 
     /// Where tor is meant to connect to; nowhere without an ingress, or where Arti hosts the service.
     pub fn ingress_places(&self) -> Vec<Place> {
+        // HAProxy listens where tunica-front would, but not where systemd listens for that.
+        let is_haproxy = self.haproxy.socket.is_some();
+        if self.arti.enabled || !(self.ingress.enabled || is_haproxy) {
+            return Vec::new();
+        }
         let socket = self.ingress.socket.clone().map(Place::Unix);
-        let shipped = Place::Unix(SHIPPED_INGRESS_SOCKET.into());
-        let places = [Some(Place::Tcp(self.ingress.listen)), socket, Some(shipped)];
-        places.into_iter().flatten().filter(|_| self.ingress.enabled && !self.arti.enabled).collect()
+        let shipped = (!is_haproxy).then(|| Place::Unix(SHIPPED_INGRESS_SOCKET.into()));
+        [Some(Place::Tcp(self.ingress.listen)), socket, shipped].into_iter().flatten().collect()
+    }
+
+    /// The one of them that tor should connect to: the socket, which other local processes cannot reach, where it is
+    /// tunica-front's.
+    pub fn ingress_place(&self) -> Place {
+        match &self.ingress.socket {
+            Some(socket) if self.haproxy.socket.is_none() => Place::Unix(socket.clone()),
+            Some(_) | None => Place::Tcp(self.ingress.listen),
+        }
     }
 
     /// The accounts whose connections to the Tor network are this host's own: tor's, and the front's where it hosts the service.

@@ -173,7 +173,7 @@ keys! {
             below: "there would be no time to try another login",
             above: "a host that is cut off would stay so for more than an hour",
         },
-        "Where it is set, the very first start, without a ledger from before, is on trial: unless `tunica confirm` comes within this time, the shield is bypassed until `tunica bypass off`. Without it nothing undoes the first attach by itself.";
+        "Where it is set, the very first start, without a ledger from before, is on trial: unless `tunica confirm` comes within this time, the shield is bypassed, and no circuit refused, until `tunica bypass off`. Without it nothing undoes the first attach by itself.";
     PIN_PATH: AbsolutePath = "shield.pin_path",
         Absent::Default(r#""/sys/fs/bpf/tunica""#),
         AbsolutePath {
@@ -770,7 +770,7 @@ keys! {
             below: "the first connection would be an offence",
             above: "an attacker would not notice it",
         }),
-        "The connection of a circuit within 10 s that is an offence, and all that follow: the first offence is held in the tarpit, more count towards a ban. By profile: none, 10, 100.";
+        "The connection of a circuit within 10 s that is an offence, and all that follow: the first offence is held in the tarpit, those that follow it count towards `ban_threshold`, and one after 10 s of quiet is a ban at once. By profile: none, 10, 100.";
     SLOW_PER_10: Number = "circuits.slow_requests_per_10_seconds",
         Absent::Unset { example: "20" },
         Number {

@@ -18,7 +18,7 @@
 //!   arrival.ends: another connection that must end now, with its word
 //!   arrival.hold: the place, when there is one: serve, wait for start_next() to name it, show the puzzle, or tarpit
 //! for each HTTP request: ruling = shard.request(circuit, now, |ticket| admission.request(ticket, now))
-//! a solution verified:   shard.pay(circuit, now); admission.paid(hold.serial(), lane, now)
+//! a solution verified:   shard.pay(circuit, now); admission.paid(hold.serial(), lane, shard.ticket(circuit, now), now)
 //! now and then:          shard.report(circuit, usage, now)
 //! at the end:            shard.close(&hold, now); admission.close(hold.serial()); while let Some(next) = admission.start_next() {…}
 //! at next_deadline():    for command in shard.advance(now) {…}; admission.advance(now)

@@ -142,7 +142,7 @@ metrics! {
     generation: IntGauge, "tunica_shield_policy_generation", [],
         "Number of the policy in force; every change adds 1.";
     bypassed: IntGauge, "tunica_shield_bypassed", [],
-        "1 while an operator has the shield detached, else 0.";
+        "1 while an operator has the shield detached and no circuit is refused, else 0.";
     attack_mode: IntGauge, "tunica_attack_mode_active", [],
         "1 while `tunica panic` has stricter settings in force than the configured ones, else 0.";
     candidate: IntGauge, "tunica_candidate_loaded", [],

@@ -5,7 +5,7 @@
 //! an `await`. What new circuits do is counted behind locks of its own, which are held with no other.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     num::NonZeroU32,
     ops::Deref,
@@ -611,7 +611,7 @@ impl Circuits {
                 }
             }
         }
-        self.has_paid(visit, Lane::Normal);
+        self.has_paid(circuit, Lane::Normal);
     }
 
     async fn settle(&self, visit: &Visit) -> Result<(), Refusal> {
@@ -619,12 +619,15 @@ impl Circuits {
         if *visit.fate.borrow() == Fate::Served {
             return Ok(());
         }
-        let facts = self.shard(circuit).and_then(|shard| shard.look(circuit, now()));
+        let (facts, ticket) = self.shard(circuit).map_or((None, None), |shard| {
+            let now = now();
+            (shard.look(circuit, now), shard.ticket(circuit, now))
+        });
         let (has_paid, lane) = facts.map_or((false, Lane::Suspect), |facts| (facts.has_paid, facts.lane));
         let place = {
             let mut admission = lock(&self.admission);
             match admission.place(serial) {
-                Some(Place::Challenged) if has_paid => admission.paid(serial, lane, now()),
+                Some(Place::Challenged) if has_paid => admission.paid(serial, lane, ticket, now()),
                 Some(Place::Challenged) => admission.excused(serial, lane, now()),
                 place @ (Some(Place::Served | Place::Waiting | Place::Tarpit) | None) => place,
             }
@@ -772,7 +775,22 @@ impl Circuits {
 
     /// Whether limits and bans refuse nobody from now on.
     pub fn hear_bypass(&self, is_bypassed: bool) {
+        let was_bypassed = self.is_bypassed();
         self.change_load(|held| held.is_bypassed = is_bypassed);
+        if was_bypassed && !is_bypassed {
+            // Bans that came meanwhile act from now on, on what is open as well.
+            let now = now();
+            let in_force = |shard: &Mutex<CircuitShard>| {
+                let shard = lock(shard);
+                let bans = shard.bans().filter(|(_, ban)| ban.until > now);
+                bans.map(|(circuit, _)| circuit).collect::<Vec<_>>()
+            };
+            let banned: HashSet<_> = self.shards.iter().flat_map(in_force).collect();
+            for visit in lock(&self.visits).values().filter(|visit| banned.contains(&visit.hold.circuit())) {
+                visit.end(Refusal::Banned);
+            }
+            banned.into_iter().for_each(|circuit| self.close(circuit, Some(Refusal::Banned)));
+        }
     }
 
     fn is_bypassed(&self) -> bool {
@@ -1096,7 +1114,10 @@ fn is_of_policy(refusal: Refusal) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tunica_core::ban_ladder::Ladder;
+    use tunica_core::{
+        ban_ladder::Ladder,
+        circuit_policy::{Ask, Want},
+    };
 
     use super::*;
     use crate::challenge::{ChallengeSettings, Terms};
@@ -1243,6 +1264,68 @@ mod tests {
         assert_eq!((digest.challenged, digest.active, digest.waiting), (1, 0, 0));
         drop(stay);
         assert_eq!(circuits.digest().challenged, 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_circuit_pays_is_for_its_other_connections_as_well() {
+        let settings = CircuitSettings { asks_puzzles: true, ..circuits().settings.clone() };
+        let settings = CircuitSettings {
+            max_concurrent_connections: NonZeroU32::new(4).unwrap(),
+            max_concurrent_per_circuit: 4.try_into().unwrap(),
+            ..settings
+        };
+        let circuits = Circuits::new(settings, challenges(), NonZeroU32::MIN);
+        // Four places, filled before the load rose; the first circuit has two of them.
+        let stays = [1, 1, 2, 3].map(|number| serve(&circuits, number));
+        let first = circuits.circuit(NonZeroU32::MIN);
+        let wait = |number| match circuits.connect(circuits.circuit(number), Pulse::begin()) {
+            Welcome::Wait(stay) => stay,
+            Welcome::Serve(_) | Welcome::Challenge(_) | Welcome::Tarpit(_) | Welcome::Refuse(_) => {
+                panic!("must wait")
+            }
+        };
+        let (waits, other) = (wait(NonZeroU32::MIN), wait(NonZeroU32::new(4).unwrap()));
+        circuits.hear_load(Some(heavy()));
+        circuits.pay(&stays[0].visit);
+        assert!(circuits.shard(first).unwrap().look(first, now()).unwrap().has_paid);
+        // Of four places two are for those who did not pay, and two of these are held: whoever paid goes first.
+        drop(stays);
+        assert_eq!((waits.turn().await, other.turn().await), (Ok(()), Ok(())));
+        let mut admission = lock(&circuits.admission);
+        assert_eq!(admission.give_way(now()), None);
+        let place = admission
+            .admit(Ask { want: Want::Serve, lane: Lane::Normal, is_paid: false, ticket: None }, now());
+        // The one that waited counts as paid: one more fits into the part of those who did not.
+        assert_eq!(place.unwrap().place, Place::Served);
+    }
+
+    #[test]
+    fn bans_of_a_bypass_end_open_streams_once_it_is_over() {
+        let circuits = circuits();
+        let (closer, mut closed) = mpsc::unbounded_channel();
+        circuits.set_closer(closer);
+        circuits.begin(TorGeneration(7));
+        circuits.hear_bypass(true);
+        let (banned, other) = (serve(&circuits, 1), serve(&circuits, 2));
+        let circuit = NonZeroU32::MIN;
+        let orders = Orders {
+            generation: Some(7),
+            circuits: vec![CircuitOrder {
+                circuit,
+                said: 1,
+                state: CircuitState::Banned { until: u64::MAX },
+            }],
+            ..Orders::default()
+        };
+        assert!(circuits.follow(&Orders::default(), &orders));
+        assert!(closed.try_recv().is_err(), "nobody is refused meanwhile");
+        assert_eq!(*banned.visit.fate.borrow(), Fate::Served);
+        circuits.hear_bypass(false);
+        assert_eq!(*banned.visit.fate.borrow(), Fate::Ends(Refusal::Banned));
+        let why = Some(Refusal::Banned);
+        assert_eq!(closed.try_recv(), Ok(Closing { circuit: circuits.circuit(circuit), why }));
+        assert_eq!(*other.visit.fate.borrow(), Fate::Served);
+        assert!(closed.try_recv().is_err());
     }
 
     #[test]

@@ -256,11 +256,15 @@ impl HaproxyConfig {
         out.comment(
             "tunicad reads and sets the table here. A reload takes over the listening sockets here, too.",
         );
-        out.line(format_args!(
-            "stats socket {} mode 660 group {} level operator expose-fd listeners",
-            path("haproxy.socket", &self.api)?,
-            name("the group of haproxy.socket", &self.api_group)?
-        ));
+        let api = path("haproxy.socket", &self.api)?;
+        let rights = "level operator expose-fd listeners";
+        if self.user.is_some() {
+            // tunicad is root, and whoever may use the socket decides who is banned and who is a VIP.
+            out.line(format_args!("stats socket {api} mode 600 user root {rights}"));
+        } else {
+            let group = name("the group of haproxy.socket", &self.api_group)?;
+            out.line(format_args!("stats socket {api} mode 660 group {group} {rights}"));
+        }
         out.line(format_args!("stats timeout 30s"));
         out.line(format_args!("hard-stop-after {LAST_CONNECTIONS}"));
         out.comment(

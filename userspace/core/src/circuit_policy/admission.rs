@@ -168,11 +168,12 @@ impl Admission {
                 self.check_rate(ask.is_paid, now).or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 self.check_room(&ask)?;
                 if let Some(ticket) = ask.ticket {
-                    let most_open = self.settings.max_concurrent_with_token();
-                    let counted =
-                        self.tokens.connect(ticket, self.settings.token_per_10_seconds(), most_open, now);
+                    let counted = self.tokens.connect(ticket, self.settings.token_per_10_seconds(), now);
                     self.note_holder(ticket, counted, now);
                     counted.or_else(|denied| self.pass_shadow(denied, is_vip))?;
+                    let room = self.tokens.check_open(ticket, self.settings.max_concurrent_with_token());
+                    self.note_holder(ticket, room, now);
+                    room.or_else(|denied| self.pass_shadow(denied, is_vip))?;
                 }
                 let ends = self.make_room(&ask)?;
                 self.rate.add(now);
@@ -240,9 +241,28 @@ impl Admission {
         is_long.then(|| self.forget(first)).flatten().map(|_| first)
     }
 
-    /// A connection with a puzzle has paid: it is served, or waits. Returns where it is; `None` where it had to make
-    /// room already.
-    pub fn paid(&mut self, serial: Serial, lane: Lane, now: Monotime) -> Option<Place> {
+    /// The circuit of a connection has paid, and uses this token, if any: one with a puzzle is served, or waits. It counts for the
+    /// token from now on; where that has as many open as it may, it goes on as one that did not pay. Returns where it is; `None`
+    /// where it had to make room already.
+    pub fn paid(
+        &mut self,
+        serial: Serial,
+        lane: Lane,
+        ticket: Option<Ticket>,
+        now: Monotime,
+    ) -> Option<Place> {
+        let held = self.held.get(&serial)?;
+        let ticket = ticket.filter(|_| held.place != Place::Tarpit);
+        let is_other = ticket.is_some() && ticket != held.ticket;
+        if let Some(ticket) = ticket.filter(|_| is_other) {
+            let room = self.tokens.check_open(ticket, self.settings.max_concurrent_with_token());
+            if room.or_else(|denied| self.pass_shadow(denied, true)).is_err() {
+                return self.leave_puzzle(serial, lane, false, now);
+            }
+            if let Some(held) = self.forget(serial) {
+                self.remember(serial, Held { ticket: Some(ticket), ..held });
+            }
+        }
         self.leave_puzzle(serial, lane, true, now)
     }
 

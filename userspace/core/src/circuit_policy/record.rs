@@ -110,7 +110,7 @@ pub(super) enum Home {
 
 /// Ticks within which uses of a circuit count as one for the order of evictions. A circuit in use then moves in its list every
 /// 10 s, and all other decisions about it touch nothing but its record.
-const EPOCH: u32 = 100;
+pub(super) const EPOCH: u32 = 100;
 
 impl Record {
     pub(super) fn new(number: u32, now: u32) -> Self {

@@ -3,8 +3,9 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use super::{
-    Action, Admission, Arrival, Budget, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane, Load,
-    MOST_DUE, Place, Ratio, Ruling, Serial, Statistics, TokenId, TokenRefused, Usage,
+    Action, Admission, Arrival, Ask, Budget, CircuitSettings, CircuitShard, Command, Decision, Hold, Lane,
+    Load, MOST_DUE, Place, Ratio, RequestRates, Ruling, Serial, Statistics, Ticket, TokenId, TokenRefused,
+    Usage, Want,
 };
 use crate::{
     ban_ladder::Ladder,
@@ -325,7 +326,7 @@ fn who_need_not_solve_its_puzzle_any_more_is_served_as_one_that_did_not_pay() {
     assert_eq!((front.admission.challenged(), front.admission.rate(front.now)), (3, 0));
     assert_eq!(front.admission.excused(serials[0], Lane::Normal, front.now), Some(Place::Served));
     assert_eq!(front.admission.excused(serials[1], Lane::Normal, front.now), Some(Place::Waiting));
-    assert_eq!(front.admission.paid(serials[2], Lane::Normal, front.now), Some(Place::Served));
+    assert_eq!(front.admission.paid(serials[2], Lane::Normal, None, front.now), Some(Place::Served));
     // Said twice it changes nothing, and what was paid stays paid.
     assert_eq!(front.admission.excused(serials[2], Lane::Normal, front.now), Some(Place::Served));
     assert_eq!(
@@ -364,7 +365,7 @@ fn who_looks_at_a_puzzle_for_longest_gives_way_to_the_next_and_the_service_stays
     // Those who are served give way to nobody.
     let serials: Vec<_> = front.holds.iter().map(|hold| hold.serial()).collect();
     for serial in &serials[1..] {
-        assert_eq!(front.admission.paid(*serial, Lane::Normal, front.now), Some(Place::Served));
+        assert_eq!(front.admission.paid(*serial, Lane::Normal, None, front.now), Some(Place::Served));
     }
     assert_eq!(front.connect(4).word, Refusal::Capacity);
 }
@@ -691,8 +692,8 @@ fn a_solved_puzzle_gets_a_place() {
     assert_eq!([1, 2].map(|number| front.connect(number).action), [Action::Challenge; 2]);
     front.shard.pay(circuit(1), front.now);
     let serials: Vec<Serial> = front.holds.iter().map(Hold::serial).collect();
-    assert_eq!(front.admission.paid(serials[0], Lane::Normal, front.now), Some(Place::Served));
-    assert_eq!(front.admission.paid(serials[1], Lane::Normal, front.now), Some(Place::Waiting));
+    assert_eq!(front.admission.paid(serials[0], Lane::Normal, None, front.now), Some(Place::Served));
+    assert_eq!(front.admission.paid(serials[1], Lane::Normal, None, front.now), Some(Place::Waiting));
     assert_eq!((front.request(1).word, front.request(2).word), (Refusal::Served, Refusal::PuzzleRequired));
     assert_eq!(
         (front.admission.challenged(), front.admission.waiting(), front.admission.served()),
@@ -772,6 +773,63 @@ fn a_token_holds_so_many_connections_over_all_its_circuits() {
     let hold = front.holds.remove(0);
     front.close(&hold);
     assert_eq!([2, 1].map(|number| front.connect(number).word), [served, refused]);
+}
+
+#[test]
+fn connections_from_before_its_token_count_for_it_once_they_have_paid() {
+    let settings = CircuitSettings {
+        max_concurrent_per_circuit: 2.try_into().unwrap(),
+        asks_puzzles: true,
+        paid_share: Ratio::HALF,
+        ..open()
+    };
+    let mut front = Front::new(&settings);
+    front.shard.set_load(high());
+    for number in [1, 1, 2, 2] {
+        assert_eq!(front.connect(number).word, Refusal::PuzzleRequired);
+    }
+    let until = front.now.after(Duration::from_secs(60));
+    for number in [1, 2] {
+        let ticket = front.admission.present(TokenId(7), circuit(number), until, front.now).unwrap();
+        front.shard.bind(circuit(number), ticket, until, front.now);
+    }
+    let ticket = front.shard.ticket(circuit(1), front.now);
+    assert!(ticket.is_some() && ticket == front.shard.ticket(circuit(2), front.now));
+    let serials: Vec<_> = front.holds.iter().map(|hold| hold.serial()).collect();
+    for serial in &serials {
+        assert_eq!(front.admission.paid(*serial, Lane::Vip, ticket, front.now), Some(Place::Served));
+    }
+    // Two of them count for the token, and said twice none counts again; the others go on as those who did not pay.
+    assert_eq!(front.admission.paid(serials[0], Lane::Vip, ticket, front.now), Some(Place::Served));
+    let by_token =
+        |front: &mut Front| front.admission.admit(vip(ticket), front.now).map_err(|denied| denied.why);
+    assert_eq!(by_token(&mut front).unwrap_err(), Refusal::TooManyOpen);
+    front.admission.close(serials[0]);
+    assert_eq!(by_token(&mut front).unwrap().place, Place::Served);
+    assert_eq!(by_token(&mut front).unwrap_err(), Refusal::TooManyOpen);
+}
+
+const fn vip(ticket: Option<Ticket>) -> Ask {
+    Ask { want: Want::Serve, lane: Lane::Vip, is_paid: true, ticket }
+}
+
+#[test]
+fn a_rate_in_shadow_leaves_a_token_its_number_of_connections() {
+    let settings = CircuitSettings {
+        max_concurrent_per_circuit: 4.try_into().unwrap(),
+        requests: Some(RequestRates { slow: 2.try_into().unwrap(), deny: 2.try_into().unwrap() }),
+        vip_per_10_seconds: 2.try_into().unwrap(),
+        shadow: [Refusal::VipRate].into_iter().collect(),
+        ..open()
+    };
+    let mut front = Front::new(&settings);
+    let until = front.now.after(Duration::from_secs(60));
+    let ticket = front.admission.present(TokenId(7), circuit(1), until, front.now).unwrap();
+    let words: Vec<_> = (0..6)
+        .map(|_| front.admission.admit(vip(Some(ticket)), front.now).map_err(|denied| denied.why))
+        .collect();
+    assert_eq!(words.iter().filter(|word| word.is_ok()).count(), 4, "{words:?}");
+    assert_eq!(words[5].unwrap_err(), Refusal::TooManyOpen);
 }
 
 #[test]

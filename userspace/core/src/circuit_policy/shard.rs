@@ -357,6 +357,12 @@ impl CircuitShard {
         self.known(circuit, now).is_some_and(|record| Ticket::new(record.ticket) == Some(ticket))
     }
 
+    /// The token that a circuit uses.
+    pub fn ticket(&self, circuit: CircuitId, now: Monotime) -> Option<Ticket> {
+        let record = self.known(circuit, now)?;
+        record.ticket(record.touched)
+    }
+
     /// Another circuit wants its place at a token. Returns whether it uses the token no longer, because it carries no connection,
     /// or did not use it: then the caller, who lets nobody else come between, calls [`super::Admission::release`].
     pub fn yields(&mut self, circuit: CircuitId, ticket: Ticket, now: Monotime) -> bool {
@@ -405,15 +411,20 @@ impl CircuitShard {
         if circuit.generation() != self.generation {
             return None;
         }
-        Some(match self.known(circuit, now) {
-            Some(record) => (record, false),
-            None => (Record::new(number(circuit), tick(now)), true),
-        })
+        if let Some(record) = self.known(circuit, now) {
+            return Some((record, false));
+        }
+        self.forget(circuit);
+        Some((Record::new(number(circuit), tick(now)), true))
     }
 
     fn known(&self, circuit: CircuitId, now: Monotime) -> Option<Record> {
         let mut record =
             *self.table.get(number(circuit)).filter(|_| circuit.generation() == self.generation)?;
+        // Forgotten by now, only that others of its epoch stand before it.
+        if !record.is_held() && record.banned_until == 0 && self.forget_at(&record) <= now {
+            return None;
+        }
         record.turn(tick(now), self.settings.reputation_life);
         if !record.is_banned(record.touched) {
             lift(&mut record);

@@ -200,16 +200,14 @@ impl Tokens {
         Ok(ticket)
     }
 
-    pub(super) fn connect(
-        &mut self,
-        ticket: Ticket,
-        limit: NonZeroU16,
-        most_open: NonZeroU16,
-        now: u32,
-    ) -> Result<(), Denied> {
-        let token = self.turned(ticket, now)?;
-        let has_room = token.open < u32::from(most_open.get());
-        count(token, |token| &mut token.connections, limit)?;
+    pub(super) fn connect(&mut self, ticket: Ticket, limit: NonZeroU16, now: u32) -> Result<(), Denied> {
+        count(self.turned(ticket, now)?, |token| &mut token.connections, limit)
+    }
+
+    /// Whether one connection more may come with it.
+    pub(super) fn check_open(&self, ticket: Ticket, most: NonZeroU16) -> Result<(), Denied> {
+        let open = self.by_ticket.get(&ticket).map_or(0, |token| token.open);
+        let has_room = open < u32::from(most.get());
         if has_room { Ok(()) } else { Err(Denied { why: Refusal::TooManyOpen, retry_after: SOON }) }
     }
 
@@ -261,9 +259,11 @@ impl Tokens {
     /// Makes room: forgets the token that is unused for longest, if nothing would be different had it never been used. Returns
     /// whether there was one. Whoever shows it again uses it again.
     fn drop_unused(&mut self, now: Monotime) -> bool {
-        let longest = self.unused.first().copied();
-        let idle = longest.filter(|(used, _)| tick(now).saturating_sub(*used) >= FORGOTTEN);
-        idle.is_some_and(|(_, ticket)| self.remove(ticket).is_some())
+        let idle = self.unused.iter().take_while(|(used, _)| tick(now).saturating_sub(*used) >= FORGOTTEN);
+        // A circuit that went on to another token may still hold connections that came with this one.
+        let is_closed = |ticket: &Ticket| self.by_ticket.get(ticket).is_none_or(|token| token.open == 0);
+        let longest = idle.map(|(_, ticket)| *ticket).find(is_closed);
+        longest.is_some_and(|ticket| self.remove(ticket).is_some())
     }
 
     /// The circuits that use a token; none where nobody does.
@@ -419,6 +419,23 @@ mod tests {
         tokens.learn_revoked(TokenId(2), until, at(900_000));
         assert_eq!(show(&mut tokens, 2, 2, 990_000), Err(TokenRefused::Revoked));
         assert!(show(&mut tokens, 1, 1, 990_000).is_ok());
+    }
+
+    #[test]
+    fn a_token_with_an_open_connection_gives_way_to_none() {
+        let mut tokens = Tokens::new(1);
+        let (until, most) = (at(1_800_000), NonZeroU16::MIN);
+        let first = tokens.present(TokenId(1), circuit(1), until, 3, at(0)).unwrap();
+        tokens.opened(first);
+        // Its circuit went on to another token.
+        tokens.release(first, circuit(1));
+        let later = at(60_000);
+        assert_eq!(tokens.present(TokenId(2), circuit(2), until, 3, later), Err(TokenRefused::TooMany));
+        assert_eq!(tokens.present(TokenId(1), circuit(3), until, 3, later), Ok(first));
+        assert!(tokens.check_open(first, most).is_err());
+        tokens.release(first, circuit(3));
+        tokens.closed(first);
+        assert!(tokens.present(TokenId(2), circuit(2), until, 3, later).is_ok());
     }
 
     #[derive(Clone, Copy, Debug)]

@@ -90,7 +90,7 @@ impl FrontLoad {
     ///
     /// [`Admission::set_settings`]: crate::circuit_policy::Admission::set_settings
     pub fn of_admission(load: Load, settings: &CircuitSettings) -> CircuitSettings {
-        let is_shadow = settings.shadow.contains(Refusal::PuzzleRequired);
+        let is_shadow = settings.shadows().contains(Refusal::PuzzleRequired);
         let is_asked = load.ratio >= settings.pow_activation_threshold && !is_shadow;
         let paid_share = if is_asked { settings.paid_share } else { Ratio::NONE };
         CircuitSettings { paid_share, ..settings.clone() }
@@ -129,6 +129,8 @@ mod tests {
         assert_eq!(kept(Ratio::THREE_QUARTERS, &web), Ratio::HALF);
         let always = CircuitSettings { pow_activation_threshold: Ratio::NONE, ..web.clone() };
         assert_eq!(kept(Ratio::NONE, &always), Ratio::HALF);
+        let bypassed = CircuitSettings { is_bypassed: true, ..always };
+        assert_eq!(kept(Ratio::NONE, &bypassed), Ratio::NONE, "nobody is asked");
         let shadow = [Refusal::PuzzleRequired].into_iter().collect();
         assert_eq!(kept(Ratio::ALL, &CircuitSettings { shadow, ..web }), Ratio::NONE, "nobody is asked");
     }

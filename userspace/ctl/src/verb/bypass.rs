@@ -6,7 +6,7 @@ use tunica_api::request::Request;
 /// See [`super::Verb::Bypass`].
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bypass {
-    /// Detach the shield until `tunica bypass off`; every packet passes
+    /// Let every packet and circuit pass until `tunica bypass off`
     On {
         /// Why; `tunica status` shows it until the bypass ends
         #[arg(long, value_name = "TEXT")]

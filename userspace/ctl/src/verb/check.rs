@@ -425,7 +425,10 @@ fn check_torrc(config: &Config, path: &Path, text: &str) -> Vec<Finding> {
                 CHECK,
                 Level::Warning,
                 format!("{path}: line {line} leads to one of ingress.backends past the ingress"),
-                "no limit of [circuits] acts on whoever comes by that service; lead it to ingress.listen, unless that is meant",
+                format!(
+                    "no limit of [circuits] acts on whoever comes by that service; lead it to {}, unless that is meant",
+                    config.ingress_place()
+                ),
             ),
             Exposure::NotIngress => finding(
                 CHECK,
@@ -434,7 +437,7 @@ fn check_torrc(config: &Config, path: &Path, text: &str) -> Vec<Finding> {
                 format!(
                     "the ingress would get no stream, and no limit of [circuits] would act; write \
                      `HiddenServicePort 80 {}` for the service that it stands before",
-                    config.ingress.listen
+                    config.ingress_place()
                 ),
             ),
             Exposure::NoCircuit { line } => finding(
@@ -554,6 +557,18 @@ mod tests {
                 published("80 unix:/run/haproxy/tunica.sock"),
                 (Level::Failure, "publishes haproxy.socket"),
             ),
+            (&haproxy, good.clone(), (Level::Ok, "1 port published")),
+            (&haproxy, service.to_owned(), (Level::Warning, "no HiddenServicePort leads to ingress.listen")),
+            (
+                &haproxy,
+                format!("{service}HiddenServicePort 80 unix:/run/tunica-front/ingress.sock"),
+                (Level::Warning, "no HiddenServicePort leads to ingress.listen"),
+            ),
+            (
+                &haproxy,
+                good.replace("ID haproxy", "ID none"),
+                (Level::Warning, "line 3 leads to the ingress, and its service tells no circuit"),
+            ),
             (&haproxy, published("80 9000"), (Level::Failure, "publishes HAProxy's statistics")),
             (&haproxy, published("80 127.0.0.1:8080"), (Level::Warning, "past the ingress")),
             (&config, published("80 9000"), (Level::Ok, "2 ports")),
@@ -596,6 +611,12 @@ mod tests {
                 found.found
             );
             assert_eq!(found.advice.is_empty(), found.level == Level::Ok);
+        }
+        // Where the socket is, which no other process reaches, tor is led there.
+        for (config, place) in [(&config, "80 unix:/srv/ingress.sock`"), (&haproxy, "80 127.0.0.1:10000`")] {
+            let config = tunica_config::read(config, "test").unwrap();
+            let findings = check_torrc(&config, Path::new("/etc/tor/torrc"), service);
+            assert!(findings[0].advice.contains(place), "{findings:?}");
         }
     }
 

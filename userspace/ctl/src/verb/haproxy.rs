@@ -200,6 +200,11 @@ fn differences(config: &Config, circuits: &CircuitSettings) -> Vec<String> {
          has been silent for keep_seconds",
     );
     tell(
+        circuits.connections_per_10_seconds.is_some(),
+        "who was tarpitted and after 10 s of quiet connects too fast again is not banned at once: that counts towards \
+         ban_threshold like any other violation",
+    );
+    tell(
         is_http,
         "only limits of connections and the rate of requests are violations; slow or malformed heads, slow bodies and a VIP's \
          rate are refused and never counted towards ban_threshold",

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU16, path::PathBuf};
 
 use clap::{Args, builder::RangedI64ValueParser};
-use tunica_config::Config;
+use tunica_config::{Config, Place};
 use tunica_onion::torrc::{Service, Size, Target};
 
 use crate::{Failure, exit::Exit, note, say};
@@ -53,9 +53,9 @@ impl Torrc {
         let service = Service {
             folder: self.service_dir,
             virtual_port: self.hs_port,
-            target: match (&ingress.socket, is_haproxy) {
-                (Some(socket), false) => Target::Unix(socket.clone()),
-                (Some(_), true) | (None, _) => Target::Tcp(ingress.listen),
+            target: match config.ingress_place() {
+                Place::Unix(socket) => Target::Unix(socket),
+                Place::Tcp(address) => Target::Tcp(address),
             },
             size: if self.large { Size::Large } else { Size::Usual },
             intro_points: self.intro_points,

@@ -122,10 +122,11 @@ impl App {
                 "tor publishes {key} as an onion service, so whoever knows the onion address reaches what must stay on this host; \
                  remove that HiddenServicePort and reload tor"
             ),
-            Exposure::PastIngress { .. } => "by tor's configuration a HiddenServicePort leads to one of ingress.backends past the \
-                                             ingress, so no limit of [circuits] acts on whoever comes by it; lead it to \
-                                             ingress.listen and reload tor, unless that is meant"
-                .to_owned(),
+            Exposure::PastIngress { .. } => format!(
+                "by tor's configuration a HiddenServicePort leads to one of ingress.backends past the ingress, so no limit of \
+                 [circuits] acts on whoever comes by it; lead it to {} and reload tor, unless that is meant",
+                self.config.ingress_place()
+            ),
             Exposure::NotIngress => "by tor's configuration no HiddenServicePort leads to ingress.listen or ingress.socket; unless a \
                                      controller made the service, the ingress gets no stream and no limit of [circuits] acts; \
                                      `tunica check --torrc` says what to write"
@@ -179,14 +180,15 @@ impl App {
         Answer::Done(Done { dry_run, changes, undo: None })
     }
 
-    /// Has tor close the circuits that are banned, by the ingress or by an operator. Not its own: they carry no stream, so whoever
-    /// had one banned only named its number, as any process can that reaches the ingress over TCP.
+    /// Has tor close the circuits that are banned, by the ingress or by an operator, as far as tor has said what they are. Not its
+    /// own: they carry no stream, so whoever had one banned only named its number, as any process can that reaches the ingress
+    /// over TCP.
     pub(super) fn close_banned(&mut self) {
         let Some(acts) = self.tor.acts.clone() else { return };
-        let banned = self.banned_circuits().into_keys();
-        let banned = banned.filter(|circuit| !self.is_bypassed() && !self.is_tors_own(*circuit));
-        let banned = banned.map(|circuit| (circuit, Refusal::Banned)).collect();
-        for circuit in self.tor.closing.due(banned) {
+        let banned = self.banned_circuits().into_keys().filter(|_| !self.is_bypassed());
+        let banned = banned.map(|circuit| (circuit, Refusal::Banned));
+        let Some((there, _)) = self.tor.registry.sort_out(banned) else { return };
+        for circuit in self.tor.closing.due(there) {
             if acts.try_send(TorAct::Close(circuit)).is_err() {
                 self.tor.closing.failed(circuit);
             }

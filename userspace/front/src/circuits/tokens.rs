@@ -183,7 +183,7 @@ impl Circuits {
             shown.outcome = Some(outcome);
         }
         if outcome.is_ok() {
-            self.has_paid(visit, Lane::Vip);
+            self.has_paid(visit.hold.circuit(), Lane::Vip);
         }
         outcome.err()
     }
@@ -212,7 +212,7 @@ impl Circuits {
         }
         let seconds = self.settings.token_life.as_secs();
         lock(&visit.shown).granted = Some(Granted { token, seconds, by });
-        self.has_paid(visit, Lane::Vip);
+        self.has_paid(visit.hold.circuit(), Lane::Vip);
         true
     }
 
@@ -275,13 +275,24 @@ impl Circuits {
         Some(bound)
     }
 
-    /// A connection's circuit has paid. One that looks at a puzzle is moved when it is to be served: until then it needs no
-    /// place.
-    pub(super) fn has_paid(&self, visit: &Visit, lane: Lane) {
+    /// A circuit has paid, and with it all its connections that are served or wait. One that looks at a puzzle is moved when it is
+    /// to be served: until then it needs no place.
+    pub(super) fn has_paid(&self, circuit: CircuitId, lane: Lane) {
+        let now = super::now();
+        let ticket = self.shard(circuit).and_then(|shard| shard.ticket(circuit, now));
+        let visits: Vec<_> =
+            lock(&self.visits).values().filter(|visit| visit.hold.circuit() == circuit).cloned().collect();
         let mut admission = lock(&self.admission);
-        if admission.place(visit.hold.serial()) == Some(Place::Served) {
-            admission.paid(visit.hold.serial(), lane, super::now());
+        for visit in visits {
+            let serial = visit.hold.serial();
+            if matches!(admission.place(serial), Some(Place::Served | Place::Waiting))
+                && admission.paid(serial, lane, ticket, now) == Some(Place::Served)
+            {
+                visit.serve();
+            }
         }
+        // Those who did not pay have more of their part.
+        self.start_those_whose_turn_it_is(&mut admission);
     }
 
     /// A circuit was banned or demoted: its token counts nowhere any more.

@@ -63,7 +63,7 @@ impl CircuitShard {
         !self.commands.is_empty()
     }
 
-    fn forget_at(&self, record: &Record) -> Monotime {
+    pub(super) fn forget_at(&self, record: &Record) -> Monotime {
         begin(record.touched).after(self.settings.reputation_life)
     }
 

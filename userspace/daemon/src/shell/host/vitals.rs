@@ -114,7 +114,7 @@ impl Vitals {
         match &self.disk {
             Ok(disk) if disk.free_ratio() >= LOW_DISK_RATIO => None,
             Ok(disk) => Some(format!(
-                "disk: {} of the ledger's file system are free; once it is full no ban, allow entry or bypass can be kept; \
+                "disk: {} of the ledger's file system are free; once it is full no ban or allow entry can be kept; \
                  make room there",
                 percent(disk.free_ratio())
             )),
