@@ -108,7 +108,7 @@ impl Cgroup {
 #[test]
 fn every_metric_moves_by_its_cause() {
     let mut lab = Lab::new("metrics").unwrap();
-    let disk = SmallDisk::mount(&lab.path("disk")).unwrap();
+    let small = SmallDisk::mount(&lab.path("disk")).unwrap();
     let shield = |mode: &str| format!("mode = \"{mode}\"\nevents = {{ per_second = 10000 }}");
     let configure = |lab: &Lab, mode: &str| {
         lab.configure(
@@ -125,6 +125,8 @@ fn every_metric_moves_by_its_cause() {
     cgroup.tell(3 << 20, "4194304", 0);
     lab.start_through(&cgroup.wrapper()).unwrap();
     let mut watch = Watch { lab, seen: BTreeSet::new() };
+    // Declared after the lab, so that it is unmounted before the lab's folder goes.
+    let disk = small;
 
     let info = watch.lab.http("/metrics").unwrap().1;
     assert!(info.contains(&format!("version=\"{}\"", env!("CARGO_PKG_VERSION"))), "{info}");
