@@ -21,6 +21,8 @@ use crate::{process, setup, setup::snapshot::hex, workspace};
 pub(crate) mod compiler;
 
 const TARGET: &str = "bpfel-unknown-none";
+/// Not `ebpf/target`: cargo would take over what somebody built by hand, with cargo's own metadata.
+const TARGET_DIR: &str = "target/ebpf";
 const PREBUILT: &str = "ebpf/prebuilt";
 const SUMS: &str = "ebpf/prebuilt/SHA256SUMS";
 /// The programs; each is an object of its own. The checksums stand in this order.
@@ -39,7 +41,7 @@ pub(crate) struct Arguments {
     /// Builds once here and once in another folder with another home of cargo, and compares; writes nothing.
     #[arg(long, conflicts_with = "check")]
     pub(crate) prove: bool,
-    /// Builds a program that also prints every drop through aya-log into `target/ebpf-log/shield-log.o`; bpftool cannot
+    /// Builds a program that also prints every drop through aya-log into `target/ebpf/shield-log.o`; bpftool cannot
     /// load it, and nothing embeds it.
     #[arg(long, conflicts_with_all = ["check", "prove"])]
     pub(crate) log: bool,
@@ -55,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.log {
         return write_log(&root);
     }
-    let objects = build(&root, &process::cargo_home()?, "target/ebpf", &PROGRAMS, &[])?;
+    let objects = build(&root, &process::cargo_home()?, &PROGRAMS, &[])?;
     if arguments.check {
         check(&root, &objects)
     } else if arguments.prove {
@@ -87,7 +89,6 @@ fn need_toolchain(root: &Path) -> Result<()> {
 fn build(
     root: &Path,
     cargo_home: &Path,
-    target: &str,
     programs: &[&'static str],
     features: &[&str],
 ) -> Result<Vec<Object>> {
@@ -97,8 +98,7 @@ fn build(
     fetch.args(["fetch", "--quiet", "--locked"]).env("CARGO_HOME", cargo_home).current_dir(&folder);
     process::run(&mut fetch)?;
 
-    // Not `ebpf/target`: cargo would take over what somebody built by hand, with cargo's own metadata.
-    let target_dir = root.join(target);
+    let target_dir = root.join(TARGET_DIR);
     let mut cargo = process::command("cargo")?;
     cargo
         .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
@@ -157,11 +157,10 @@ fn hash(object: &[u8]) -> String {
     hex(&Sha256::digest(object))
 }
 
-/// A folder of its own: cargo would else build each variant anew after the other.
 fn write_log(root: &Path) -> Result<()> {
-    let objects = build(root, &process::cargo_home()?, "target/ebpf-log", &[SHIELD], &["--features", "log"])?;
+    let objects = build(root, &process::cargo_home()?, &[SHIELD], &["--features", "log"])?;
     for (program, object) in objects {
-        let path = root.join(format!("target/ebpf-log/{program}-log.o"));
+        let path = root.join(format!("{TARGET_DIR}/{program}-log.o"));
         fs::write(&path, &object).with_context(|| format!("writing {}", path.display()))?;
         println!("{}: {} bytes", path.display(), object.len());
     }
@@ -227,13 +226,7 @@ fn prove(root: &Path, here: &[Object]) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         fs::copy(root.join(&file), &copy).with_context(|| format!("copying {}", file.display()))?;
     }
-    let there = build(
-        &tree,
-        &second_cargo_home(&elsewhere.path().join("home-of-cargo"))?,
-        "target/ebpf",
-        &PROGRAMS,
-        &[],
-    )?;
+    let there = build(&tree, &second_cargo_home(&elsewhere.path().join("home-of-cargo"))?, &PROGRAMS, &[])?;
     if here != there {
         bail!(
             "the bytes depend on the folder or on cargo's home: here\n{}elsewhere\n{}",
