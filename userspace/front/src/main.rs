@@ -16,7 +16,6 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use clap::Parser;
-use mimalloc::MiMalloc;
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     stat::{Mode, umask},
@@ -41,10 +40,6 @@ use tunica_front::{
     worker::{self, Room, Source},
 };
 use tunica_systemd::Systemd;
-
-/// Every connection takes and gives back buffers of some KiB: this one does so faster than glibc's.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
