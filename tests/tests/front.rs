@@ -691,7 +691,7 @@ fn those_beyond_the_places_wait_and_those_beyond_the_queue_are_refused() {
 fn who_asks_much_gives_up_its_place_to_those_who_wait() {
     let circuits = "profile = \"web\"\nmax_concurrent_connections = 1\npaid_share = 0.0\nslow_requests_per_10_seconds = 3";
     let mut front =
-        Front::start("queue_seconds = 5\nkeep_alive_seconds = 2\nclient_seconds = 30", circuits).unwrap();
+        Front::start("queue_seconds = 20\nkeep_alive_seconds = 20\nclient_seconds = 30", circuits).unwrap();
     let mut busy = front.stream(1).unwrap();
     let ask = |busy: &mut TcpStream| {
         let mut answer = Vec::new();
