@@ -12,6 +12,7 @@ pub mod circuits;
 pub mod http;
 pub mod link;
 pub mod listener;
+pub mod memory;
 pub mod messages;
 pub mod outlet;
 pub mod pulse;

@@ -33,7 +33,7 @@ use tunica_front::{
     challenge::{ChallengeSettings, Challenges},
     circuits::{self, Circuits},
     http::{Http, HttpSettings},
-    link, listener, messages, refusals,
+    link, listener, memory, messages, refusals,
     roll_call::RollCall,
     successor::{self, Succession, Successor},
     welcome::{Carrier, Host},
@@ -337,6 +337,7 @@ async fn watch_over(
             () = link::speak(&socket, Arc::clone(circuits), Arc::clone(backends), speaker) => {}
             () = give_signs_of_life(systemd, roll) => {}
             () = refusals::tell(circuits, log) => {}
+            () = memory::give_back() => {}
         }
         anyhow::Ok(())
     };

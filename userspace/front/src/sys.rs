@@ -1,5 +1,8 @@
 //! System calls that no library offers safely.
-#![expect(unsafe_code, reason = "one socket option, and descriptors that systemd hands over by number")]
+#![expect(
+    unsafe_code,
+    reason = "one socket option, descriptors that systemd hands over by number, and a word to the allocator"
+)]
 
 use std::{
     io,
@@ -33,4 +36,14 @@ pub fn handed_over(by_daemon: Option<i32>) -> Vec<OwnedFd> {
     let count = by_daemon.or_else(by_systemd).unwrap_or(0).clamp(0, 64);
     // SAFETY: whoever started it opened these for this process, from there on, and nobody else here owns them.
     (FIRST_SOCKET..FIRST_SOCKET + count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+}
+
+/// Gives the kernel the pages of which the allocator uses nothing (malloc_trim(3)); no other thread can allocate from a part of
+/// the heap while it is looked through. Does nothing where the allocator is not glibc's.
+pub(crate) fn give_back_free_pages() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's own locks, and only memory that nobody holds is given back.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
