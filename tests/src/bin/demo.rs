@@ -36,6 +36,7 @@ use tunica_tests::{
     netns::{self, Namespace},
     report::{Act, Baseline, Report, Row, machine, svg},
     stage::{ATTACK_SIDE, Attack, CLIENT_SIDE, CONNECTIONS, Stage, VISITORS},
+    stolen::ProcessorTime,
     sys::allow_files,
     testnet,
     traces::{Traces, remove_folder},
@@ -226,6 +227,7 @@ fn play(arguments: &Arguments, traces: Traces) -> Result<()> {
 
 /// The second part.
 fn play_circuits(arguments: &Arguments, traces: Traces, machine: &str) -> Result<()> {
+    let before = ProcessorTime::now();
     let tunicad = armed::program("tunicad")?;
     let (folder, pins) = (traces.folder(), traces.pins());
     allow_files().context("raising the limit of open files")?;
@@ -275,11 +277,12 @@ fn play_circuits(arguments: &Arguments, traces: Traces, machine: &str) -> Result
     let Ok(report) = player.join() else { bail!("the second part panicked") };
     let report = report?;
     drop(namespace);
-    tell_circuits(&report, machine, arguments)
+    tell_circuits(&report, machine, before, arguments)
 }
 
 /// The first part.
 fn play_packets(arguments: &Arguments, traces: Traces, machine: &str) -> Result<()> {
+    let before = ProcessorTime::now();
     let plan = arguments.plan();
     let needs_daemon = plan.iter().any(|(baseline, _)| baseline.mode().is_some());
     let program = needs_daemon.then(|| armed::program("tunicad")).transpose()?;
@@ -316,7 +319,7 @@ fn play_packets(arguments: &Arguments, traces: Traces, machine: &str) -> Result<
         }
     }
     drop(stage);
-    tell(&report, machine, arguments)
+    tell(&report, machine, before, arguments)
 }
 
 fn perform(
@@ -429,7 +432,8 @@ impl Progress {
 }
 
 /// Prints the first part's report and writes its files.
-fn tell(report: &Report, machine: &str, arguments: &Arguments) -> Result<()> {
+fn tell(report: &Report, machine: &str, before: ProcessorTime, arguments: &Arguments) -> Result<()> {
+    let stolen = ProcessorTime::now().clause_since(before);
     println!("\n{}", report.text());
     let notes = listed(report.notes());
     println!("{}\n{}", notes.replace("**", ""), reading(arguments.seconds));
@@ -437,7 +441,7 @@ fn tell(report: &Report, machine: &str, arguments: &Arguments) -> Result<()> {
 
     let page = format!(
         "{FIRST}\n\n\
-         Written by `cargo xtask demo --seconds {}` on {machine}.\n\n\
+         Written by `cargo xtask demo --seconds {}` on {machine}{stolen}.\n\n\
          ![success of legitimate visits and softirq time, by act and baseline](demo.svg)\n\n{}\n\
          ## What the numbers say\n\n{}{notes}\n## How to read them\n\n{}",
         arguments.seconds,
@@ -459,13 +463,19 @@ fn tell(report: &Report, machine: &str, arguments: &Arguments) -> Result<()> {
 }
 
 /// Prints the second part's report and writes its files.
-fn tell_circuits(report: &circuit_act::Report, machine: &str, arguments: &Arguments) -> Result<()> {
+fn tell_circuits(
+    report: &circuit_act::Report,
+    machine: &str,
+    before: ProcessorTime,
+    arguments: &Arguments,
+) -> Result<()> {
+    let stolen = ProcessorTime::now().clause_since(before);
     let notes = listed(report.notes());
     let reading = circuit_act::reading(arguments.circuit_seconds);
     println!("\n{}\n{}\n{}", report.text(), notes.replace("**", ""), reading.replace('`', ""));
     let page = format!(
         "{SECOND}\n\n\
-         Written by `cargo xtask demo --circuits --circuit-seconds {}` on {machine}.\n\n\
+         Written by `cargo xtask demo --circuits --circuit-seconds {}` on {machine}{stolen}.\n\n\
          ![legitimate page loads that succeed, and how long they take](demo-circuits.svg)\n\n{}\n\
          ## What the numbers of circuits say\n\n{}\n\n{notes}\n## How to read the numbers of circuits\n\n{reading}",
         arguments.circuit_seconds,
