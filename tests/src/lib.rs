@@ -28,7 +28,6 @@ pub mod shield;
 pub mod site;
 pub mod soak;
 pub mod stage;
-pub mod stolen;
 pub mod sys;
 pub mod testnet;
 pub mod traces;

@@ -7,7 +7,11 @@ use std::{fmt::Write as _, fs, thread, time::Duration};
 use clap::ValueEnum;
 use tunica_common::verdict::{Action, Verdict};
 
-use crate::{armed::Packets, client::Visits, counters::TICK};
+use crate::{
+    armed::Packets,
+    client::Visits,
+    counters::{ProcessorTime, TICK},
+};
 
 pub(crate) mod chart;
 
@@ -576,6 +580,17 @@ pub fn machine() -> String {
     format!("{cores} cores ({model}), Linux {}{build}", kernel.trim())
 }
 
+/// What stands behind [`machine`] where others had at least a hundredth of the processor time that it asked for meanwhile.
+pub fn stolen(before: &ProcessorTime, after: &ProcessorTime) -> String {
+    match after.percent_stolen_since(before) {
+        0 => String::new(),
+        percent => format!(
+            ", while a hypervisor gave {percent} % of the processor time that the machine asked for to others, which \
+             slows some visits"
+        ),
+    }
+}
+
 pub(crate) fn percent(part: Option<f64>) -> String {
     part.map_or_else(|| "–".to_owned(), |part| format!("{:.1} %", 100.0 * part))
 }
@@ -627,6 +642,13 @@ mod tests {
             rows.push(row(Act::Fixed, baseline, latencies, failures, ticks));
         }
         Report { rows }
+    }
+
+    #[test]
+    fn time_that_others_had_is_told_from_a_hundredth_on() {
+        let at = |busy, stolen| ProcessorTime { busy, softirq: 0, stolen };
+        assert!(stolen(&at(200, 10), &at(290, 30)).contains(" gave 18 % "));
+        assert_eq!(stolen(&at(200, 10), &at(1_200, 11)), "");
     }
 
     #[test]

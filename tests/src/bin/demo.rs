@@ -32,11 +32,10 @@ use tunica_tests::{
     armed::{self, COUNTS_LAG, Daemon, Packets, Setup},
     circuit_act::{self, News, Setting},
     client::{PATIENCE, Service},
-    counters::{received, softirq_ticks, wait_until_drained},
+    counters::{ProcessorTime, received, wait_until_drained},
     netns::{self, Namespace},
-    report::{Act, Baseline, Report, Row, machine, svg},
+    report::{Act, Baseline, Report, Row, machine, stolen, svg},
     stage::{ATTACK_SIDE, Attack, CLIENT_SIDE, CONNECTIONS, Stage, VISITORS},
-    stolen::ProcessorTime,
     sys::allow_files,
     testnet,
     traces::{Traces, remove_folder},
@@ -227,7 +226,7 @@ fn play(arguments: &Arguments, traces: Traces) -> Result<()> {
 
 /// The second part.
 fn play_circuits(arguments: &Arguments, traces: Traces, machine: &str) -> Result<()> {
-    let before = ProcessorTime::now();
+    let before = ProcessorTime::of_all()?;
     let tunicad = armed::program("tunicad")?;
     let (folder, pins) = (traces.folder(), traces.pins());
     allow_files().context("raising the limit of open files")?;
@@ -282,7 +281,7 @@ fn play_circuits(arguments: &Arguments, traces: Traces, machine: &str) -> Result
 
 /// The first part.
 fn play_packets(arguments: &Arguments, traces: Traces, machine: &str) -> Result<()> {
-    let before = ProcessorTime::now();
+    let before = ProcessorTime::of_all()?;
     let plan = arguments.plan();
     let needs_daemon = plan.iter().any(|(baseline, _)| baseline.mode().is_some());
     let program = needs_daemon.then(|| armed::program("tunicad")).transpose()?;
@@ -341,7 +340,7 @@ fn perform(
     pause(LEAD)?;
     let visitors = visitors.start(&stage.client)?;
     let (begun, first) = (Instant::now(), received(host, ATTACK_SIDE)?);
-    let ticks = softirq_ticks()?;
+    let ticks = ProcessorTime::of_all()?.softirq;
     let mut seen = (begun, first);
     progress.begin();
     while begun.elapsed() < Duration::from_secs(seconds) {
@@ -351,7 +350,7 @@ fn perform(
         progress.show(act, baseline, begun.elapsed(), visitors.so_far(), rate);
         seen = now;
     }
-    let softirq_ticks = softirq_ticks()? - ticks;
+    let softirq_ticks = ProcessorTime::of_all()?.softirq - ticks;
     let (window, arrived) = (begun.elapsed(), received(host, ATTACK_SIDE)? - first);
     // The attack goes on while the last visitors wait.
     let visits = visitors.stop()?;
@@ -433,7 +432,7 @@ impl Progress {
 
 /// Prints the first part's report and writes its files.
 fn tell(report: &Report, machine: &str, before: ProcessorTime, arguments: &Arguments) -> Result<()> {
-    let stolen = ProcessorTime::now().clause_since(before);
+    let stolen = stolen(&before, &ProcessorTime::of_all()?);
     println!("\n{}", report.text());
     let notes = listed(report.notes());
     println!("{}\n{}", notes.replace("**", ""), reading(arguments.seconds));
@@ -469,7 +468,7 @@ fn tell_circuits(
     before: ProcessorTime,
     arguments: &Arguments,
 ) -> Result<()> {
-    let stolen = ProcessorTime::now().clause_since(before);
+    let stolen = stolen(&before, &ProcessorTime::of_all()?);
     let notes = listed(report.notes());
     let reading = circuit_act::reading(arguments.circuit_seconds);
     println!("\n{}\n{}\n{}", report.text(), notes.replace("**", ""), reading.replace('`', ""));

@@ -9,8 +9,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::sys;
 
-/// As often as the circuits are cleaned up. On the thread that carries no streams: after a large crowd it takes milliseconds
-/// (docs/adr/0012-front.md).
+/// How long a crowd's memory may stay. Looking for it takes milliseconds after a large one, on the thread that carries no
+/// streams (docs/adr/0012-front.md).
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Gives back what is free, again and again. Never returns.

@@ -23,7 +23,7 @@ use nix::{
 };
 use serde_json::Value;
 use tunica_tests::{
-    counters::{TICK, received},
+    counters::{ProcessorTime, TICK, received},
     frame::{self, SYN, TCP},
     netns::{End, Namespace, join, mac_text},
     program::{self, Sources},
@@ -129,9 +129,9 @@ impl Link {
             };
             // What a call costs before its first and after its last frame.
             let around = send(ONE_BATCH)?;
-            let before = softirq_ticks(processor)?;
+            let before = ProcessorTime::of(processor)?.softirq;
             let seconds = send(frames)? - around;
-            Ok((seconds, softirq_ticks(processor)? - before))
+            Ok((seconds, ProcessorTime::of(processor)?.softirq - before))
         })?;
         // What the receiver still had in its ring.
         thread::sleep(Duration::from_millis(20));
@@ -187,16 +187,6 @@ fn pin() -> Result<usize> {
     set.set(processor)?;
     sched_setaffinity(Pid::from_raw(0), &set).context("staying on one processor")?;
     Ok(processor)
-}
-
-/// Time that a processor spent in soft interrupts since boot, in units of [`TICK`] (proc(5)).
-fn softirq_ticks(processor: usize) -> Result<u64> {
-    let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
-    let name = format!("cpu{processor} ");
-    let row =
-        stat.lines().find_map(|line| line.strip_prefix(&name)).context("/proc/stat lacks a processor")?;
-    let column = row.split_whitespace().nth(6).context("/proc/stat lacks a column")?;
-    column.parse().context("reading /proc/stat")
 }
 
 /// A SYN to the defended address with an MSS option, as every real SYN has one.

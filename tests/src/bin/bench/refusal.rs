@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     num::{NonZeroU16, NonZeroU32},
@@ -24,7 +23,7 @@ use tunica_api::front::{CircuitOrder, CircuitState, Orders};
 use tunica_common::gate::GateOutcome;
 use tunica_core::limits::Mode;
 use tunica_tests::{
-    counters::TICK,
+    counters::{ProcessorTime, TICK},
     gate::desired,
     ingress::{free_address, header},
     netns::Namespace,
@@ -231,24 +230,9 @@ fn spent_here() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("asking for the process's time")?.into())
 }
 
-/// What all processors have worked since boot (proc_stat(5)).
+/// What all processors have worked since boot.
 fn busy() -> Result<Duration> {
-    let text = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
-    let ticks = busy_of(&text).context("/proc/stat does not begin with the sum of all processors")?;
-    Ok(TICK * u32::try_from(ticks)?)
-}
-
-/// user, nice, system, irq and softirq; idle and iowait are no work, steal is others', guest is contained in user.
-fn busy_of(stat: &str) -> Option<u64> {
-    let fields: Option<Vec<u64>> = stat
-        .lines()
-        .next()?
-        .strip_prefix("cpu ")?
-        .split_whitespace()
-        .map(|field| field.parse().ok())
-        .collect();
-    let fields = fields?;
-    [0, 1, 2, 5, 6].into_iter().map(|index| fields.get(index).copied()).sum()
+    Ok(TICK * u32::try_from(ProcessorTime::of_all()?.busy)?)
 }
 
 /// Measures all refusers in turn, round by round, in a network namespace.
@@ -365,17 +349,5 @@ impl Refusal {
                 unit: "×",
             },
         ]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn idle_and_stolen_time_is_no_work() {
-        let stat = "cpu  100 20 3 4000 500 6 7 8000 90000 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(busy_of(stat), Some(136));
-        assert_eq!(busy_of("intr 1\n"), None);
     }
 }
