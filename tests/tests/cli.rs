@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use aya::programs::links::PinnedLink;
 use tunica_tests::{
     disk::SmallDisk,
     frame::SYN,
@@ -298,12 +299,14 @@ fn a_reload_adds_drops_and_renames_interfaces() {
     lab.send(&null, 3).unwrap();
     assert_eq!(lab.in_stack("null").unwrap(), 3);
 
-    // Another name, with tables of another size at the same time.
+    // Another name, with tables of another size at the same time, while somebody else holds the link open.
+    let held = PinnedLink::from_pin(lab.pin_directory().unwrap().join("link-h1")).unwrap();
     lab.run_in_host("ip", &["link", "set", "h1", "name", "h3"]).unwrap();
     on(&lab, "\"h3\"", "tables = { bans = 2048 }");
     let changes = lab.json(&["reload"]).unwrap()["changes"].to_string();
     assert!(changes.contains("off h1") && changes.contains("on h3"), "{changes}");
     assert!(!pinned(&lab, "h1") && pinned(&lab, "h3") && is_attached(&lab, "h3"));
+    drop(held);
     assert_eq!(lab.json(&["explain", "192.0.2.7"]).unwrap()["in_truth"], serde_json::Value::Null);
 
     // At a start an interface that is not there is no reason to leave the others bare, and `explain` says so.
@@ -321,6 +324,8 @@ fn a_bypass_detaches_at_once_survives_a_restart_and_ends() {
     lab.count_in_stack("seen", "ip saddr 203.0.113.5").unwrap();
     lab.start().unwrap();
     lab.must(&["ban", "add", "203.0.113.5", "--for", "1h"]).unwrap();
+    let link = lab.pin_directory().unwrap().join(format!("link-{HOST_INTERFACE}"));
+    let _held_by_others = PinnedLink::from_pin(link).unwrap();
     lab.must(&["bypass", "on", "--reason", "a customer cannot connect"]).unwrap();
     lab.send(&segment([203, 0, 113, 5], SYN), 3).unwrap();
     assert_eq!(lab.in_stack("seen").unwrap(), 3);

@@ -20,7 +20,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::{
     maps::{HashMap, Map, MapData},
-    programs::{TestRun, TestRunOptions},
+    programs::{TestRun, TestRunOptions, links::PinnedLink},
 };
 use tunica_common::gate::{CIRCUIT_BANS, CircuitBan, CircuitKey, GATE_BANS, GATE_PORTS, GateOutcome};
 use tunica_core::{limits::Mode, time::Monotime};
@@ -617,6 +617,7 @@ fn what_somebody_undid_is_put_right() {
         must_refuse(&service, line(BANNED).as_bytes())?;
 
         let directory = gate.directory().to_owned();
+        let _held_by_others = PinnedLink::from_pin(&pin)?;
         gate.detach()?;
         ensure!(!directory.exists(), "pins are left");
         must_pass(&service, line(BANNED).as_bytes())

@@ -1,8 +1,13 @@
 //! The daemon's only `unsafe`: calls that no library here wraps.
 
 use std::{
+    ffi::CString,
     io, mem,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
 };
 
 use aya::maps::{MapData, RingBuf};
@@ -143,6 +148,44 @@ pub fn count_rows(map: BorrowedFd<'_>, key_bytes: usize, value_bytes: usize, mos
         }
         is_first = false;
     }
+}
+
+/// Opens the link that is pinned at this path.
+///
+/// # Errors
+/// The system's; NotFound if nothing is pinned there.
+pub fn open_link(pin: &Path) -> io::Result<OwnedFd> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    /// The members of `union bpf_attr` for this command.
+    #[repr(C)]
+    struct Get {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let get = Get { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: the kernel reads the request and the path that it points to, which ends with a zero; both outlive the call.
+    let raw = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const get, size_of::<Get>()) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let raw = RawFd::try_from(raw).map_err(io::Error::other)?;
+    // SAFETY: the kernel just opened it, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Takes the link's program off its hook before this returns, whoever holds the link (kernel/bpf/syscall.c, `link_detach`).
+///
+/// # Errors
+/// The system's; EINVAL for what is no link, EOPNOTSUPP for a link that ends with its last holder only.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let request = link.as_raw_fd();
+    // SAFETY: the kernel reads the descriptor's four bytes, which outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const request, size_of::<RawFd>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Bytes of randomness from the kernel (getrandom(2)), at most 256, which it never cuts short.

@@ -187,10 +187,7 @@ impl Attachment {
         let failed = |source| AttachError::Detach { path: self.pin.clone(), source };
         match self.hold {
             Hold::Nothing => Ok(()),
-            Hold::Link(_) => match std::fs::remove_file(&self.pin) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-                Ok(()) | Err(_) => Ok(()),
-            },
+            Hold::Link(_) => pins::detach(&self.pin).map_err(failed),
             Hold::Filter => match tc::qdisc_detach_program(INTERFACE, TcAttachType::Ingress, PROGRAM) {
                 Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(failed(io::Error::other(error))),

@@ -6,7 +6,7 @@
 
 use std::{
     fmt::Write as _,
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -139,15 +139,12 @@ impl Attachment {
         Ok(Self { link, ..self })
     }
 
-    /// Detaches: the pin goes, then the last descriptor.
+    /// Detaches, and removes the pin.
     ///
     /// # Errors
-    /// The system's, if the pin cannot be removed; the program is then still attached.
+    /// See [`pins::detach`]; the program may then be attached still.
     pub fn detach(self) -> io::Result<()> {
-        match fs::remove_file(&self.pin) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        pins::detach(&self.pin)
     }
 }
 

@@ -6,7 +6,10 @@
 use std::{
     fs::{self, DirBuilder, File, Metadata, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -14,7 +17,7 @@ use nix::unistd::geteuid;
 use thiserror::Error;
 use tunica_common::layout::MAPS;
 
-use crate::directory;
+use crate::{directory, sys};
 
 /// What the pin of the program is called; it stands beside those of its maps.
 pub const PROGRAM: &str = "program";
@@ -234,7 +237,22 @@ fn warn_left(path: &Path, error: &io::Error) {
     tracing::warn!(message_id = "stale_pin_left", path = %path.display(), %error, "a stale pin could not be removed");
 }
 
-/// Removes our link pins of every interface that is not in `keep`, which detaches them.
+/// Removes the pin of a link, and takes its program off its hook before this returns. Without the second, that would wait for
+/// everybody who holds the link open, such as a child of ours that does not run its own program yet.
+///
+/// # Errors
+/// The system's, if the pin cannot be removed or the kernel does not detach.
+pub(in crate::shell) fn detach(pin: &Path) -> io::Result<()> {
+    // What cannot be opened may still be removed, and then ends with its last holder.
+    let link = sys::open_link(pin);
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => link.map_or(Ok(()), |link| sys::detach_link(link.as_fd())),
+    }
+}
+
+/// Removes our link pins of every interface that is not in `keep`, and detaches them.
 pub fn detach_others(root: &Path, keep: &[String]) {
     let kept: Vec<PathBuf> = keep.iter().map(|name| link(Path::new(""), name)).collect();
     for directory in directories(root) {
@@ -245,8 +263,10 @@ pub fn detach_others(root: &Path, keep: &[String]) {
             .collect();
         for pin in &pins {
             tracing::warn!(message_id = "shield_detached", pin = %pin.display(), "the shield is detached");
+            if let Err(error) = detach(pin) {
+                warn_left(pin, &error);
+            }
         }
-        remove(&pins);
     }
 }
 
