@@ -270,7 +270,9 @@ pub fn load(pins: Option<&Path>) -> Result<Ebpf, GateError> {
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(|source| GateError::Object { source: Box::new(source) })?;
-    program(&mut ebpf)?.load().map_err(|source| GateError::Program { source: Box::new(source) })?;
+    let program = program(&mut ebpf)?;
+    object::unless_interrupted(|| program.load())
+        .map_err(|source| GateError::Program { source: Box::new(source) })?;
     Ok(ebpf)
 }
 

@@ -13,6 +13,8 @@ use aya::{
 use thiserror::Error;
 use tunica_common::layout::PROOFS;
 
+use super::object;
+
 /// The program's name in the object.
 const PROGRAM: &str = "handshake";
 
@@ -52,7 +54,7 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<(), HandshakesError> {
         .ok_or(HandshakesError::Missing(PROGRAM))?;
     let path = hierarchy().ok_or(HandshakesError::NoHierarchy)?;
     let root = fs::File::open(&path).map_err(|source| HandshakesError::Open { path, source })?;
-    program.load()?;
+    object::unless_interrupted(|| program.load())?;
     // A link stands beside others by its nature; the flags of the older way to attach are refused (bpf_link_create).
     program.attach(root, CgroupAttachMode::Single)?;
     Ok(())

@@ -1,6 +1,9 @@
 //! The kernel program's object file: embedded, checked, loaded.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -232,13 +235,44 @@ fn load_jump_targets(ebpf: &mut Ebpf, base: u32) {
 /// Loads a program that is jumped to. The map of jumps then holds it, as long as somebody holds that.
 fn load_target(ebpf: &mut Ebpf, name: &'static str, index: u32) -> Result<(), LoadError> {
     let program = named(ebpf, name)?;
-    program.load().map_err(|source| LoadError::Program { source: Box::new(source) })?;
     let refused = |source| LoadError::Program { source: Box::new(source) };
+    unless_interrupted(|| program.load()).map_err(refused)?;
     let fd = program.fd().map_err(refused)?.try_clone().map_err(|source| refused(source.into()))?;
     let map = ebpf.map_mut(JUMPS).ok_or(LoadError::Missing { what: "map", name: JUMPS })?;
     ProgramArray::try_from(map)
         .and_then(|mut jumps| jumps.set(index, &fd, 0))
         .map_err(|source| LoadError::Map { name: JUMPS, source })
+}
+
+/// How often a program is handed to the kernel that says EAGAIN: as often as libbpf does it.
+const ATTEMPTS: usize = 5;
+
+/// Loads a program; once more if a signal came meanwhile, at which the kernel gives up verifying with EAGAIN (`do_check` in
+/// kernel/bpf/verifier.c).
+///
+/// # Errors
+/// Those of `load`.
+pub(in crate::shell) fn unless_interrupted(
+    load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    again(
+        load,
+        |error| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == io::ErrorKind::WouldBlock),
+    )
+}
+
+/// Does it once more as long as `is_passing` says so of its error, [`ATTEMPTS`] times at most.
+fn again<Error>(
+    mut act: impl FnMut() -> Result<(), Error>,
+    is_passing: impl Fn(&Error) -> bool,
+) -> Result<(), Error> {
+    for _ in 1..ATTEMPTS {
+        match act() {
+            Err(error) if is_passing(&error) => {}
+            result => return result,
+        }
+    }
+    act()
 }
 
 /// Whether the kernel took the program of this name.
@@ -304,5 +338,29 @@ const fn flags(kind: MapKind) -> u32 {
         | MapKind::RingBuf
         | MapKind::ProgramArray
         | MapKind::LruHash => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a program that the kernel refuses with these errors in turn, and how often it was asked.
+    fn asked(errors: &[i32]) -> (bool, usize) {
+        let mut count = 0;
+        let act = || {
+            count += 1;
+            errors.get(count - 1).map_or(Ok(()), |errno| Err(*errno))
+        };
+        let result = again(act, |errno| *errno == libc::EAGAIN);
+        (result.is_ok(), count)
+    }
+
+    #[test]
+    fn a_signal_is_no_reason_to_do_without_a_program() {
+        assert_eq!(asked(&[]), (true, 1));
+        assert_eq!(asked(&[libc::EAGAIN; 4]), (true, 5));
+        assert_eq!(asked(&[libc::EAGAIN; 5]), (false, 5));
+        assert_eq!(asked(&[libc::EAGAIN, libc::EINVAL]), (false, 2));
     }
 }
