@@ -5,6 +5,9 @@
 //! up when it has built a circuit of its own, a service when every descriptor is with every directory that a client may ask. All of
 //! that is asked of the processes' control sockets.
 //!
+//! The next consensus is minutes away, so a network whose first one lacks a node is started anew, with more time for its nodes to
+//! be in the first votes.
+//!
 //! Nothing leaves the machine: the authorities are the only ones the nodes know, no relay is an exit, and outgoing
 //! connections are bound to 127.0.0.1, from which the kernel sends nothing elsewhere.
 //!
@@ -12,6 +15,7 @@
 //! failed or a thread that owns a part of it panics: then it stays under another name, which standard error tells.
 
 use std::{
+    fs,
     ops::Deref,
     path::Path,
     sync::{
@@ -106,17 +110,50 @@ impl Network {
 
     fn on(ground: Ground, profile: Profile) -> Result<Self> {
         let ground = Arc::new(ground);
-        let started = relay::start(&ground, profile).inspect_err(|_| ground.keep());
-        let (nodes, authorities) = started?;
-        let mut network =
-            Self { nodes, authorities, ground, services: AtomicU32::new(0), clients: AtomicU32::new(0) };
+        let mut network = Self::attempt(&ground, profile, relay::Start::FIRST)?;
+        for start in relay::Start::LATER {
+            // With seldom votes nobody waits for the second consensus.
+            if profile == Profile::Rotation || network.is_whole()? {
+                break;
+            }
+            let folders: Vec<_> = network.nodes.iter().map(|node| node.path("")).collect();
+            drop(network);
+            for folder in folders {
+                fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+            }
+            network = Self::attempt(&ground, profile, start)?;
+        }
         network.wait_until_up()?;
         Ok(network)
     }
 
+    fn attempt(ground: &Arc<Ground>, profile: Profile, start: relay::Start) -> Result<Self> {
+        let started = relay::start(ground, profile, start).inspect_err(|_| ground.keep());
+        let (nodes, authorities) = started?;
+        let ground = Arc::clone(ground);
+        Ok(Self { nodes, authorities, ground, services: AtomicU32::new(0), clients: AtomicU32::new(0) })
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.name.clone()).collect()
+    }
+
+    /// Waits for the first consensus, and returns whether all nodes are in it: one is not if the machine stood still while it
+    /// told the authorities of itself.
+    fn is_whole(&mut self) -> Result<bool> {
+        let names = self.names();
+        let Some(first) = self.nodes.first_mut() else { bail!("a network without nodes") };
+        let mut control = first.control()?;
+        first.wait("a first consensus", |_| {
+            let listed = control.information("ns/all")?;
+            let is_there = listed.lines().any(|line| line.starts_with("r "));
+            Ok(is_there.then(|| relay::check_consensus(&listed, &names).is_ok()))
+        })
+    }
+
     /// See the module for what "up" means.
     fn wait_until_up(&mut self) -> Result<()> {
-        let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
+        let names = self.names();
         let mut fingerprints = Vec::new();
         // Authorities come first and make the consensus, relays fetch it.
         for node in &mut self.nodes {
@@ -174,7 +211,7 @@ impl Network {
         ))?;
         node.start([])?;
         let address = node.wait("the keys of a service", |_| {
-            let name = std::fs::read_to_string(folder.join("hostname")).ok();
+            let name = fs::read_to_string(folder.join("hostname")).ok();
             Ok(name.filter(|name| name.ends_with('\n')))
         })?;
         Ok((folder, address.trim().to_owned()))

@@ -57,7 +57,7 @@ struct Plan {
 ///
 /// # Errors
 /// Names what could not be made or started.
-pub(super) fn start(ground: &Arc<Ground>, profile: Profile) -> Result<(Vec<Node>, String)> {
+pub(super) fn start(ground: &Arc<Ground>, profile: Profile, start: Start) -> Result<(Vec<Node>, String)> {
     let mut plans = Vec::new();
     for number in 0..AUTHORITIES {
         let node = Node::new(ground, format!("{AUTHORITY}{number}"), Authentication::None)?;
@@ -75,7 +75,7 @@ pub(super) fn start(ground: &Arc<Ground>, profile: Profile) -> Result<(Vec<Node>
         let mut own =
             format!("{lines}{RELAY_LINES}Nickname {}\nORPort {}\n", plan.node.name, plan.or_port.address);
         if let Some(dir_port) = &plan.dir_port {
-            let voting = voting_lines(profile);
+            let voting = voting_lines(profile, start);
             let _ = writeln!(
                 own,
                 "DirPort {}\nV3BandwidthsFile {}\n{voting}",
@@ -85,7 +85,7 @@ pub(super) fn start(ground: &Arc<Ground>, profile: Profile) -> Result<(Vec<Node>
         }
         plan.node.configure(&own)?;
     }
-    wait_for_a_good_moment()?;
+    wait_for_a_good_moment(start)?;
     let mut nodes = Vec::new();
     for Plan { mut node, mut or_port, mut dir_port } in plans {
         node.start(std::iter::once(&mut or_port).chain(&mut dir_port))?;
@@ -94,22 +94,35 @@ pub(super) fn start(ground: &Arc<Ground>, profile: Profile) -> Result<(Vec<Node>
     Ok((nodes, lines))
 }
 
-/// Seconds between consensuses until there is a first one, which comes at a multiple of this in Unix time.
-const FIRST_INTERVAL_SECONDS: u64 = 20;
+/// How much time nodes have before the first votes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    /// Seconds between consensuses until there is a first one, which comes at a multiple of this in Unix time. They divide 30
+    /// minutes, as tor demands.
+    interval_seconds: u64,
+    /// Seconds in which every node starts, and tells the authorities of itself.
+    lead_seconds: u64,
+}
+
+impl Start {
+    /// Enough on a machine that gives the nodes a part of its time.
+    pub(super) const FIRST: Self = Self { interval_seconds: 20, lead_seconds: 6 };
+    /// For when that was too little.
+    pub(super) const LATER: [Self; 2] =
+        [Self { interval_seconds: 40, lead_seconds: 20 }, Self { interval_seconds: 90, lead_seconds: 60 }];
+}
 
 /// Seconds that the exchange of the first votes may take, and then that of signatures: the least that tor allows.
 const FIRST_DELAY_SECONDS: u64 = 2;
 
-/// Seconds in which every node starts, and tells the authorities of itself.
-const START_SECONDS: u64 = 6;
-
 /// Waits until the next vote is far enough away for every node to be in it. The first consensus is made by the first votes, and
 /// carries the profile's own interval already: whoever is missing in it is missing until the second one.
-fn wait_for_a_good_moment() -> Result<()> {
-    let latest = FIRST_INTERVAL_SECONDS - 2 * FIRST_DELAY_SECONDS - START_SECONDS;
+fn wait_for_a_good_moment(start: Start) -> Result<()> {
+    let Start { interval_seconds, lead_seconds } = start;
+    let latest = interval_seconds.saturating_sub(2 * FIRST_DELAY_SECONDS + lead_seconds);
     let now = unix_time()?;
-    let interval = Duration::from_secs(FIRST_INTERVAL_SECONDS);
-    let into = Duration::from_secs(now.as_secs() % FIRST_INTERVAL_SECONDS)
+    let interval = Duration::from_secs(interval_seconds);
+    let into = Duration::from_secs(now.as_secs() % interval_seconds)
         + Duration::from_nanos(now.subsec_nanos().into());
     if into.as_secs() >= latest {
         thread::sleep(interval.saturating_sub(into));
@@ -122,14 +135,14 @@ fn unix_time() -> Result<Duration> {
 }
 
 /// How authorities vote. Whoever comes is called a directory of onion services at once, and a guard.
-fn voting_lines(profile: Profile) -> String {
+fn voting_lines(profile: Profile, start: Start) -> String {
     format!(
         "AuthoritativeDirectory 1\n\
          V3AuthoritativeDirectory 1\n\
          TestingDirAuthVoteHSDir *\n\
          TestingDirAuthVoteGuard *\n\
          TestingMinExitFlagThreshold 0\n\
-         TestingV3AuthInitialVotingInterval {FIRST_INTERVAL_SECONDS}\n\
+         TestingV3AuthInitialVotingInterval {}\n\
          TestingV3AuthInitialVoteDelay {FIRST_DELAY_SECONDS}\n\
          TestingV3AuthInitialDistDelay {FIRST_DELAY_SECONDS}\n\
          V3AuthVotingInterval {} seconds\n\
@@ -137,6 +150,7 @@ fn voting_lines(profile: Profile) -> String {
          V3AuthDistDelay 4\n\
          V3AuthNIntervalsValid 2\n\
          ConsensusParams hsdir_interval={} hsdir_n_replicas={REPLICAS} hsdir_spread_fetch=1 hsdir_spread_store=1",
+        start.interval_seconds,
         profile.voting_seconds(),
         profile.time_period_minutes(),
     )
