@@ -6,13 +6,13 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -221,6 +221,25 @@ pub fn program(name: &str) -> Result<PathBuf> {
     beside.with_context(|| {
         format!("`{name}` is not beside {}: build it with `cargo build --package {name}`", own.display())
     })
+}
+
+/// Copies a program for every account to run. `install` (coreutils) writes it: a child that another test starts meanwhile would
+/// inherit this process's descriptor until it runs its own program, and what is open for writing is not run (ETXTBSY,
+/// execve(2)).
+///
+/// # Errors
+/// With what `install` said.
+pub fn install(from: &Path, to: &Path) -> Result<()> {
+    let output = Command::new("install").args(["-m", "755"]).args([from, to]).output();
+    let output = output.context("this needs `install`")?;
+    ensure!(
+        output.status.success(),
+        "copying {} to {}: {}",
+        from.display(),
+        to.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -21,7 +21,7 @@ use nix::{
 };
 
 use crate::{
-    armed::program,
+    armed::{install, program},
     flood::{Flood, Pattern, Running},
     frame::{TCP, tcp, v4},
     netns::{self, End, Namespace},
@@ -111,9 +111,9 @@ impl Lab {
     pub fn install_with(&mut self, front: &Path) -> Result<()> {
         let folder = self.path("bin");
         fs::create_dir(&folder)?;
-        fs::copy(front, folder.join("tunica-front"))?;
+        install(front, &folder.join("tunica-front"))?;
         let daemon = folder.join("tunicad");
-        fs::copy(program("tunicad")?, &daemon)?;
+        install(&program("tunicad")?, &daemon)?;
         self.daemon = Some(daemon);
         Ok(())
     }
@@ -282,9 +282,8 @@ impl Lab {
         // The folders of the build and of the test are root's alone on some machines, so the program is copied.
         let lab = self.folder.path().file_name().unwrap_or_default();
         let copy = Path::new("/dev/shm").join(lab);
-        fs::copy(program("tunica")?, &copy)?;
-        open_to_all(&copy, 0o755)?;
-        open_to_all(self.folder.path(), 0o755)?;
+        install(&program("tunica")?, &copy)?;
+        fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o755))?;
         let mut command = Command::new("setpriv");
         let (uid, gid) = (uid.to_string(), gid.to_string());
         command.args(["--reuid", &uid, "--regid", &gid, "--clear-groups"]).arg(&copy);
@@ -460,11 +459,6 @@ fn header_checksum(header: &[u8]) -> u16 {
         .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or(0)
-}
-
-fn open_to_all(path: &Path, mode: u32) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
 }
 
 impl Drop for Lab {

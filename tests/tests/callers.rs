@@ -20,6 +20,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use tunica_tests::{
+    armed::install,
     frame::SYN,
     lab::{Lab, segment},
 };
@@ -40,10 +41,8 @@ impl Guest {
     fn start(lab: &Lab, test: &str) -> Self {
         // The folders of the build and of the test are root's alone on some machines.
         let copy = PathBuf::from(format!("/dev/shm/tunica-{test}-{}", std::process::id()));
-        fs::copy(env::current_exe().unwrap(), &copy).unwrap();
-        for path in [copy.clone(), lab.path("")] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
+        install(&env::current_exe().unwrap(), &copy).unwrap();
+        fs::set_permissions(lab.path(""), fs::Permissions::from_mode(0o755)).unwrap();
         let group = nix::unistd::Group::from_name("nogroup").unwrap().expect("the group nogroup");
         let mut command = Command::new(&copy);
         command.args(["--exact", "--nocapture", test]).env(SOCKET, lab.path("tunicad.sock")).current_dir("/");

@@ -22,7 +22,7 @@ use nix::{
     unistd::{Pid, User},
 };
 use tunica_tests::{
-    armed::program,
+    armed::{install, program},
     ingress::{Backend, get, header, read_answer},
     lab::{CLIENT, HOST_INTERFACE, Lab},
     sys::end_with_parent,
@@ -46,7 +46,7 @@ impl Drop for Front {
 /// Runs the ingress on the lab's host, as its own account.
 fn front(lab: &Lab) -> Front {
     let copy = lab.path("tunica-front");
-    fs::copy(program("tunica-front").unwrap(), &copy).unwrap();
+    install(&program("tunica-front").unwrap(), &copy).unwrap();
     let log = fs::File::create(lab.path("front.log")).unwrap();
     let mut command = lab.host.command(Path::new("setpriv"));
     command.args(["--reuid", FRONT, "--regid", "nogroup", "--clear-groups"]).arg(&copy);

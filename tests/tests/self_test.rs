@@ -11,7 +11,7 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -26,7 +26,7 @@ use nix::sys::socket::{
 use tunica_common::verdict::Verdict;
 use tunica_core::self_test::{SOURCE_V4, SOURCE_V6};
 use tunica_tests::{
-    armed::{COUNTS_LAG, Daemon, Setup, program},
+    armed::{COUNTS_LAG, Daemon, Setup, install, program},
     client::{Visitors, Visits},
     flood::{Flood, Pattern},
     report::Act,
@@ -85,8 +85,9 @@ impl Scene {
         let wrapper = self.folder.path().join("bounded");
         let real = program("tunicad").unwrap();
         let script = "#!/bin/sh\nexec setpriv --bounding-set -all,+cap_12,+cap_38,+cap_39";
-        fs::write(&wrapper, format!("{script} {} \"$@\"\n", real.display())).unwrap();
-        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = self.folder.path().join("bounded.sh");
+        fs::write(&text, format!("{script} {} \"$@\"\n", real.display())).unwrap();
+        install(&text, &wrapper).unwrap();
         let program = Box::leak(Box::new(wrapper));
         let setup = Setup {
             namespace: &self.stage.host,

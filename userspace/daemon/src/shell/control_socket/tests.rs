@@ -220,7 +220,9 @@ async fn strangers_may_read_and_change_nothing() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
     let program = directory.path().join("stranger");
-    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    // Not by this process: what is open for writing in a child of another test would not run (ETXTBSY, execve(2)).
+    let copy = Command::new("install").arg(env::current_exe().unwrap()).arg(&program).output().unwrap();
+    assert!(copy.status.success(), "{copy:?}");
     let mut child = Command::new(&program);
     child.args([
         "--exact",
