@@ -19,7 +19,7 @@ use nix::{
 };
 use tunica_common::verdict::{Action, Verdict};
 
-use crate::{netns::Namespace, sys::end_with_parent};
+use crate::{lab::BUSY, netns::Namespace, sys::end_with_parent};
 
 /// Where the daemon's metrics are, inside the namespace.
 const HTTP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9187);
@@ -126,11 +126,25 @@ impl<'a> Daemon<'a> {
         lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
     }
 
-    /// The body that the daemon's HTTP server gives for `path`.
+    /// The body that the daemon's HTTP server gives for `path`, asked for again while its event loop is busy.
     ///
     /// # Errors
     /// When nothing answers, or with another status than 200.
     pub fn get(&self, path: &str) -> Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, body) = self.get_once(path)?;
+            if status.contains(" 200 ") {
+                return Ok(body);
+            }
+            if !body.contains(BUSY) || Instant::now() > deadline {
+                bail!("{path}: {status}");
+            }
+        }
+    }
+
+    /// Status line and body.
+    fn get_once(&self, path: &str) -> Result<(String, String)> {
         let answer = self.setup.namespace.run(|| {
             let mut stream = TcpStream::connect_timeout(&HTTP.into(), Duration::from_secs(2))?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -141,10 +155,7 @@ impl<'a> Daemon<'a> {
         })?;
         let (head, body) =
             answer.split_once("\r\n\r\n").context("the daemon's answer has no end of its head")?;
-        if head.split_whitespace().nth(1) != Some("200") {
-            bail!("{path}: {}", head.lines().next().unwrap_or_default());
-        }
-        Ok(body.to_owned())
+        Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
     }
 
     /// `tunica_shield_packets_total`, by verdict and action, up to [`COUNTS_LAG`] old.

@@ -58,6 +58,9 @@ pub const PAGES: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9187);
 /// How long anything may take that should happen at once. Nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What the daemon's pages say when its event loop was busy for two seconds, which a slow disk and a full machine can do.
+pub(crate) const BUSY: &str = "the event loop does not answer";
+
 /// What a command printed and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
@@ -327,11 +330,21 @@ impl Lab {
         serde_json::from_str(&ran.out).with_context(|| format!("{ran:?}"))
     }
 
-    /// Status and body that the daemon's pages give for `path`.
+    /// Status and body that the daemon's pages give for `path`, asked for again while its event loop is busy.
     ///
     /// # Errors
     /// If nothing answers.
     pub fn http(&self, path: &str) -> Result<(u16, String)> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, body) = self.http_once(path)?;
+            if !(status == 503 && body.contains(BUSY)) || Instant::now() > deadline {
+                return Ok((status, body));
+            }
+        }
+    }
+
+    fn http_once(&self, path: &str) -> Result<(u16, String)> {
         self.host.run(|| {
             let mut stream = TcpStream::connect_timeout(&PAGES.into(), Duration::from_secs(2))?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -350,7 +363,8 @@ impl Lab {
     /// # Errors
     /// If the daemon's pages do not answer.
     pub fn metric(&self, series: &str) -> Result<Option<f64>> {
-        let (_, text) = self.http("/metrics")?;
+        let (status, text) = self.http("/metrics")?;
+        ensure!(status == 200, "the metrics: {status} {text}");
         Ok(text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse().ok()))
     }
 

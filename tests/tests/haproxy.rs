@@ -328,7 +328,12 @@ fn tor_reaches_it_by_its_file_and_nobody_else() {
     let jail = lab.path("jail");
     fs::create_dir(&jail).unwrap();
     let proxy = Proxy::start(&lab, Some(&lab.host), &["--chroot", jail.to_str().unwrap()], &["-db"]);
-    assert_eq!(fs::read_link(format!("/proc/{}/root", proxy.child.id())).unwrap(), jail);
+    // It answers a little before it goes there.
+    let deadline = Instant::now() + PATIENCE;
+    while fs::read_link(format!("/proc/{}/root", proxy.child.id())).unwrap() != jail {
+        assert!(Instant::now() < deadline, "{}", fs::read_to_string(lab.path("haproxy.log")).unwrap());
+        thread::sleep(Duration::from_millis(20));
+    }
     let found = fs::metadata(&socket).unwrap();
     let tor = nix::unistd::User::from_name("daemon").unwrap().unwrap();
     assert_eq!((found.uid(), found.mode() & 0o777), (tor.uid.as_raw(), 0o660));
