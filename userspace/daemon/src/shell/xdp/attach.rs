@@ -142,7 +142,7 @@ impl Attachment {
     /// Detaches, and removes the pin.
     ///
     /// # Errors
-    /// See [`pins::detach`]; the program may then be attached still.
+    /// The system's, if the pin cannot be removed or the kernel does not detach; the program may then be attached still.
     pub fn detach(self) -> io::Result<()> {
         pins::detach(&self.pin)
     }
