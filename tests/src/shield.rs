@@ -15,8 +15,8 @@ use aya::{
 use nix::{
     sched::{CloneFlags, unshare},
     sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-        sockopt,
+        AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt,
+        shutdown, socket, sockopt,
     },
 };
 use tunica_common::{
@@ -162,7 +162,10 @@ impl Shield {
         }
         // Whatever rows and random frames may have counted for.
         self.touched.extend(world.armed.iter().copied().chain([443]));
-        self.listeners.clear();
+        for listener in self.listeners.drain(..) {
+            // Closing it frees no port while a child that another thread is about to start has it as well.
+            shutdown(listener.as_raw_fd(), Shutdown::Both)?;
+        }
         for (address, port) in
             world.own.iter().flat_map(|own| world.listening.iter().map(move |port| (own, port)))
         {
