@@ -24,7 +24,7 @@ pub use report::{Verdict, markdown, text};
 mod flood;
 mod report;
 
-/// The part by which the second half's median of a process' memory may be above the first half's. The page that is written says why
+/// The part by which the second half's memory of a process may be above the first half's. The page that is written says why
 /// that much.
 pub const MOST_GROWTH: f64 = 0.05;
 
@@ -99,6 +99,36 @@ pub struct Plan {
     pub every: Duration,
     /// `circuits.table_size`; `None`: the default.
     pub table_size: Option<u32>,
+    /// What stands for a half.
+    pub judged_by: Statistic,
+}
+
+/// What stands for all looks of a half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistic {
+    /// The one in the middle.
+    Median,
+    /// The lowest, for halves of a few looks: what leaks is not given back at any of them, and how many connections are open at
+    /// one tells of the machine.
+    Lowest,
+}
+
+impl Statistic {
+    fn of(self, mut numbers: Vec<u64>) -> u64 {
+        numbers.sort_unstable();
+        let at = match self {
+            Self::Median => numbers.len() / 2,
+            Self::Lowest => 0,
+        };
+        numbers.get(at).copied().unwrap_or(0)
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Median => "median",
+            Self::Lowest => "lowest",
+        }
+    }
 }
 
 /// What a process holds.

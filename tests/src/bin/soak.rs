@@ -18,7 +18,7 @@ use nix::{
     sys::signal::{SigSet, Signal},
     unistd::geteuid,
 };
-use tunica_tests::soak::{self, MOST_GROWTH, Plan};
+use tunica_tests::soak::{self, MOST_GROWTH, Plan, Statistic};
 
 /// From one look to the next.
 const EVERY: Duration = Duration::from_secs(10);
@@ -58,7 +58,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     listen_for_signals()?;
     let length = Duration::from_secs(60 * arguments.minutes);
-    let plan = Plan { length, warm_up: length / 6, every: EVERY, table_size: None };
+    let plan =
+        Plan { length, warm_up: length / 6, every: EVERY, table_size: None, judged_by: Statistic::Median };
     let courses = soak::run(&plan, &INTERRUPTED, |look, protocol| {
         println!(
             "{:5} s  {:4}  tunica-front {:7} KiB, {:5} descriptors  tunicad {:7} KiB  {:.0} connections, {:.0} circuits, {:.0} banned",
