@@ -439,11 +439,14 @@ fn all_started(folder: &Path, starter: &mut Child) -> Vec<Entry> {
 #[test]
 fn a_folder_of_something_else_is_left_alone() {
     let parent = tempfile::tempdir().unwrap();
-    fs::write(parent.path().join("precious"), "text").unwrap();
+    // A lock lies beside it.
+    let folder = parent.path().join("other");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("precious"), "text").unwrap();
     for verb in ["up", "down"] {
-        let refused = run(verb, parent.path());
+        let refused = run(verb, &folder);
         assert!(!refused.status.success(), "{}", text(&refused));
         assert!(text(&refused).contains("is not the folder of a network"), "{}", text(&refused));
     }
-    assert!(parent.path().join("precious").exists());
+    assert!(folder.join("precious").exists());
 }
