@@ -1,5 +1,5 @@
-//! Test binaries in lanes: the system's tests mostly wait, for tor and for time limits, so two binaries at a time leave the
-//! processors enough for both.
+//! Test binaries in lanes: the system's tests mostly wait, for tor and for time limits, so several at a time leave two
+//! processors enough for each.
 
 use std::{
     collections::VecDeque,
