@@ -639,6 +639,10 @@ fn of_600_requests_at_once_500_are_taken_and_no_vip_is_refused() {
     assert!((499..=510).contains(&served), "{served} served, {refused} refused");
 }
 
+/// How long a circuit of the flood is kept: so long that together they would fill the frontend, were it open to them, and not
+/// so long that those whom the rate lets in take every place at the backend, however long the flood goes on.
+const KEPT: Duration = Duration::from_secs(5);
+
 /// A flood of circuits that never end their heads, by far more than the rate of all lets in.
 fn flood(lab: &Lab, is_over: &Arc<AtomicBool>) -> thread::JoinHandle<Result<()>> {
     let is_over = Arc::clone(is_over);
@@ -652,13 +656,13 @@ fn flood(lab: &Lab, is_over: &Arc<AtomicBool>) -> thread::JoinHandle<Result<()>>
                 // Those that are reset may be so at once.
                 if let Ok(stream) = stream(circuit, "GET / HTTP/1.1\r\nHost: a\r\n") {
                     stream.set_nonblocking(true)?;
-                    held.push(stream);
+                    held.push((Instant::now(), stream));
                 }
                 if circuit % 100 == 0 {
                     let is_open = |stream: &TcpStream| {
                         stream.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
                     };
-                    held.retain(is_open);
+                    held.retain(|(since, stream)| since.elapsed() < KEPT && is_open(stream));
                 }
                 thread::sleep(Duration::from_millis(1));
             }
