@@ -16,6 +16,7 @@ pub mod flood;
 pub mod frame;
 pub mod fuzz;
 pub mod gate;
+pub mod hosted;
 pub mod ingress;
 pub mod lab;
 pub mod netns;

@@ -8,13 +8,7 @@
     reason = "a helper that fails is a test that fails"
 )]
 
-use std::{
-    fs,
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -26,11 +20,12 @@ use tunica_tests::{
     armed::program,
     beside::{Beside, arti_front},
     fate::{self, Stage},
+    hosted::{address, configure},
     ingress::{Backend, answers, get, read_answer},
     lab::Lab,
     notify::NotifySocket,
     sys::end_with_parent,
-    testnet::{Client, Network, Profile, shared},
+    testnet::{Client, Profile, shared},
 };
 
 /// `EX_CONFIG` of sysexits.h.
@@ -40,39 +35,10 @@ const BAD_CONFIGURATION: Option<i32> = Some(78);
 const CLIENT_KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
 const CLIENT_AUTH: &str = "descriptor:x25519:A6RXZPAUECJ4RN2V3QNRB2DMWQTDOSWRNKUFH3IL37ALFODNDR6A\n";
 
-/// A lab whose ingress hosts a service, with these lines of `[arti]` and `[circuits]`.
-fn configure(lab: &Lab, network: &Network, backend: &Backend, arti: &str, circuits: &str) {
-    let file = lab.path("network.toml");
-    fs::write(&file, network.arti_settings().unwrap()).unwrap();
-    lab.configure(
-        "mode = \"observe\"",
-        &format!(
-            "[ingress]\nenabled = true\nuser = \"root\"\nbackends = [\"{}\"]\nkeep_alive_seconds = 120\n\
-             [arti]\nenabled = true\nstate_dir = \"{}\"\nnetwork_file = \"{}\"\n{arti}\n[circuits]\n{circuits}",
-            backend.address(),
-            lab.path("arti").display(),
-            file.display(),
-        ),
-    )
-    .unwrap();
-}
-
-fn front(lab: &Lab, arguments: &[&str]) -> Output {
-    let mut command = Command::new(arti_front().unwrap());
-    command.arg("--config").arg(lab.path("tunica.toml")).args(arguments).output().unwrap()
-}
-
-/// The address that the front says.
-fn address(lab: &Lab) -> String {
-    let said = front(lab, &["--onion-address"]);
-    assert!(said.status.success(), "{said:?}");
-    String::from_utf8(said.stdout).unwrap().trim().to_owned()
-}
-
 /// Starts the daemon and a front that hosts the service, and says its address.
 fn hosted(lab: &mut Lab) -> (String, Beside) {
     lab.start().unwrap();
-    let onion = address(lab);
+    let onion = address(lab).unwrap();
     let front = Beside::start_with_arti(lab).unwrap();
     lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
     (onion, front)
@@ -112,7 +78,7 @@ fn circuits_of_a_hosted_service_share_the_fate_of_those_of_c_tor() {
     let mut lab = Lab::new("arti").unwrap();
     let backend = Backend::start().unwrap();
     let network = network.join().unwrap();
-    configure(&lab, &network, &backend, "", fate::CIRCUITS);
+    configure(&lab, &network, &backend, "", fate::CIRCUITS).unwrap();
     let (onion, _front) = hosted(&mut lab);
     let client = network.client().unwrap();
     reached(&mut lab, &client, &onion);
@@ -138,7 +104,7 @@ fn circuits_of_a_hosted_service_are_closed_for_their_age_as_those_of_c_tor() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("artirotation").unwrap();
     let backend = Backend::start().unwrap();
-    configure(&lab, &network, &backend, "", fate::ROTATION);
+    configure(&lab, &network, &backend, "", fate::ROTATION).unwrap();
     let (onion, _front) = hosted(&mut lab);
     let client = network.client().unwrap();
     reached(&mut lab, &client, &onion);
@@ -160,12 +126,12 @@ fn the_key_of_c_tor_keeps_its_address_and_one_process_at_a_time_hosts_it() {
     let key = lab.path("hs_ed25519_secret_key");
     fs::copy(keys.join("hs_ed25519_secret_key"), &key).unwrap();
     let line = format!("key_file = \"{}\"", key.display());
-    configure(&lab, &network, &backend, &line, "profile = \"web\"");
+    configure(&lab, &network, &backend, &line, "profile = \"web\"").unwrap();
     let with_arti = arti_front().unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     refused(&lab, &with_arti, &["mode 0644", "chmod 600"]);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-    assert_eq!(address(&lab), onion);
+    assert_eq!(address(&lab).unwrap(), onion);
     // It is said before the process that hosts the service ends for this one.
     let open = lab.path("arti/left by a restore");
     fs::write(&open, "").unwrap();
@@ -210,14 +176,14 @@ fn the_key_of_c_tor_keeps_its_address_and_one_process_at_a_time_hosts_it() {
     drop((first, second));
 
     // What it took over stays, and no other key takes its place.
-    assert_eq!(address(&lab), onion);
+    assert_eq!(address(&lab).unwrap(), onion);
     let (other, _) = network.unpublished_keys().unwrap();
     fs::copy(other.join("hs_ed25519_secret_key"), &key).unwrap();
     refused(&lab, &with_arti, &["another onion address", "remove arti.key_file"]);
     fs::copy(other.join("hs_ed25519_public_key"), &key).unwrap();
     refused(&lab, &with_arti, &["this is a public key", "hs_ed25519_secret_key"]);
-    configure(&lab, &network, &backend, "", "profile = \"web\"");
-    assert_eq!(address(&lab), onion);
+    configure(&lab, &network, &backend, "", "profile = \"web\"").unwrap();
+    assert_eq!(address(&lab).unwrap(), onion);
 }
 
 #[test]
@@ -227,7 +193,7 @@ fn only_clients_with_a_key_find_a_service_that_has_some_and_a_circuit_has_its_st
     let backend = Backend::start().unwrap();
     let clients = lab.path("clients");
     let lines = format!("clients_dir = \"{}\"\nmax_streams_per_circuit = 3", clients.display());
-    configure(&lab, &network, &backend, &lines, "profile = \"web\"");
+    configure(&lab, &network, &backend, &lines, "profile = \"web\"").unwrap();
     let with_arti = arti_front().unwrap();
     refused(&lab, &with_arti, &["arti.clients_dir", "cannot be read"]);
     fs::create_dir(&clients).unwrap();
@@ -235,7 +201,7 @@ fn only_clients_with_a_key_find_a_service_that_has_some_and_a_circuit_has_its_st
     fs::write(clients.join("An old friend.auth"), "descriptor:x25519:A6RXZPAU\n").unwrap();
     refused(&lab, &with_arti, &["An old friend.auth is no key of a client"]);
     fs::write(clients.join("An old friend.auth"), CLIENT_AUTH).unwrap();
-    let onion = address(&lab);
+    let onion = address(&lab).unwrap();
     lab.start().unwrap();
     let _front = Beside::start_with_arti(&lab).unwrap();
     lab.wait_for("the ingress", |lab| Ok(lab.metric("tunica_front_up")? == Some(1.0))).unwrap();
@@ -277,11 +243,11 @@ fn a_service_with_arti_s_proof_of_work_says_so_in_its_descriptor_and_serves() {
     let network = shared(Profile::Usual).unwrap();
     let mut lab = Lab::new("artipow").unwrap();
     let backend = Backend::start().unwrap();
-    configure(&lab, &network, &backend, "", "profile = \"web\"");
-    let onion = address(&lab);
-    configure(&lab, &network, &backend, "pow = true", "profile = \"web\"");
+    configure(&lab, &network, &backend, "", "profile = \"web\"").unwrap();
+    let onion = address(&lab).unwrap();
+    configure(&lab, &network, &backend, "pow = true", "profile = \"web\"").unwrap();
     lab.start().unwrap();
-    let _front = Beside::start_with_pow(&lab).unwrap();
+    let mut front = Beside::start_with_pow(&lab).unwrap();
     let client = network.client().unwrap();
     let log = lab.path("client.log");
     let telling = format!("SETCONF Log=\"[rend]debug file {}\"", log.display());
@@ -290,6 +256,14 @@ fn a_service_with_arti_s_proof_of_work_says_so_in_its_descriptor_and_serves() {
     // The words of C tor's client, before it solves what the descriptor asks for (`hs_client.c`).
     let told = fs::read_to_string(&log).unwrap();
     assert!(told.contains("PoW params present in descriptor"), "{told}");
+    // Its threads for puzzles have no end of their own, and nobody who restarts it should read of a fault.
+    front.signal(Signal::SIGTERM).unwrap();
+    lab.wait_for("the end", |_| Ok(front.ended()?.is_some())).unwrap();
+    let said = fs::read_to_string(lab.path("front.log")).unwrap();
+    assert!(
+        front.ended().unwrap().is_some_and(|ended| ended.success()) && !said.contains("panicked"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod plan;
 use std::{
     convert::Infallible,
     fs::{File, TryLockError},
-    io,
+    io, mem,
     num::NonZeroU32,
     os::unix::net::UnixStream as StdUnixStream,
     path::Path,
@@ -133,6 +133,8 @@ impl HostError {
 pub struct Hosted {
     runtime: Runtime,
     task: JoinHandle<()>,
+    /// Whether some of Arti's threads wait for as long as there is a runtime: those for puzzles do.
+    is_endless: bool,
 }
 
 impl Hosted {
@@ -162,6 +164,7 @@ impl Hosted {
             .build()
             .map_err(HostError::Threads)?;
         let arti = TokioRustlsRuntime::from(runtime.handle().clone());
+        let is_endless = plan.intake().is_some();
         let most = plan.most_connections().saturating_mul(2).max(FEWEST_CIRCUITS);
         let open = Open(Arc::new(Mutex::new(Places::new(most))));
         let host = Host {
@@ -183,15 +186,20 @@ impl Hosted {
                 () = member.answer() => {}
             }
         });
-        Ok(Self { runtime, task })
+        Ok(Self { runtime, task, is_endless })
     }
 
     /// Ends it once [`Circuits::drain`] was said: what is on its way goes out first, for as long as `patience`.
     pub fn end(self, patience: Duration) {
-        let Self { runtime, task } = self;
+        let Self { runtime, task, is_endless } = self;
         // What has not ended by then is cut.
         let _ = runtime.block_on(async { timeout(patience.max(END), task).await });
-        runtime.shutdown_timeout(END);
+        if is_endless {
+            // They sleep by the runtime's clock, and panic where it stops before them. The process ends next, and they with it.
+            mem::forget(runtime);
+        } else {
+            runtime.shutdown_timeout(END);
+        }
     }
 }
 
@@ -437,7 +445,7 @@ impl Host {
 
     fn say_full(&mut self) {
         self.circuits.count(Refusal::OutOfResources);
-        if !std::mem::replace(&mut self.is_full, true) {
+        if !mem::replace(&mut self.is_full, true) {
             tracing::warn!(
                 message_id = "arti_full",
                 "{} circuits are open, and no more are held: each that comes now takes the place of the one that has been without \
