@@ -60,6 +60,7 @@ const SLOW: &[&str] = &[
     "forged_sources",
     "aged",
     "browse",
+    "effort",
 ];
 
 /// What `cargo xtask test` is asked.
@@ -130,11 +131,8 @@ fn full(root: &Path) -> Result<Vec<String>> {
         binaries = binary::build(root, &["--workspace"])?;
         Ok(())
     })?;
-    let mut long = None;
-    step("tests that run beside everything else: start", || {
-        long = Some(long::Running::start(root, &binaries)?);
-        Ok(())
-    })?;
+    let mut long = long::Running::none(root)?;
+    step("tests that run beside everything else: start", || long.start(&binaries, long::FIRST))?;
     step("lock files", || locked(root))?;
     step("format", || process::run(cargo(root)?.args(["fmt", "--all", "--check"])))?;
     step("format of the kernel program", || {
@@ -151,6 +149,7 @@ fn full(root: &Path) -> Result<Vec<String>> {
     step("the same bytes from two folders", || build(false, true, false))?;
     step("the kernel program with its debugging log", || build(false, false, true))?;
     step("the ingress with Arti", || with_arti(root))?;
+    step("tests that run beside the rest: start", || long.start(&binaries, long::WITH_ARTI))?;
     let (system, units) = parted(root, binaries);
     let outcomes = [
         // They compute more than they wait.
@@ -160,10 +159,7 @@ fn full(root: &Path) -> Result<Vec<String>> {
         }),
         step("tests of the system", || lanes::run(root, system, LANES).and_then(Sum::judge)),
         // Also after a failure: they are nearly done.
-        step("tests that run beside everything else: outcome", || match long {
-            Some(long) => long.finish().and_then(Sum::judge),
-            None => bail!("they were not started"),
-        }),
+        step("tests that run beside everything else: outcome", || long.finish().and_then(Sum::judge)),
     ];
     outcomes.into_iter().reduce(both).unwrap_or(Ok(()))?;
     Ok(Vec::new())
@@ -191,7 +187,7 @@ fn lints_and_documentation(root: &Path) -> Result<()> {
 
 /// The system's tests, in the order in which they begin, and all others. Those that run beside everything else are in neither.
 fn parted(root: &Path, mut binaries: Vec<Binary>) -> (Vec<Binary>, Vec<Binary>) {
-    binaries.retain(|binary| long::TESTS.iter().all(|test| test.binary != binary.name));
+    binaries.retain(|binary| !long::is_one(binary));
     let (mut system, units): (Vec<_>, Vec<_>) =
         binaries.into_iter().partition(|binary| binary.is_of(&root.join("tests")));
     let place = |binary: &Binary| SLOW.iter().position(|slow| *slow == binary.name).unwrap_or(SLOW.len());

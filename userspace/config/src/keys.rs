@@ -705,7 +705,7 @@ keys! {
     ARTI_POW: Switch = "arti.pow",
         Absent::Default("false"),
         Switch,
-        "Whether clients must solve Tor's own puzzles while more of them come than can be met. It takes a `tunica-front` that was built with the feature `arti-pow`, parts of which are under the LGPL.";
+        "Tor's own proof of work: clients who wait are met in the order of the puzzles that they solved. What Arti asks of all, see `pow_queue_rate`. It takes a `tunica-front` that was built with the feature `arti-pow`, parts of which are under the LGPL.";
     ARTI_POW_RATE: Number = "arti.pow_queue_rate",
         Absent::Default("25"),
         Number {
@@ -713,7 +713,7 @@ keys! {
             below: "nobody would be met",
             above: "no client would ever wait, and so none would be asked for a puzzle",
         },
-        "With `pow`: how many clients are met in a second, those with the hardest puzzle first. More of them wait, and while some do Arti asks all for more. 100 for a large service.";
+        "With `pow`: how many clients are met in a second, those with the hardest puzzle first; more of them wait. Every 300 s Arti asks for more if at least as many came with a puzzle as were met, and for less otherwise. From nothing it does not rise: where nobody sends a puzzle, however many wait, it asks for none, other than C tor. 100 for a large service.";
     ARTI_POW_BURST: Number = "arti.pow_queue_burst",
         Absent::Default("50"),
         Number {

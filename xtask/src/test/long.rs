@@ -1,7 +1,10 @@
-//! Tests that wait for minutes and need next to no CPU time meanwhile: the full run starts them before everything else, does
-//! the rest beside them, and asks for their outcome at the end.
+//! Tests that wait for minutes and need little CPU time meanwhile: the full run starts them as soon as it has what they need,
+//! does the rest beside them, and asks for their outcome at the end.
 
-use std::{path::Path, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -17,8 +20,8 @@ pub(super) struct Test {
     pub(super) name: &'static str,
 }
 
-/// All of them, those that take longest first.
-pub(super) const TESTS: [Test; 2] = [
+/// Those that need nothing but the test binaries and programs.
+pub(super) const FIRST: &[Test] = &[
     Test {
         binary: "aged",
         name: "a_service_stays_reachable_while_time_periods_and_shared_random_values_change",
@@ -26,35 +29,51 @@ pub(super) const TESTS: [Test; 2] = [
     Test { binary: "browse", name: "a_browser_that_clicks_for_five_minutes_is_refused_nothing" },
 ];
 
+/// Those that need the ingress with Arti as well.
+pub(super) const WITH_ARTI: &[Test] =
+    &[Test { binary: "effort", name: "arti_asks_for_more_while_clients_who_paid_wait" }];
+
+/// Whether a binary is one of these.
+pub(super) fn is_one(binary: &Binary) -> bool {
+    FIRST.iter().chain(WITH_ARTI).any(|test| test.binary == binary.name)
+}
+
 /// The processes of these tests. Dropping this ends those that run still.
 pub(super) struct Running {
     processes: Vec<Process>,
-    started: Instant,
+    logs: PathBuf,
+    began: Instant,
 }
 
 impl Running {
-    /// Starts them.
+    /// None yet.
+    ///
+    /// # Errors
+    /// When the folder of their logs cannot be made.
+    pub(super) fn none(root: &Path) -> Result<Self> {
+        Ok(Self { processes: Vec::new(), logs: binary::logs(root, "long")?, began: Instant::now() })
+    }
+
+    /// Starts some.
     ///
     /// # Errors
     /// When one of them is not among the binaries.
-    pub(super) fn start(root: &Path, binaries: &[Binary]) -> Result<Self> {
-        let logs = binary::logs(root, "long")?;
-        let mut running = Self { processes: Vec::new(), started: Instant::now() };
-        for test in TESTS {
+    pub(super) fn start(&mut self, binaries: &[Binary], tests: &[Test]) -> Result<()> {
+        for test in tests {
             let binary = binaries
                 .iter()
                 .find(|binary| binary.name == test.binary)
                 .with_context(|| format!("`{}` is no test binary of this workspace", test.binary))?;
-            let process = binary.start(&["--exact", test.name], &logs)?;
+            let process = binary.start(&["--exact", test.name], &self.logs)?;
             println!(
                 "{} runs beside everything else (pid {}, {})",
                 test.binary,
                 process.id(),
                 process.log.display()
             );
-            running.processes.push(process);
+            self.processes.push(process);
         }
-        Ok(running)
+        Ok(())
     }
 
     /// Waits for their ends, shows what they said, and returns their closing lines, added up.
@@ -73,7 +92,7 @@ impl Running {
                 failed.push(name);
             }
         }
-        println!("The last of them ended {} s after all were started.", self.started.elapsed().as_secs());
+        println!("The last of them ended {} s after the first began.", self.began.elapsed().as_secs());
         if !failed.is_empty() {
             bail!("these failed, or did not run: {}", failed.join(", "));
         }
@@ -91,7 +110,7 @@ mod tests {
     #[test]
     fn each_is_the_only_test_of_its_binary_and_slow() {
         let folder = workspace::root().unwrap().join("tests/tests");
-        for test in TESTS {
+        for test in FIRST.iter().chain(WITH_ARTI) {
             let text = fs::read_to_string(folder.join(format!("{}.rs", test.binary))).unwrap();
             assert_eq!(text.matches("#[test]").count(), 1, "{test:?}");
             assert!(text.contains(&format!("fn {}()", test.name)), "{test:?}");
