@@ -125,10 +125,9 @@ fn step(name: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn full(root: &Path) -> Result<Vec<String>> {
-    programs(root)?;
     let mut binaries = Vec::new();
-    step("test binaries", || {
-        binaries = binary::build(root, &["--workspace"])?;
+    step("programs and test binaries", || {
+        binaries = binary::build_all(root)?;
         Ok(())
     })?;
     let mut long = long::Running::none(root)?;

@@ -72,9 +72,22 @@ fn told(line: &str) -> Option<Binary> {
 /// # Errors
 /// When they do not build.
 pub(super) fn build(root: &Path, which: &[&str]) -> Result<Vec<Binary>> {
-    let mut build = process::command("cargo")?;
-    build.arg("test").args(which).args(["--no-run", "--message-format=json-render-diagnostics"]);
-    Ok(all(&process::capture(build.current_dir(root)).context("building the tests")?))
+    built(root, &[&["test", "--no-run"], which].concat())
+}
+
+/// Builds all test binaries and, at once, all programs: apart, cargo would give each what only it asks of seventy crates, and
+/// build them twice.
+///
+/// # Errors
+/// When they do not build.
+pub(super) fn build_all(root: &Path) -> Result<Vec<Binary>> {
+    built(root, &["build", "--workspace", "--lib", "--bins", "--examples", "--tests"])
+}
+
+fn built(root: &Path, arguments: &[&str]) -> Result<Vec<Binary>> {
+    let mut cargo = process::command("cargo")?;
+    cargo.args(arguments).arg("--message-format=json-render-diagnostics");
+    Ok(all(&process::capture(cargo.current_dir(root)).context("building the tests")?))
 }
 
 /// The folder of the logs of `kind`, empty.

@@ -1,5 +1,5 @@
-//! Test binaries in lanes: the system's tests mostly wait, for tor and for time limits, so several at a time leave two
-//! processors enough for each.
+//! Test binaries in lanes: the system's tests mostly wait, for tor and for time limits, so several at a time leave each
+//! enough of two processors.
 
 use std::{
     collections::VecDeque,
