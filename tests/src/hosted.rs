@@ -1,9 +1,6 @@
 //! An ingress that hosts the onion service itself, with Arti.
 
-use std::{
-    fs,
-    process::{Command, Output},
-};
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -28,22 +25,14 @@ pub fn configure(lab: &Lab, network: &Network, backend: &Backend, arti: &str, ci
     )
 }
 
-/// Runs the ingress of a lab to its end.
-///
-/// # Errors
-/// If it cannot be started.
-pub fn front(lab: &Lab, arguments: &[&str]) -> Result<Output> {
-    let mut command = Command::new(arti_front()?);
-    command.arg("--config").arg(lab.path("tunica.toml")).args(arguments);
-    command.output().context("starting the ingress")
-}
-
 /// The service's address, as the ingress says it.
 ///
 /// # Errors
 /// What it says instead.
 pub fn address(lab: &Lab) -> Result<String> {
-    let said = front(lab, &["--onion-address"])?;
+    let mut command = Command::new(arti_front()?);
+    command.arg("--config").arg(lab.path("tunica.toml")).arg("--onion-address");
+    let said = command.output().context("starting the ingress")?;
     ensure!(said.status.success(), "{said:?}");
     Ok(String::from_utf8(said.stdout)?.trim().to_owned())
 }

@@ -60,6 +60,15 @@ fn circuits_known(lab: &mut Lab) {
     lab.wait_for("the circuits of whoever hosts the service", |lab| known(lab)).unwrap();
 }
 
+/// That the front ends when it is told to, and nobody who reads its log hears of a fault.
+fn ends_without_a_panic(lab: &mut Lab, front: &mut Beside) {
+    front.signal(Signal::SIGTERM).unwrap();
+    lab.wait_for("the front's end", |_| Ok(front.ended()?.is_some())).unwrap();
+    let said = fs::read_to_string(lab.path("front.log")).unwrap();
+    assert!(front.ended().unwrap().is_some_and(|ended| ended.success()), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
 /// That the front ends at once, and says this.
 fn refused(lab: &Lab, program: &Path, says: &[&str]) {
     let mut command = Command::new(program);
@@ -256,14 +265,13 @@ fn a_service_with_arti_s_proof_of_work_says_so_in_its_descriptor_and_serves() {
     // The words of C tor's client, before it solves what the descriptor asks for (`hs_client.c`).
     let told = fs::read_to_string(&log).unwrap();
     assert!(told.contains("PoW params present in descriptor"), "{told}");
-    // Its threads for puzzles have no end of their own, and nobody who restarts it should read of a fault.
-    front.signal(Signal::SIGTERM).unwrap();
-    lab.wait_for("the end", |_| Ok(front.ended()?.is_some())).unwrap();
-    let said = fs::read_to_string(lab.path("front.log")).unwrap();
-    assert!(
-        front.ended().unwrap().is_some_and(|ended| ended.success()) && !said.contains("panicked"),
-        "{said}"
-    );
+    ends_without_a_panic(&mut lab, &mut front);
+    // It has its threads for puzzles also where nobody is asked for any.
+    configure(&lab, &network, &backend, "", "profile = \"web\"").unwrap();
+    let mut front = Beside::start_with_pow(&lab).unwrap();
+    client.forget().unwrap();
+    reached(&mut lab, &client, &onion);
+    ends_without_a_panic(&mut lab, &mut front);
 }
 
 #[test]

@@ -639,8 +639,8 @@ fn of_600_requests_at_once_500_are_taken_and_no_vip_is_refused() {
     assert!((499..=510).contains(&served), "{served} served, {refused} refused");
 }
 
-/// How long a circuit of the flood is kept: so long that together they would fill the frontend, were it open to them, and not
-/// so long that those whom the rate lets in take every place at the backend, however long the flood goes on.
+/// How long a circuit of the flood is kept. At its usual pace they would fill the frontend together, were it open to them; and
+/// those whom the rate lets in do not take every place at the backend, however long the flood goes on.
 const KEPT: Duration = Duration::from_secs(5);
 
 /// A flood of circuits that never end their heads, by far more than the rate of all lets in.

@@ -14,7 +14,8 @@ mod plan;
 use std::{
     convert::Infallible,
     fs::{File, TryLockError},
-    io, mem,
+    io,
+    mem::{self, ManuallyDrop},
     num::NonZeroU32,
     os::unix::net::UnixStream as StdUnixStream,
     path::Path,
@@ -67,8 +68,8 @@ const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// then takes seconds to be reachable.
 const LOOK: Duration = Duration::from_secs(60);
 const MOST_LOOKS: u32 = 10;
-/// With its proof of work Arti keeps, until the process ends, what it holds in the state directory (`pow/v1.rs`, a task without
-/// an end).
+/// With its proof of work, be it switched on or not, Arti keeps until the process ends what it holds in the state directory, and
+/// threads that sleep by the runtime's clock and panic where that stops before them (`pow/v1.rs`, tasks without an end).
 const HOSTS_ONCE: bool = cfg!(feature = "arti-pow");
 /// Streams that wait for a worker.
 pub const WAITING: usize = 128;
@@ -128,13 +129,11 @@ impl HostError {
     }
 }
 
-/// The service, as long as this lives.
+/// The service. Its threads end by [`Hosted::end`], or with the process: a process that fails waits for none of them.
 #[derive(Debug)]
 pub struct Hosted {
-    runtime: Runtime,
+    runtime: ManuallyDrop<Runtime>,
     task: JoinHandle<()>,
-    /// Whether some of Arti's threads wait for as long as there is a runtime: those for puzzles do.
-    is_endless: bool,
 }
 
 impl Hosted {
@@ -164,7 +163,6 @@ impl Hosted {
             .build()
             .map_err(HostError::Threads)?;
         let arti = TokioRustlsRuntime::from(runtime.handle().clone());
-        let is_endless = plan.intake().is_some();
         let most = plan.most_connections().saturating_mul(2).max(FEWEST_CIRCUITS);
         let open = Open(Arc::new(Mutex::new(Places::new(most))));
         let host = Host {
@@ -186,19 +184,16 @@ impl Hosted {
                 () = member.answer() => {}
             }
         });
-        Ok(Self { runtime, task, is_endless })
+        Ok(Self { runtime: ManuallyDrop::new(runtime), task })
     }
 
     /// Ends it once [`Circuits::drain`] was said: what is on its way goes out first, for as long as `patience`.
     pub fn end(self, patience: Duration) {
-        let Self { runtime, task, is_endless } = self;
+        let Self { runtime, task } = self;
         // What has not ended by then is cut.
         let _ = runtime.block_on(async { timeout(patience.max(END), task).await });
-        if is_endless {
-            // They sleep by the runtime's clock, and panic where it stops before them. The process ends next, and they with it.
-            mem::forget(runtime);
-        } else {
-            runtime.shutdown_timeout(END);
+        if !HOSTS_ONCE {
+            ManuallyDrop::into_inner(runtime).shutdown_timeout(END);
         }
     }
 }
