@@ -705,21 +705,21 @@ keys! {
     ARTI_POW: Switch = "arti.pow",
         Absent::Default("false"),
         Switch,
-        "Tor's own proof of work: clients who wait are met in the order of the puzzles that they solved. What Arti asks of all, see `pow_queue_rate`. It takes a `tunica-front` that was built with the feature `arti-pow`, parts of which are under the LGPL.";
+        "Tor's own proof of work: of clients who wait, those who solved the hardest puzzle are met first. `pow_queue_rate` says what Arti asks of all. It takes a `tunica-front` that was built with the feature `arti-pow`, parts of which are under the LGPL.";
     ARTI_POW_RATE: Number = "arti.pow_queue_rate",
         Absent::Default("25"),
         Number {
             least: 1, most: 1_000_000, unit: "clients a second",
             below: "nobody would be met",
-            above: "no client would ever wait, and so none would be asked for a puzzle",
+            above: "no client would ever wait, and so no puzzle would matter",
         },
-        "With `pow`: how many clients are met in a second, those with the hardest puzzle first; more of them wait. Every 300 s Arti asks for more if at least as many came with a puzzle as were met, and for less otherwise. From nothing it does not rise: where nobody sends a puzzle, however many wait, it asks for none, other than C tor. 100 for a large service.";
+        "With `pow`: how many clients are met in a second, those with the hardest puzzle first; more of them wait. Every 300 s Arti asks for more if at least as many came with the effort that it asks for as could have been met, and for less otherwise. It does not begin to ask by itself, unlike C tor: where nobody sends a puzzle unasked it asks for none, however many wait. 100 for a large service.";
     ARTI_POW_BURST: Number = "arti.pow_queue_burst",
         Absent::Default("50"),
         Number {
             least: 1, most: 1_000_000, unit: "clients",
             below: "nobody would be met",
-            above: "no client would ever wait, and so none would be asked for a puzzle",
+            above: "no client would ever wait, and so no puzzle would matter",
         },
         "How many at once after a quiet moment. At least `pow_queue_rate`. 200 for a large service.";
     ARTI_NETWORK: AbsolutePath = "arti.network_file",
