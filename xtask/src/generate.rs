@@ -8,7 +8,10 @@ use tunica_common::verdict::{Class, Verdict};
 use tunica_core::refusal::{HttpAnswer, Refusal, TcpAnswer};
 use tunica_nft::script;
 
-use crate::{process, workspace};
+use crate::{
+    process,
+    workspace::{self, Targets},
+};
 
 /// What `cargo xtask generate` is asked.
 #[derive(Args)]
@@ -18,18 +21,18 @@ pub(crate) struct Arguments {
     pub(crate) check: bool,
 }
 
-/// A generated file: its path from the root, and what writes it.
-type Generated = (&'static str, fn() -> Result<String>);
+/// A generated file: its path from the root, and what writes it, if need be by programs that are built with these targets.
+type Generated = (&'static str, fn(Targets) -> Result<String>);
 
 const FILES: &[Generated] = &[
     ("deploy/haproxy.cfg", rendered_haproxy),
-    ("deploy/iptables-shield.sh", || Ok(script::iptables(&script::Options::default()))),
-    ("deploy/tunica.toml", || Ok(tunica_config::example())),
-    ("docs/reference/configuration.md", || Ok(tunica_config::reference_markdown())),
+    ("deploy/iptables-shield.sh", |_| Ok(script::iptables(&script::Options::default()))),
+    ("deploy/tunica.toml", |_| Ok(tunica_config::example())),
+    ("docs/reference/configuration.md", |_| Ok(tunica_config::reference_markdown())),
     ("docs/reference/messages.md", messages),
-    ("docs/reference/metrics.md", || asked_of("tunicad", &["reference", "metrics"])),
-    ("docs/reference/refusals.md", || Ok(refusals())),
-    ("docs/reference/verdicts.md", || Ok(verdicts())),
+    ("docs/reference/metrics.md", |targets| asked_of("tunicad", &["reference", "metrics"], targets)),
+    ("docs/reference/refusals.md", |_| Ok(refusals())),
+    ("docs/reference/verdicts.md", |_| Ok(verdicts())),
 ];
 
 /// Runs the command.
@@ -37,25 +40,33 @@ const FILES: &[Generated] = &[
 /// # Errors
 /// When a file cannot be written, or, checking, names every file that differs.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let root = workspace::root()?;
     if arguments.check {
-        return check(&root, FILES);
+        return check(Targets::Programs);
     }
+    let root = workspace::root()?;
     for (path, text) in FILES {
         let file = root.join(path);
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         }
-        fs::write(&file, text()?).with_context(|| format!("writing {path}"))?;
+        fs::write(&file, text(Targets::Programs)?).with_context(|| format!("writing {path}"))?;
         println!("{path}");
     }
     Ok(())
 }
 
-fn check(root: &Path, files: &[Generated]) -> Result<()> {
+/// Checks all of them by programs that are built with these targets.
+///
+/// # Errors
+/// Names every file that differs.
+pub(crate) fn check(targets: Targets) -> Result<()> {
+    compare(&workspace::root()?, FILES, targets)
+}
+
+fn compare(root: &Path, files: &[Generated], targets: Targets) -> Result<()> {
     let mut differing = Vec::new();
     for (path, text) in files {
-        if fs::read_to_string(root.join(path)).ok().as_deref() != Some(text()?.as_str()) {
+        if fs::read_to_string(root.join(path)).ok().as_deref() != Some(text(targets)?.as_str()) {
             differing.push(*path);
         }
     }
@@ -67,12 +78,10 @@ fn check(root: &Path, files: &[Generated]) -> Result<()> {
 }
 
 /// What a program prints. It is run, not linked: xtask must stay quick to build.
-fn asked_of(program: &str, arguments: &[&str]) -> Result<String> {
+fn asked_of(program: &str, arguments: &[&str], targets: Targets) -> Result<String> {
     let root = workspace::root()?;
     let mut cargo = process::command("cargo")?;
-    // All of them, as the tests have them built: alone a package gets other features of what it depends on, and all that is built
-    // again.
-    cargo.args(["build", "--workspace", "--bins", "--message-format=json-render-diagnostics"]);
+    cargo.args(targets.build()).arg("--message-format=json-render-diagnostics");
     let messages = process::capture(cargo.current_dir(&root)).context("building the programs")?;
     let program = workspace::executable(&messages, "bin", program)
         .with_context(|| format!("`{program}` is no program of this workspace"))?;
@@ -80,7 +89,7 @@ fn asked_of(program: &str, arguments: &[&str]) -> Result<String> {
 }
 
 /// The messages of both programs, as each lists its own.
-fn messages() -> Result<String> {
+fn messages(targets: Targets) -> Result<String> {
     Ok(format!(
         "# Log messages\n\n\
          Every line that `tunicad` and `tunica-front` write to their logs bears a `message_id` from this page, which never changes \
@@ -93,14 +102,14 @@ fn messages() -> Result<String> {
          No client's address or circuit stands in them; the field `backend` is one of `ingress.backends`.\n\
          Lines of libraries, such as Arti's own, bear no id.\n\n\
          {}",
-        asked_of("tunicad", &["reference", "messages"])?,
-        asked_of("tunica-front", &["--messages"])?,
+        asked_of("tunicad", &["reference", "messages"], targets)?,
+        asked_of("tunica-front", &["--messages"], targets)?,
     ))
 }
 
 /// What `tunica render haproxy` makes of the example file, in which every key has its default.
-fn rendered_haproxy() -> Result<String> {
-    asked_of("tunica", &["render", "haproxy", "--config", "deploy/tunica.toml"])
+fn rendered_haproxy(targets: Targets) -> Result<String> {
+    asked_of("tunica", &["render", "haproxy", "--config", "deploy/tunica.toml"], targets)
 }
 
 fn refusals() -> String {
@@ -218,10 +227,10 @@ mod tests {
         let root = TempDir::new().unwrap();
         fs::write(root.path().join("same"), "text").unwrap();
         fs::write(root.path().join("other"), "old").unwrap();
-        let text: fn() -> Result<String> = || Ok("text".to_owned());
-        check(root.path(), &[("same", text)]).unwrap();
+        let text: fn(Targets) -> Result<String> = |_| Ok("text".to_owned());
+        compare(root.path(), &[("same", text)], Targets::Programs).unwrap();
         let files = [("same", text), ("other", text), ("absent", text)];
-        let error = check(root.path(), &files).unwrap_err().to_string();
+        let error = compare(root.path(), &files, Targets::Programs).unwrap_err().to_string();
         assert_eq!(error, "not as the code says: other, absent; run `cargo xtask generate`");
     }
 }

@@ -15,7 +15,8 @@ use serde_json::Value;
 use crate::{
     build_ebpf, generate, process,
     setup::{self, packages::PROGRAMS},
-    tidy, workspace,
+    tidy,
+    workspace::{self, Targets},
 };
 
 mod binary;
@@ -141,7 +142,7 @@ fn full(root: &Path) -> Result<Vec<String>> {
         process::run(cargo(root)?.args(["fmt", "--check"]).current_dir(root.join("tests/fuzz")))
     })?;
     step("tidy", tidy::run)?;
-    step("generated files", || generate::run(&generate::Arguments { check: true }))?;
+    step("generated files", || generate::check(Targets::All))?;
     lints_and_documentation(root)?;
     let build = |check, prove, log| build_ebpf::run(&build_ebpf::Arguments { check, prove, log });
     step("the prebuilt kernel program", || build(true, false, false))?;
@@ -247,7 +248,7 @@ fn quick(root: &Path) -> Result<Vec<String>> {
 
 /// Builds the programs that the system tests start.
 fn programs(root: &Path) -> Result<()> {
-    step("programs", || process::run(cargo(root)?.args(["build", "--workspace", "--bins"])))
+    step("programs", || process::run(cargo(root)?.args(Targets::Programs.build())))
 }
 
 const INGRESS: [&str; 2] = ["--package", "tunica-front"];

@@ -60,6 +60,26 @@ pub(crate) fn rust_src(sysroot: &Path) -> PathBuf {
     sysroot.join("lib/rustlib/src/rust/library")
 }
 
+/// What is built of all packages. With other targets, or alone, a package gets other features of what it depends on, and cargo
+/// builds all that again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Targets {
+    /// The programs alone.
+    Programs,
+    /// The programs and all that is tested.
+    All,
+}
+
+impl Targets {
+    /// The arguments of `cargo` that build them.
+    pub(crate) const fn build(self) -> &'static [&'static str] {
+        match self {
+            Self::Programs => &["build", "--workspace", "--bins"],
+            Self::All => &["build", "--workspace", "--lib", "--bins", "--examples", "--tests"],
+        }
+    }
+}
+
 /// Paths, relative to the root, of every file that git tracks or would track, in order.
 ///
 /// # Errors

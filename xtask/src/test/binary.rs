@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::Sum;
-use crate::process;
+use crate::{process, workspace::Targets};
 
 /// Where the kernel's BPF objects of the tests are pinned.
 const PINS: &str = "/sys/fs/bpf";
@@ -75,13 +75,12 @@ pub(super) fn build(root: &Path, which: &[&str]) -> Result<Vec<Binary>> {
     built(root, &[&["test", "--no-run"], which].concat())
 }
 
-/// Builds all test binaries and, at once, all programs: apart, cargo would give each what only it asks of seventy crates, and
-/// build them twice.
+/// Builds all test binaries and programs.
 ///
 /// # Errors
 /// When they do not build.
 pub(super) fn build_all(root: &Path) -> Result<Vec<Binary>> {
-    built(root, &["build", "--workspace", "--lib", "--bins", "--examples", "--tests"])
+    built(root, Targets::All.build())
 }
 
 fn built(root: &Path, arguments: &[&str]) -> Result<Vec<Binary>> {
