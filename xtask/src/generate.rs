@@ -83,7 +83,7 @@ fn asked_of(program: &str, arguments: &[&str], targets: Targets) -> Result<Strin
     let mut cargo = process::command("cargo")?;
     cargo.args(targets.build()).arg("--message-format=json-render-diagnostics");
     let messages = process::capture(cargo.current_dir(&root)).context("building the programs")?;
-    let program = workspace::executable(&messages, "bin", program)
+    let program = workspace::program(&messages, program)
         .with_context(|| format!("`{program}` is no program of this workspace"))?;
     process::capture(Command::new(program).current_dir(&root).args(arguments))
 }

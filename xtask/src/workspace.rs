@@ -96,15 +96,16 @@ pub(crate) fn files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The program of a target, as the messages of `cargo build --message-format=json-render-diagnostics` tell it. `kind` is `bin` or
-/// `test`.
-pub(crate) fn executable(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
+/// A program of the workspace, as the messages of `cargo build --message-format=json-render-diagnostics` tell it. Its unit tests
+/// are another one of that name.
+pub(crate) fn program(messages: &str, name: &str) -> Option<PathBuf> {
     messages.lines().find_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         let target = message.get("target")?;
-        let is_kind = target.get("kind")?.as_array()?.iter().any(|known| known == kind);
-        let path = message.get("executable")?.as_str().filter(|_| is_kind && target["name"] == name)?;
-        Some(PathBuf::from(path))
+        let is_program = target.get("kind")?.as_array()?.iter().any(|kind| kind == "bin");
+        let is_test = message.get("profile")?.get("test")?.as_bool()?;
+        let path = message.get("executable")?.as_str()?;
+        (is_program && !is_test && target["name"] == name).then(|| PathBuf::from(path))
     })
 }
 
@@ -114,12 +115,20 @@ mod tests {
 
     #[test]
     fn a_program_is_found_in_cargos_messages() {
-        let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"kind\":[\"bin\"],\"name\":\"aged\"},\
-                        \"executable\":\"/x\"}\n\
-                        {\"reason\":\"compiler-artifact\",\"target\":{\"kind\":[\"test\"],\"name\":\"aged\"},\
-                        \"executable\":\"/target/aged-1\"}\n{\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(executable(messages, "test", "aged"), Some(PathBuf::from("/target/aged-1")));
-        assert_eq!(executable(messages, "bin", "aged"), Some(PathBuf::from("/x")));
-        assert_eq!(executable(messages, "test", "other"), None);
+        let built = |kind: &str, is_test: bool, path: &str| {
+            serde_json::json!({
+                "reason": "compiler-artifact", "target": { "kind": [kind], "name": "tunicad" },
+                "profile": { "test": is_test }, "executable": path,
+            })
+        };
+        let messages = [
+            built("bin", true, "/deps/tunicad-1"),
+            built("test", true, "/deps/tunicad-2"),
+            built("bin", false, "/x"),
+        ];
+        let messages =
+            messages.map(|message| message.to_string()).join("\n") + "\n{\"reason\":\"build-finished\"}\n";
+        assert_eq!(program(&messages, "tunicad"), Some(PathBuf::from("/x")));
+        assert_eq!(program(&messages, "other"), None);
     }
 }
