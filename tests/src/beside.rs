@@ -130,9 +130,7 @@ impl Beside {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
-}
 
-impl Beside {
     /// How it ended, if it has.
     ///
     /// # Errors

@@ -259,8 +259,7 @@ fn a_service_with_arti_s_proof_of_work_says_so_in_its_descriptor_and_serves() {
     let mut front = Beside::start_with_pow(&lab).unwrap();
     let client = network.client().unwrap();
     let log = lab.path("client.log");
-    let telling = format!("SETCONF Log=\"[rend]debug file {}\"", log.display());
-    client.control_address().connect().unwrap().ask(&telling).unwrap();
+    client.tell_of_services(&log).unwrap();
     reached(&mut lab, &client, &onion);
     // The words of C tor's client, before it solves what the descriptor asks for (`hs_client.c`).
     let told = fs::read_to_string(&log).unwrap();

@@ -110,8 +110,7 @@ fn arti_asks_for_more_while_clients_who_paid_wait() {
     // Before the 300 s begin, most of which must be the crowd's.
     let (visitor, others) = (network.client().unwrap(), network.client().unwrap());
     let log = lab.path("visitor.log");
-    let telling = format!("SETCONF Log=\"[rend]debug file {}\"", log.display());
-    visitor.control_address().connect().unwrap().ask(&telling).unwrap();
+    visitor.tell_of_services(&log).unwrap();
     let front = Beside::start_with_pow(&lab).unwrap();
     // Before the first descriptor.
     lab.wait_for("Arti's memory of its puzzles", |lab| Ok(lab.path(MEMORY).exists())).unwrap();

@@ -18,7 +18,7 @@ use crate::{
 pub(crate) struct Arguments {
     /// Fails where a file differs; writes nothing.
     #[arg(long)]
-    pub(crate) check: bool,
+    check: bool,
 }
 
 /// A generated file: its path from the root, and what writes it, if need be by programs that are built with these targets.

@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -74,6 +75,15 @@ impl Client {
     /// If tor refuses.
     pub fn forget(&self) -> Result<()> {
         self.control_address().connect()?.ask("SIGNAL NEWNYM").map(drop)
+    }
+
+    /// Has tor write to this file, from now on and in detail, what it does with onion services.
+    ///
+    /// # Errors
+    /// If tor refuses.
+    pub fn tell_of_services(&self, log: &Path) -> Result<()> {
+        let telling = format!("SETCONF Log=\"[rend]debug file {}\"", log.display());
+        self.control_address().connect()?.ask(&telling).map(drop)
     }
 
     /// Whether this directory, by its fingerprint, gives out the present descriptor of a service.
